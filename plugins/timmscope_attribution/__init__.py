@@ -1,0 +1,1 @@
+"""First-party attribution techniques of timmscope."""

@@ -1,0 +1,1 @@
+"""First-party representation techniques of timmscope."""

@@ -1,0 +1,1 @@
+"""First-party style techniques of timmscope."""

@@ -1,0 +1,1 @@
+"""First-party synthesis techniques of timmscope."""

@@ -1,0 +1,1 @@
+"""The two registries of timmscope: plugins and model hooks."""
