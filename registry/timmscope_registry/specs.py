@@ -1,0 +1,165 @@
+"""What a plugin contributes, as small frozen records that cost nothing to list.
+
+A spec names its implementation by an import string (``"package.module:Attribute"``), which is
+resolved at first use. Listing a hundred techniques therefore imports none of them, nor torch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+API_VERSION: tuple[int, int] = (1, 0)
+"""Version of the plugin contract. A minor version only adds optional fields and hooks."""
+
+GROUP = f"timmscope.v{API_VERSION[0]}"
+"""Entry-point group of plugins; the major version is in its name, seen without importing."""
+
+Family = Literal["attribution", "synthesis", "attack", "style", "representation"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+_NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
+_IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TechniqueSpec:
+    """A technique of one family; its implementation is a subclass of that family's base.
+
+    Attributes:
+        name: what users type, in lower case with hyphens (``"grad-cam"``).
+        family: one of `FAMILIES`.
+        summary: one line for lists.
+        impl: import string of the class.
+        paper: the source, as authors, venue and year or a URL.
+        needs: requirements beyond timmscope's own (``"scikit-learn>=1.5"``), checked at first use.
+        api: version of the plugin contract the spec was written for.
+    """
+
+    name: str
+    family: Family
+    summary: str
+    impl: str
+    paper: str = ""
+    needs: tuple[str, ...] = ()
+    api: tuple[int, int] = API_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectorSpec:
+    """A collector fed during a data-set pass; its implementation is a subclass of `Collector`.
+
+    Attributes:
+        name: what users type, in lower case with hyphens (``"top-k"``).
+        summary: one line for lists.
+        impl: import string of the class.
+        api: version of the plugin contract the spec was written for.
+    """
+
+    name: str
+    summary: str
+    impl: str
+    api: tuple[int, int] = API_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSourceSpec:
+    """A scheme of `load_model`; its implementation is a callable ``(rest) -> HookedModel``.
+
+    Attributes:
+        scheme: what stands before the colon (``"timm"`` in ``"timm:resnet50"``).
+        summary: one line for lists.
+        impl: import string of the callable, called with what follows the colon.
+        example: a full model string that works.
+        api: version of the plugin contract the spec was written for.
+    """
+
+    scheme: str
+    summary: str
+    impl: str
+    example: str = ""
+    api: tuple[int, int] = API_VERSION
+
+    @property
+    def name(self) -> str:
+        """The scheme, under the attribute that all specs share."""
+        return self.scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSourceSpec:
+    """A kind of image collection; its implementation is a callable ``(location) -> ImageSource``.
+
+    Attributes:
+        scheme: what stands before the colon (``"webdataset"`` in ``"webdataset:train.tar"``).
+        summary: one line for lists.
+        impl: import string of the callable, called with the location.
+        suffixes: file endings that choose this source without a scheme (``(".tar",)``).
+        example: a full location that works.
+        api: version of the plugin contract the spec was written for.
+    """
+
+    scheme: str
+    summary: str
+    impl: str
+    suffixes: tuple[str, ...] = ()
+    example: str = ""
+    api: tuple[int, int] = API_VERSION
+
+    @property
+    def name(self) -> str:
+        """The scheme, under the attribute that all specs share."""
+        return self.scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexBackendSpec:
+    """A nearest-neighbour engine; its implementation is a class as in `timmscope.VectorIndex`.
+
+    Attributes:
+        name: what users type, in lower case with hyphens (``"flat"``).
+        summary: one line for lists.
+        impl: import string of the class.
+        api: version of the plugin contract the spec was written for.
+    """
+
+    name: str
+    summary: str
+    impl: str
+    api: tuple[int, int] = API_VERSION
+
+
+Spec = TechniqueSpec | CollectorSpec | ModelSourceSpec | ImageSourceSpec | IndexBackendSpec
+
+
+def faults(spec: Spec) -> list[str]:
+    """What is wrong with a spec, one clause each; empty when it can be offered."""
+    found = [
+        f"{field.name} is {value!r}, expected text"
+        for field in fields(spec)
+        if str(field.type) == "str" and not isinstance(value := getattr(spec, field.name), str)
+    ]
+    if found:
+        return found
+    if not _NAME.fullmatch(spec.name):
+        found.append(f"the name {spec.name!r} is not lower-case words joined by hyphens")
+    if not _IMPL.fullmatch(spec.impl):
+        found.append(f"impl is {spec.impl!r}, expected 'module:Attribute'")
+    if isinstance(spec, TechniqueSpec) and spec.family not in FAMILIES:
+        found.append(f"the family {spec.family!r} is not one of {', '.join(FAMILIES)}")
+    for name in ("needs", "suffixes"):
+        value = getattr(spec, name, ())
+        if not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):
+            found.append(f"{name} is {value!r}, expected a tuple of text")
+    api: object = spec.api
+    if not (
+        isinstance(api, tuple) and len(api) == 2 and all(isinstance(part, int) for part in api)
+    ):
+        found.append(f"api is {api!r}, expected (major, minor)")
+    return found
+
+
+def api_text(api: tuple[int, int]) -> str:
+    """``(1, 0)`` as ``"1.0"``."""
+    return ".".join(str(part) for part in api)
