@@ -1,1 +1,197 @@
-"""A microscope for vision models."""
+"""A microscope for vision models.
+
+Point it at any timm model and see what it looks for, why it decides, and how it breaks::
+
+    from timmscope import load_model, technique
+
+    model = load_model("pip:efficientnet-lite0")
+    cam = technique("grad-cam")()
+    cam(model, model.images("cat.jpg"), "class:tiger cat").save("out")
+
+Every public name is here; where it lives is private. Names are imported at first use, so that
+``import timmscope`` costs nothing and the command line can list things without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from timmscope.images import ImageSource, load_images
+    from timmscope.index import VectorIndex
+    from timmscope.mining import Collector, mine
+    from timmscope.models import ClassNames, HookedModel, Preprocessing, load_model
+    from timmscope.objectives import (
+        Objective,
+        as_objective,
+        channel,
+        class_logit,
+        direction,
+        layer_energy,
+        neuron,
+        parse_objective,
+        top,
+    )
+    from timmscope.progress import Reporter, reporting, task, track
+    from timmscope.store import Store, StoreLayer
+    from timmscope.techniques import (
+        Adversarial,
+        AttackTechnique,
+        Attribution,
+        AttributionTechnique,
+        LayerName,
+        RepresentationTechnique,
+        Result,
+        Stylization,
+        StyleOutcome,
+        StyleTechnique,
+        Synthesis,
+        SynthesisOutcome,
+        SynthesisTechnique,
+        Technique,
+        technique,
+    )
+    from timmscope_registry.errors import (
+        ImageError,
+        LayerNotFound,
+        ModelError,
+        ObjectiveError,
+        ParameterError,
+        PluginError,
+        StoreCorrupted,
+        StoreError,
+        StoreMismatch,
+        TechniqueError,
+        TimmscopeError,
+        UnsupportedModel,
+        VectorIndexError,
+    )
+
+    __version__: str
+
+__all__ = [
+    "Adversarial",
+    "AttackTechnique",
+    "Attribution",
+    "AttributionTechnique",
+    "ClassNames",
+    "Collector",
+    "HookedModel",
+    "ImageError",
+    "ImageSource",
+    "LayerName",
+    "LayerNotFound",
+    "ModelError",
+    "Objective",
+    "ObjectiveError",
+    "ParameterError",
+    "PluginError",
+    "Preprocessing",
+    "Reporter",
+    "RepresentationTechnique",
+    "Result",
+    "Store",
+    "StoreCorrupted",
+    "StoreError",
+    "StoreLayer",
+    "StoreMismatch",
+    "StyleOutcome",
+    "StyleTechnique",
+    "Stylization",
+    "Synthesis",
+    "SynthesisOutcome",
+    "SynthesisTechnique",
+    "Technique",
+    "TechniqueError",
+    "TimmscopeError",
+    "UnsupportedModel",
+    "VectorIndex",
+    "VectorIndexError",
+    "__version__",
+    "as_objective",
+    "channel",
+    "class_logit",
+    "direction",
+    "layer_energy",
+    "load_images",
+    "load_model",
+    "mine",
+    "neuron",
+    "parse_objective",
+    "reporting",
+    "task",
+    "technique",
+    "top",
+    "track",
+]
+
+_HOMES = {
+    "timmscope.images": ("ImageSource", "load_images"),
+    "timmscope.index": ("VectorIndex",),
+    "timmscope.mining": ("Collector", "mine"),
+    "timmscope.models": ("ClassNames", "HookedModel", "Preprocessing", "load_model"),
+    "timmscope.objectives": (
+        "Objective",
+        "as_objective",
+        "channel",
+        "class_logit",
+        "direction",
+        "layer_energy",
+        "neuron",
+        "parse_objective",
+        "top",
+    ),
+    "timmscope.progress": ("Reporter", "reporting", "task", "track"),
+    "timmscope.store": ("Store", "StoreLayer"),
+    "timmscope.techniques": (
+        "Adversarial",
+        "AttackTechnique",
+        "Attribution",
+        "AttributionTechnique",
+        "LayerName",
+        "RepresentationTechnique",
+        "Result",
+        "StyleOutcome",
+        "StyleTechnique",
+        "Stylization",
+        "Synthesis",
+        "SynthesisOutcome",
+        "SynthesisTechnique",
+        "Technique",
+        "technique",
+    ),
+    "timmscope_registry.errors": (
+        "ImageError",
+        "LayerNotFound",
+        "ModelError",
+        "ObjectiveError",
+        "ParameterError",
+        "PluginError",
+        "StoreCorrupted",
+        "StoreError",
+        "StoreMismatch",
+        "TechniqueError",
+        "TimmscopeError",
+        "UnsupportedModel",
+        "VectorIndexError",
+    ),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("timmscope")
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -128,8 +128,8 @@ def timmscope_image_sources() -> Iterable[ImageSourceSpec]:
     """Yield the kinds of image collection that mining can read.
 
     Called when images are first loaded by location or sources are listed; gets nothing. The
-    callable behind ``impl`` is called with the location (without its scheme) and returns an image source;
-    it raises `ImageError` with one clear line when it cannot.
+    callable behind ``impl`` is called with the location (without its scheme) and returns an image
+    source; it raises `ImageError` with one clear line when it cannot.
 
     Example::
 
