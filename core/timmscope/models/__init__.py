@@ -1,0 +1,8 @@
+"""Models: a timm model with its preprocessing, class names and hook points, got by scheme."""
+
+from timmscope.models.classes import ClassNames
+from timmscope.models.hooked_model import HookedModel, PassCounter
+from timmscope.models.loading import load_model
+from timmscope.models.preprocessing import Preprocessing
+
+__all__ = ["ClassNames", "HookedModel", "PassCounter", "Preprocessing", "load_model"]

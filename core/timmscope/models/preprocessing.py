@@ -1,0 +1,122 @@
+"""What happens to a picture before a model sees it, and the normalisation inside the model.
+
+The resize and crop are timm's own evaluation transform, stopped before its normalisation, so an
+image is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the model's forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from timmscope_registry import ModelError
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop and normalisation of one model, as in timm's data configuration.
+
+    Attributes:
+        input_size: channels, height and width in pixels.
+        mean: per channel, in [0, 1] pixel units.
+        std: per channel, in [0, 1] pixel units.
+        interpolation: name of the resize filter.
+        crop_pct: share of the resized image that the centre crop keeps.
+        crop_mode: `center`, `squash` or `border`, timm's names.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise ModelError(
+                f"mean and std have {len(self.mean)} and {len(self.std)} values, "
+                f"the model takes {channels} channels: give one of each a channel"
+            )
+        if min(self.std) <= 0:
+            raise ModelError(f"std is {self.std}: every value must be above 0")
+
+    @classmethod
+    def of(cls, module: nn.Module, **overrides: Any) -> Preprocessing:
+        """The configuration a timm model carries, with some fields replaced.
+
+        Raises:
+            ModelError: the module is not timm's and `overrides` leave mean, std or size open.
+        """
+        from timm.data import resolve_model_data_config
+
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        if getattr(module, "pretrained_cfg", None) is None:
+            missing = {"mean", "std", "input_size"} - overrides.keys()
+            if missing:
+                raise ModelError(
+                    f"{type(module).__name__} carries no timm configuration: "
+                    f"pass {', '.join(sorted(missing))} to HookedModel"
+                )
+            return cls(**overrides)
+        config = {**resolve_model_data_config(module), **overrides}
+        return cls(
+            input_size=tuple(config["input_size"]),
+            mean=tuple(float(value) for value in config["mean"]),
+            std=tuple(float(value) for value in config["std"]),
+            interpolation=str(config["interpolation"]),
+            crop_pct=float(config["crop_pct"]),
+            crop_mode=str(config["crop_mode"]),
+        )
+
+    @cached_property
+    def _transform(self) -> Transform:
+        from timm.data import create_transform
+
+        # The cached property lands in __dict__, which frozen dataclasses allow.
+        transform: Transform = create_transform(
+            input_size=self.input_size,
+            is_training=False,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+            normalize=False,
+        )
+        return transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Resize and crop a picture to `input_size`; float32 in [0, 1], `(C, H, W)`."""
+        wanted = "L" if self.input_size[0] == 1 else "RGB"
+        if image.mode != wanted:
+            image = image.convert(wanted)
+        return self._transform(image).float().div_(255)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """`(images − mean) / std` per channel, `(B, C, H, W)`; differentiable."""
+        shape = (1, -1, 1, 1)
+        mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
+        std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
+        return (images - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for manifests and result files."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+def array_to_image(array: np.ndarray[Any, Any]) -> Image.Image:
+    """A `(H, W)` or `(H, W, 3)` array, uint8 or float in [0, 1], as a picture."""
+    if array.dtype.kind == "f":
+        array = np.rint(np.clip(array, 0, 1) * 255)
+    return Image.fromarray(array.astype(np.uint8)).convert("RGB")

@@ -1,0 +1,25 @@
+"""Objectives: a scalar of the model an image, the target of every family."""
+
+from timmscope.objectives.algebra import Objective
+from timmscope.objectives.kinds import (
+    as_objective,
+    channel,
+    class_logit,
+    direction,
+    layer_energy,
+    neuron,
+    top,
+)
+from timmscope.objectives.text import parse_objective
+
+__all__ = [
+    "Objective",
+    "as_objective",
+    "channel",
+    "class_logit",
+    "direction",
+    "layer_energy",
+    "neuron",
+    "parse_objective",
+    "top",
+]

@@ -1,0 +1,128 @@
+"""The algebra of objectives: a value with a text form, that adds and scales.
+
+An objective is made without a model (`channel("blocks.4", 17)`), then bound to one, which checks
+it and turns names into numbers; bound, it reads its value off a recording of one forward.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from timmscope_registry import ObjectiveError
+
+if TYPE_CHECKING:
+    from timmscope.models import HookedModel
+
+
+class Objective(ABC):
+    """A scalar of the model an image. `str(objective)` is its text form and parses back."""
+
+    @abstractmethod
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """The same objective for this model: names resolved, layers and units checked.
+
+        Args:
+            model: the model it will be read from.
+            images: `(B, 3, H, W)`; needed by objectives that depend on the prediction.
+
+        Raises:
+            ObjectiveError: it does not fit the model.
+            LayerNotFound: the model has no such layer.
+        """
+
+    @property
+    @abstractmethod
+    def points(self) -> tuple[str, ...]:
+        """Hook points whose activations it reads; `logits` is the model's output."""
+
+    @abstractmethod
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """Value an image, `(B,)` float32; only for bound objectives."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def rows(self, start: int, stop: int) -> Objective:
+        """The objective for a part of the batch: per-image targets are cut to those rows."""
+        return self
+
+    def _repr_pretty_(self, printer: object, cycle: bool) -> None:  # IPython
+        printer.text(str(self))  # type: ignore[attr-defined]
+
+    def __add__(self, other: Objective) -> Objective:
+        return _sum((*_terms(self), *_terms(other)))
+
+    def __radd__(self, other: int) -> Objective:
+        if other != 0:  # 0 is where sum() starts
+            raise ObjectiveError(f"cannot add {other!r} to an objective: add objectives")
+        return self
+
+    def __neg__(self) -> Objective:
+        return self * -1.0
+
+    def __sub__(self, other: Objective) -> Objective:
+        return self + -other
+
+    def __mul__(self, factor: float) -> Objective:
+        if isinstance(factor, Objective):
+            raise ObjectiveError("objectives are multiplied by numbers, not by each other")
+        return _sum(tuple((weight * float(factor), term) for weight, term in _terms(self)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Objective:
+        return self * (1.0 / divisor)
+
+
+@dataclass(frozen=True)
+class WeightedSum(Objective):
+    """`Σ weight · objective`."""
+
+    terms: tuple[tuple[float, Objective], ...]
+
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """Bind every term."""
+        return WeightedSum(tuple((weight, term.bind(model, images)) for weight, term in self.terms))
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """All terms' hook points, each once."""
+        return tuple(dict.fromkeys(point for _, term in self.terms for point in term.points))
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        values = [weight * term(recording) for weight, term in self.terms]
+        total = values[0]
+        for value in values[1:]:
+            total = total + value
+        return total
+
+    def rows(self, start: int, stop: int) -> Objective:
+        """Cut every term to the rows."""
+        return WeightedSum(tuple((weight, term.rows(start, stop)) for weight, term in self.terms))
+
+    def __str__(self) -> str:
+        text = ""
+        for position, (weight, term) in enumerate(self.terms):
+            sign = ("-" if weight < 0 else "") if not position else (" - " if weight < 0 else " + ")
+            factor = "" if abs(weight) == 1 else f"{abs(weight)!r}*"
+            text += f"{sign}{factor}{term}"
+        return text
+
+
+def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    if not isinstance(objective, Objective):
+        raise ObjectiveError(
+            f"cannot add {objective!r} to an objective: add objectives, multiply by numbers"
+        )
+    return objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
+
+
+def _sum(terms: tuple[tuple[float, Objective], ...]) -> Objective:
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return terms[0][1]
+    return WeightedSum(terms)

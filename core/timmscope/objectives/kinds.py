@@ -1,0 +1,337 @@
+"""The kinds of objective: class logit, prediction, channel, neuron, layer energy, direction.
+
+Scores are sums over nothing but the image itself: each image's value depends on that image alone.
+Class objectives read the logit before the softmax.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timmscope.objectives.algebra import Objective
+from timmscope_registry import LayerNotFound, ObjectiveError
+from timmscope_registry.hooks import Layer
+
+if TYPE_CHECKING:
+    from timmscope.models import HookedModel
+
+LOGITS = "logits"
+
+
+def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
+    """Logit of a class, by index or name, or of one class an image (a sequence as long as B)."""
+    if isinstance(target, Tensor):
+        target = [int(value) for value in target.reshape(-1)] if target.ndim else int(target)
+    if isinstance(target, str | int) or np.isscalar(target):
+        return ClassLogit((target if isinstance(target, str) else int(target),))  # type: ignore[call-overload]
+    targets = tuple(value if isinstance(value, str) else int(value) for value in target)
+    if not targets:
+        raise ObjectiveError("class_logit got no classes: give one, or one an image")
+    return ClassLogit(targets)
+
+
+def top() -> Objective:
+    """Logit of the class that the model itself predicts for each image."""
+    return Top()
+
+
+def channel(layer: str, unit: int) -> Objective:
+    """Mean of a unit over all positions of a layer (without prefix tokens)."""
+    return Channel(layer, int(unit))
+
+
+def neuron(layer: str, unit: int, y: int | None = None, x: int | None = None) -> Objective:
+    """A unit at one cell of the layer's grid; by default its centre, `(h // 2, w // 2)`."""
+    if (y is None) != (x is None):
+        raise ObjectiveError(f"neuron of {layer} has y={y}, x={x}: give both or neither")
+    return Neuron(layer, int(unit), None if y is None or x is None else (int(y), int(x)))
+
+
+def layer_energy(layer: str) -> Objective:
+    """Mean of squares of a whole layer: what DeepDream climbs."""
+    return LayerEnergy(layer)
+
+
+def direction(layer: str, vector: Sequence[float] | Tensor | np.ndarray[Any, Any]) -> Objective:
+    """Dot product of a layer's pooled activation with a vector `(channels,)`.
+
+    The direction of a unit's own axis is that unit's `channel` objective.
+    """
+    values = np.asarray(vector.detach().cpu() if isinstance(vector, Tensor) else vector, float)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ObjectiveError(
+            f"a direction is one row of finite numbers, not an array of shape {values.shape}"
+        )
+    return Direction(layer, tuple(float(value) for value in values))
+
+
+def as_objective(value: Objective | str | int) -> Objective:
+    """An objective from itself, its text form, or a class index."""
+    if isinstance(value, Objective):
+        return value
+    if isinstance(value, int | np.integer):
+        return class_logit(int(value))
+    from timmscope.objectives.text import parse_objective
+
+    return parse_objective(value)
+
+
+@dataclass(frozen=True)
+class ClassLogit(Objective):
+    """Logit of one class, or of one class an image."""
+
+    targets: tuple[int | str, ...]
+
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """Names become indices; a single target serves every image."""
+        if model.num_classes == 0:
+            raise ObjectiveError(
+                f"{model.id} has no classes: aim at a unit instead, for example "
+                f"{_example_unit(model)}"
+            )
+        indices = tuple(_class_index(model, target) for target in self.targets)
+        if images is not None and len(indices) not in (1, len(images)):
+            raise ObjectiveError(
+                f"{len(indices)} target classes for {len(images)} images: give one, or one an image"
+            )
+        return ClassLogit(indices)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The model's output."""
+        return (LOGITS,)
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        logits = recording[LOGITS].float() if recording[LOGITS].dtype != torch.float64 else recording[LOGITS]
+        if len(self.targets) == 1:
+            return logits[:, self.targets[0]]  # type: ignore[index]
+        index = torch.tensor(self.targets, device=logits.device)
+        return logits.gather(1, index[:, None])[:, 0]
+
+    def rows(self, start: int, stop: int) -> Objective:
+        """The targets of those images."""
+        return self if len(self.targets) == 1 else ClassLogit(self.targets[start:stop])
+
+    def __str__(self) -> str:
+        return "class:" + "|".join(str(target) for target in self.targets)
+
+
+@dataclass(frozen=True)
+class Top(Objective):
+    """The prediction; binding turns it into class logits."""
+
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """Predict, and aim at the classes predicted."""
+        if images is None:
+            raise ObjectiveError(
+                "'top' is the prediction for an image, and there is none: name a class or a unit"
+            )
+        if model.num_classes == 0:
+            return ClassLogit((0,)).bind(model, images)  # raises, saying what to use instead
+        with torch.no_grad():
+            predicted = model(images.detach()).argmax(1)
+        return ClassLogit(tuple(int(index) for index in predicted))
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The model's output."""
+        return (LOGITS,)
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        raise ObjectiveError("'top' must be bound to a model and images before it has a value")
+
+    def __str__(self) -> str:
+        return "top"
+
+
+@dataclass(frozen=True)
+class _OfLayer(Objective):
+    layer: str
+    _at: Layer | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The layer."""
+        return (self.layer,)
+
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """Find the layer and check the unit."""
+        bound = replace(self)
+        object.__setattr__(bound, "_at", model.layers[self.layer])
+        return bound._checked(bound._bound())
+
+    def _checked(self, layer: Layer) -> Objective:
+        return self
+
+    def _bound(self) -> Layer:
+        if self._at is None:
+            raise ObjectiveError(f"{self} must be bound to a model before it has a value")
+        return self._at
+
+    def _spatial(self, recording: Mapping[str, Tensor]) -> Tensor:
+        activation = self._bound().spatial(recording[self.layer])
+        return activation if activation.dtype == torch.float64 else activation.float()
+
+
+def _check_unit(layer: Layer, unit: int) -> None:
+    if not 0 <= unit < layer.channels:
+        raise ObjectiveError(
+            f"layer {layer.name!r} has units 0 to {layer.channels - 1}, there is no unit {unit}"
+        )
+
+
+@dataclass(frozen=True)
+class Channel(_OfLayer):
+    """Mean of a unit over positions."""
+
+    unit: int = 0
+
+    def _checked(self, layer: Layer) -> Objective:
+        _check_unit(layer, self.unit)
+        return self
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        return self._spatial(recording)[:, self.unit].mean((1, 2))
+
+    def __str__(self) -> str:
+        return f"{self.layer}[{self.unit}]"
+
+
+@dataclass(frozen=True)
+class Neuron(_OfLayer):
+    """A unit at one position."""
+
+    unit: int = 0
+    position: tuple[int, int] | None = None
+
+    def _checked(self, layer: Layer) -> Objective:
+        _check_unit(layer, self.unit)
+        height, width = layer.grid or (1, 1)
+        if self.position is None:
+            centred = replace(self, position=(height // 2, width // 2))
+            object.__setattr__(centred, "_at", layer)
+            return centred
+        y, x = self.position
+        if not (0 <= y < height and 0 <= x < width):
+            raise ObjectiveError(
+                f"layer {layer.name!r} has a grid of {height}×{width} cells, there is no cell "
+                f"({y}, {x})"
+            )
+        return self
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        assert self.position is not None, "binding sets the position"
+        y, x = self.position
+        return self._spatial(recording)[:, self.unit, y, x]
+
+    def __str__(self) -> str:
+        place = "centre" if self.position is None else "{},{}".format(*self.position)
+        return f"{self.layer}[{self.unit},{place}]"
+
+
+@dataclass(frozen=True)
+class LayerEnergy(_OfLayer):
+    """Mean of squares of a layer."""
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        return self._spatial(recording).square().mean((1, 2, 3))
+
+    def __str__(self) -> str:
+        return self.layer
+
+
+@dataclass(frozen=True)
+class Direction(_OfLayer):
+    """Dot product of the pooled activation with a vector."""
+
+    vector: tuple[float, ...] = ()
+
+    def _checked(self, layer: Layer) -> Objective:
+        if len(self.vector) != layer.channels:
+            raise ObjectiveError(
+                f"the direction has {len(self.vector)} numbers, layer {layer.name!r} "
+                f"{layer.channels} channels"
+            )
+        return self
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        activation = self._spatial(recording).mean((2, 3))
+        return activation @ torch.tensor(self.vector).to(activation)
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{json.dumps(self.vector)}"
+
+
+@dataclass(frozen=True)
+class ByName(Objective):
+    """A bare name, which the model decides: a layer's energy if it has such a layer, else a class."""
+
+    name: str
+
+    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+        """Look among the layers, then among the classes."""
+        if self.name in model.layers:
+            return LayerEnergy(self.name).bind(model, images)
+        try:
+            return ClassLogit((self.name,)).bind(model, images)
+        except ObjectiveError as no_class:
+            if " " in self.name or "names several" in str(no_class):
+                raise
+            try:
+                model.layers[self.name]
+            except LayerNotFound as no_layer:
+                near = ", ".join(repr(item) for item in no_layer.nearest)
+                raise ObjectiveError(
+                    f"{no_class}; nor is it a layer" + (f" (nearest: {near})" if near else "")
+                ) from None
+            raise
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """Unknown before binding."""
+        return ()
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        raise ObjectiveError(f"{self.name!r} must be bound to a model before it has a value")
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_direction(layer: str, path: str) -> Objective:
+    """A direction from a `.npy` file of one row."""
+    try:
+        return direction(layer, np.load(Path(path), allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise ObjectiveError(f"no direction can be read from {path}: {error}") from error
+
+
+def _class_index(model: HookedModel, target: int | str) -> int:
+    if isinstance(target, str):
+        if target.lstrip("-").isdecimal():
+            target = int(target)
+        elif model.classes is None:
+            raise ObjectiveError(
+                f"{model.id} has {model.num_classes} classes without names: "
+                f"use a number instead of {target!r}"
+            )
+        else:
+            target = model.classes.find(target)
+    if not 0 <= target < model.num_classes:
+        raise ObjectiveError(
+            f"{model.id} has classes 0 to {model.num_classes - 1}, there is no class {target}"
+        )
+    return target
+
+
+def _example_unit(model: HookedModel) -> str:
+    layers = [layer for layer in model.layers.values() if layer.grid is not None]
+    return f"{layers[-1].name}[0]" if layers else "a layer's unit, LAYER[UNIT]"

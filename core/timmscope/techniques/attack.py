@@ -1,0 +1,292 @@
+"""Attack: the smallest change that makes a model err.
+
+The base re-checks every outcome on what is really handed back: clipped to [0, 1], once as floats
+and once rounded to 8 bits as a saved picture would be.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from timmscope.models import HookedModel, PassCounter
+from timmscope.objectives import class_logit
+from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.result import Result
+from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.synthesis import checked_pixels
+from timmscope_registry import ObjectiveError, ParameterError, TechniqueError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_passes: ContextVar[PassCounter | None] = ContextVar("timmscope_attack_passes", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adversarial(Result):
+    """Images changed so that a model errs.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1], adversarial where `success`; unchanged where
+            `already_wrong`.
+        originals: `(B, 3, H, W)` in [0, 1].
+        labels: `(B,)` labels the attack moved away from.
+        targets: `(B,)` classes aimed at, or None for an untargeted attack.
+        before: `(B,)` predictions on the originals.
+        after: `(B,)` predictions on `images`.
+        confidence_before: `(B,)` softmax probability of `before`.
+        confidence_after: `(B,)` softmax probability of `after`.
+        success: `(B,)` whether `images` fool the model, re-predicted on the floats returned.
+        success_8bit: `(B,)` the same after rounding to 8 bits.
+        already_wrong: `(B,)` images that were misclassified to begin with: no success is claimed.
+        l0: `(B,)` number of changed pixels (any channel).
+        l2: `(B,)` Euclidean norm of the change, pixel units [0, 1].
+        linf: `(B,)` largest change of a value, pixel units [0, 1].
+        forwards: `(B,)` forward passes an image.
+        backwards: `(B,)` backward passes an image.
+        queries: `(B,)` forward passes that a black-box attack would have to pay for.
+        class_names: name of each image's label, prediction before and prediction after.
+    """
+
+    images: Tensor
+    originals: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    before: Tensor
+    after: Tensor
+    confidence_before: Tensor
+    confidence_after: Tensor
+    success: Tensor
+    success_8bit: Tensor
+    already_wrong: Tensor
+    l0: Tensor
+    l2: Tensor
+    linf: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    queries: Tensor
+    class_names: list[list[str]]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images classified as labelled before the attack."""
+        return float((self.before == self.labels).float().mean())
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share classified as labelled before, and not broken."""
+        return float(((self.before == self.labels) & ~self.success).float().mean())
+
+    @property
+    def success_rate(self) -> float:
+        """Broken over attacked: images misclassified from the start do not count."""
+        attacked = ~self.already_wrong
+        return float(self.success[attacked].float().mean()) if bool(attacked.any()) else 0.0
+
+    def figure(self) -> Figure:
+        """A row an image: original, magnified change, adversarial image."""
+        from timmscope.figures import attack_figure
+
+        return attack_figure(self)
+
+    def pictures(self) -> dict[str, Any]:
+        """The adversarial images."""
+        return {f"adversarial-{row:03d}": image for row, image in enumerate(self.images)}
+
+    def summary(self) -> list[dict[str, Any]]:
+        """An image a row: predictions, success, norms and cost."""
+        return [
+            {
+                "image": row,
+                "label": self.class_names[row][0],
+                "before": self.class_names[row][1],
+                "confidence_before": float(self.confidence_before[row]),
+                "after": self.class_names[row][2],
+                "confidence_after": float(self.confidence_after[row]),
+                "success": bool(self.success[row]),
+                "success_8bit": bool(self.success_8bit[row]),
+                "already_wrong": bool(self.already_wrong[row]),
+                "l0_px": int(self.l0[row]),
+                "l2": float(self.l2[row]),
+                "linf": float(self.linf[row]),
+                "forwards": int(self.forwards[row]),
+                "backwards": int(self.backwards[row]),
+                "queries": int(self.queries[row]),
+            }
+            for row in range(len(self.images))
+        ]
+
+
+class AttackTechnique(Technique):
+    """Base of attacks; a subclass writes `perturb`."""
+
+    family: ClassVar[str] = "attack"
+    uses_gradients: ClassVar[bool] = True
+    """False for black-box attacks: their forwards count as queries."""
+
+    @abstractmethod
+    def perturb(
+        self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        """Changed images `(B, 3, H, W)` in [0, 1].
+
+        Args:
+            model: to be fooled.
+            images: `(B, 3, H, W)` in [0, 1].
+            labels: `(B,)` to move away from.
+            targets: `(B,)` to move to, or None for an untargeted attack.
+
+        Use `self.only(rows)` around forwards of a part of the batch, so that passes are counted
+        for the right images.
+        """
+
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Inside, forwards are of these rows (`(n,)` int64) of the batch given to `perturb`."""
+        counter = _passes.get()
+        if counter is None:
+            yield
+        else:
+            with counter.only(rows):
+                yield
+
+    @final
+    def __call__(
+        self,
+        model: HookedModel,
+        images: Any,
+        labels: int | str | Sequence[int | str] | Tensor | None = None,
+        *,
+        targets: int | str | Sequence[int | str] | Tensor | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Adversarial:
+        """Attack images.
+
+        Args:
+            model: to be fooled.
+            images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
+            labels: true classes, by index or name, one or one an image; by default the model's
+                own predictions.
+            targets: classes to aim at; by default any other than the label.
+            seed: of random starts.
+            batch_size: images a pass; by default what fits the memory budget.
+
+        Raises:
+            ImageError: the images are not RGB in [0, 1].
+            ObjectiveError: a label or target is no class of the model.
+            TechniqueError: the attack returned something that is no image.
+        """
+        require_rgb(model)
+        batch = model.images(images).detach()
+        with torch.no_grad():
+            clean = _in_chunks(model, batch, chunk_size(model, batch, batch_size))
+        before = clean.argmax(1)
+        truth = before if labels is None else self._classes(model, labels, batch)
+        aims = None if targets is None else self._classes(model, targets, batch)
+        if aims is not None and bool((aims == truth).any()):
+            raise ParameterError(
+                "a target equals the image's label: aim at another class", parameter="targets"
+            )
+        already = before == aims if aims is not None else before != truth
+        step = chunk_size(model, batch, batch_size)
+        adversarial = batch.clone()
+        forwards = torch.zeros(len(batch), dtype=torch.long)
+        backwards = torch.zeros(len(batch), dtype=torch.long)
+        todo = (~already).nonzero().flatten()
+        starts = range(0, len(todo), step)
+        for start in self.track(starts, self.title(), total=len(starts)):
+            rows = todo[start : start + step]
+            part = batch[rows]
+            with session(seed, rows.tolist()), model.count_passes(len(rows)) as counter:
+                token = _passes.set(counter)
+                try:
+                    aim = aims[rows] if aims is not None else None
+                    changed = self.perturb(model, part, truth[rows], aim)
+                finally:
+                    _passes.reset(token)
+            if changed.shape != part.shape:
+                raise TechniqueError(
+                    f"{self.title()} returned shape {tuple(changed.shape)} for images of shape "
+                    f"{tuple(part.shape)}"
+                )
+            adversarial[rows] = checked_pixels(self, changed).to(batch)
+            forwards[rows.cpu()] = counter.forwards
+            backwards[rows.cpu()] = counter.backwards
+        return self._judged(
+            model, batch, adversarial, truth, aims, clean, already, forwards, backwards, seed, step
+        )
+
+    def _classes(self, model: HookedModel, classes: Any, batch: Tensor) -> Tensor:
+        bound = class_logit(classes).bind(model, batch)
+        indices: tuple[int, ...] = bound.targets  # type: ignore[attr-defined]
+        if len(indices) not in (1, len(batch)):
+            raise ObjectiveError(f"{len(indices)} classes for {len(batch)} images")
+        return torch.tensor(indices, device=batch.device).expand(len(batch)).clone()
+
+    def _judged(
+        self,
+        model: HookedModel,
+        originals: Tensor,
+        adversarial: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+        clean: Tensor,
+        already: Tensor,
+        forwards: Tensor,
+        backwards: Tensor,
+        seed: int,
+        step: int,
+    ) -> Adversarial:
+        with torch.no_grad():
+            logits = _in_chunks(model, adversarial, step)
+            rounded = _in_chunks(model, (adversarial * 255).round() / 255, step)
+        before, after, after_8bit = clean.argmax(1), logits.argmax(1), rounded.argmax(1)
+
+        def fooled(predictions: Tensor) -> Tensor:
+            wrong = predictions != labels if targets is None else predictions == targets
+            return (wrong & ~already).cpu()
+
+        delta = (adversarial - originals).float().cpu()
+        names = [
+            [model.class_name(int(index)) for index in row]
+            for row in zip(labels, before, after, strict=True)
+        ]
+        return Adversarial(
+            provenance=self._provenance(
+                model,
+                seed,
+                labels=labels.tolist(),
+                targets=targets.tolist() if targets is not None else None,
+            ),
+            images=adversarial.cpu(),
+            originals=originals.cpu(),
+            labels=labels.cpu(),
+            targets=targets.cpu() if targets is not None else None,
+            before=before.cpu(),
+            after=after.cpu(),
+            confidence_before=clean.softmax(1).amax(1).cpu(),
+            confidence_after=logits.softmax(1).amax(1).cpu(),
+            success=fooled(after),
+            success_8bit=fooled(after_8bit),
+            already_wrong=already.cpu(),
+            l0=(delta != 0).any(1).flatten(1).sum(1),
+            l2=delta.flatten(1).norm(dim=1),
+            linf=delta.abs().flatten(1).amax(1),
+            forwards=forwards,
+            backwards=backwards,
+            queries=torch.zeros_like(forwards) if self.uses_gradients else forwards,
+            class_names=names,
+        )
+
+
+def _in_chunks(model: HookedModel, images: Tensor, step: int) -> Tensor:
+    return torch.cat([model(part).float() for part in images.split(step)])

@@ -1,0 +1,114 @@
+"""`Technique`: a frozen set of parameters with help texts, and the ground all families share.
+
+The one declaration of a technique's fields gives its Python signature, its command-line flags, its
+docs page and the JSON its results carry.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from timmscope.models import HookedModel
+from timmscope.progress import track
+from timmscope.techniques.result import Provenance
+from timmscope_registry import ModelError, ParameterError, get_registry, nearest
+
+LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
+"""Name of a hook point; command lines complete it and check it against the model."""
+
+T = TypeVar("T")
+
+
+class Technique(BaseModel, ABC):
+    """Base of all techniques: parameters are fields, and a call is `technique(model, …)`.
+
+    Subclass a family's base, not this class.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
+    )
+
+    family: ClassVar[str] = ""
+    """The family's name; set by its base class."""
+
+    if not TYPE_CHECKING:  # the checker sees the fields' own signature instead
+
+        def __init__(self, **parameters: Any) -> None:
+            try:
+                super().__init__(**parameters)
+            except ValidationError as error:
+                raise _as_parameter_error(type(self), error) from None
+
+    @classmethod
+    def technique_id(cls) -> str:
+        """The registered id, `distribution:name`, or the class's import path if unregistered."""
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        for entry in get_registry().techniques():
+            if entry.spec.impl == path:
+                return entry.id
+        return path
+
+    @classmethod
+    def title(cls) -> str:
+        """Short name for pictures and tables."""
+        return cls.technique_id().rpartition(":")[2]
+
+    def track(self, steps: Iterable[T], description: str = "", total: int | None = None) -> Iterable[T]:
+        """Iterate with a progress bar where one is shown; use it for every long loop."""
+        return track(steps, description or self.title(), total=total)
+
+    def _provenance(self, model: HookedModel | None, seed: int, **facts: Any) -> Provenance:
+        return Provenance.now(
+            technique=self.technique_id(),
+            family=self.family,
+            parameters=self.model_dump(mode="json"),
+            model=model.id if model is not None else None,
+            weights_sha256=model.weights_sha256 if model is not None else None,
+            seed=seed,
+            call=facts,
+        )
+
+
+def require_rgb(model: HookedModel) -> None:
+    """Refuse a model that does not take RGB images.
+
+    Raises:
+        ModelError: it takes another number of channels.
+    """
+    if not isinstance(model, HookedModel):
+        raise ModelError(
+            f"a technique takes a HookedModel, not {type(model).__name__}: "
+            "use load_model(...) or HookedModel(module)"
+        )
+    if model.input_size[0] != 3:
+        raise ModelError(
+            f"{model.id} takes {model.input_size[0]} channels; this technique needs an RGB model"
+        )
+
+
+def _as_parameter_error(technique: type[Technique], error: ValidationError) -> ParameterError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "parameters"
+    fields = technique.model_fields
+    if first["type"] == "extra_forbidden":
+        close = nearest(name, fields)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return ParameterError(
+            f"{technique.title()} has no parameter {name!r}{hint} "
+            f"(it has: {', '.join(fields) or 'none'})",
+            parameter=name,
+        )
+    given = first.get("input")
+    reason = first["msg"].removeprefix("Value error, ")
+    return ParameterError(
+        f"parameter {name!r} of {technique.title()} is {given!r}: {reason}", parameter=name
+    )

@@ -1,0 +1,96 @@
+"""What every call of a technique does around its one method: seed, restore, batch.
+
+Randomness is drawn an image at a time from (seed, position of the image in the whole batch), so a
+result does not depend on how the batch was split.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from timmscope.models import HookedModel
+
+MEMORY_BUDGET_BYTES = 1 << 30
+"""Activations that one chunk of a batch may keep alive, by default."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The running call: its seed, and where in the whole batch the images of the chunk are."""
+
+    seed: int
+    positions: tuple[int, ...] | None = None
+
+
+_session: ContextVar[Session] = ContextVar("timmscope_session", default=Session(seed=0))
+
+
+@contextlib.contextmanager
+def session(seed: int, positions: Iterable[int] | None = None) -> Iterator[None]:
+    """Seed torch for the duration; afterwards its generators and grad mode are as before."""
+    where = tuple(positions) if positions is not None else None
+    token = _session.set(Session(seed, where))
+    grad = torch.is_grad_enabled()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        _session.reset(token)
+        torch.set_grad_enabled(grad)
+
+
+def image_generators(count: int) -> list[torch.Generator]:
+    """A CPU generator for each image of the current chunk, seeded by (seed, its position)."""
+    current = _session.get()
+    positions = current.positions if current.positions is not None else range(count)
+    return [
+        torch.Generator().manual_seed(current.seed * 1_000_003 + position)
+        for position in positions[:count]
+    ]
+
+
+def noise_like(
+    images: Tensor,
+    distribution: Literal["uniform", "normal"] = "normal",
+    generators: list[torch.Generator] | None = None,
+) -> Tensor:
+    """Noise of the images' shape, the same for an image however the batch is split.
+
+    Args:
+        images: `(B, …)`.
+        distribution: `uniform` on [0, 1), or standard `normal`.
+        generators: reuse these to go on drawing; by default fresh ones.
+    """
+    draw = torch.rand if distribution == "uniform" else torch.randn
+    generators = generators if generators is not None else image_generators(len(images))
+    rows = [draw(images.shape[1:], generator=generator) for generator in generators]
+    return torch.stack(rows).to(images)
+
+
+def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
+    """How many images may go through the model with a graph at once.
+
+    By default as many as keep the layers' activations within `MEMORY_BUDGET_BYTES`.
+    """
+    if asked is not None:
+        return max(1, asked)
+    cells = model.input_size[1] * model.input_size[2]
+    scale = images.shape[-1] * images.shape[-2] / cells
+    values = sum(_numel(layer.shape) for layer in model.layers.values())
+    return max(1, int(MEMORY_BUDGET_BYTES / max(values * 4 * scale, 1)))
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

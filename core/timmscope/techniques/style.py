@@ -1,0 +1,179 @@
+"""Style: images whose statistics inside a model match a reference."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timmscope.models import HookedModel
+from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.result import Result
+from timmscope.techniques.session import session
+from timmscope.techniques.synthesis import checked_pixels
+from timmscope_registry import ParameterError, TechniqueError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class StyleOutcome:
+    """What `stylize` hands back.
+
+    Attributes:
+        images: `(1, 3, H, W)` in [0, 1].
+        losses: name → `(steps,)` value at each step; `total` is what was minimised.
+    """
+
+    images: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stylization(Result):
+    """A content image in the manner of one or more style images.
+
+    Attributes:
+        images: `(1, 3, H, W)` in [0, 1].
+        content: `(1, 3, H, W)` or None for a texture.
+        styles: style images as the model saw them, stacked at a common size for display.
+        losses: `(terms, steps)`, in the order of `loss_names`.
+        loss_names: names of the terms; `total` is what was minimised.
+        weights: weight of each style image, summing to 1.
+    """
+
+    images: Tensor
+    content: Tensor | None
+    styles: Tensor
+    losses: Tensor
+    loss_names: list[str]
+    weights: list[float]
+
+    def figure(self) -> Figure:
+        """Content, styles, result and the losses' course."""
+        from timmscope.figures import style_figure
+
+        return style_figure(self.content, self.styles, self.images, self.loss_curves())
+
+    def loss_curves(self) -> dict[str, Tensor]:
+        """Losses by name, each `(steps,)`."""
+        return dict(zip(self.loss_names, self.losses, strict=True))
+
+    def pictures(self) -> dict[str, Any]:
+        """The image."""
+        return {"image-000": self.images[0]}
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row: each loss at the first and the last step."""
+        row: dict[str, Any] = {"steps": self.losses.shape[1]}
+        for name, values in self.loss_curves().items():
+            row[f"first_{name}"] = float(values[0])
+            row[f"final_{name}"] = float(values[-1])
+        return [row]
+
+
+class StyleTechnique(Technique):
+    """Base of style techniques; a subclass writes `stylize`."""
+
+    family: ClassVar[str] = "style"
+
+    @abstractmethod
+    def stylize(
+        self,
+        model: HookedModel,
+        content: Tensor | None,
+        styles: list[Tensor],
+        weights: list[float],
+    ) -> StyleOutcome:
+        """Make the image.
+
+        Args:
+            model: the encoder.
+            content: `(1, 3, H, W)` in [0, 1], or None to make a texture.
+            styles: each `(1, 3, h, w)` in [0, 1].
+            weights: one a style, summing to 1.
+        """
+
+    @final
+    def __call__(
+        self,
+        model: HookedModel,
+        content: Any,
+        styles: Any,
+        *,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> Stylization:
+        """Render content in the manner of the styles.
+
+        Args:
+            model: the model whose layers say what style and content are.
+            content: one image, as `model.images` takes it, or None for a texture of the style.
+            styles: one image or a list of them.
+            weights: how much of each style, any positive scale; equal by default.
+            seed: of the initial noise.
+
+        Raises:
+            ImageError: an image cannot be read or is not RGB in [0, 1].
+            ParameterError: no style, or weights that do not fit the styles.
+        """
+        require_rgb(model)
+        scene = model.images(content).detach() if content is not None else None
+        if scene is not None and len(scene) != 1:
+            raise ParameterError(f"style takes one content image, not {len(scene)}", parameter="content")
+        pictures = [model.images(item).detach() for item in _as_list(styles)]
+        pictures = [row[None] for picture in pictures for row in picture]
+        shares = _shares(weights, len(pictures))
+        with session(seed):
+            outcome = self.stylize(model, scene, pictures, shares)
+        losses = {name: value.detach().float().cpu() for name, value in outcome.losses.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
+            raise TechniqueError(f"{self.title()} met a NaN or infinite loss: lower the learning rate")
+        size = pictures[0].shape[2:]
+        shown = [
+            picture
+            if picture.shape[2:] == size
+            else torch.nn.functional.interpolate(picture, size, mode="area")
+            for picture in pictures
+        ]
+        return Stylization(
+            provenance=self._provenance(model, seed, weights=shares),
+            images=checked_pixels(self, outcome.images),
+            content=scene.cpu() if scene is not None else None,
+            styles=torch.cat(shown).cpu(),
+            losses=torch.stack(list(losses.values())),
+            loss_names=list(losses),
+            weights=shares,
+        )
+
+
+def _as_list(styles: Any) -> list[Any]:
+    if isinstance(styles, list | tuple):
+        return list(styles)
+    if isinstance(styles, str | Path | Image.Image | Tensor) or hasattr(styles, "shape"):
+        return [styles]
+    raise ParameterError(f"styles are images, not {type(styles).__name__}", parameter="styles")
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    if not count:
+        raise ParameterError("style needs at least one style image", parameter="styles")
+    if weights is None:
+        return [1 / count] * count
+    values = [float(weight) for weight in weights]
+    if len(values) != count:
+        raise ParameterError(
+            f"{len(values)} weights for {count} style images: give one each", parameter="weights"
+        )
+    if min(values) < 0 or sum(values) <= 0:
+        raise ParameterError(
+            f"style weights are {values}: expected positive numbers", parameter="weights"
+        )
+    return [value / sum(values) for value in values]

@@ -1,0 +1,158 @@
+"""Synthesis: images that a model would like to see."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from timmscope.models import HookedModel
+from timmscope.objectives import Objective, as_objective
+from timmscope.techniques.attribution import describe
+from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.result import Result
+from timmscope.techniques.session import session
+from timmscope_registry import TechniqueError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class SynthesisOutcome:
+    """What `synthesize` hands back.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1].
+        scores: `(steps, B)` objective at each step, as the optimiser saw it.
+        best_step: `(B,)` int64, the step whose image is returned.
+    """
+
+    images: Tensor
+    scores: Tensor
+    best_step: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesis(Result):
+    """Images made to raise an objective.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1].
+        scores: `(steps, B)` objective at each step, under the step's random transformation.
+        best_step: `(B,)` step whose image is returned.
+        final_scores: `(B,)` objective of the returned images as they are, re-computed.
+        objective: its text.
+        labels: what the objective is called.
+    """
+
+    images: Tensor
+    scores: Tensor
+    best_step: Tensor
+    final_scores: Tensor
+    objective: str
+    labels: list[str]
+
+    def figure(self) -> Figure:
+        """The images beside the objective's course."""
+        from timmscope.figures import synthesis_figure
+
+        return synthesis_figure(self.images, self.scores, self.final_scores, self.labels)
+
+    def pictures(self) -> dict[str, Any]:
+        """The images."""
+        return {f"image-{row:03d}": image for row, image in enumerate(self.images)}
+
+    def summary(self) -> list[dict[str, Any]]:
+        """An image a row: objective, score reached, best step."""
+        return [
+            {
+                "image": row,
+                "objective": self.labels[row],
+                "first_score": float(self.scores[0, row]),
+                "final_score": float(self.final_scores[row]),
+                "best_step": int(self.best_step[row]),
+                "steps": len(self.scores),
+            }
+            for row in range(len(self.images))
+        ]
+
+
+class SynthesisTechnique(Technique):
+    """Base of syntheses; a subclass writes `synthesize`."""
+
+    family: ClassVar[str] = "synthesis"
+
+    @abstractmethod
+    def synthesize(
+        self, model: HookedModel, objective: Objective, init: Tensor | None
+    ) -> SynthesisOutcome:
+        """Make images; `objective` is bound, `init` is `(B, 3, H, W)` in [0, 1] or None."""
+
+    @final
+    def __call__(
+        self,
+        model: HookedModel,
+        objective: Objective | str | int,
+        *,
+        init: Any = None,
+        seed: int = 0,
+    ) -> Synthesis:
+        """Make images that raise an objective.
+
+        Args:
+            model: the model to ask.
+            objective: an objective, its text or a class index.
+            init: images to start from, as `model.images` takes them; by default noise.
+            seed: of the noise and the random transformations.
+
+        Raises:
+            ObjectiveError: the objective does not fit the model.
+            TechniqueError: the gradient is zero or not finite, or the images are not in [0, 1].
+        """
+        require_rgb(model)
+        start = model.images(init).detach() if init is not None else None
+        bound = as_objective(objective).bind(model, start)
+        with session(seed):
+            outcome = self.synthesize(model, bound, start)
+        images = checked_pixels(self, outcome.images)
+        if not bool(torch.isfinite(outcome.scores).all()):
+            raise TechniqueError(
+                f"{self.title()} met NaN or infinite scores: lower the step size or learning rate"
+            )
+        with torch.no_grad():
+            final = model.score(images.to(model.device), bound).cpu()
+        return Synthesis(
+            provenance=self._provenance(model, seed, objective=str(bound)),
+            images=images,
+            scores=outcome.scores.detach().float().cpu(),
+            best_step=outcome.best_step.cpu(),
+            final_scores=final,
+            objective=str(bound),
+            labels=describe(model, bound, len(images)),
+        )
+
+
+def checked_pixels(technique: Technique, images: Tensor) -> Tensor:
+    """Images as float32 on the CPU.
+
+    Raises:
+        TechniqueError: a technique handed back something that is no RGB image in [0, 1].
+    """
+    images = images.detach().float().cpu()
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise TechniqueError(
+            f"{technique.title()} returned images of shape {tuple(images.shape)}; "
+            "expected (B, 3, H, W)"
+        )
+    if not bool(torch.isfinite(images).all()):
+        raise TechniqueError(f"{technique.title()} returned NaN or infinite pixels")
+    low, high = (float(value) for value in torch.aminmax(images))
+    if low < 0 or high > 1:
+        raise TechniqueError(
+            f"{technique.title()} returned pixels from {low:.3g} to {high:.3g}; expected [0, 1]"
+        )
+    return images
