@@ -1,0 +1,32 @@
+"""Model hooks: record, edit, cut and re-rule any timm model, and leave it as it was.
+
+The one place that touches forward hooks and autograd nodes. Start with `ModelHooks`.
+"""
+
+from timmscope_registry.hooks.torchvision_compat import ensure_torchvision
+
+ensure_torchvision()
+
+from timmscope_registry.hooks.attention import plain_attention  # noqa: E402
+from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noqa: E402
+from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue, Layout  # noqa: E402
+from timmscope_registry.hooks.model_hooks import ModelHooks  # noqa: E402
+from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided  # noqa: E402
+from timmscope_registry.hooks.scopes import Cut, Recording  # noqa: E402
+
+__all__ = [
+    "LOGITS",
+    "BackwardRule",
+    "Cut",
+    "Fingerprint",
+    "Layer",
+    "LayerCatalogue",
+    "Layout",
+    "ModelHooks",
+    "Recording",
+    "deconvnet",
+    "ensure_torchvision",
+    "fingerprint",
+    "guided",
+    "plain_attention",
+]

@@ -1,0 +1,90 @@
+"""Builds the layer catalogue from one traced forward."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import Tensor, nn
+
+from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue
+from timmscope_registry.hooks.layout import LayoutReader, Reading
+from timmscope_registry.hooks.order import token_orders
+from timmscope_registry.hooks.steady import Steady
+from timmscope_registry.hooks.trace import Call, trace
+
+
+def build_catalogue(
+    module: nn.Module, example: Tensor, steady: Steady
+) -> tuple[LayerCatalogue, dict[str, int]]:
+    """Trace `module` on `example` and describe its layers.
+
+    Returns:
+        The catalogue, and for every module that ran (by its first name, "" for the root) how
+        often it did.
+
+    Raises:
+        UnsupportedModel: the model cannot run on the example.
+    """
+    calls = trace(module, example, steady)
+    counts = Counter(call.path for call in calls)
+    image = (int(example.shape[-2]), int(example.shape[-1]))
+    modules = dict(module.named_modules())
+    reader = LayoutReader(image, modules)
+    orders = token_orders(modules, calls)
+    layers: list[Layer] = []
+    aliases: dict[str, str] = {}
+    refused: dict[str, str] = {}
+    for call in calls:
+        outcome = reader.read(call)
+        path = call.path or LOGITS
+        last = call.number == counts[call.path] - 1
+        numbered = f"{path}#{call.number}"
+        name = path if last else numbered
+        if isinstance(outcome, str):
+            refused[name] = refused[numbered] = outcome
+            continue
+        if last:
+            aliases[numbered] = name
+        layers.append(_layer(name, call, outcome, image, orders(call, outcome)))
+    for path in modules:
+        if path and path not in counts:
+            refused[path] = "it does not run in a forward pass"
+    for alias, path in _second_names(module).items():
+        if path in counts:
+            aliases[alias] = path
+            aliases.update({f"{alias}#{k}": f"{path}#{k}" for k in range(counts[path] - 1)})
+    return LayerCatalogue(layers, aliases=aliases, refused=refused), dict(counts)
+
+
+def _layer(
+    name: str,
+    call: Call,
+    reading: Reading,
+    image: tuple[int, int],
+    token_order: tuple[int, ...] | None,
+) -> Layer:
+    assert call.output is not None
+    grid = reading.grid
+    return Layer(
+        name=name,
+        module_type=type(call.module).__name__,
+        shape=tuple(call.output.shape[1:]),
+        layout=reading.layout,
+        channels=reading.channels,
+        grid=grid,
+        prefix_tokens=reading.prefix_tokens,
+        stride=None if grid is None else (image[0] / grid[0], image[1] / grid[1]),
+        order=call.order,
+        overwritten=call.overwritten,
+        token_order=token_order,
+    )
+
+
+def _second_names(module: nn.Module) -> dict[str, str]:
+    """Further names of modules registered more than once, to their first name."""
+    first: dict[nn.Module, str] = {}
+    second: dict[str, str] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        if first.setdefault(part, path) != path:
+            second[path] = first[part]
+    return second

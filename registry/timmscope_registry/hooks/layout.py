@@ -1,0 +1,248 @@
+"""Finds the layout of every traced call: where channels, positions and prefix tokens are.
+
+No attribute of the model is trusted (``num_prefix_tokens`` is wrong for CaiT and XCiT). A known set
+of grids grows along the forward: it starts with the image, a convolution or pooling on a known grid
+adds the one it produces. Four-dimensional outputs are read from the types that made them
+(convolution: NCHW; linear or layer norm: NHWC), from being the same tensor as an input or a part's
+output, and last from which pair of dimensions is a known grid. For tokens, prefix = T - h*w.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from timmscope_registry.hooks.layers import Layout
+from timmscope_registry.hooks.trace import Call
+
+Grid = tuple[int, int]
+
+MAX_PREFIX = 16
+"""More tokens than this beside a grid are taken for something else than prefix tokens."""
+
+_MAX_FACTOR = 64
+
+# Inside these modules the image is cut into blocks that become a dimension of their own; on small
+# images the number of blocks and their size can look like a grid.
+_BLOCKED = {"NestLevel": "transformer_encoder", "MobileVitV2Block": "transformer"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one output is laid out."""
+
+    layout: Layout
+    channels: int
+    grid: Grid | None = None
+    prefix_tokens: int = 0
+
+
+class LayoutReader:
+    """Reads calls in the order in which they finished."""
+
+    def __init__(self, image: Grid, modules: dict[str, nn.Module]) -> None:
+        self._image = image
+        self._grids: list[Grid] = [image]  # most recent last
+        self._seen: dict[int, Reading] = {}  # by id: the trace keeps all tensors alive
+        self._done: list[tuple[Call, Reading | None]] = []
+        self._blocked = tuple(
+            f"{path}.{inner}." if path else f"{inner}."
+            for path, module in modules.items()
+            if (inner := _BLOCKED.get(type(module).__name__))
+        )
+
+    def read(self, call: Call) -> Reading | str:
+        """Return the layout of the call's output, or why it is not a layer."""
+        outcome = self._read(call)
+        reading = None if isinstance(outcome, str) else outcome
+        self._done.append((call, reading))
+        if reading is not None:
+            self._seen[id(call.output)] = reading
+            if reading.grid is not None and math.prod(reading.grid) > 1:
+                if reading.grid in self._grids:
+                    self._grids.remove(reading.grid)
+                self._grids.append(reading.grid)
+        return outcome
+
+    def _read(self, call: Call) -> Reading | str:
+        output = call.output
+        if output is None:
+            return f"it returns a {call.returned}, not one tensor"
+        shape = tuple(output.shape)
+        if not output.is_floating_point():
+            return f"it returns {output.dtype}, not activations"
+        if not shape or call.given is None or not self._per_image(output):
+            return f"its output {shape} does not hold one entry per image"
+        if 0 in shape:
+            return f"its output {shape} is empty"
+        if f"{call.path}.".startswith(self._blocked) and output.ndim > 2:
+            return f"its output {shape} is cut into blocks, not in image order"
+        if output.ndim == 2:
+            return Reading("vector", shape[1])
+        same = self._same_tensor(call)
+        if same is not None:
+            return same
+        if output.ndim == 4:
+            return self._read_map(call, output)
+        if output.ndim == 3:
+            return self._read_tokens(call, output)
+        return f"its output {shape} has {output.ndim} dimensions"
+
+    def _per_image(self, output: Tensor) -> bool:
+        return output.shape[0] == 2
+
+    def _same_tensor(self, call: Call) -> Reading | None:
+        """The reading of the same tensor object, or of an input that a leaf hands on reshaped."""
+        for tensor in (call.output, call.given):
+            reading = self._seen.get(id(tensor))
+            if reading is None or call.output is None or tensor is None:
+                continue
+            if tensor is call.output:
+                return reading
+            if tensor.shape == call.output.shape and _elementwise(call.module):
+                return reading
+        return None
+
+    # -- four dimensions -------------------------------------------------------------------------
+
+    def _read_map(self, call: Call, output: Tensor) -> Reading | str:
+        _, first, second, third = output.shape
+        channels_first = Reading("NCHW", first, (second, third))
+        channels_last = Reading("NHWC", third, (first, second))
+        kind = _kind(call.module)
+        if kind == "spatial":
+            if self._spatial_source(call) or self._plausible((second, third)):
+                return channels_first
+        elif kind == "features":
+            if self._plausible((first, second)):
+                return channels_last
+        elif kind == "channels":
+            if self._plausible((second, third)):
+                return channels_first
+        else:
+            return self._read_untyped(call, channels_first, channels_last)
+        return f"its output {tuple(output.shape)} does not lie on the image's grid"
+
+    def _read_untyped(self, call: Call, first: Reading, last: Reading) -> Reading | str:
+        shape = None if call.output is None else call.output.shape
+        parts = [
+            (part.output, reading)
+            for part, reading in reversed(self._done[call.begun :])
+            if reading is not None and part.output is not None and part.output.ndim == 4
+        ]
+        for tensor, reading in parts:
+            if tensor.shape == shape:
+                return reading
+        leaf = not any(True for _ in call.module.children())
+        options = [
+            option
+            for option in (first, last)
+            if option.grid is not None and self._plausible(option.grid, exact=leaf)
+        ]
+        if len(options) == 1:
+            return options[0]
+        if not options:
+            shape_text = None if shape is None else tuple(shape)
+            return f"its output {shape_text} does not lie on the image's grid"
+        given = self._seen.get(id(call.given))
+        for layout in (
+            [reading.layout for _, reading in parts]
+            + ([given.layout] if given is not None else [])
+            + [r.layout for _, r in reversed(self._done) if r is not None]
+        ):
+            for option in options:
+                if option.layout == layout:
+                    return option
+        return first
+
+    def _spatial_source(self, call: Call) -> bool:
+        """Whether a convolution or pooling was given something on a known grid."""
+        given = call.given
+        if given is None or given.ndim != 4:
+            return False
+        reading = self._seen.get(id(given))
+        if reading is not None:
+            return reading.layout == "NCHW"
+        return self._plausible((given.shape[2], given.shape[3]))
+
+    def _plausible(self, grid: Grid, *, exact: bool = False) -> bool:
+        if grid in self._grids or grid == (1, 1):
+            return True
+        return not exact and any(grid == derived for derived in _derived(self._grids[-1]))
+
+    # -- three dimensions ------------------------------------------------------------------------
+
+    def _read_tokens(self, call: Call, output: Tensor) -> Reading | str:
+        _, count, channels = output.shape
+        if isinstance(call.module, nn.Conv1d):
+            return f"its output {tuple(output.shape)} comes from a 1-D convolution"
+        for grid, extra in self._token_grids(call, count):
+            return Reading("tokens", channels, grid, extra)
+        if count <= MAX_PREFIX:
+            return Reading("tokens", channels, None, count)
+        return f"its {count} tokens fit no grid of the image"
+
+    def _token_grids(self, call: Call, count: int) -> Iterator[tuple[Grid, int]]:
+        """Grids that explain `count` tokens, the most credible first."""
+        given = self._seen.get(id(call.given))
+        recent = [reading.grid for _, reading in reversed(self._done) if reading is not None]
+        known = [grid for grid in (given.grid if given else None, *recent) if grid is not None]
+        ordered = list(dict.fromkeys([*known, *reversed(self._grids)]))
+        ordered = [grid for grid in ordered if math.prod(grid) > 1]
+        for grid in ordered:
+            if 0 <= (extra := count - math.prod(grid)) <= MAX_PREFIX and extra < count:
+                if given is None or given.grid != grid or extra >= given.prefix_tokens:
+                    yield grid, extra
+                    continue
+                yield grid, extra
+        prefixes = dict.fromkeys([given.prefix_tokens if given else 0, 0])
+        for prefix in prefixes:
+            for grid in ordered:
+                for derived in _derived(grid):
+                    if math.prod(derived) == count - prefix and count - prefix > 1:
+                        yield derived, prefix
+
+
+def _derived(grid: Grid) -> Iterator[Grid]:
+    """Grids that a stride on this one gives: exact divisions first, then rounded up and down."""
+    height, width = grid
+    rounded: list[Grid] = []
+    for factor in range(2, _MAX_FACTOR + 1):
+        if factor > height and factor > width:
+            break
+        if height % factor == 0 and width % factor == 0:
+            yield height // factor, width // factor
+        else:
+            rounded.append((math.ceil(height / factor), math.ceil(width / factor)))
+            rounded.append((height // factor, width // factor))
+    yield from (option for option in rounded if min(option) > 0)
+
+
+def _names(module: nn.Module) -> list[str]:
+    return [kind.__name__ for kind in type(module).__mro__]
+
+
+def _kind(module: nn.Module) -> str:
+    """What a module's type says: works on positions, on the last dimension, on channels at 1."""
+    names = _names(module)
+    if isinstance(module, nn.Linear | nn.Embedding):
+        return "features"
+    own = names[0]
+    if own.endswith("2d") or any(n in ("BatchNorm2d", "GroupNorm", "Conv2d") for n in names):
+        spatial = any("Conv" in n or "Pool" in n or "Upsample" in n for n in names)
+        return "spatial" if spatial else "channels"
+    if any("Pool2d" in n or n in ("Upsample", "PixelShuffle", "PixelUnshuffle") for n in names):
+        return "spatial"
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in names:
+        return "features"
+    return ""
+
+
+def _elementwise(module: nn.Module) -> bool:
+    """Whether a module is a leaf that cannot move entries about."""
+    return not any(True for _ in module.children()) and not isinstance(
+        module, nn.Flatten | nn.Unflatten | nn.PixelShuffle
+    )

@@ -1,0 +1,165 @@
+"""`ModelHooks`: record, edit, cut and re-rule a model, and leave it as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from timmscope_registry.errors import ParameterError
+from timmscope_registry.hooks.attention import plain_attention
+from timmscope_registry.hooks.catalogue import build_catalogue
+from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
+from timmscope_registry.hooks.layers import LayerCatalogue
+from timmscope_registry.hooks.points import Point, find_point
+from timmscope_registry.hooks.rules import BackwardRule
+from timmscope_registry.hooks.scopes import Cut, Edits, Recording
+from timmscope_registry.hooks.steady import Steady
+
+_Scope = TypeVar("_Scope", bound=Scope)
+
+
+class ModelHooks:
+    """The hook points of one module.
+
+    Calling it runs the module in eval mode with frozen parameters, under the contexts that are
+    open in this thread. Hooks exist only while such a forward runs. Contexts nest and combine: at
+    each point edits act first, then cuts, and recordings see the outcome.
+
+    Args:
+        module: any module that takes (B, 3, H, W) and returns logits; its parts must not be
+            replaced afterwards.
+        example: one normalised input, (1 or more, 3, H, W); the catalogue is traced on it, with a
+            batch of two, when it is first needed.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor) -> None:
+        if example.ndim != 4 or len(example) < 1:
+            raise ParameterError(
+                f"the example must be (B, C, H, W) and is {tuple(example.shape)}",
+                parameter="example",
+            )
+        self.module = module
+        self._example = example.detach()
+        self._steady = Steady(module)
+        self._catalogue: LayerCatalogue | None = None
+        self._counts: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._local = threading.local()
+
+    @property
+    def layers(self) -> LayerCatalogue:
+        """The layer catalogue; the first use runs one forward.
+
+        Raises:
+            UnsupportedModel: the model cannot run on the example.
+        """
+        with self._lock:
+            if self._catalogue is None:
+                parameter = next(self.module.parameters(), None)
+                example = self._example
+                if parameter is not None:
+                    example = example.to(parameter.device)
+                self._catalogue, self._counts = build_catalogue(self.module, example, self._steady)
+            return self._catalogue
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Run the module on (B, 3, H, W).
+
+        Returns:
+            The module's output; an empty (B, 0) when a recording ended the forward early.
+        """
+        scopes = self._scopes
+        with self._lock:
+            if scopes:
+                return Flight(self.module, self._steady, scopes).run(x)
+            with self._steady.hold():
+                output: Tensor = self.module(x)
+                return output
+
+    def record(
+        self, *points: str, gradients: bool = False, until_last: bool = True
+    ) -> AbstractContextManager[Recording]:
+        """Record the outputs of hook points in every forward inside the context.
+
+        Args:
+            points: names of layers or other modules; ``logits`` is the model's output.
+            gradients: also catch their gradients in a later backward pass.
+            until_last: end the forward when all are recorded, if no other open context needs the
+                rest; it then returns an empty (B, 0).
+
+        Raises:
+            LayerNotFound: no such hook point.
+            UnsupportedModel: a point does not return one tensor, or (in the forward) never runs.
+            ParameterError: (in the forward) no gradient can reach a point.
+        """
+        if not points:
+            raise ParameterError("name at least one hook point to record", parameter="points")
+        found = tuple(self._point(name) for name in dict.fromkeys(points))
+        return self._open(Recording(found, gradients=gradients, until_last=until_last))
+
+    def edit(self, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
+        """Replace the outputs of hook points by functions of them, shapes unchanged.
+
+        Raises:
+            LayerNotFound, UnsupportedModel: as for `record`.
+            ParameterError: (in the forward) a function returns something of another shape.
+        """
+        scope = Edits({self._point(name): function for name, function in edits.items()})
+        return self._open_silently(scope)
+
+    def cut(self, point: str) -> AbstractContextManager[Cut]:
+        """Start the autograd graph at a hook point.
+
+        All before it runs without a graph; its output becomes a leaf that requires grad. The rest
+        builds a graph even where the caller has turned autograd off.
+
+        Raises:
+            LayerNotFound, UnsupportedModel: as for `record`.
+        """
+        return self._open(Cut(self._point(point)))
+
+    @contextmanager
+    def backward_rule(self, rule: BackwardRule) -> Iterator[None]:
+        """Change the backward pass of every graph built inside, as long as the context is open.
+
+        Raises:
+            UnsupportedModel: (in the forward) the graph has none of the rule's activations, or
+                others that it does not cover.
+        """
+        scope = RuleScope(rule)
+        try:
+            with self._open(scope):
+                yield
+        finally:
+            for handle in scope.handles:
+                handle.remove()
+
+    def plain_attention(self) -> AbstractContextManager[tuple[str, ...]]:
+        """Turn fused attention off, so that attention matrices pass through modules."""
+        return plain_attention(self.module)
+
+    @property
+    def _scopes(self) -> list[Scope]:
+        scopes: list[Scope] = self._local.__dict__.setdefault("scopes", [])
+        return scopes
+
+    def _point(self, name: str) -> Point:
+        return find_point(name, self.module, self.layers, self._counts)
+
+    @contextmanager
+    def _open(self, scope: _Scope) -> Iterator[_Scope]:
+        scopes = self._scopes
+        scopes.append(scope)
+        try:
+            yield scope
+        finally:
+            scopes[:] = [other for other in scopes if other is not scope]
+
+    @contextmanager
+    def _open_silently(self, scope: Scope) -> Iterator[None]:
+        with self._open(scope):
+            yield

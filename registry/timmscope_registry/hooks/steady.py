@@ -1,0 +1,58 @@
+"""A model that does not move while it is looked at: eval mode and frozen, for one forward.
+
+A module handed over in train mode must not update its batch-norm statistics, and a parameter that
+requires grad costs memory and time in every backward pass. Both are switched off for the forward
+and put back afterwards, without `Module.eval()`: some timm modules override it with side effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+class Steady:
+    """Holds a module's parts, so that the check before each forward walks no tree.
+
+    The parts are listed once: after replacing submodules, make a new one.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = list(module.modules())
+        self._parameters = list(module.parameters())
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the module in eval mode and its parameters frozen inside the block."""
+        training = [part for part in self._modules if part.training]
+        learning = [weight for weight in self._parameters if weight.requires_grad]
+        if not training and not learning:
+            yield
+            return
+        caches = [(cache, dict(cache)) for part in training for cache in _caches(part)]
+        try:
+            for part in training:
+                part.training = False
+            for weight in learning:
+                weight.requires_grad_(False)
+            yield
+        finally:
+            for weight in learning:
+                weight.requires_grad_(True)
+            for part in training:
+                part.training = True
+            # LeViT and TinyViT cache attention biases in eval mode only. In a model that is being
+            # trained such a cache would go stale at the next optimiser step.
+            for cache, before in caches:
+                cache.clear()
+                cache.update(before)
+
+
+def _caches(part: nn.Module) -> list[dict[object, object]]:
+    return [
+        value
+        for name, value in vars(part).items()
+        if name.endswith("cache") and isinstance(value, dict)
+    ]
