@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from timmscope.images import ImageSource, load_images
+    from timmscope.images import ImageSource, open_images
     from timmscope.index import VectorIndex
     from timmscope.mining import Collector, mine
     from timmscope.models import ClassNames, HookedModel, Preprocessing, load_model
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
         LayerName,
         RepresentationTechnique,
         Result,
-        Stylization,
         StyleOutcome,
         StyleTechnique,
+        Stylization,
         Synthesis,
         SynthesisOutcome,
         SynthesisTechnique,
@@ -114,10 +114,10 @@ __all__ = [
     "class_logit",
     "direction",
     "layer_energy",
-    "load_images",
     "load_model",
     "mine",
     "neuron",
+    "open_images",
     "parse_objective",
     "reporting",
     "task",
@@ -127,7 +127,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "timmscope.images": ("ImageSource", "load_images"),
+    "timmscope.images": ("ImageSource", "open_images"),
     "timmscope.index": ("VectorIndex",),
     "timmscope.mining": ("Collector", "mine"),
     "timmscope.models": ("ClassNames", "HookedModel", "Preprocessing", "load_model"),

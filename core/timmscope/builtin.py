@@ -46,27 +46,27 @@ def timmscope_image_sources() -> Iterator[ImageSourceSpec]:
     yield ImageSourceSpec(
         scheme="folder",
         summary="All images below a folder, in natural order.",
-        impl="timmscope.images.sources:FolderSource",
+        impl="timmscope.images:FolderSource",
         example="folder:photos",
     )
     yield ImageSourceSpec(
         scheme="list",
         summary="A text file with one path per line.",
-        impl="timmscope.images.sources:ListSource",
+        impl="timmscope.images:ListSource",
         suffixes=(".txt",),
         example="list:paths.txt",
     )
     yield ImageSourceSpec(
         scheme="array",
         summary="Images held in a NumPy or HDF5 file.",
-        impl="timmscope.images.sources:ArraySource",
+        impl="timmscope.images:ArraySource",
         suffixes=(".npz", ".npy", ".h5", ".hdf5"),
         example="array:images.h5",
     )
     yield ImageSourceSpec(
         scheme="webdataset",
         summary="Images in tar archives laid out as webdataset does.",
-        impl="timmscope.images.sources:WebDatasetSource",
+        impl="timmscope.images:WebDatasetSource",
         suffixes=(".tar",),
         example="webdataset:train-000.tar",
     )

@@ -140,7 +140,7 @@ def timmscope_image_sources() -> Iterable[ImageSourceSpec]:
             yield ImageSourceSpec(
                 scheme="directory",
                 summary="A folder of images under another name.",
-                impl="timmscope.images.sources:FolderSource",
+                impl="timmscope.images:FolderSource",
                 example="directory:photos",
             )
     """

@@ -1,0 +1,26 @@
+"""Images from anywhere: decoding that is right for every kind of file, and sources of many."""
+
+from .arrays import ArraySource
+from .decode import MAX_PIXELS, open_image, to_rgb
+from .files import FileSource, FolderSource, ListSource
+from .opening import Images, open_images
+from .source import ImageSource, PerProcess
+from .tables import LabelTable, StringTable
+from .webdataset import WebDatasetSource
+
+__all__ = [
+    "MAX_PIXELS",
+    "ArraySource",
+    "FileSource",
+    "FolderSource",
+    "ImageSource",
+    "Images",
+    "LabelTable",
+    "ListSource",
+    "PerProcess",
+    "StringTable",
+    "WebDatasetSource",
+    "open_image",
+    "open_images",
+    "to_rgb",
+]

@@ -1,0 +1,195 @@
+"""Images in one array: NumPy's .npy and .npz, or HDF5."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from timmscope_registry import ImageError
+
+from .source import ImageSource, PerProcess, digest_file
+from .tables import LabelTable, StringTable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SAMPLES = 1024
+_IMAGE_NAMES = ("images", "image", "x", "x_train", "data", "arr_0")
+_LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
+
+
+class ArraySource(ImageSource):
+    """Images in an array of shape (N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, 3, H, W).
+
+    uint8, uint16 (65535 is white) or floats in [0, 1]. ``file.h5?key=name`` picks an array; by
+    default it is the one called ``images``, or the only one that has the right shape. A
+    one-dimensional array called ``labels`` or ``y`` of the same length gives the labels.
+
+    Rows are read one at a time: from HDF5 and .npy and uncompressed .npz through the file, from
+    compressed .npz after reading the whole array into each process.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        text, _, query = os.fspath(location).partition("?key=")
+        self._file = Path(text).resolve()
+        arrays = self._describe()
+        self._key = _choose(arrays, query, self._file)
+        self._shape, self._dtype = arrays[self._key]
+        if self._shape[0] == 0:
+            raise ImageError(f"{self._file}: the array {self._key!r} holds no image")
+        if self._dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
+            raise ImageError(
+                f"{self._file}: images of type {self._dtype}; "
+                "expected uint8, uint16 or floats in [0, 1]",
+                path=self._file,
+            )
+        self._labels = self._read_labels(arrays)
+        self._paths = StringTable(f"{self._file.name}[{i}]" for i in range(self._shape[0]))
+        self._array: PerProcess[Any] = PerProcess(self._open)
+        self.location = f"array:{self._file}?key={self._key}"
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The file's name and the row, as in ``digits.npz[3]``."""
+        return self._paths
+
+    @property
+    def labels(self) -> LabelTable | None:
+        """Labels from the array beside the images, as text."""
+        return self._labels
+
+    def load(self, index: int) -> Image.Image:
+        """Return one row as RGB; `ImageError` for values that are not pixels."""
+        name = self._paths[index]
+        try:
+            pixels = np.asarray(self._array.get()[index])
+        except (OSError, ValueError, KeyError) as error:
+            raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
+        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+            pixels = np.moveaxis(pixels, 0, 2)
+        if pixels.dtype.kind == "f":
+            low, high = float(pixels.min()), float(pixels.max())
+            if not (low >= 0 and high <= 1):  # also true of NaN
+                raise ImageError(
+                    f"{name}: values from {low:g} to {high:g}; float images must lie in [0, 1]",
+                    path=name,
+                )
+            pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+        elif pixels.dtype == np.uint16:
+            pixels = np.rint(pixels / 257).astype(np.uint8)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+    def fingerprint(self) -> str:
+        """Digest of the array's name, shape and type, and of 1,024 samples of the file."""
+        digest = hashlib.sha256(f"{self._key}|{self._shape}|{self._dtype}".encode())
+        digest.update(digest_file(self._file, _SAMPLES))
+        return digest.hexdigest()
+
+    # --- the three file formats ---------------------------------------------------------------
+
+    def _describe(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of every array in the file, without reading one."""
+        try:
+            if self._file.suffix == ".npy":
+                array = np.load(self._file, mmap_mode="r", allow_pickle=False)
+                return {"": (array.shape, str(array.dtype))}
+            if self._file.suffix == ".npz":
+                with zipfile.ZipFile(self._file) as archive:
+                    return {
+                        name.removesuffix(".npy"): _npy_header(archive, name)[:2]
+                        for name in archive.namelist()
+                        if name.endswith(".npy")
+                    }
+            found: dict[str, tuple[tuple[int, ...], str]] = {}
+            with h5py.File(self._file, "r") as file:
+                file.visititems(
+                    lambda name, item: (
+                        found.__setitem__(name, (item.shape, str(item.dtype)))
+                        if isinstance(item, h5py.Dataset)
+                        else None
+                    )
+                )
+            return found
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ImageError(
+                f"{self._file}: cannot read this array file ({error})", path=self._file
+            ) from error
+
+    def _open(self, key: str | None = None) -> Any:
+        name = self._key if key is None else key
+        if self._file.suffix == ".npy":
+            return np.load(self._file, mmap_mode="r", allow_pickle=False)
+        if self._file.suffix == ".npz":
+            return _open_npz(self._file, name)
+        return h5py.File(self._file, "r")[name]
+
+    def _read_labels(self, arrays: dict[str, tuple[tuple[int, ...], str]]) -> LabelTable | None:
+        for name, (shape, _) in arrays.items():
+            if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and shape == self._shape[:1]:
+                column = self._open(name)[:]
+                return LabelTable(v.decode() if isinstance(v, bytes) else str(v) for v in column)
+        return None
+
+
+def _choose(arrays: dict[str, tuple[tuple[int, ...], str]], wanted: str, file: Path) -> str:
+    listing = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "nothing"
+    if wanted:
+        if wanted not in arrays:
+            raise ImageError(f"{file}: no array {wanted!r}; it holds {listing}", path=file)
+        return wanted
+    fitting = [name for name, (shape, _) in arrays.items() if _is_images(shape)]
+    for name in fitting:
+        if len(fitting) == 1 or name.rsplit("/", 1)[-1].lower() in _IMAGE_NAMES[:2]:
+            return name
+    raise ImageError(
+        f"{file}: {len(fitting)} arrays look like images (N, H, W, 3); it holds {listing}; "
+        "pick one with ?key=NAME",
+        path=file,
+    )
+
+
+def _is_images(shape: tuple[int, ...]) -> bool:
+    channels = len(shape) == 4 and (shape[3] in (1, 3) or shape[1] in (1, 3))
+    return channels or len(shape) == 3
+
+
+def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str, int, bool]:
+    """Shape, type, length of the header in bytes and order of one member of an .npz."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(member)
+        return shape, str(dtype), member.tell(), fortran
+
+
+def _open_npz(file: Path, name: str) -> Any:
+    """Map a stored member straight from the file; read a compressed one."""
+    with zipfile.ZipFile(file) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED:
+            with np.load(file, allow_pickle=False) as arrays:
+                return arrays[name]
+        shape, dtype, header, fortran = _npy_header(archive, info.filename)
+    with file.open("rb") as raw:  # the local header's length is not in the zip's directory
+        raw.seek(info.header_offset + 26)
+        name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")
+    offset = info.header_offset + 30 + int(name_length) + int(extra_length) + header
+    return np.memmap(
+        file, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
+    )

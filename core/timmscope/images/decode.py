@@ -1,0 +1,169 @@
+"""Turns any image file into 8-bit RGB, or says in one line why it cannot.
+
+Pillow's own ``convert("RGB")`` clips 16-bit and floating-point pixels to white, drops the alpha
+channel (which leaves whatever lies beneath transparent pixels) and ignores the camera's rotation.
+Here each mode is brought to RGB on purpose:
+
+========================  =========================================================================
+mode                      treatment
+========================  =========================================================================
+1, L, RGB, YCbCr, HSV     converted
+P, PA, RGBA, LA, tRNS     composited over white
+CMYK                      converted; Adobe's inverted JPEGs as Pillow reads them
+LAB                       converted with the built-in LAB profile
+I;16 and kin              scaled by 1/257 (65535 is white)
+I (32-bit)                by 1/257 when the file is PNG or PNM or all values fit in 16 bits;
+                          else the image's own range is stretched to black and white
+F (float)                 [0, 1] times 255, [0, 255] as it is, [0, 65535] by 1/257;
+                          else its own range is stretched; NaN and infinity are errors
+========================  =========================================================================
+
+Of an animation or a multi-page file the first frame is taken. EXIF rotation is applied.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from timmscope_registry import ImageError
+
+MAX_PIXELS = 178_956_970
+"""Largest image that is decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
+
+_ALPHA_MODES = ("PA", "RGBA", "LA", "La", "RGBa")
+
+
+def open_image(
+    path: str | os.PathLike[str] | BinaryIO,
+    *,
+    name: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Return the image as an upright 8-bit RGB `PIL.Image`, fully decoded.
+
+    Args:
+        path: a file name, or a binary file positioned at the image's first byte.
+        name: what to call the image in errors; by default the file's own name.
+        max_pixels: images with more pixels are refused before they are decoded.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, too large, or with non-finite pixels.
+    """
+    label = name or (str(path) if isinstance(path, str | os.PathLike) else _file_name(path))
+    try:
+        return _open(path, label, max_pixels)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{label}: no such file; check the path", path=label) from error
+    except PermissionError as error:
+        raise ImageError(f"{label}: no permission to read it", path=label) from error
+    except IsADirectoryError as error:
+        raise ImageError(
+            f"{label}: a folder, where one image was expected; name a file in it", path=label
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(_why_unidentified(path, label), path=label) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_large(label, str(error), max_pixels) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(
+            f"{label}: cannot be decoded ({reason}); replace or remove the file", path=label
+        ) from error
+
+
+def _open(path: str | os.PathLike[str] | BinaryIO, label: str, max_pixels: int) -> Image.Image:
+    with Image.open(path) as image:
+        if image.width * image.height > max_pixels:
+            raise _too_large(label, f"{image.width}x{image.height} pixels", max_pixels)
+        image.load()
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # a damaged EXIF block says nothing about the pixels
+            upright = image
+        rgb = to_rgb(upright, label)
+        return rgb.copy() if rgb is image else rgb
+
+
+def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
+    """Bring a decoded image of any Pillow mode to 8-bit RGB, as the table above says."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _grey(np.asarray(image).astype(np.float64) / 257)
+    if mode == "I":
+        return _grey(_scale_int32(np.asarray(image), image.format))
+    if mode == "F":
+        return _grey(_scale_float(np.asarray(image), label))
+    if mode in _ALPHA_MODES or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if mode == "LAB":
+        lab = ImageCms.createProfile("LAB")
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # None only with inPlace=True
+        return converted
+    return image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())
+    return (values - low) * (255.0 / (high - low)) if high > low else np.zeros_like(values)
+
+
+def _scale_int32(pixels: np.ndarray, file_format: str | None) -> np.ndarray:
+    values = pixels.astype(np.float64)
+    sixteen_bit = values.min() >= 0 and values.max() <= 65535
+    if file_format in ("PNG", "PPM") or sixteen_bit:
+        return values / 257
+    return _stretch(values)
+
+
+def _scale_float(pixels: np.ndarray, label: str) -> np.ndarray:
+    values = pixels.astype(np.float64)
+    bad = int(values.size - np.isfinite(values).sum())
+    if bad:
+        raise ImageError(
+            f"{label}: {bad} of {values.size} pixels are NaN or infinite; replace or remove it",
+            path=label,
+        )
+    low, high = float(values.min()), float(values.max())
+    if low >= 0:
+        if high <= 1:
+            return values * 255
+        if high <= 255:
+            return values
+        if high <= 65535:
+            return values / 257
+    return _stretch(values)
+
+
+def _too_large(label: str, size: str, limit: int) -> ImageError:
+    return ImageError(
+        f"{label}: {size}, above the limit of {limit} pixels; scale it down first", path=label
+    )
+
+
+def _file_name(file: BinaryIO) -> str:
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else "image"
+
+
+def _why_unidentified(path: str | os.PathLike[str] | BinaryIO, label: str) -> str:
+    if isinstance(path, str | os.PathLike) and Path(path).stat().st_size == 0:
+        return f"{label}: the file is empty (0 bytes); replace or remove it"
+    return f"{label}: not an image that Pillow can read; replace or remove the file"

@@ -1,0 +1,101 @@
+"""What every collection of images offers, wherever its images lie.
+
+A source is read by worker processes: it must pickle small and open its files lazily, in the
+process that reads (`PerProcess`), because HDF5 and tar handles do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from PIL import Image
+
+BLOCK = 4096
+"""Bytes of one sample of a file in a fingerprint."""
+
+
+class ImageSource(ABC):
+    """An ordered, indexable collection of images. Ids are positions: 0 … ``len(source) - 1``.
+
+    Attributes:
+        location: text from which `timmscope.open_images` makes the same source again, or "" for
+            a source that exists only in memory.
+    """
+
+    location: str = ""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images, readable or not."""
+
+    @abstractmethod
+    def load(self, index: int) -> Image.Image:
+        """Return one image as upright 8-bit RGB.
+
+        Raises:
+            ImageError: it cannot be read; the source itself remains usable.
+        """
+
+    @property
+    @abstractmethod
+    def paths(self) -> Sequence[str]:
+        """A name for every image, unique within the source and stable between runs."""
+
+    @property
+    def labels(self) -> Sequence[str | None] | None:
+        """The label of every image (None where one has none), or None without any labels."""
+        return None
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest that changes when the names, their order or the images change."""
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location!r}, {len(self)} images>"
+
+
+T = TypeVar("T")
+
+
+class PerProcess(Generic[T]):
+    """A handle opened at first use in each process, and never pickled or inherited."""
+
+    def __init__(self, opener: Callable[[], T]) -> None:
+        self._opener = opener
+        self._owner = -1
+        self._value: T | None = None
+
+    def get(self) -> T:
+        """The handle of this process."""
+        if self._value is None or self._owner != os.getpid():
+            self._value, self._owner = self._opener(), os.getpid()
+        return self._value
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_opener": self._opener, "_owner": -1, "_value": None}
+
+
+def digest_file(path: str | Path, blocks: int) -> bytes:
+    """Digest a file's size and up to `blocks` evenly spread samples of 4 KiB, ends included.
+
+    Reading a terabyte to see whether it changed is out of the question; an edit between the
+    samples that keeps the size goes unseen.
+    A file that cannot be read has the digest of its absence.
+    """
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{size}:".encode())
+            last = max(size - BLOCK, 0)
+            for offset in sorted({last * step // max(blocks - 1, 1) for step in range(blocks)}):
+                file.seek(offset)
+                digest.update(file.read(BLOCK))
+    except OSError:
+        digest.update(b"unreadable")
+    return digest.digest()

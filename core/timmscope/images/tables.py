@@ -1,0 +1,94 @@
+"""Flat tables of strings, because a list of a million Python strings costs too much.
+
+Every worker process that touches a Python string writes to its reference count and so copies the
+page it lies on: with a list of paths, memory grows in each worker until the whole list is copied.
+A table is two NumPy arrays, whatever its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class StringTable(Sequence[str]):
+    """An immutable sequence of strings kept as one block of UTF-8 bytes and its offsets.
+
+    File names that are not valid UTF-8 survive (surrogate escapes), as do newlines in them.
+    """
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [encode(text) for text in strings]
+        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self._get(i) for i in range(*index.indices(len(self)))]
+        position = int(index)
+        if position < 0:
+            position += len(self)
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of a table of {len(self)}")
+        return self._get(position)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._get(i) for i in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)}>"
+
+    def _get(self, index: int) -> str:
+        return decode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())
+
+
+class LabelTable(Sequence[str | None]):
+    """An immutable sequence of labels, None where there is none; each name is kept once."""
+
+    def __init__(self, labels: Iterable[str | None]) -> None:
+        codes: dict[str, int] = {}
+        column = [-1 if name is None else codes.setdefault(name, len(codes)) for name in labels]
+        self._codes = np.asarray(column, dtype=np.int32)
+        self._names = tuple(codes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The distinct labels, in order of first appearance."""
+        return self._names
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str | None]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
+        if isinstance(index, slice):
+            return [self._name(int(code)) for code in self._codes[index]]
+        return self._name(int(self._codes[index]))
+
+    def __repr__(self) -> str:
+        return f"<LabelTable of {len(self)}, {len(self._names)} names>"
+
+    def _name(self, code: int) -> str | None:
+        return None if code < 0 else self._names[code]
+
+
+def encode(text: str) -> bytes:
+    """UTF-8 bytes of a name that may come from a file system with another encoding."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def decode(data: bytes) -> str:
+    """The inverse of `encode`."""
+    return data.decode("utf-8", "surrogateescape")

@@ -1,0 +1,135 @@
+"""Images in tar archives laid out as WebDataset does: ``key.jpg`` beside ``key.cls``."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from natsort import natsorted
+from PIL import Image
+
+from timmscope_registry import ImageError
+
+from .decode import open_image
+from .files import IMAGE_SUFFIXES
+from .source import ImageSource, digest_file
+from .tables import LabelTable, StringTable, encode
+
+_SAMPLES = 1024
+_LABEL_SUFFIXES = (".cls", ".label")
+
+
+class WebDatasetSource(ImageSource):
+    """The images of one tar, of a folder of tars, or of a pattern (``data/train-*.tar``).
+
+    Archives come in natural order, images in the order of the archive. An image's label is the
+    text of the ``.cls`` (or ``.label``) member with the same key, the name up to the first dot.
+    The archives are indexed once; images are then read at their offsets, so the tars must not be
+    compressed.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self._tars = _tars(os.fspath(location))
+        names: list[str] = []
+        labels: list[str | None] = []
+        where: list[tuple[int, int, int]] = []
+        for number, tar in enumerate(self._tars):
+            self._index(number, tar, names, labels, where)
+        if not names:
+            raise ImageError(f"{location}: no image in {len(self._tars)} archive(s)")
+        self._paths = StringTable(names)
+        table = LabelTable(labels)
+        self._labels = table if table.names else None
+        self._where = np.asarray(where, dtype=np.int64)  # (N, 3): archive, offset, bytes
+        pattern = Path(os.fspath(location)).absolute()
+        self.location = f"webdataset:{pattern}"
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @property
+    def paths(self) -> StringTable:
+        """The archive's name and the member's, as in ``train-0.tar/000.jpg``."""
+        return self._paths
+
+    @property
+    def labels(self) -> LabelTable | None:
+        """The text of the ``.cls`` member beside each image."""
+        return self._labels
+
+    def load(self, index: int) -> Image.Image:
+        """Return one image as upright RGB; `ImageError` when it cannot be read."""
+        archive, offset, size = (int(value) for value in self._where[index])
+        name = self._paths[index]
+        try:
+            with self._tars[archive].open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read ({error.strerror})", path=name) from error
+        if len(data) < size:
+            raise ImageError(f"{name}: the archive ends inside this image", path=name)
+        if not data:
+            raise ImageError(f"{name}: the file is empty (0 bytes)", path=name)
+        return open_image(io.BytesIO(data), name=name)
+
+    def fingerprint(self) -> str:
+        """Digest of the members' names, labels, sizes and of 1,024 samples of each archive."""
+        digest = hashlib.sha256(self._where.tobytes())
+        for index, path in enumerate(self._paths):
+            label = "" if self._labels is None else self._labels[index] or ""
+            digest.update(encode(path) + b"\0" + encode(label) + b"\0")
+        for tar in self._tars:
+            digest.update(digest_file(tar, _SAMPLES))
+        return digest.hexdigest()
+
+    @staticmethod
+    def _index(
+        number: int,
+        tar: Path,
+        names: list[str],
+        labels: list[str | None],
+        where: list[tuple[int, int, int]],
+    ) -> None:
+        keys: list[str] = []
+        classes: dict[str, str] = {}
+        try:
+            with tarfile.open(tar, "r:") as archive:  # "r:" refuses compression
+                for member in archive:
+                    folder, _, base = member.name.rpartition("/")
+                    if not member.isfile() or base.startswith("."):
+                        continue
+                    stem, _, suffix = base.partition(".")
+                    key = f"{folder}/{stem}"
+                    if f".{suffix.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
+                        keys.append(key)
+                        names.append(f"{tar.name}/{member.name}")
+                        where.append((number, member.offset_data, member.size))
+                    elif f".{suffix}" in _LABEL_SUFFIXES:
+                        content = archive.extractfile(member)
+                        assert content is not None  # a regular file has content
+                        classes[key] = content.read().decode("utf-8", "replace").strip()
+        except (tarfile.TarError, OSError) as error:
+            raise ImageError(
+                f"{tar}: cannot read this archive ({error}); expected a plain, uncompressed tar",
+                path=tar,
+            ) from error
+        labels.extend(classes.get(key) for key in keys)
+
+
+def _tars(location: str) -> list[Path]:
+    path = Path(location)
+    if path.is_dir():
+        found = [entry for entry in path.iterdir() if entry.suffix == ".tar"]
+    elif path.exists():
+        found = [path]
+    else:
+        found = [Path(name) for name in glob.glob(location)]  # noqa: PTH207 (absolute patterns)
+    if not found:
+        raise ImageError(f"{location}: no such archive; name a .tar, a folder or a pattern")
+    return [path.absolute() for path in natsorted(sorted(found), key=str)]

@@ -1,0 +1,196 @@
+"""Every kind of file comes out as the RGB a person would see, or as one clear error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from timmscope.images import open_image
+from timmscope_registry import ImageError
+
+RAMP = np.linspace(0, 255, 64).reshape(8, 8)
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def test_greyscale_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = RAMP.astype(np.uint8)
+    got = pixels(save(Image.fromarray(grey), tmp_path / "a.png"))
+    np.testing.assert_array_equal(got, np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_one_bit_images_become_black_and_white(tmp_path: Path) -> None:
+    bits = RAMP > 100
+    got = pixels(save(Image.fromarray(bits), tmp_path / "a.png"))
+    np.testing.assert_array_equal(got[:, :, 0], np.where(bits, 255, 0))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_images_are_scaled_not_clipped(tmp_path: Path, suffix: str) -> None:
+    deep = np.rint(RAMP * 257).astype(np.uint16)
+    got = pixels(save(Image.fromarray(deep), tmp_path / f"a{suffix}"))
+    np.testing.assert_array_equal(got[:, :, 1], np.rint(deep / 257).astype(np.uint8))
+
+
+def test_a_dark_sixteen_bit_image_stays_dark(tmp_path: Path) -> None:
+    deep = np.full((4, 4), 2570, dtype=np.uint16)  # 10 of 255
+    assert np.unique(pixels(save(Image.fromarray(deep), tmp_path / "a.png"))).tolist() == [10]
+
+
+def test_32_bit_integers_beyond_16_bits_are_stretched(tmp_path: Path) -> None:
+    wide = (np.arange(4, dtype=np.int32) * 1_000_000).reshape(2, 2)
+    got = pixels(save(Image.fromarray(wide), tmp_path / "a.tif"))
+    assert got[:, :, 0].ravel().tolist() == [0, 85, 170, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.2, 0.4, 1.0], [0, 51, 102, 255]),
+        ([0.0, 51.0, 102.0, 255.0], [0, 51, 102, 255]),
+        ([0.0, 2570.0, 25700.0, 65535.0], [0, 10, 100, 255]),
+        ([-1.0, 0.0, 1.0, 2.0], [0, 85, 170, 255]),
+    ],
+)
+def test_float_tiffs_are_read_in_their_own_range(
+    tmp_path: Path, values: list[float], expected: list[int]
+) -> None:
+    image = Image.fromarray(np.array(values, dtype=np.float32).reshape(2, 2))
+    assert pixels(save(image, tmp_path / "a.tif"))[:, :, 2].ravel().tolist() == expected
+
+
+def test_float_tiffs_with_nan_are_refused(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0.1, np.nan]], dtype=np.float32))
+    with pytest.raises(ImageError, match="1 of 2 pixels are NaN"):
+        open_image(save(image, tmp_path / "a.tif"))
+
+
+def test_transparent_pixels_turn_white_whatever_lies_beneath(tmp_path: Path) -> None:
+    rgba = np.zeros((1, 3, 4), dtype=np.uint8)
+    rgba[0, :, 0] = 200  # red beneath
+    rgba[0, :, 3] = [0, 255, 51]  # clear, opaque, one fifth
+    got = pixels(save(Image.fromarray(rgba), tmp_path / "a.png"))
+    assert got[0].tolist() == [[255, 255, 255], [200, 0, 0], [244, 204, 204]]
+
+
+def test_grey_with_alpha_is_composited_over_white(tmp_path: Path) -> None:
+    la = np.zeros((1, 2, 2), dtype=np.uint8)
+    la[0, 1, 1] = 255
+    got = pixels(save(Image.fromarray(la, mode="LA"), tmp_path / "a.png"))
+    assert got[0].tolist() == [[255] * 3, [0] * 3]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".gif"])
+def test_palettes_keep_their_colours_and_lose_their_transparency(
+    tmp_path: Path, suffix: str
+) -> None:
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    got = pixels(save(image, tmp_path / f"a{suffix}", transparency=1))
+    assert got[0].tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255]]
+
+
+def test_a_colour_key_in_an_rgb_png_is_transparent(tmp_path: Path) -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    got = pixels(save(image, tmp_path / "a.png", transparency=(1, 2, 3)))
+    assert got[0].tolist() == [[255, 255, 255], [9, 9, 9]]
+
+
+def test_cmyk_jpegs_come_out_in_their_colours(tmp_path: Path) -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    got = pixels(save(red, tmp_path / "a.jpg", quality=95))
+    assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
+
+
+def test_lab_tiffs_are_converted(tmp_path: Path) -> None:
+    white = Image.new("LAB", (2, 2), (255, 128, 128))
+    assert pixels(save(white, tmp_path / "a.tif")).min() >= 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = Image.fromarray((np.arange(6).reshape(2, 3) * 40).astype(np.uint8)).convert("RGB")
+    stored = {
+        1: [],
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }[orientation]
+    image = upright
+    for step in stored:
+        image = image.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = pixels(save(image, tmp_path / "a.png", exif=exif))
+    np.testing.assert_array_equal(got, np.asarray(upright))
+
+
+def test_damaged_exif_does_not_lose_the_image(tmp_path: Path) -> None:
+    path = save(
+        Image.new("RGB", (8, 8), (10, 20, 30)), tmp_path / "a.png", exif=b"Exif\0\0MM\0*bad"
+    )
+    assert pixels(path)[0, 0].tolist() == [10, 20, 30]
+
+
+def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(path)[0, 0].tolist() == [250, 0, 0]
+
+
+def test_file_objects_are_read_too() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(buffer, "PNG")
+    buffer.seek(0)
+    assert np.asarray(open_image(buffer))[0, 0].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp"])
+def test_truncated_files_are_named_with_the_reason(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / f"cut{suffix}")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=f"cut{suffix}: ") as caught:
+        open_image(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.path == str(path)
+
+
+def test_empty_missing_and_foreign_files_each_say_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("hello")
+    for name, reason in {
+        "empty.jpg": "0 bytes",
+        "text.jpg": "not an image",
+        "absent.jpg": "no such file",
+        "": "a folder",
+    }.items():
+        with pytest.raises(ImageError, match=reason):
+            open_image(tmp_path / name)
+
+
+def test_bombs_are_refused_before_decoding_and_the_limit_is_named(tmp_path: Path) -> None:
+    path = save(Image.new("1", (20_000, 10_000)), tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="limit of 178956970 pixels"):
+        open_image(path)
+    with pytest.raises(ImageError, match="100x50 pixels, above the limit of 4999 pixels"):
+        open_image(save(Image.new("L", (100, 50)), tmp_path / "b.png"), max_pixels=4999)

@@ -1,0 +1,262 @@
+"""Sources keep order, names, labels and a fingerprint, wherever the images lie."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from timmscope.images import (
+    ArraySource,
+    FolderSource,
+    ImageSource,
+    ListSource,
+    StringTable,
+    WebDatasetSource,
+    open_images,
+)
+from timmscope_registry import ImageError
+
+
+def picture(value: int, size: int = 4) -> Image.Image:
+    return Image.new("RGB", (size, size), (value, value, value))
+
+
+def value(source: ImageSource, index: int) -> int:
+    return int(np.asarray(source.load(index))[0, 0, 0])
+
+
+def fill(root: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number).save(path, "PNG")
+    return root
+
+
+def test_a_folder_is_read_in_natural_order_with_its_sub_folders_as_labels(tmp_path: Path) -> None:
+    fill(tmp_path, ["b/10.png", "b/2.png", "a/1.png", "top.png", "b/deep/3.PNG"])
+    source = FolderSource(tmp_path)
+    assert list(source.paths) == ["a/1.png", "b/2.png", "b/10.png", "b/deep/3.PNG", "top.png"]
+    assert source.labels is not None
+    assert list(source.labels) == ["a", "b", "b", "deep", None]
+    assert [value(source, i) for i in range(5)] == [2, 1, 0, 4, 3]
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    assert FolderSource(fill(tmp_path, ["1.png"])).labels is None
+
+
+def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png", ".hidden.png", ".cache/2.png"])
+    (tmp_path / "notes.txt").write_text("x")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert list(FolderSource(tmp_path).paths) == ["1.png"]
+
+
+def test_symbolic_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+    fill(tmp_path, ["data/a/1.png"])
+    (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data/link").symlink_to(tmp_path / "data/a")
+    assert list(FolderSource(tmp_path / "data").paths) == ["a/1.png", "link/1.png"]
+
+
+def test_a_broken_link_keeps_its_place_and_fails_to_load(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png"])
+    (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
+    source = FolderSource(tmp_path)
+    assert list(source.paths) == ["0.png", "1.png"]
+    with pytest.raises(ImageError, match="no such file"):
+        source.load(0)
+    assert source.fingerprint()
+
+
+def test_any_file_name_survives(tmp_path: Path) -> None:
+    names = ["né\nw line.png", "日本.png", os.fsdecode(b"latin\xe9.png"), "tab\t.png"]
+    source = FolderSource(fill(tmp_path, names))
+    assert sorted(source.paths) == sorted(names)
+    assert sorted(value(source, i) for i in range(4)) == [0, 1, 2, 3]
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no images in this folder"):
+        FolderSource(tmp_path)
+    with pytest.raises(ImageError, match="no such folder"):
+        FolderSource(tmp_path / "absent")
+
+
+def test_the_fingerprint_follows_names_sizes_and_contents_but_not_place(tmp_path: Path) -> None:
+    first = fill(tmp_path / "one", ["1.png", "2.png"])
+    shutil.copytree(first, tmp_path / "two")
+    start = FolderSource(first).fingerprint()
+    assert FolderSource(tmp_path / "two").fingerprint() == start
+    data = bytearray((first / "1.png").read_bytes())
+    data[-3] ^= 1
+    (first / "1.png").write_bytes(bytes(data))
+    assert FolderSource(first).fingerprint() != start
+    (tmp_path / "two/2.png").rename(tmp_path / "two/3.png")
+    assert FolderSource(tmp_path / "two").fingerprint() != start
+
+
+def test_a_list_is_relative_to_itself_and_may_carry_labels(tmp_path: Path) -> None:
+    fill(tmp_path, ["x/0.png", "x/1.png"])
+    listing = tmp_path / "x/list.txt"
+    listing.write_text(f"1.png\tdog\r\n\n{tmp_path}/x/0.png\nmissing.png\tcat\n")
+    source = ListSource(listing)
+    assert list(source.paths) == ["1.png", f"{tmp_path}/x/0.png", "missing.png"]
+    assert source.labels is not None
+    assert list(source.labels) == ["dog", None, "cat"]
+    assert value(source, 0) == 1
+    assert value(source, 1) == 0
+    with pytest.raises(ImageError, match="no such file"):
+        source.load(2)
+    listing.write_text("\n")
+    with pytest.raises(ImageError, match="names no image"):
+        ListSource(listing)
+
+
+RAMP = (np.arange(3 * 4 * 5 * 3) % 256).astype(np.uint8).reshape(3, 4, 5, 3)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".packed.npz", ".h5"])
+@pytest.mark.parametrize("kind", ["uint8", "float32", "uint16", "NCHW"])
+def test_arrays_give_back_their_pixels(tmp_path: Path, suffix: str, kind: str) -> None:
+    array = {
+        "uint8": RAMP,
+        "float32": (RAMP / 255).astype(np.float32),
+        "uint16": RAMP.astype(np.uint16) * 257,
+        "NCHW": np.ascontiguousarray(np.moveaxis(RAMP, 3, 1)),
+    }[kind]
+    path = tmp_path / f"a{suffix}"
+    labels = np.array(["x", "y", "x"])
+    if suffix == ".npy":
+        np.save(path, array)
+    elif suffix == ".npz":
+        np.savez(path, images=array, labels=labels)
+    elif suffix == ".packed.npz":
+        np.savez_compressed(path, images=array, labels=labels)
+    else:
+        with h5py.File(path, "w") as file:
+            file["group/images"] = array
+            file["labels"] = labels.astype("S1")
+    source = ArraySource(path)
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(pickle.dumps(source)) < 4000
+    for row in range(3):
+        np.testing.assert_array_equal(np.asarray(source.load(row)), RAMP[row])
+        np.testing.assert_array_equal(np.asarray(copy.load(row)), RAMP[row])
+    assert source.paths[2] == f"{path.name}[2]"
+    if suffix != ".npy":
+        assert source.labels is not None
+        assert list(source.labels) == ["x", "y", "x"]
+
+
+def test_float_rows_outside_zero_to_one_are_bad_images(tmp_path: Path) -> None:
+    array = np.full((3, 2, 2, 3), 0.5, dtype=np.float32)
+    array[1, 0, 0, 0] = 1.5
+    array[2, 0, 0, 0] = np.nan
+    np.save(tmp_path / "a.npy", array)
+    source = ArraySource(tmp_path / "a.npy")
+    assert value(source, 0) == 128
+    for row in (1, 2):
+        with pytest.raises(ImageError, match="must lie in"):
+            source.load(row)
+
+
+def test_an_ambiguous_array_file_lists_what_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", first=RAMP, second=RAMP)
+    with pytest.raises(ImageError, match=r"first .*second .*\?key="):
+        ArraySource(tmp_path / "a.npz")
+    assert len(ArraySource(f"{tmp_path}/a.npz?key=second")) == 3
+    with pytest.raises(ImageError, match="no array 'third'"):
+        ArraySource(f"{tmp_path}/a.npz?key=third")
+
+
+def make_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def png(number: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_webdataset_tars_are_indexed_with_their_labels(tmp_path: Path) -> None:
+    make_tar(tmp_path / "t-10.tar", {"d/9.png": png(9)})
+    make_tar(
+        tmp_path / "t-2.tar",
+        {"d/1.png": png(1), "d/1.cls": b"7\n", "d/1.json": b"{}", "d/0.JPG": png(0)},
+    )
+    source = WebDatasetSource(tmp_path / "t-*.tar")
+    assert list(source.paths) == ["t-2.tar/d/1.png", "t-2.tar/d/0.JPG", "t-10.tar/d/9.png"]
+    assert source.labels is not None
+    assert list(source.labels) == ["7", None, None]
+    copy = pickle.loads(pickle.dumps(source))
+    assert [value(copy, i) for i in range(3)] == [1, 0, 9]
+
+
+def test_a_compressed_tar_is_refused_with_advice(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.png"))
+    with pytest.raises(ImageError, match="uncompressed tar"):
+        WebDatasetSource(tmp_path / "a.tar")
+
+
+def test_a_damaged_member_is_one_bad_image(tmp_path: Path) -> None:
+    make_tar(tmp_path / "a.tar", {"0.png": png(0)[:40], "1.png": png(1), "2.png": b""})
+    source = WebDatasetSource(tmp_path / "a.tar")
+    assert value(source, 1) == 1
+    for row in (0, 2):
+        with pytest.raises(ImageError, match=rf"a.tar/{row}.png"):
+            source.load(row)
+
+
+def test_open_images_chooses_by_scheme_suffix_and_kind(tmp_path: Path) -> None:
+    fill(tmp_path, ["f/0.png", "f/1.png"])
+    (tmp_path / "l.txt").write_text("f/1.png\n")
+    np.save(tmp_path / "a.npy", RAMP)
+    make_tar(tmp_path / "t.tar", {"0.png": png(3)})
+    for location, kind in {
+        str(tmp_path): FolderSource,
+        f"folder:{tmp_path}": FolderSource,
+        f"{tmp_path}/l.txt": ListSource,
+        f"list:{tmp_path}/l.txt": ListSource,
+        f"{tmp_path}/a.npy": ArraySource,
+        f"{tmp_path}/t.tar": WebDatasetSource,
+    }.items():
+        source = open_images(location)
+        assert type(source) is kind
+        again = open_images(source.location)
+        assert again.fingerprint() == source.fingerprint()
+        assert list(again.paths) == list(source.paths)
+    assert value(open_images(tmp_path / "f/1.png"), 0) == 1
+    assert value(open_images([tmp_path / "f/1.png", tmp_path / "f/0.png"]), 1) == 0
+    for wrong in ("nowhere", "ftp:x", f"{tmp_path}/l.doc"):
+        with pytest.raises(ImageError, match="no such file or folder"):
+            open_images(wrong)
+
+
+def test_string_tables_behave_as_sequences_and_stay_small() -> None:
+    names = [f"folder/image-{i}.jpg" for i in range(1000)]
+    table = StringTable(names)
+    assert list(table) == names
+    assert table[-1] == names[-1]
+    assert table[3:5] == names[3:5]
+    assert len(pickle.dumps(table)) < 1000 * 30
+    with pytest.raises(IndexError):
+        table[1000]
+    assert list(StringTable([])) == []
