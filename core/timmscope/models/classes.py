@@ -20,11 +20,12 @@ class ClassNames(Sequence[str]):
 
     def __init__(self, names: Iterable[str], keys: Iterable[str] = ()) -> None:
         self._names = list(names)
+        self._keys = list(keys)
         self._found: dict[str, list[int]] = {}
         for index, name in enumerate(self._names):
             for synonym in {name, *name.split(", ")}:
                 self._found.setdefault(_fold(synonym), []).append(index)
-        for index, key in enumerate(keys):
+        for index, key in enumerate(self._keys):
             self._found.setdefault(_fold(key), []).append(index)
 
     def __len__(self) -> int:
@@ -57,7 +58,8 @@ class ClassNames(Sequence[str]):
         if len(found) == 1:
             return found[0]
         if found:
-            choices = ", ".join(f"{index} ({self._names[index]})" for index in found)
+            extra = self._keys or self._names
+            choices = ", ".join(f"{index} ({extra[index]})" for index in found)
             raise ObjectiveError(f"class {name!r} names several classes: {choices}; use the number")
         close = nearest(_fold(name), self._found)
         hint = f"; did you mean {' or '.join(repr(item) for item in close)}?" if close else ""

@@ -306,8 +306,8 @@ class HookedModel:
         """Change how gradients pass through activations; see `ModelHooks.backward_rule`."""
         return self.hooks.backward_rule(rule)
 
-    def plain_attention(self) -> AbstractContextManager[None]:
-        """Turn fused attention off, so that attention matrices exist to be recorded."""
+    def plain_attention(self) -> AbstractContextManager[tuple[str, ...]]:
+        """Turn fused attention off, so that attention matrices exist; gives the modules' names."""
         return self.hooks.plain_attention()
 
     # Objectives
@@ -360,7 +360,8 @@ class HookedModel:
 def _require_graph(score: Tensor, place: str) -> None:
     if not score.requires_grad:
         raise ObjectiveError(
-            f"the objective does not depend on {place}: choose an earlier layer or a later objective"
+            f"the objective does not depend on {place}: choose an earlier layer, or an "
+            "objective computed later"
         )
 
 
@@ -373,4 +374,3 @@ class _PixelModule(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self._model(images)
-

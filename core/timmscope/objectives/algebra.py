@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class Objective(ABC):
         return self + -other
 
     def __mul__(self, factor: float) -> Objective:
-        if isinstance(factor, Objective):
+        if not isinstance(factor, SupportsFloat):
             raise ObjectiveError("objectives are multiplied by numbers, not by each other")
         return _sum(tuple((weight * float(factor), term) for weight, term in _terms(self)))
 
@@ -95,6 +95,7 @@ class WeightedSum(Objective):
         return tuple(dict.fromkeys(point for _, term in self.terms for point in term.points))
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms' values."""
         values = [weight * term(recording) for weight, term in self.terms]
         total = values[0]
         for value in values[1:]:

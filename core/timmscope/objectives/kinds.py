@@ -31,7 +31,7 @@ def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
     if isinstance(target, Tensor):
         target = [int(value) for value in target.reshape(-1)] if target.ndim else int(target)
     if isinstance(target, str | int) or np.isscalar(target):
-        return ClassLogit((target if isinstance(target, str) else int(target),))  # type: ignore[call-overload]
+        return ClassLogit((target if isinstance(target, str) else int(target),))
     targets = tuple(value if isinstance(value, str) else int(value) for value in target)
     if not targets:
         raise ObjectiveError("class_logit got no classes: give one, or one an image")
@@ -110,7 +110,8 @@ class ClassLogit(Objective):
         return (LOGITS,)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
-        logits = recording[LOGITS].float() if recording[LOGITS].dtype != torch.float64 else recording[LOGITS]
+        """The logits, before any softmax."""
+        logits = _precise(recording[LOGITS])
         if len(self.targets) == 1:
             return logits[:, self.targets[0]]  # type: ignore[index]
         index = torch.tensor(self.targets, device=logits.device)
@@ -146,6 +147,7 @@ class Top(Objective):
         return (LOGITS,)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """Refuse: binding turns it into class logits."""
         raise ObjectiveError("'top' must be bound to a model and images before it has a value")
 
     def __str__(self) -> str:
@@ -177,8 +179,7 @@ class _OfLayer(Objective):
         return self._at
 
     def _spatial(self, recording: Mapping[str, Tensor]) -> Tensor:
-        activation = self._bound().spatial(recording[self.layer])
-        return activation if activation.dtype == torch.float64 else activation.float()
+        return _precise(self._bound().spatial(recording[self.layer]))
 
 
 def _check_unit(layer: Layer, unit: int) -> None:
@@ -199,6 +200,7 @@ class Channel(_OfLayer):
         return self
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """The unit's spatial mean."""
         return self._spatial(recording)[:, self.unit].mean((1, 2))
 
     def __str__(self) -> str:
@@ -228,6 +230,7 @@ class Neuron(_OfLayer):
         return self
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """The unit at that cell."""
         assert self.position is not None, "binding sets the position"
         y, x = self.position
         return self._spatial(recording)[:, self.unit, y, x]
@@ -242,6 +245,7 @@ class LayerEnergy(_OfLayer):
     """Mean of squares of a layer."""
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """The mean square."""
         return self._spatial(recording).square().mean((1, 2, 3))
 
     def __str__(self) -> str:
@@ -263,6 +267,7 @@ class Direction(_OfLayer):
         return self
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """The dot product."""
         activation = self._spatial(recording).mean((2, 3))
         return activation @ torch.tensor(self.vector).to(activation)
 
@@ -272,7 +277,7 @@ class Direction(_OfLayer):
 
 @dataclass(frozen=True)
 class ByName(Objective):
-    """A bare name, which the model decides: a layer's energy if it has such a layer, else a class."""
+    """A bare name, for the model to decide: the energy of a layer it has, else a class."""
 
     name: str
 
@@ -300,10 +305,15 @@ class ByName(Objective):
         return ()
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """Refuse: binding turns it into what it names."""
         raise ObjectiveError(f"{self.name!r} must be bound to a model before it has a value")
 
     def __str__(self) -> str:
         return self.name
+
+
+def _precise(activation: Tensor) -> Tensor:
+    return activation if activation.dtype == torch.float64 else activation.float()
 
 
 def load_direction(layer: str, path: str) -> Objective:

@@ -77,7 +77,9 @@ def _single(text: str) -> Objective:
     if match:
         return _unit(match["layer"].strip(), match["unit"], text)
     if "[" in text or "]" in text:
-        raise ObjectiveError(f"{text!r} has an open bracket: expected LAYER[UNIT] or LAYER[UNIT,y,x]")
+        raise ObjectiveError(
+            f"{text!r} has an open bracket: expected LAYER[UNIT] or LAYER[UNIT,y,x]"
+        )
     return ByName(text)
 
 

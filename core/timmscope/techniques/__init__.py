@@ -6,7 +6,7 @@ from timmscope.techniques.base import LayerName, Technique
 from timmscope.techniques.representation import RepresentationTechnique, Table
 from timmscope.techniques.result import Provenance, Result, load_result
 from timmscope.techniques.session import image_generators, noise_like
-from timmscope.techniques.style import Stylization, StyleOutcome, StyleTechnique
+from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
 from timmscope.techniques.synthesis import Synthesis, SynthesisOutcome, SynthesisTechnique
 
 __all__ = [

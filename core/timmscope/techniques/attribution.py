@@ -169,7 +169,5 @@ def describe(model: HookedModel, bound: Objective, batch: int) -> list[str]:
     for row in range(batch):
         text = str(bound.rows(row, row + 1))
         index = text.removeprefix("class:")
-        labels.append(
-            model.class_name(int(index)) if text != index and index.isdecimal() else text
-        )
+        labels.append(model.class_name(int(index)) if text != index and index.isdecimal() else text)
     return labels

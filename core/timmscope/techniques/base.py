@@ -62,7 +62,9 @@ class Technique(BaseModel, ABC):
         """Short name for pictures and tables."""
         return cls.technique_id().rpartition(":")[2]
 
-    def track(self, steps: Iterable[T], description: str = "", total: int | None = None) -> Iterable[T]:
+    def track(
+        self, steps: Iterable[T], description: str = "", total: int | None = None
+    ) -> Iterable[T]:
         """Iterate with a progress bar where one is shown; use it for every long loop."""
         return track(steps, description or self.title(), total=total)
 

@@ -29,7 +29,8 @@ class Session:
     positions: tuple[int, ...] | None = None
 
 
-_session: ContextVar[Session] = ContextVar("timmscope_session", default=Session(seed=0))
+_NONE = Session(seed=0)
+_session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 
 
 @contextlib.contextmanager

@@ -127,7 +127,9 @@ class StyleTechnique(Technique):
         require_rgb(model)
         scene = model.images(content).detach() if content is not None else None
         if scene is not None and len(scene) != 1:
-            raise ParameterError(f"style takes one content image, not {len(scene)}", parameter="content")
+            raise ParameterError(
+                f"style takes one content image, not {len(scene)}", parameter="content"
+            )
         pictures = [model.images(item).detach() for item in _as_list(styles)]
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
@@ -135,7 +137,9 @@ class StyleTechnique(Technique):
             outcome = self.stylize(model, scene, pictures, shares)
         losses = {name: value.detach().float().cpu() for name, value in outcome.losses.items()}
         if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
-            raise TechniqueError(f"{self.title()} met a NaN or infinite loss: lower the learning rate")
+            raise TechniqueError(
+                f"{self.title()} met a NaN or infinite loss: lower the learning rate"
+            )
         size = pictures[0].shape[2:]
         shown = [
             picture
