@@ -18,10 +18,28 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from timmscope.images import ImageSource, open_images
-    from timmscope.index import VectorIndex
-    from timmscope.mining import Collector, mine
-    from timmscope.models import ClassNames, HookedModel, Preprocessing, load_model
+    from timmscope.images import (
+        ImageSource,
+        open_image,
+        open_images,
+    )
+    from timmscope.index import (
+        VectorIndex,
+    )
+    from timmscope.lookup import (
+        technique,
+    )
+    from timmscope.mining import (
+        Collector,
+        mine,
+    )
+    from timmscope.models import (
+        ClassNames,
+        HookedModel,
+        PassCounter,
+        Preprocessing,
+        load_model,
+    )
     from timmscope.objectives import (
         Objective,
         as_objective,
@@ -33,14 +51,23 @@ if TYPE_CHECKING:
         parse_objective,
         top,
     )
-    from timmscope.progress import Reporter, reporting, task, track
-    from timmscope.store import Store, StoreLayer
+    from timmscope.progress import (
+        Reporter,
+        reporting,
+        task,
+        track,
+    )
+    from timmscope.store import (
+        Store,
+        StoreLayer,
+    )
     from timmscope.techniques import (
         Adversarial,
         AttackTechnique,
         Attribution,
         AttributionTechnique,
         LayerName,
+        Provenance,
         RepresentationTechnique,
         Result,
         StyleOutcome,
@@ -49,8 +76,11 @@ if TYPE_CHECKING:
         Synthesis,
         SynthesisOutcome,
         SynthesisTechnique,
+        Table,
         Technique,
-        technique,
+        image_generators,
+        load_result,
+        noise_like,
     )
     from timmscope_registry.errors import (
         ImageError,
@@ -86,8 +116,10 @@ __all__ = [
     "Objective",
     "ObjectiveError",
     "ParameterError",
+    "PassCounter",
     "PluginError",
     "Preprocessing",
+    "Provenance",
     "Reporter",
     "RepresentationTechnique",
     "Result",
@@ -102,6 +134,7 @@ __all__ = [
     "Synthesis",
     "SynthesisOutcome",
     "SynthesisTechnique",
+    "Table",
     "Technique",
     "TechniqueError",
     "TimmscopeError",
@@ -113,10 +146,14 @@ __all__ = [
     "channel",
     "class_logit",
     "direction",
+    "image_generators",
     "layer_energy",
     "load_model",
+    "load_result",
     "mine",
     "neuron",
+    "noise_like",
+    "open_image",
     "open_images",
     "parse_objective",
     "reporting",
@@ -127,10 +164,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "timmscope.images": ("ImageSource", "open_images"),
+    "timmscope.images": (
+        "ImageSource",
+        "open_image",
+        "open_images",
+    ),
     "timmscope.index": ("VectorIndex",),
-    "timmscope.mining": ("Collector", "mine"),
-    "timmscope.models": ("ClassNames", "HookedModel", "Preprocessing", "load_model"),
+    "timmscope.lookup": ("technique",),
+    "timmscope.mining": (
+        "Collector",
+        "mine",
+    ),
+    "timmscope.models": (
+        "ClassNames",
+        "HookedModel",
+        "PassCounter",
+        "Preprocessing",
+        "load_model",
+    ),
     "timmscope.objectives": (
         "Objective",
         "as_objective",
@@ -142,14 +193,23 @@ _HOMES = {
         "parse_objective",
         "top",
     ),
-    "timmscope.progress": ("Reporter", "reporting", "task", "track"),
-    "timmscope.store": ("Store", "StoreLayer"),
+    "timmscope.progress": (
+        "Reporter",
+        "reporting",
+        "task",
+        "track",
+    ),
+    "timmscope.store": (
+        "Store",
+        "StoreLayer",
+    ),
     "timmscope.techniques": (
         "Adversarial",
         "AttackTechnique",
         "Attribution",
         "AttributionTechnique",
         "LayerName",
+        "Provenance",
         "RepresentationTechnique",
         "Result",
         "StyleOutcome",
@@ -158,8 +218,11 @@ _HOMES = {
         "Synthesis",
         "SynthesisOutcome",
         "SynthesisTechnique",
+        "Table",
         "Technique",
-        "technique",
+        "image_generators",
+        "load_result",
+        "noise_like",
     ),
     "timmscope_registry.errors": (
         "ImageError",

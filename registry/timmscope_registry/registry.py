@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from timmscope_registry import discovery
 from timmscope_registry.discovery import Found, PluginInfo, Problem
@@ -56,7 +56,7 @@ class Entry(Generic[S]):
         """``"technique"``, ``"collector"``, ``"model source"`` …"""
         return KINDS[type(self.spec)]
 
-    def load(self) -> object:
+    def load(self) -> Any:  # whatever the plugin made; callers check what they need
         """Import and return the implementation.
 
         Raises:
