@@ -80,6 +80,8 @@ def _single(text: str) -> Objective:
         raise ObjectiveError(
             f"{text!r} has an open bracket: expected LAYER[UNIT] or LAYER[UNIT,y,x]"
         )
+    if "*" in text:
+        raise ObjectiveError(f"{text!r} multiplies wrongly: expected NUMBER*OBJECTIVE")
     return ByName(text)
 
 

@@ -1,0 +1,69 @@
+# Two commands for users: `make demo` and `make test`. Each makes what it needs in .venv.
+#
+#   make demo [IMAGES=folder] [OUT=demo]   the tour, as OUT/report.html
+#   make test [ARGS="-k store"]            all tests
+#   make check                             lint, types, import contracts, docs
+#   make soak | bench                      long tests | speed ratios, as bench.json
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= demo
+IMAGES ?=
+ARGS   ?=
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# One thread a test process, so that two of them share two cores without fighting.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test soak bench check lint types contracts docs format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/timmscope demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
+
+test: $(VENV)/.dev
+	$(PYTEST) -n 2 --dist loadgroup -m "not soak" $(ARGS)
+
+soak: $(VENV)/.dev
+	$(PYTEST) -m soak $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench $(ARGS)
+
+check: lint types contracts docs
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) docs/_build dist .pytest_cache .mypy_cache .ruff_cache
+
+# The stamps are newer than what decides the environment's contents.
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "timmscope needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]' --group test --group lint --group docs
+	@touch $@ $(VENV)/.demo

