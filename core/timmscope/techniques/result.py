@@ -83,6 +83,15 @@ class Result(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         Result._types[f"{cls.__module__}:{cls.__qualname__}"] = cls
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # dataclass keeps it
+
+    def __repr__(self) -> str:
+        """Shapes instead of values."""
+        shown = ", ".join(
+            f"{name}={'×'.join(str(size) for size in value.shape) or value.item()}"
+            for name, value in self._tensors().items()
+        )
+        return f"{type(self).__name__}({self.provenance.technique}, {shown})"
 
     @abstractmethod
     def figure(self) -> Figure:

@@ -1,0 +1,75 @@
+"""The wheel works alone: installed with its dependencies and nothing else, in a new environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMOKE = """
+import json, sys, torch, timmscope, timmscope_registry
+assert "site-packages" in timmscope.__file__, timmscope.__file__
+model = timmscope.load_model("random:resnet18?seed=0&img_size=64")
+images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+cam = timmscope.technique("grad-cam")(relu=False)(model, images, "class:3")
+cam.save(sys.argv[1])
+print(json.dumps({"peak": float(cam.maps.abs().max()), "extra": "skimage" in sys.modules}))
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, ROOT, cwd=out)
+    (found,) = out.glob("timmscope-*.whl")
+    return found
+
+
+def test_the_wheel_holds_every_package_its_types_and_data(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        text = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    families = ("attribution", "synthesis", "attack", "style", "representation")
+    packages = ["timmscope", "timmscope_registry", *(f"timmscope_{name}" for name in families)]
+    for package in packages:
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
+    assert any(name.startswith("timmscope/demo/") and ".html" in name for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith(("tests", "docs", "core", "plugins")) for name in names)
+    for family in families:
+        assert f"{family} = timmscope_{family}.plugin" in text
+    assert "timmscope = timmscope.cli:main" in text
+
+
+def test_the_wheel_works_installed_alone(wheel, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    run(
+        python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel,
+        cwd=tmp_path,
+    )  # fmt: skip
+    facts = json.loads(run(python, "-c", SMOKE, tmp_path / "out", cwd=tmp_path).splitlines()[-1])
+    assert facts["peak"] > 0
+    assert not facts["extra"]
+    assert (tmp_path / "out" / "figure.png").exists()
+    command = tmp_path / "env" / "bin" / "timmscope"
+    assert run(command, "--version", cwd=tmp_path).strip()
+    listed = run(command, "plugins", "--json", cwd=tmp_path)
+    for name in ("grad-cam", "pgd", "neural-style", "activation-maximization", "filters"):
+        assert name in listed
+    run(python, "-m", "pip", "check", cwd=tmp_path)

@@ -1,0 +1,214 @@
+"""What every technique gets from its base: checked parameters, seeds, batches, results."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from timmscope import (
+    AttackTechnique,
+    Attribution,
+    AttributionTechnique,
+    HookedModel,
+    ImageError,
+    ParameterError,
+    SynthesisOutcome,
+    SynthesisTechnique,
+    TechniqueError,
+    TimmscopeError,
+    image_generators,
+    load_model,
+    load_result,
+    noise_like,
+    technique,
+)
+from timmscope.techniques.session import session
+from timmscope_registry.hooks import fingerprint
+
+
+class Noisy(AttributionTechnique):
+    """Gradient times noise: random, but for each image on its own."""
+
+    strength: float = Field(1.0, gt=0)
+    """How much."""
+
+    def attribute(self, model, images, objective):
+        _, gradient = model.gradient(images, objective)
+        return (gradient * noise_like(images) * self.strength).sum(1)
+
+
+class Answer(AttributionTechnique):
+    """Returns what it is told to."""
+
+    kind: str = "zero"
+
+    def attribute(self, model, images, objective):
+        torch.set_grad_enabled(not torch.is_grad_enabled())
+        torch.rand(3)
+        value = {"zero": 0.0, "nan": float("nan"), "raise": 1.0, "shape": 1.0}[self.kind]
+        if self.kind == "raise":
+            model.module.register_forward_pre_hook(_fail).remove()
+            raise RuntimeError("in the middle")
+        shape = (1, 1) if self.kind == "shape" else (2, 2)
+        return torch.full((len(images), *shape[: 1 if self.kind == "shape" else 2]), value)
+
+
+def _fail(*_):
+    raise RuntimeError
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_misspelt_parameter_names_the_nearest():
+    with pytest.raises(ParameterError, match=r"no parameter 'strenght'; did you mean 'strength'"):
+        Noisy(strenght=2)
+
+
+def test_a_value_out_of_range_says_which_and_why():
+    with pytest.raises(ParameterError, match=r"'strength' of .* is -1: .*greater than 0") as caught:
+        Noisy(strength=-1)
+    assert caught.value.parameter == "strength"
+    assert "\n" not in str(caught.value)
+
+
+def test_parameters_are_frozen_and_field_docstrings_are_their_help():
+    with pytest.raises(Exception, match="frozen"):
+        Noisy().strength = 3
+    assert Noisy.model_fields["strength"].description == "How much."
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
+def test_results_do_not_depend_on_how_the_batch_is_split(linear_model, images, batch_size):
+    targets = "class:0|1|2|1|0"
+    whole = Noisy()(linear_model, images, targets, seed=7, batch_size=5)
+    parts = Noisy()(linear_model, images, targets, seed=7, batch_size=batch_size)
+    assert torch.equal(whole.raw, parts.raw)
+    assert torch.allclose(whole.scores, parts.scores)
+    assert "raw=5×4×4" in repr(whole)
+
+
+def test_the_seed_decides_and_the_callers_generator_does_not_move(linear_model, images):
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    first = Noisy()(linear_model, images, "class:0", seed=1).raw
+    torch.rand(1)
+    assert torch.equal(first, Noisy()(linear_model, images, "class:0", seed=1).raw)
+    assert not torch.equal(first, Noisy()(linear_model, images, "class:0", seed=2).raw)
+    torch.set_rng_state(state)
+    Noisy()(linear_model, images, "class:0")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_belongs_to_an_image_whatever_its_neighbours():
+    with session(3, range(4)):
+        whole = noise_like(torch.zeros(4, 3, 2, 2))
+    with session(3, [2, 3]):
+        part = noise_like(torch.zeros(2, 3, 2, 2))
+    assert torch.equal(whole[2:], part)
+    with session(3, range(4)):
+        generators = image_generators(4)
+        drawn = [noise_like(torch.zeros(4, 2), generators=generators) for _ in range(2)]
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("zero", "zero everywhere for image 0"), ("nan", "NaN"), ("shape", r"expected \(B, h, w\)")],
+)
+def test_an_untrustworthy_map_is_an_error(linear_model, images, kind, message):
+    with pytest.raises(TechniqueError, match=message):
+        Answer(kind=kind)(linear_model, images, "class:0")
+
+
+@pytest.mark.parametrize("kind", ["zero", "raise"])
+def test_state_is_restored_after_a_failure(linear_model, images, kind):
+    linear_model.module.train()
+    before = fingerprint(linear_model.module)
+    with pytest.raises((TechniqueError, RuntimeError)):
+        Answer(kind=kind)(linear_model, images, "class:0")
+    assert fingerprint(linear_model.module).difference(before) == []
+
+
+def test_a_technique_takes_a_hooked_model_and_images_only(linear_model, images):
+    with pytest.raises(TimmscopeError, match="use load_model"):
+        Noisy()(linear_model.module, images, "class:0")
+    with pytest.raises(ImageError, match="normalisation"):
+        Noisy()(linear_model, images * 4 - 2, "class:0")
+    grey = HookedModel(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)),
+        mean=[0],
+        std=[1],
+        input_size=(1, 4, 4),
+    )
+    with pytest.raises(TimmscopeError, match="takes 1 channels"):
+        Noisy()(grey, images[:, :1], "class:0")
+
+
+def test_a_saved_result_loads_the_same(linear_model, images, tmp_path):
+    result = Noisy()(linear_model, images[:2], "class:0|2", seed=4)
+    loaded = load_result(result.save(tmp_path / "öut"))
+    assert isinstance(loaded, Attribution)
+    for name in ("maps", "raw", "images", "scores"):
+        assert torch.equal(getattr(loaded, name), getattr(result, name))
+    assert loaded.provenance == result.provenance
+    assert loaded.labels == result.labels
+    assert (tmp_path / "öut" / "figure.png").stat().st_size > 1000
+    assert (tmp_path / "öut" / "overlay-001.png").exists()
+
+
+def test_result_json_has_all_that_is_needed_to_run_it_again(photos, tmp_path):
+    model = load_model("random:resnet18?seed=2&img_size=64")
+    picture = photos[:2, :, ::4, ::4][:, :, :56, :56]
+    technique("grad-cam")(relu=False)(model, picture, "class:5|9", seed=3).save(tmp_path)
+    record = json.loads((tmp_path / "result.json").read_text())
+    source = record["provenance"]
+    with h5py.File(tmp_path / "arrays.h5") as file:
+        images, raw = (torch.from_numpy(file[name][()]) for name in ("images", "raw"))
+    again = technique(source["technique"])(**source["parameters"])(
+        load_model(source["model"]), images, source["call"]["objective"], seed=source["seed"]
+    )
+    assert torch.equal(again.raw, raw)
+    assert source["weights_sha256"] == model.weights_sha256
+    assert source["versions"]["torch"] == torch.__version__
+
+
+def test_a_directory_without_a_result_is_one_clear_line(tmp_path):
+    with pytest.raises(TimmscopeError, match="no result can be read from"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").write_text('{"type": "nowhere:Thing"}')
+    with pytest.raises(TimmscopeError, match="nowhere:Thing"):
+        load_result(tmp_path)
+
+
+class Painter(SynthesisTechnique):
+    """Returns images out of range."""
+
+    value: float = 2.0
+
+    def synthesize(self, model, objective, init):
+        images = torch.full((1, 3, 4, 4), self.value)
+        return SynthesisOutcome(images, torch.zeros(1, 1), torch.zeros(1, dtype=torch.long))
+
+
+class Vandal(AttackTechnique):
+    """Claims success with impossible images."""
+
+    def perturb(self, model, images, labels, targets):
+        return images + 2
+
+
+def test_images_outside_the_unit_range_are_stopped(linear_model, images):
+    with pytest.raises(TechniqueError, match=r"pixels from 2 to 2; expected \[0, 1\]"):
+        Painter()(linear_model, "class:0")
+    with pytest.raises(TechniqueError, match="expected \\[0, 1\\]"):
+        Vandal()(linear_model, images)
+    with pytest.raises(TechniqueError, match="NaN"):
+        Painter(value=float("nan"))(linear_model, "class:0")
