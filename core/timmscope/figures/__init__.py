@@ -1,0 +1,27 @@
+"""Pictures of results: one visual style, sized from the content, safe for colour-blind readers.
+
+Everything here takes plain tensors and returns matplotlib `Figure` objects or image tensors;
+pyplot and the global rc settings are never touched.
+"""
+
+from timmscope.figures.attack import attack_figure
+from timmscope.figures.curves import style_figure, synthesis_figure
+from timmscope.figures.heat import HeatScale, attribution_figure, colourise, overlay
+from timmscope.figures.pixels import png_bytes, to_array, write_png
+from timmscope.figures.sheet import sheet_figure
+from timmscope.figures.table import table_figure
+
+__all__ = [
+    "HeatScale",
+    "attack_figure",
+    "attribution_figure",
+    "colourise",
+    "overlay",
+    "png_bytes",
+    "sheet_figure",
+    "style_figure",
+    "synthesis_figure",
+    "table_figure",
+    "to_array",
+    "write_png",
+]

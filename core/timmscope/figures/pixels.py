@@ -1,0 +1,54 @@
+"""From image tensors to pixels in a file, rounded in one place."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from timmscope_registry import ImageError
+
+
+def to_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
+    """An image `(3, H, W)`, `(1, H, W)` or `(H, W)` in [0, 1] as `(H, W, 3)` 8-bit values.
+
+    Values outside are clipped, and values round to the nearest of 256 levels.
+
+    Raises:
+        ImageError: another shape, or NaN.
+    """
+    values = image.detach().float().cpu().numpy() if isinstance(image, Tensor) else image
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.shape[0] not in (1, 3):
+        raise ImageError(f"a picture has shape (3, H, W) or (H, W); this array is {values.shape}")
+    if np.isnan(values).any():
+        raise ImageError("a picture holds NaN: expected values in [0, 1]")
+    levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+    pixels = levels.transpose(1, 2, 0)
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
+
+def write_png(image: Tensor | NDArray[Any], path: str | Path) -> Path:
+    """Write an image `(3, H, W)` in [0, 1] as a PNG file; returns the path.
+
+    Raises:
+        ImageError: another shape, or NaN.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    Image.fromarray(to_array(image)).save(path, format="PNG")
+    return path
+
+
+def png_bytes(image: Tensor | NDArray[Any]) -> bytes:
+    """The PNG file of an image `(3, H, W)` in [0, 1]."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_array(image)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,96 @@
+"""A sheet: many pictures in a grid, each with its label."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from timmscope.figures.canvas import Canvas, line_height
+from timmscope.figures.theme import (
+    GAP_IN,
+    LABEL_PT,
+    MARGIN_IN,
+    MUTED,
+    SMALL_PT,
+    TITLE_PT,
+    fit,
+    theme,
+)
+from timmscope_registry import ParameterError
+
+
+def sheet_figure(
+    images: Tensor | Sequence[Tensor],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    title: str = "",
+    row_labels: Sequence[str] | None = None,
+    note: str = "",
+    cell_in: float | None = None,
+    gap_in: float = GAP_IN,
+) -> Figure:
+    """Pictures in a grid, row by row.
+
+    Args:
+        images: `(N, 3, h, w)` in [0, 1], or a list of `(3, h, w)` of any sizes.
+        titles: a label below each picture; two lines at most, `\\n` starts a new part.
+        columns: pictures a row; by default nearly a square, at most 8.
+        title: of the whole sheet.
+        row_labels: a label at the left of each row.
+        note: small print below.
+        cell_in: width of a picture in inches; by default from the number of columns.
+        gap_in: between pictures, in inches.
+
+    Raises:
+        ParameterError: no images, or labels that do not match them.
+    """
+    pictures = list(images)
+    if not pictures:
+        raise ParameterError("a sheet needs at least one picture", parameter="images")
+    if titles is not None and len(titles) != len(pictures):
+        raise ParameterError(
+            f"{len(titles)} titles for {len(pictures)} pictures: give one each", parameter="titles"
+        )
+    columns = min(columns or min(8, math.ceil(math.sqrt(len(pictures)))), len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    if row_labels is not None and len(row_labels) != rows:
+        raise ParameterError(
+            f"{len(row_labels)} row labels for {rows} rows: give one each", parameter="row_labels"
+        )
+    cell = cell_in or max(0.35, min(1.6, 8.5 / columns))
+    tall = cell * max(picture.shape[-2] / picture.shape[-1] for picture in pictures)
+    tall = min(tall, 1.6 * cell)
+    texts = [fit(text, cell + gap_in * 0.5, SMALL_PT, lines=2) for text in titles or []]
+    text_lines = max((text.count("\n") + 1 for text in texts), default=0)
+    label = line_height(SMALL_PT, text_lines) + 0.05 if texts else 0.0
+    side = 1.15 if row_labels is not None else 0.0
+    head = MARGIN_IN + (line_height(TITLE_PT) + 0.12 if title else 0)
+    foot = line_height(SMALL_PT) + 0.1 if note else 0.0
+    step_x, step_y = cell + gap_in, tall + label + gap_in
+    with theme():
+        page = Canvas(
+            max(2 * MARGIN_IN + side + columns * step_x - gap_in, 2.2),
+            head + rows * step_y - gap_in + foot + MARGIN_IN,
+        )
+        if title:
+            room = page.width - 2 * MARGIN_IN
+            heading = fit(title, room, TITLE_PT, bold=True)
+            page.text(heading, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
+        for index, picture in enumerate(pictures):
+            row, column = divmod(index, columns)
+            left, top = MARGIN_IN + side + column * step_x, head + row * step_y
+            page.picture(picture, left, top, cell, tall)
+            if texts:
+                place = (left + cell / 2, top + tall + 0.04)
+                page.text(texts[index], *place, size=SMALL_PT, colour=MUTED, align="center")
+        for row, text in enumerate(row_labels or []):
+            shown = fit(text, side - 0.12, LABEL_PT, lines=3)
+            page.text(shown, MARGIN_IN, head + row * step_y, size=LABEL_PT)
+        if note:
+            small = fit(note, page.width - 2 * MARGIN_IN, SMALL_PT)
+            page.text(small, MARGIN_IN, page.height - foot - 0.08, size=SMALL_PT, colour=MUTED)
+    return page.figure

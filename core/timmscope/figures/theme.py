@@ -1,0 +1,140 @@
+"""The one visual style: typeface, sizes, colours, colour maps, and text that fits its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import matplotlib
+import matplotlib.style
+from cycler import cycler
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
+
+TYPEFACE = "DejaVu Sans"
+"""Ships with matplotlib, so that pictures are the same everywhere."""
+
+TITLE_PT = 11.0
+LABEL_PT = 8.5
+SMALL_PT = 7.5
+LINE = 1.3
+"""Distance of text lines, in font sizes."""
+ASCENT = 0.93
+"""From the top of a line to its baseline, in font sizes."""
+
+PAPER = "#ffffff"
+INK = "#1b1e23"
+MUTED = "#5f6772"
+RULE = "#d4d8de"
+GOOD = "#00734f"
+BAD = "#a8430a"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Okabe and Ito's colours, told apart by colour-blind readers."""
+
+SEQUENTIAL = "inferno"
+"""Perceptually uniform; for maps without sign."""
+DIVERGING = "RdBu_r"
+"""Blue below zero, white at zero, red above; for signed maps."""
+
+MARGIN_IN = 0.25
+GAP_IN = 0.14
+MAX_ROWS = 24
+"""Rows of pictures in one figure; what is left out is said below them."""
+
+_STYLE = {
+    "font.family": [TYPEFACE],
+    "font.size": LABEL_PT,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=list(SERIES)),
+    "axes.labelsize": SMALL_PT,
+    "axes.formatter.use_mathtext": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": SMALL_PT,
+    "ytick.labelsize": SMALL_PT,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": SMALL_PT,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "image.interpolation": "nearest",
+}
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """matplotlib's defaults with this style inside; the caller's settings afterwards."""
+    with matplotlib.style.context(["default", _STYLE]):
+        yield
+
+
+@lru_cache
+def _font(bold: bool) -> FT2Font:
+    return get_font(findfont(FontProperties(family=TYPEFACE, weight="bold" if bold else "normal")))
+
+
+def text_width(text: str, size_pt: float, *, bold: bool = False) -> float:
+    """Width of one line of text in inches."""
+    font = _font(bold)
+    font.set_size(size_pt, 72)
+    font.set_text(printable(text), 0.0)
+    return float(font.get_width_height()[0]) / 64 / 72
+
+
+def printable(text: str) -> str:
+    """The text with a box for each character that the typeface lacks."""
+    font = _font(False)
+    return "".join(c if c.isspace() or font.get_char_index(ord(c)) else "□" for c in text)
+
+
+def fit(
+    text: str, width_in: float, size_pt: float = LABEL_PT, *, lines: int = 1, bold: bool = False
+) -> str:
+    """Text wrapped at blanks to at most `lines` lines of a width, the rest cut off with `…`.
+
+    Line breaks in the text are kept, each part having `lines` lines of its own.
+    """
+    parts = (_fit_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
+    return "\n".join(parts)
+
+
+def _fit_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool) -> str:
+    words = printable(text).split()
+    done: list[str] = []
+    while words and len(done) < lines:
+        last = len(done) == lines - 1
+        count = len(words)
+        while count > 1 and text_width(" ".join(words[:count]), size_pt, bold=bold) > width_in:
+            count -= 1
+        line, rest = " ".join(words[:count]), words[count:]
+        if (rest and last) or text_width(line, size_pt, bold=bold) > width_in:
+            line = _cut(" ".join(words) if last else line, width_in, size_pt, bold)
+        done.append(line)
+        words = rest
+    return "\n".join(done)
+
+
+def _cut(text: str, width_in: float, size_pt: float, bold: bool) -> str:
+    while text and text_width(text + "…", size_pt, bold=bold) > width_in:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def number(value: float) -> str:
+    """A short number for captions: `0.93`, `12.4`, `1.2e-05`."""
+    if value != value:
+        return "NaN"
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{value:.1e}"

@@ -1,0 +1,194 @@
+"""Figures: sizes from their content, labels in their place, nothing of matplotlib's changed."""
+
+import itertools
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from timmscope.figures import (
+    attack_figure,
+    attribution_figure,
+    sheet_figure,
+    style_figure,
+    synthesis_figure,
+    table_figure,
+)
+from timmscope.figures.attack import magnified
+from timmscope.figures.theme import fit, number, text_width
+from timmscope_registry import ParameterError
+
+LONG = "American black bear, black bear, Ursus americanus, Euarctos americanus " * 3
+
+
+def images(count=2, height=32, width=48):
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def adversarial(count=2):
+    originals = images(count)
+    changed = (originals + 4 / 255).clamp(0, 1)
+    flags = torch.tensor([True, False] * count)[:count]
+    return SimpleNamespace(
+        images=changed,
+        originals=originals,
+        provenance=SimpleNamespace(technique="timmscope:pgd"),
+        class_names=[["cat", "cat", LONG]] * count,
+        confidence_before=torch.full((count,), 0.4),
+        confidence_after=torch.full((count,), 0.999),
+        already_wrong=torch.zeros(count, dtype=torch.bool),
+        success=flags,
+        success_8bit=flags,
+        linf=torch.full((count,), 4 / 255),
+        l2=torch.full((count,), 1.0),
+    )
+
+
+FIGURES = {
+    "attribution": lambda: attribution_figure(
+        images(), images()[:, 0] - 0.5, [LONG, "cat"], title="grad-cam"
+    ),
+    "constant": lambda: attribution_figure(images(1), torch.zeros(1, 32, 48), ["none"]),
+    "synthesis": lambda: synthesis_figure(images(5), torch.rand(9, 5), torch.rand(5), [LONG] * 5),
+    "one step": lambda: synthesis_figure(images(1), torch.rand(1, 1), torch.rand(1), ["cat"]),
+    "style": lambda: style_figure(
+        images(1), images(2, 20, 20), images(1), {"total": torch.rand(9), "zero": torch.zeros(9)}
+    ),
+    "texture": lambda: style_figure(None, images(1), images(1), {"total": torch.rand(9)}),
+    "attack": lambda: attack_figure(adversarial()),
+    "table": lambda: table_figure([{"name": LONG, "value": 0.5, "none": None}] * 50),
+    "empty table": lambda: table_figure([]),
+    "sheet": lambda: sheet_figure(images(7), [LONG] * 7, columns=3, title=LONG, note=LONG),
+}
+
+
+def drawn(figure):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_leaves_the_page(name):
+    figure = FIGURES[name]()
+    renderer = drawn(figure)
+    page = figure.bbox
+    for text in [*figure.texts, *(t for axes in figure.axes for t in axes.get_children())]:
+        if not hasattr(text, "get_text") or not text.get_text():
+            continue
+        box = text.get_window_extent(renderer)
+        assert box.x0 >= page.x0 - 1, text.get_text()
+        assert box.x1 <= page.x1 + 1, text.get_text()
+        assert box.y0 >= page.y0 - 1, text.get_text()
+        assert box.y1 <= page.y1 + 1, text.get_text()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_pictures_keep_their_aspect(name):
+    figure = FIGURES[name]()
+    drawn(figure)
+    for axes in figure.axes:
+        for picture in axes.get_images():
+            height, width = picture.get_array().shape[:2]
+            box = axes.get_window_extent()
+            assert box.width / box.height == pytest.approx(width / height, rel=1e-6)
+
+
+def test_labels_of_a_sheet_do_not_overlap():
+    figure = sheet_figure(images(6), [LONG] * 6, columns=6)
+    renderer = drawn(figure)
+    boxes = [text.get_window_extent(renderer) for text in figure.texts]
+    rows = {}
+    for box in boxes:
+        rows.setdefault(round(box.y0), []).append(box)
+    for row in rows.values():
+        row.sort(key=lambda box: box.x0)
+        for left, right in itertools.pairwise(row):
+            assert left.x1 < right.x0
+
+
+def test_more_rows_than_fit_are_counted():
+    figure = attribution_figure(images(30, 4, 4), torch.rand(30, 4, 4), ["x"] * 30)
+    assert "6 more images not shown" in [text.get_text() for text in figure.texts]
+
+
+def test_rc_parameters_of_the_caller_neither_change_nor_matter():
+    plain = render(FIGURES["synthesis"]())
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "font.family": "serif"}):
+        before = dict(matplotlib.rcParams)
+        strange = FIGURES["synthesis"]()
+        assert dict(matplotlib.rcParams) == before
+    assert strange.get_size_inches().tolist() == pytest.approx(plain[1])
+    assert strange.axes[-1].get_facecolor() == matplotlib.colors.to_rgba("white")
+
+
+def render(figure):
+    assert isinstance(figure, Figure)
+    renderer = drawn(figure)
+    return np.asarray(renderer.buffer_rgba()), figure.get_size_inches().tolist()
+
+
+def test_pyplot_is_never_imported():
+    code = (
+        "import sys, torch; from timmscope.figures import sheet_figure;"
+        "sheet_figure(torch.rand(2, 3, 4, 4)); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_dollar_signs_are_no_formulas_and_unknown_letters_are_boxes():
+    figure = attribution_figure(images(1), torch.ones(1, 32, 48), ["a$b^c$ 猫"])
+    texts = [text.get_text() for text in figure.texts]
+    assert "a$b^c$ □" in texts
+    drawn(figure)
+
+
+def test_fit_cuts_at_words_then_letters():
+    assert fit("one two", 10.0) == "one two"
+    lines = fit("one two three four five six", 0.6, 8, lines=2).split("\n")
+    assert len(lines) == 2
+    assert lines[1].endswith("…")
+    assert all(text_width(line, 8) <= 0.6 for line in lines)
+    assert fit("abcdefghijklmnopqrstuvwxyz", 0.6, 8).endswith("…")
+    assert fit("one\ntwo", 10.0) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.12345, "0.123"),
+        (12345.6, "12346"),
+        (1e-5, "1.0e-05"),
+        (float("nan"), "NaN"),
+        (2e7, "2.0e+07"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert number(value) == text
+
+
+def test_magnified_change_reaches_the_ends_of_the_range():
+    change = torch.zeros(3, 2, 2)
+    change[0, 0, 0], change[1, 1, 1] = 4 / 255, -2 / 255
+    shown, factor = magnified(change)
+    assert factor == pytest.approx(0.5 / (4 / 255))
+    assert shown[0, 0, 0] == pytest.approx(1.0)
+    assert shown[1, 1, 1] == pytest.approx(0.25)
+    assert magnified(torch.zeros(3, 2, 2))[1] == 1.0
+
+
+def test_sheets_refuse_what_does_not_match():
+    with pytest.raises(ParameterError, match="at least one"):
+        sheet_figure([])
+    with pytest.raises(ParameterError, match="2 titles for 3"):
+        sheet_figure(images(3), ["a", "b"])
+    with pytest.raises(ParameterError, match="row labels"):
+        sheet_figure(images(4), columns=2, row_labels=["a"])
