@@ -16,10 +16,12 @@ from .decode import open_image
 from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, decode, encode
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".jp2", ".j2k")
-    + (".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico")
-)
+# fmt: off
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".jp2", ".j2k",
+    ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico",
+))
+# fmt: on
 """Suffixes (lower case) that a folder's images have; other files in it are ignored."""
 
 SAMPLED_FILES = 4096

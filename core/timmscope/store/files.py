@@ -1,0 +1,173 @@
+"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+HDF5 has no journal, and worse: when the disk is full, libhdf5 cannot close the file any more and
+the process dies of a segmentation fault. So HDF5 never learns of a failed write. It writes through
+`GuardedFile`, which keeps what does not fit in memory and remembers the error; the miner looks at
+it after every batch and gives up while all earlier shards are safe.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from timmscope_registry import StoreError
+
+TEMPORARY = ".tmp"
+"""Suffix of files being written; what a killed process leaves behind."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIBVER = ("v110", "v110")  # checksummed metadata, and the same bytes from every HDF5 release
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file in one step; `StoreError` when the disk is full or read-only."""
+    with _replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
+    """Write an HDF5 file that appears under its name only when it is complete and on disk.
+
+    The same writes give the same bytes: no time stamps, fixed format version.
+
+    Raises:
+        StoreError: the disk is full or read-only; nothing is left behind.
+    """
+    with _replacing(path) as temporary, GuardedFile(temporary) as guarded:
+        with h5py.File(guarded, "w", libver=_LIBVER, rdcc_nbytes=16 << 20) as file:
+            yield file, guarded
+        guarded.check()
+        guarded.sync()
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise disk_error(error, path) from error
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def disk_error(error: OSError, path: Path) -> StoreError:
+    """Say in one line why a store's file cannot be written, and what to do."""
+    if error.errno in _FULL:
+        advice = "free some space and start again: finished shards are kept"
+        return StoreError(f"{path}: the disk is full ({error.strerror}); {advice}")
+    return StoreError(f"{path}: cannot be written ({error.strerror or error}); check the folder")
+
+
+class GuardedFile:
+    """A file for h5py whose writes never fail; `check` raises what went wrong.
+
+    After the first failure, what HDF5 writes is kept in memory, so that what it reads back is
+    right and the HDF5 file can be closed in order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb+", buffering=0)
+        self._position = 0
+        self._size = 0
+        self._spilled: list[tuple[int, bytes]] = []
+        self.error: OSError | None = None
+
+    def __enter__(self) -> GuardedFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def check(self) -> None:
+        """Raise the first error of a write, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def sync(self) -> None:
+        """Wait until the contents are on disk."""
+        os.fsync(self._file.fileno())
+
+    # --- what h5py calls ----------------------------------------------------------------------
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        """Return the offset."""
+        return self._position
+
+    def write(self, data: Any) -> int:
+        """Write, or keep in memory what cannot be written."""
+        view = memoryview(data).cast("B")
+        written = 0
+        if self.error is None:
+            try:
+                self._file.seek(self._position)
+                while written < len(view):
+                    written += self._file.write(view[written:])
+            except OSError as error:
+                self.error = error
+        if written < len(view):
+            self._spilled.append((self._position + written, bytes(view[written:])))
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what was written, wherever it is."""
+        view = memoryview(buffer).cast("B")
+        start = self._position
+        self._file.seek(start)
+        got = self._file.readinto(view)
+        view[got:] = bytes(len(view) - got)
+        for offset, data in self._spilled:
+            low, high = max(offset, start), min(offset + len(data), start + len(view))
+            if low < high:
+                view[low - start : high - start] = data[low - offset : high - offset]
+        count = max(0, min(len(view), self._size - start))
+        self._position += count
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size."""
+        self._size = self._position if size is None else size
+        if self.error is None:
+            try:
+                self._file.truncate(self._size)
+            except OSError as error:
+                self.error = error
+        return self._size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""

@@ -1,0 +1,224 @@
+"""The manifest: what a store was made from, and what must lie in its folder.
+
+It holds no time stamps and no machine's paths but the images' location, so two runs over the same
+images with the same model write the same manifest, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from timmscope_registry import StoreCorrupted, StoreError
+
+from . import files
+
+SCHEMA = 1
+"""Version of the store's format that this release writes."""
+NAME = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ModelRecord(_Record):
+    """Which model; `preprocessing` is everything that changes the pixels it sees."""
+
+    id: str
+    weights_sha256: str
+    preprocessing: dict[str, Any]
+
+
+class ImagesRecord(_Record):
+    """Which images; `location` opens them again (empty for a source that only was in memory)."""
+
+    location: str
+    count: int
+    fingerprint: str
+
+
+class LayerRecord(_Record):
+    """One mined layer, as the model's catalogue describes it.
+
+    `kinds` are the kinds of rows kept of it: ``pooled``, ``max``, ``argmax``, ``maps`` or a
+    plugin's.
+    """
+
+    name: str
+    module_type: str
+    layout: str
+    shape: tuple[int, ...]
+    channels: int
+    grid: tuple[int, int] | None
+    stride: tuple[float, float] | None
+    prefix_tokens: int
+    kinds: tuple[str, ...]
+
+    def cell(self, position: int) -> tuple[int, int]:
+        """Row and column of a cell numbered as in ``argmax``; (-1, -1) where there is none."""
+        if position < 0:
+            return (-1, -1)
+        return divmod(position, self.grid[1]) if self.grid else (0, position)
+
+
+class CollectorRecord(_Record):
+    """One collector: its class as an import string, and its parameters."""
+
+    name: str
+    impl: str
+    parameters: dict[str, Any]
+
+
+class FileRecord(_Record):
+    """Size and digest of a file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Describe a file on disk."""
+        return cls(size=path.stat().st_size, sha256=files.sha256(path))
+
+
+class ShardRecord(_Record):
+    """A finished range of images, `start` to `stop` - 1."""
+
+    start: int
+    stop: int
+    unreadable: int
+    rows: FileRecord
+    reduced: FileRecord
+
+
+class Manifest(_Record):
+    """All of a store but its rows. `shards` maps a shard's number to its files."""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    model: ModelRecord
+    images: ImagesRecord
+    layers: tuple[LayerRecord, ...]
+    collectors: tuple[CollectorRecord, ...]
+    batch_size: int
+    shard_size: int
+    precision: str
+    versions: dict[str, str]
+    shards: dict[int, ShardRecord] = Field(default_factory=dict)
+    merged: FileRecord | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard and the merged state were written."""
+        return self.merged is not None
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards of the complete store."""
+        return -(-self.images.count // self.shard_size)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First image id of a shard and the one after its last."""
+        start = shard * self.shard_size
+        return start, min(start + self.shard_size, self.images.count)
+
+    def layer(self, name: str) -> LayerRecord | None:
+        """The record of a layer, None if it was not mined."""
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+    def with_shard(self, number: int, record: ShardRecord) -> Manifest:
+        """Add a finished shard; the table stays in order of number."""
+        shards = dict(sorted({**self.shards, number: record}.items()))
+        return self.model_copy(update={"shards": shards})
+
+    def without_shards(self, numbers: set[int]) -> Manifest:
+        """Forget shards, and with them the merged state."""
+        left = {number: shard for number, shard in self.shards.items() if number not in numbers}
+        return self.model_copy(update={"shards": left, "merged": None})
+
+    def differences(self, wanted: Manifest) -> list[str]:
+        """Say where a run that `wanted` describes departs from this store, one line each.
+
+        Versions of libraries count only while the store is incomplete: its other shards would be
+        computed by other code.
+        """
+        mine, theirs = dict(self._identity()), dict(wanted._identity())
+        if not self.complete:
+            mine |= {f"{name} version": value for name, value in self.versions.items()}
+            theirs |= {f"{name} version": value for name, value in wanted.versions.items()}
+        return [
+            f"{key}: the store has {_short(mine.get(key))}, this run {_short(theirs.get(key))}"
+            for key in sorted(mine.keys() | theirs.keys())
+            if mine.get(key) != theirs.get(key)
+        ]
+
+    def _identity(self) -> Iterator[tuple[str, Any]]:
+        data = self.model_dump(mode="json")
+        yield "model", self.model.id
+        yield "weights", self.model.weights_sha256
+        for key, value in data["model"]["preprocessing"].items():
+            yield f"preprocessing {key}", value
+        yield "number of images", self.images.count
+        yield "images' fingerprint", self.images.fingerprint
+        for many in ("layers", "collectors"):
+            yield many, [record["name"] for record in data[many]]
+            for record in data[many]:
+                for key, value in record.items():
+                    if key != "name":
+                        yield f"{many[:-1]} {record['name']} {key}", value
+        for key in ("batch_size", "shard_size", "precision"):
+            yield key.replace("_", " "), data[key]
+
+    def to_bytes(self) -> bytes:
+        """The file's contents."""
+        data = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(data, indent=1) + "\n").encode()
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` in one step."""
+        files.write_bytes(folder / NAME, self.to_bytes())
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read ``manifest.json``.
+
+        Raises:
+            StoreError: there is none, or a newer release wrote it.
+            StoreCorrupted: it is damaged.
+        """
+        path = folder / NAME
+        try:
+            data = json.loads(path.read_bytes())
+            schema = int(data["schema"])
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreError(
+                f"{folder}: not a store (no {NAME} in it); make one with timmscope mine"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
+        if schema != SCHEMA:
+            raise StoreError(
+                f"{folder}: written in store schema {schema}, this release reads {SCHEMA}; "
+                "upgrade timmscope to open it"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise _damaged(path, error.errors()[0]["msg"]) from error
+
+
+def _damaged(path: Path, reason: object) -> StoreCorrupted:
+    text = " ".join(str(reason).split())
+    return StoreCorrupted(
+        f"{path}: the manifest is damaged ({text}); restore it from a copy, or mine again",
+        shard=NAME,
+    )
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"

@@ -1,0 +1,153 @@
+"""One shard: the rows of a fixed range of images, in one HDF5 file.
+
+::
+
+    /images/{path,label,reason}          fixed-length UTF-8
+    /images/{status,width,height}        uint8 (0 read, 1 unreadable), int32 (0 when unreadable)
+    /layers/<layer>/<kind>               (n, …): pooled, max, argmax, maps or a plugin's kind
+    attributes start, stop               image ids, so that swapped files are noticed
+
+Every dataset has a Fletcher-32 checksum a chunk of at most 1 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from timmscope_registry import StoreCorrupted, StoreError
+
+from .manifest import FileRecord, Manifest
+
+CHUNK_BYTES = 1 << 20
+MERGED = "reduced/merged.h5"
+
+READ, UNREADABLE = 0, 1
+"""Values of an image's status."""
+
+T = TypeVar("T")
+
+
+def rows_file(number: int) -> str:
+    """Name of a shard's rows, relative to the store."""
+    return f"shards/{number:05d}.h5"
+
+
+def reduced_file(number: int) -> str:
+    """Name of a shard's reduced state, relative to the store."""
+    return f"reduced/{number:05d}.h5"
+
+
+def layer_group(name: str) -> str:
+    """Name of a layer's HDF5 group; a slash would make two of it."""
+    return "layers/" + name.replace("%", "%25").replace("/", "%2F")
+
+
+def new_dataset(
+    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, data: Any = None
+) -> h5py.Dataset:
+    """Make a checksummed dataset in chunks of whole rows, at most 1 MiB each."""
+    if not shape or 0 in shape:  # scalars and empty arrays cannot be chunked
+        return parent.create_dataset(name, shape, dtype, data=data, track_times=False)
+    chunk = list(shape)
+    for axis in range(len(shape)):
+        below = int(np.prod(shape[axis + 1 :])) * np.dtype(dtype).itemsize
+        chunk[axis] = max(1, min(shape[axis], CHUNK_BYTES // below))
+        if below <= CHUNK_BYTES:
+            break
+    return parent.create_dataset(
+        name, shape, dtype, data=data, chunks=tuple(chunk), fletcher32=True, track_times=False
+    )
+
+
+def write_strings(parent: h5py.Group, name: str, values: list[bytes]) -> None:
+    """Write fixed-length strings; variable-length ones have no checksum."""
+    width = max(1, *map(len, values)) if values else 1
+    array = np.array(values, dtype=f"S{width}")
+    new_dataset(parent, name, array.shape, h5py.string_dtype("utf-8", width), array)
+
+
+def read_strings(dataset: h5py.Dataset) -> list[bytes]:
+    """Read strings that `write_strings` wrote."""
+    return [bytes(value) for value in dataset[:]]
+
+
+def write_arrays(parent: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a collector's state."""
+    for name, array in arrays.items():
+        value = np.asarray(array)
+        new_dataset(parent, name, value.shape, value.dtype, value)
+
+
+def read_arrays(group: h5py.Group) -> dict[str, np.ndarray]:
+    """Read a collector's state."""
+    return {name: np.asarray(dataset[()]) for name, dataset in group.items()}
+
+
+class ShardFiles:
+    """Opens a store's files for reading and turns every kind of damage into `StoreCorrupted`.
+
+    Nothing stays open between reads, so a store may be pickled, forked and shared by threads.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @contextmanager
+    def open(self, name: str, expected: FileRecord) -> Iterator[h5py.File]:
+        """Open a file of the store; what is read inside is guarded too.
+
+        Raises:
+            StoreCorrupted: missing, of another size than the manifest says, or damaged.
+        """
+        path = self.folder / name
+        try:
+            size = path.stat().st_size
+            if size != expected.size:
+                raise self.corrupted(name, f"{size} bytes instead of {expected.size}")
+            with h5py.File(path, "r") as file:
+                yield file
+        except FileNotFoundError as error:
+            raise self.corrupted(name, "the file is missing") from error
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise self.corrupted(name, " ".join(str(error).split())) from error
+
+    def read(self, number: int, reader: Callable[[h5py.File], T]) -> T:
+        """Call `reader` with a shard's open file and return what it returns.
+
+        Raises:
+            StoreCorrupted: as for `open`, or the file belongs to another range.
+        """
+        name, record = rows_file(number), self.manifest.shards[number]
+        with self.open(name, record.rows) as file:
+            span = (int(file.attrs["start"]), int(file.attrs["stop"]))
+            if span != (record.start, record.stop):
+                raise self.corrupted(
+                    name,
+                    f"holds images {span[0]} to {span[1] - 1} "
+                    f"instead of {record.start} to {record.stop - 1}",
+                )
+            return reader(file)
+
+    def require_all(self) -> None:
+        """Raise `StoreError` when the pass has not reached every shard."""
+        missing = self.manifest.shard_count - len(self.manifest.shards)
+        if missing:
+            raise StoreError(
+                f"{self.folder.name} is not finished: {missing} of {self.manifest.shard_count} "
+                "shards are missing; run the same timmscope mine again to complete it"
+            )
+
+    def corrupted(self, name: str, reason: str) -> StoreCorrupted:
+        """The error that names a damaged file."""
+        return StoreCorrupted(
+            f"{self.folder / name}: {reason}; "
+            f"run timmscope verify --repair {self.folder} to mine it again",
+            shard=name,
+        )

@@ -1,0 +1,200 @@
+"""`Store`: what one pass over one data set with one model left behind, opened for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from timmscope.images import LabelTable, StringTable
+from timmscope_registry import LayerNotFound, StoreError, did_you_mean, import_string, nearest
+
+from . import shards
+from .manifest import LayerRecord, Manifest
+from .shards import ShardFiles
+from .store_layer import StoreLayer
+
+if TYPE_CHECKING:
+    from timmscope.images import Images
+    from timmscope.mining.collectors import Collector
+    from timmscope.models import HookedModel
+
+    from .verify import Report
+
+
+class ImageTable:
+    """The store's images, by id: `paths`, `labels`, `status`, `reasons`, `sizes`."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return self._files.manifest.images.count
+
+    @cached_property
+    def paths(self) -> StringTable:
+        """Name of every image."""
+        return self._strings("path")
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        """Label of every image, None where there is none."""
+        return LabelTable(label or None for label in self._strings("label"))
+
+    @cached_property
+    def status(self) -> np.ndarray:
+        """0 for an image that was read, 1 for one that could not be; (N,) uint8."""
+        return self._column("status")
+
+    @cached_property
+    def reasons(self) -> StringTable:
+        """Why an image could not be read; empty for those that could."""
+        return self._strings("reason")
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Width and height in pixels before preprocessing, (N, 2) int32; 0 when unreadable."""
+        return np.stack([self._column("width"), self._column("height")], axis=1)
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Whether each image was read, (N,) bool."""
+        return np.asarray(self.status == shards.READ)
+
+    def unreadable(self) -> list[tuple[int, str, str]]:
+        """Id, name and reason of every image that could not be read."""
+        return [
+            (i, self.paths[i], self.reasons[i])
+            for i in np.flatnonzero(self.status != shards.READ).tolist()
+        ]
+
+    def _strings(self, name: str) -> StringTable:
+        def parts() -> list[list[bytes]]:
+            return [
+                self._files.read(n, lambda file: shards.read_strings(file[f"images/{name}"]))
+                for n in self._numbers
+            ]
+
+        return StringTable(
+            value.decode("utf-8", "surrogateescape") for part in parts() for value in part
+        )
+
+    def _column(self, name: str) -> np.ndarray:
+        return np.concatenate(
+            [
+                self._files.read(n, lambda file: np.asarray(file[f"images/{name}"][:]))
+                for n in self._numbers
+            ]
+        )
+
+    @property
+    def _numbers(self) -> range:
+        self._files.require_all()
+        return range(self._files.manifest.shard_count)
+
+
+class Store:
+    """A store opened for reading; see `Store.open`. May be pickled and shared between threads.
+
+    Attributes:
+        path: its folder.
+        manifest: what it was made from.
+        images: the images, by id.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.files = ShardFiles(path, manifest)
+        self.images = ImageTable(self.files)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Store:
+        """Open a store.
+
+        Raises:
+            StoreError: no store there, or one made by a newer release.
+            StoreCorrupted: its manifest is damaged. Damaged shards raise when they are read.
+        """
+        folder = Path(path).resolve()
+        return cls(folder, Manifest.read(folder))
+
+    def __len__(self) -> int:
+        return self.manifest.images.count
+
+    def __repr__(self) -> str:
+        done = "" if self.complete else f", only {len(self.manifest.shards)} shards done"
+        return (
+            f"<Store {self.path.name}: {len(self)} images, {len(self.layers)} layers of "
+            f"{self.manifest.model.id}{done}>"
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether the pass over the images was finished."""
+        return self.manifest.complete
+
+    @property
+    def layers(self) -> Mapping[str, LayerRecord]:
+        """The mined layers by name, in execution order."""
+        return {layer.name: layer for layer in self.manifest.layers}
+
+    def layer(self, name: str) -> StoreLayer:
+        """Return one layer's rows and reductions.
+
+        Raises:
+            LayerNotFound: it was not mined; the message names the nearest and all that were.
+        """
+        record = self.manifest.layer(name)
+        if record is None:
+            names = list(self.layers)
+            parts = [f"{self.path.name} has no layer {name!r}", did_you_mean(name, names)]
+            parts.append(f"it holds {', '.join(names)}")
+            raise LayerNotFound(
+                "; ".join(filter(None, parts)), name=name, nearest=nearest(name, names)
+            )
+        return StoreLayer(self, record)
+
+    def verify(
+        self,
+        *,
+        repair: bool = False,
+        model: HookedModel | None = None,
+        images: Images | None = None,
+    ) -> Report:
+        """Check every file by checksum and by reading it; see `timmscope.store.verify`."""
+        from .verify import verify
+
+        report = verify(self.path, repair=repair, model=model, images=images)
+        if report.repaired:
+            self.__init__(self.path, Manifest.read(self.path))  # type: ignore[misc]
+        return report
+
+    def collector(self, layer: str, name: str) -> Collector:
+        """Return a collector with all that the pass has seen at a layer.
+
+        Raises:
+            StoreError: the pass had no collector of that name.
+        """
+        record = next((r for r in self.manifest.collectors if r.name == name), None)
+        if record is None:
+            names = ", ".join(r.name for r in self.manifest.collectors)
+            raise StoreError(f"{self.path.name} has no collector {name!r}; it holds {names}")
+        kind = cast("type[Collector]", import_string(record.impl))
+        group = f"{name}/{shards.layer_group(layer)}"
+        whole = kind(**record.parameters)
+        if self.manifest.merged is not None:
+            with self.files.open(shards.MERGED, self.manifest.merged) as file:
+                whole.load(shards.read_arrays(file[group]))
+            return whole
+        self.files.require_all()
+        for number, shard in self.manifest.shards.items():
+            part = whole.fresh()
+            with self.files.open(shards.reduced_file(number), shard.reduced) as file:
+                part.load(shards.read_arrays(file[group]))
+            whole.merge(part)
+        return whole

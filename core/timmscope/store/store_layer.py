@@ -1,0 +1,203 @@
+"""One layer of a store: its rows, its units' strongest images, its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import numpy as np
+
+from timmscope_registry import StoreError
+
+from . import shards
+from .manifest import LayerRecord
+from .rows import RowArray
+
+if TYPE_CHECKING:
+    from timmscope.mining.collectors import Statistics
+
+    from .store import Store
+
+
+class TopEntry(NamedTuple):
+    """One of a unit's strongest images: its id, the value, and the cell (row, column)."""
+
+    image_id: int
+    value: float
+    position: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitStatistics:
+    """Statistics of every unit of a layer; arrays (C,), over the images that could be read.
+
+    Attributes:
+        count: values that are neither NaN nor infinite; only these enter the others.
+        nonfinite: values left out.
+        mean: mean (NaN without values).
+        variance: population variance.
+        minimum: smallest value.
+        maximum: largest value.
+        zeros: share of values that are exactly zero.
+    """
+
+    count: np.ndarray
+    nonfinite: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    minimum: np.ndarray
+    maximum: np.ndarray
+    zeros: np.ndarray
+    _quantile: Callable[[float], np.ndarray]
+
+    @property
+    def std(self) -> np.ndarray:
+        """Population standard deviation."""
+        return np.sqrt(self.variance)
+
+    def quantile(self, q: float) -> np.ndarray:
+        """The order statistic number floor(q * (count - 1)) of every unit, within 1.6 %."""
+        return np.clip(self._quantile(q), self.minimum, self.maximum)
+
+
+class StoreLayer:
+    """One layer of a store.
+
+    Attributes:
+        store: the store.
+        record: name, layout, shape, grid and stride.
+    """
+
+    def __init__(self, store: Store, record: LayerRecord) -> None:
+        self.store = store
+        self.record = record
+
+    def __repr__(self) -> str:
+        return f"<StoreLayer {self.name} of {self.store.path.name}: {len(self)} x {self.channels}>"
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def name(self) -> str:
+        """The layer's name."""
+        return self.record.name
+
+    @property
+    def channels(self) -> int:
+        """Number of units."""
+        return self.record.channels
+
+    @property
+    def pooled(self) -> RowArray:
+        """Spatial mean of every image and unit, (N, C) float32."""
+        return self.rows("pooled")
+
+    @property
+    def maximum(self) -> RowArray:
+        """Spatial maximum of every image and unit, (N, C) float32."""
+        return self.rows("max")
+
+    @property
+    def argmax(self) -> RowArray:
+        """Cell of that maximum, (N, C) int32, row * width + column; -1 where there is none."""
+        return self.rows("argmax")
+
+    @property
+    def maps(self) -> RowArray:
+        """Full activation maps, (N, C, h, w) float32, where the pass was asked to keep them."""
+        return self.rows("maps")
+
+    def rows(self, kind: str) -> RowArray:
+        """Rows of any kind, a plugin's among them.
+
+        Raises:
+            StoreError: the pass did not keep that kind at this layer, or is not finished.
+        """
+        if kind not in self.record.kinds:
+            raise StoreError(
+                f"{self.store.path.name} keeps no {kind!r} of {self.name}, only "
+                f"{', '.join(self.record.kinds)}; mine again with it"
+            )
+        files = self.store.files
+        files.require_all()
+        dataset = f"{shards.layer_group(self.name)}/{kind}"
+        shape, dtype = files.read(0, lambda f: (f[dataset].shape[1:], f[dataset].dtype))
+        return RowArray(files, self.name, kind, shape, dtype)
+
+    def iter_rows(
+        self, kind: str = "pooled", batch: int = 4096, *, readable_only: bool = True
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield image ids (n,) int64 and their rows (n, …), in order, in bounded memory.
+
+        Images that could not be read are left out unless `readable_only` is False.
+        """
+        readable = self.store.images.readable
+        for start, rows in self.rows(kind).spans(batch):
+            ids = np.arange(start, start + len(rows))
+            if readable_only and not readable[ids].all():
+                kept = readable[ids]
+                ids, rows = ids[kept], rows[kept]
+            yield ids, rows
+
+    def top(self, unit: int, k: int = 9) -> list[TopEntry]:
+        """The images with the highest maximum of a unit, best first, ties by image id.
+
+        Instant up to the pass's own k; beyond it all rows are read.
+
+        Raises:
+            StoreError: no such unit.
+        """
+        if not 0 <= unit < self.channels:
+            raise StoreError(
+                f"layer {self.name} has units 0 to {self.channels - 1}, there is no unit {unit}"
+            )
+        kept = next((r for r in self.store.manifest.collectors if r.name == "top-k"), None)
+        if kept is None or min(k, len(self)) > int(kept.parameters["k"]):
+            return self._top_of_rows(unit, k)
+        state = self._state("top-k", unit)
+        rows = zip(state["ids"][:k], state["values"][:k], state["positions"][:k], strict=True)
+        return [
+            TopEntry(int(image), float(value), self.record.cell(int(position)))
+            for image, value, position in rows
+            if image >= 0
+        ]
+
+    def statistics(self, kind: str = "max") -> UnitStatistics:
+        """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
+        if kind not in ("max", "pooled"):
+            raise StoreError(f"statistics are kept of 'max' and 'pooled', not of {kind!r}")
+        moments = cast("Statistics", self.store.collector(self.name, "statistics")).of(kind)
+        some = moments.count > 0
+        count = np.maximum(moments.count, 1)
+        return UnitStatistics(
+            count=moments.count,
+            nonfinite=moments.nonfinite,
+            mean=np.where(some, moments.mean, np.nan),
+            variance=np.where(some, moments.m2 / count, np.nan),
+            minimum=np.where(some, moments.min, np.nan),
+            maximum=np.where(some, moments.max, np.nan),
+            zeros=np.where(some, moments.zeros / count, np.nan),
+            _quantile=moments.sketch.quantile,
+        )
+
+    def _state(self, collector: str, unit: int) -> dict[str, np.ndarray]:
+        """One unit's part of a collector whose arrays have one row a unit."""
+        merged = self.store.manifest.merged
+        if merged is None:
+            whole = self.store.collector(self.name, collector).state()
+            return {name: array[unit] for name, array in whole.items()}
+        with self.store.files.open(shards.MERGED, merged) as file:
+            group = file[f"{collector}/{shards.layer_group(self.name)}"]
+            return {name: dataset[unit] for name, dataset in group.items()}
+
+    def _top_of_rows(self, unit: int, k: int) -> list[TopEntry]:
+        best: list[tuple[float, int]] = []
+        for ids, rows in self.iter_rows("max"):
+            column = rows[:, unit].astype(np.float64)
+            finite = np.isfinite(column)
+            found = zip((-column[finite]).tolist(), ids[finite].tolist(), strict=True)
+            best = sorted([*best, *found])[:k]
+        cells = self.argmax
+        return [TopEntry(i, -value, self.record.cell(int(cells[i, unit]))) for value, i in best]
