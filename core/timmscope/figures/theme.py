@@ -9,7 +9,7 @@ from functools import lru_cache
 import matplotlib
 import matplotlib.style
 from cycler import cycler
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
 TYPEFACE = "DejaVu Sans"
@@ -85,7 +85,9 @@ _HINTING = 1.03
 
 @lru_cache
 def _font(bold: bool) -> FT2Font:
-    font = get_font(findfont(FontProperties(family=TYPEFACE, weight="bold" if bold else "normal")))
+    weight = "bold" if bold else "normal"
+    # Not matplotlib's get_font, which shares a font whose size drawing changes.
+    font = FT2Font(findfont(FontProperties(family=TYPEFACE, weight=weight)))
     font.set_size(100, 72)
     return font
 
