@@ -1,0 +1,46 @@
+"""From images to the rows that mining keeps: one layer's pooled units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timmscope.index.backend import Rows
+from timmscope_registry import VectorIndexError
+
+if TYPE_CHECKING:
+    from timmscope.models import HookedModel
+
+_BATCH = 32
+
+
+def embed(model: HookedModel, images: Tensor, layer: str, *, batch_size: int = _BATCH) -> Rows:
+    """Pooled units of a layer, `(B, C)` float32, as mining computes them.
+
+    Args:
+        model: the model to look through.
+        images: `(B, 3, H, W)` in [0, 1].
+        layer: a layer's name.
+        batch_size: images a pass.
+
+    Raises:
+        LayerNotFound: the model has no such layer.
+        VectorIndexError: a feature is NaN or infinite.
+    """
+    point = model.layers[layer]
+    parts = []
+    for start in range(0, len(images), batch_size):
+        with torch.inference_mode(), model.record(point.name) as recording:
+            model(images[start : start + batch_size])
+            parts.append(point.pooled(recording[point.name]).float().cpu().numpy())
+    rows: Rows = np.concatenate(parts)
+    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(bad):
+        raise VectorIndexError(
+            f"{len(bad)} of {len(rows)} images have NaN or infinite features at {layer!r}, "
+            f"the first is {bad[0]}"
+        )
+    return rows

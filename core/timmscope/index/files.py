@@ -1,0 +1,190 @@
+"""An index on disk: the engine's own file, and beside it a record that says what it is.
+
+Both change together or not at all, although they are two files: the new record waits under another
+name while the index is replaced, and a reader that finds the old record beside the new index takes
+the waiting one. Whatever is truncated or altered is found by its size or SHA-256 and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from timmscope_registry import VectorIndexError
+
+SCHEMA = 1
+Metric = Literal["cosine", "l2", "ip"]
+
+
+class IndexRecord(BaseModel):
+    """What an index was made from and how; the JSON beside it.
+
+    Attributes:
+        schema_version: of this record.
+        layer: the hook point whose pooled rows it holds, or a name of the user's.
+        metric: what `search` returns.
+        backend: name of the engine.
+        dim: width of a row.
+        count: number of rows.
+        failed: ids without a row, because the image could not be read.
+        non_finite: ids left out because their row holds NaN or infinity.
+        model: id of the model that made the rows.
+        weights_sha256: of that model.
+        shards: SHA-256 of every shard of the store that was read, by number.
+        facts: what the engine says of itself, and versions.
+        size: bytes of the index file.
+        sha256: of the index file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+    schema_version: int = SCHEMA
+    layer: str
+    metric: Metric
+    backend: str
+    dim: int
+    count: int
+    failed: int = 0
+    non_finite: int = 0
+    model: str | None = None
+    weights_sha256: str | None = None
+    shards: dict[int, str] = {}
+    facts: dict[str, Any] = {}
+    size: int = 0
+    sha256: str = ""
+
+
+def index_path(store: Path, layer: str) -> Path:
+    """Where a store keeps the index of a layer."""
+    return store / "index" / f"{quote(layer, safe='#')}.faiss"
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of an index file is."""
+    return path.with_name(path.name.removesuffix(".faiss") + ".json")
+
+
+def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) -> IndexRecord:
+    """Replace an index and its record; a crash at any moment leaves the old or the new pair.
+
+    Args:
+        path: of the index file.
+        record: without size and digest, which are filled in.
+        write: writes the index to the path it is given.
+
+    Raises:
+        VectorIndexError: the files cannot be written.
+    """
+    waiting = _waiting(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _settle(path)
+        with _temporary(path) as draft, _temporary(record_path(path)) as draft_record:
+            write(draft)
+            size, digest = _digest(draft)
+            record = record.model_copy(update={"size": size, "sha256": digest})
+            text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
+            draft_record.write_text(text + "\n", encoding="utf-8")
+            _sync(draft)
+            _sync(draft_record)
+            draft_record.replace(waiting)
+            _sync(path.parent)
+            draft.replace(path)
+            _sync(path.parent)
+            waiting.replace(record_path(path))
+            _sync(path.parent)
+    except (OSError, RuntimeError) as error:
+        raise VectorIndexError(f"the index {path} cannot be written: {_line(error)}") from error
+    return record
+
+
+def read_record(path: Path, *, verify: bool = True) -> IndexRecord:
+    """Read the record of an index file, and check the file against it.
+
+    Args:
+        path: of the index file.
+        verify: compare the SHA-256 too, which reads the whole file; else its size alone.
+
+    Raises:
+        VectorIndexError: one of the two is missing, altered, truncated or made by a newer version.
+    """
+    if not path.is_file():
+        raise VectorIndexError(f"there is no index {path}: build one and save it first")
+    size, digest = _digest(path) if verify else (path.stat().st_size, "")
+    records = [record_path(path), _waiting(path)]
+    found = [_parse(candidate) for candidate in records if candidate.is_file()]
+    if not found:
+        raise VectorIndexError(f"{records[0]} is missing, so {path} cannot be trusted: build again")
+    for record in found:
+        if record.size == size and (not verify or record.sha256 == digest):
+            return record
+    expected = found[0]
+    if size != expected.size:
+        what = f"has {size} bytes, {expected.size} were written"
+    else:
+        what = "was altered: its SHA-256 is not the one recorded"
+    raise VectorIndexError(f"the index {path} {what}: build it again")
+
+
+def _parse(path: Path) -> IndexRecord:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.get("schema_version")
+        if isinstance(version, int) and version > SCHEMA:
+            raise VectorIndexError(
+                f"{path} was made by a newer timmscope (schema {version}, this release knows "
+                f"{SCHEMA}): upgrade timmscope or build the index again"
+            )
+        return IndexRecord.model_validate(values)
+    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        raise VectorIndexError(
+            f"{path} is no record of an index ({_line(error)}): build the index again"
+        ) from error
+
+
+def _settle(path: Path) -> None:
+    """Put a record in place that a crash left waiting, if it is the index's."""
+    waiting = _waiting(path)
+    if waiting.is_file() and path.is_file() and _parse(waiting).sha256 == _digest(path)[1]:
+        waiting.replace(record_path(path))
+        _sync(path.parent)
+
+
+def _waiting(path: Path) -> Path:
+    return record_path(path).with_suffix(".json.next")
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
