@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         Provenance,
         RepresentationTechnique,
         Result,
+        Sheet,
         StyleOutcome,
         StyleTechnique,
         Stylization,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
         Technique,
         image_generators,
         load_result,
+        image_generators,
         noise_like,
     )
     from timmscope_registry.errors import (
@@ -123,6 +125,7 @@ __all__ = [
     "Reporter",
     "RepresentationTechnique",
     "Result",
+    "Sheet",
     "Store",
     "StoreCorrupted",
     "StoreError",
@@ -212,6 +215,7 @@ _HOMES = {
         "Provenance",
         "RepresentationTechnique",
         "Result",
+        "Sheet",
         "StyleOutcome",
         "StyleTechnique",
         "Stylization",
@@ -222,6 +226,7 @@ _HOMES = {
         "Technique",
         "image_generators",
         "load_result",
+        "image_generators",
         "noise_like",
     ),
     "timmscope_registry.errors": (

@@ -3,7 +3,7 @@
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.base import LayerName, Technique
-from timmscope.techniques.representation import RepresentationTechnique, Table
+from timmscope.techniques.representation import RepresentationTechnique, Sheet, Table
 from timmscope.techniques.result import Provenance, Result, load_result
 from timmscope.techniques.session import image_generators, noise_like
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
@@ -18,6 +18,7 @@ __all__ = [
     "Provenance",
     "RepresentationTechnique",
     "Result",
+    "Sheet",
     "StyleOutcome",
     "StyleTechnique",
     "Stylization",

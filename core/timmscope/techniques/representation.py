@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from timmscope.models import HookedModel
+import numpy as np
+from torch import Tensor
+
+from timmscope.models import HookedModel, load_model
 from timmscope.techniques.base import Technique
-from timmscope.techniques.result import Result
+from timmscope.techniques.result import Provenance, Result
 from timmscope.techniques.session import session
-from timmscope_registry import ParameterError
+from timmscope_registry import ParameterError, StoreMismatch, TimmscopeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from timmscope.store import Store, StoreLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,50 @@ class Table(Result):
         return self.rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sheet(Result):
+    """Many small pictures in a grid, for analyses whose outcome is looked at.
+
+    Attributes:
+        images: `(n, 3, h, w)` in [0, 1].
+        titles: a label each.
+        rows: facts about each, dictionaries with the same keys.
+        title: of the whole sheet.
+        note: small print below it.
+        columns: pictures a row, or None for nearly a square.
+    """
+
+    images: Tensor
+    titles: list[str]
+    rows: list[dict[str, Any]]
+    title: str = ""
+    note: str = ""
+    columns: int | None = None
+
+    def figure(self) -> Figure:
+        """The pictures in a grid with their labels."""
+        from timmscope.figures import sheet_figure
+
+        return sheet_figure(
+            self.images, self.titles, columns=self.columns, title=self.title, note=self.note
+        )
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A picture a row."""
+        return self.rows
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The running call: what `analyse` is not handed but may ask for."""
+
+    seed: int = 0
+    model: HookedModel | None = None
+
+
+_call: ContextVar[_Call] = ContextVar("timmscope_representation_call", default=_Call())  # noqa: B039
+
+
 class RepresentationTechnique(Technique):
     """Base of analyses; a subclass writes `analyse` and says in `reads` what it looks at."""
 
@@ -50,40 +101,107 @@ class RepresentationTechnique(Technique):
 
         Args:
             source: what to look at.
-            images: query images `(Q, 3, H, W)` or paths, for techniques that take some; else None.
+            images: query images, anything that `HookedModel.images` takes, for techniques that
+                look for some; else None.
         """
 
     @final
     def __call__(
-        self, source: Any, images: Any = None, *, layer: str | None = None, seed: int = 0
+        self,
+        source: Any,
+        images: Any = None,
+        *,
+        layer: str | None = None,
+        model: HookedModel | None = None,
+        seed: int = 0,
     ) -> Result:
         """Run the analysis.
 
         Args:
-            source: a store, one of its layers, an array of rows `(N, d)`, or a model.
+            source: a store or its folder, one of its layers, an array of rows `(N, d)`; or a
+                model, for techniques that read one.
             images: query images, for techniques that take some.
             layer: which layer of a store; needed when it holds several.
+            model: the model that the store was mined with, for techniques that take images; by
+                default it is loaded by the id that the store remembers.
             seed: of techniques that draw random numbers.
 
         Raises:
             ParameterError: the source is not what the technique reads.
+            StoreError: there is no store, or it cannot be read.
+            LayerNotFound: the store has no such layer.
         """
-        if (self.reads == "model") != isinstance(source, HookedModel):
-            expected = "a model" if self.reads == "model" else "a store, its layer or an array"
-            raise ParameterError(
-                f"{self.title()} reads {expected}, not {type(source).__name__}", parameter="source"
+        token = _call.set(_Call(seed, model))
+        try:
+            with session(seed):
+                return self.analyse(self._source(source, layer), images)
+        finally:
+            _call.reset(token)
+
+    def model_of(self, layer: StoreLayer) -> HookedModel:
+        """The model that a store was mined with: the caller's, else loaded by its id.
+
+        Raises:
+            StoreMismatch: the caller's model has other weights.
+            ParameterError: the caller gave none, and the id is not enough to load it.
+        """
+        store, facts = layer.store, layer.store.manifest.model
+        given = _call.get().model
+        if given is None:
+            try:
+                given = load_model(facts.id)
+            except TimmscopeError as error:
+                raise ParameterError(
+                    f"{self.title()} needs the model of {store.path}, {facts.id}, which "
+                    f"cannot be loaded ({error}): pass model=…",
+                    parameter="model",
+                ) from error
+        if given.weights_sha256 != facts.weights_sha256:
+            raise StoreMismatch(
+                f"{given.id} has other weights than the model of {store.path}, {facts.id}: "
+                "pass the model that the store was mined with",
+                differences=[f"weights: {facts.weights_sha256} → {given.weights_sha256}"],
             )
-        if hasattr(source, "layer") and hasattr(source, "layers"):
-            source = _layer_of(source, layer)
-        with session(seed):
-            return self.analyse(source, images)
+        return given
 
+    def provenance(self, model: HookedModel | None = None, **facts: Any) -> Provenance:
+        """What a result of the running call needs to be made again.
 
-def _layer_of(store: Any, layer: str | None) -> Any:
-    names = list(store.layers)
-    if layer is None and len(names) != 1:
+        Args:
+            model: the model that was looked at or through.
+            facts: what else decides the result: store, layer, names of the queries.
+        """
+        return self._provenance(model, _call.get().seed, **facts)
+
+    def _source(self, source: Any, layer: str | None) -> Any:
+        """What `analyse` is handed: a model, a store's layer or an array of rows."""
+        if self.reads == "model":
+            if not isinstance(source, HookedModel):
+                raise ParameterError(
+                    f"{self.title()} reads a model, not {type(source).__name__}: "
+                    "use load_model(…) or HookedModel(module)",
+                    parameter="source",
+                )
+            return source
+        from timmscope.store import Store, StoreLayer
+
+        if isinstance(source, str | Path):
+            source = Store.open(source)
+        if isinstance(source, Store):
+            return source.layer(_only_layer(source) if layer is None else layer)
+        if isinstance(source, StoreLayer | np.ndarray):
+            return source
         raise ParameterError(
-            f"the store holds {len(names)} layers: say which, one of {', '.join(names)}",
+            f"{self.title()} reads a store, its layer or an array, not {type(source).__name__}",
+            parameter="source",
+        )
+
+
+def _only_layer(store: Store) -> str:
+    names = list(store.layers)
+    if len(names) != 1:
+        raise ParameterError(
+            f"{store.path} holds {len(names)} layers: say which, one of {', '.join(names)}",
             parameter="layer",
         )
-    return store.layer(layer if layer is not None else names[0])
+    return names[0]
