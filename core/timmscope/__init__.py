@@ -51,6 +51,12 @@ if TYPE_CHECKING:
         parse_objective,
         top,
     )
+    from timmscope.patches import (
+        Patch,
+        preprocessing_of,
+        source_of,
+        top_patches,
+    )
     from timmscope.progress import (
         Reporter,
         reporting,
@@ -70,7 +76,6 @@ if TYPE_CHECKING:
         Provenance,
         RepresentationTechnique,
         Result,
-        Sheet,
         StyleOutcome,
         StyleTechnique,
         Stylization,
@@ -81,7 +86,6 @@ if TYPE_CHECKING:
         Technique,
         image_generators,
         load_result,
-        image_generators,
         noise_like,
     )
     from timmscope_registry.errors import (
@@ -119,13 +123,13 @@ __all__ = [
     "ObjectiveError",
     "ParameterError",
     "PassCounter",
+    "Patch",
     "PluginError",
     "Preprocessing",
     "Provenance",
     "Reporter",
     "RepresentationTechnique",
     "Result",
-    "Sheet",
     "Store",
     "StoreCorrupted",
     "StoreError",
@@ -159,10 +163,13 @@ __all__ = [
     "open_image",
     "open_images",
     "parse_objective",
+    "preprocessing_of",
     "reporting",
+    "source_of",
     "task",
     "technique",
     "top",
+    "top_patches",
     "track",
 ]
 
@@ -196,6 +203,12 @@ _HOMES = {
         "parse_objective",
         "top",
     ),
+    "timmscope.patches": (
+        "Patch",
+        "preprocessing_of",
+        "source_of",
+        "top_patches",
+    ),
     "timmscope.progress": (
         "Reporter",
         "reporting",
@@ -215,7 +228,6 @@ _HOMES = {
         "Provenance",
         "RepresentationTechnique",
         "Result",
-        "Sheet",
         "StyleOutcome",
         "StyleTechnique",
         "Stylization",
@@ -226,7 +238,6 @@ _HOMES = {
         "Technique",
         "image_generators",
         "load_result",
-        "image_generators",
         "noise_like",
     ),
     "timmscope_registry.errors": (

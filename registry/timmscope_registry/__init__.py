@@ -3,7 +3,6 @@
 This top level is what a plugin's ``plugin.py`` imports. It never imports torch.
 """
 
-from timmscope_registry.discovery import PluginInfo, Problem
 from timmscope_registry.errors import (
     ImageError,
     LayerNotFound,
@@ -19,6 +18,7 @@ from timmscope_registry.errors import (
     UnsupportedModel,
     VectorIndexError,
 )
+from timmscope_registry.found import PluginInfo, Problem
 from timmscope_registry.hookspecs import hookimpl
 from timmscope_registry.registry import Entry, Registry, get_registry, set_registry
 from timmscope_registry.resolve import did_you_mean, import_string, nearest

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from timmscope_registry import discovery
-from timmscope_registry.discovery import Found, PluginInfo, Problem
+from timmscope_registry import discovery, loading
 from timmscope_registry.errors import PluginError
+from timmscope_registry.found import Found, PluginInfo, Problem
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
     CollectorSpec,
@@ -89,7 +89,7 @@ class Registry:
         named = [*os.environ.get(BLOCK_VARIABLE, "").split(","), *block]
         self._block = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
         self._lock = threading.RLock()
-        self._manager = discovery.new_manager()
+        self._manager = loading.new_manager()
         self._found: list[Found] | None = None
         self._entries: list[Entry[Spec]] = []
         self._problems: list[Problem] = []
@@ -170,8 +170,9 @@ class Registry:
             plugin = discovery.single_file(file)
             for old in [old for old in plugins if old.value == plugin.value]:
                 plugins.remove(old)
-                self._manager.unregister(name=old.id) if self._manager.has_plugin(old.id) else None
-            discovery.load(plugin, self._manager)
+                if self._manager.has_plugin(old.key):
+                    self._manager.unregister(name=old.key)
+            loading.load(plugin, self._manager)
             plugins.append(plugin)
             self._collect()
         if plugin.status == "failed":
@@ -193,7 +194,7 @@ class Registry:
                         plugin.status = "blocked"
                         plugin.problems.clear()
                     elif plugin.load is not None:
-                        discovery.load(plugin, self._manager)
+                        loading.load(plugin, self._manager)
                 self._found = found
                 self._collect()
             return self._found

@@ -6,6 +6,11 @@ import difflib
 import importlib
 from collections.abc import Iterable
 
+CUTOFF = 0.6
+"""Least share of matching letters at which a name may have been meant."""
+SPREAD = 0.15
+"""How much worse than the best a further suggestion may be."""
+
 
 def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` candidates that `name` may have meant, best first.
@@ -21,11 +26,7 @@ def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
     same = [c for c in known if folded[c] == wanted]
     inside = [c for c in known if len(wanted) >= 3 and wanted in folded[c]]
     inside.sort(key=lambda c: (not folded[c].startswith(wanted), len(c)))
-    by_fold: dict[str, list[str]] = {}
-    for candidate in known:
-        by_fold.setdefault(folded[candidate], []).append(candidate)
-    alike = difflib.get_close_matches(wanted, by_fold, n=n, cutoff=0.6)
-    ranked = [*same, *_first(inside, n - 1), *(c for key in alike for c in by_fold[key]), *inside]
+    ranked = [*same, *inside[: max(n - 1, 0)], *_alike(wanted, folded), *inside]
     return list(dict.fromkeys(ranked))[:n]
 
 
@@ -63,5 +64,16 @@ def _fold(text: str) -> str:
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _first(items: list[str], n: int) -> list[str]:
-    return items[: max(n, 0)]
+def _alike(wanted: str, folded: dict[str, str]) -> list[str]:
+    """Candidates spelt like `wanted`, best first and then in their own order.
+
+    Those that are clearly worse than the best are left out.
+    """
+    matcher = difflib.SequenceMatcher(b=wanted)
+    scores: dict[str, float] = {}
+    for candidate, text in folded.items():
+        matcher.set_seq1(text)
+        if matcher.real_quick_ratio() >= CUTOFF and matcher.quick_ratio() >= CUTOFF:
+            scores[candidate] = matcher.ratio()
+    floor = max(CUTOFF, max(scores.values(), default=0.0) - SPREAD)
+    return sorted((c for c in scores if scores[c] >= floor), key=lambda c: -scores[c])

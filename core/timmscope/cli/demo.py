@@ -1,0 +1,30 @@
+"""``timmscope demo``: all of it once, on real photographs, as a report that opens with one look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from timmscope.cli import output
+
+
+def demo(
+    *,
+    images: Path | None = None,
+    output_dir: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("demo"),
+) -> None:
+    """Mine about 300 photographs and write a report of every kind of technique.
+
+    Parameters
+    ----------
+    images
+        A folder of your own images; by default the photographs of scikit-image and scikit-learn.
+    output_dir
+        Where to write; a second run reuses the store it finds there.
+    """
+    from timmscope.demo import run_demo
+
+    report = run_demo(output_dir, images)
+    output.say(f"report: {report}")

@@ -1,0 +1,131 @@
+"""``timmscope doctor``: every problem and what to do about it, without importing torch."""
+
+from __future__ import annotations
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+from timmscope.cli import output
+from timmscope_registry import Problem, get_registry
+
+PACKAGES = (
+    "timmscope",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "h5py",
+    "faiss-cpu",
+    "pydantic",
+    "matplotlib",
+)
+
+
+def doctor(*, json: output.Flag = False) -> None:
+    """Explain every problem with plugins and packages, and what to do; exit status 2 if any.
+
+    Parameters
+    ----------
+    json
+        Print JSON.
+    """
+    versions = {name: _version(name) for name in PACKAGES}
+    notes, faults = packages_advice(versions)
+    plugins, problems = get_registry().plugins(), [*faults, *get_registry().problems()]
+    if not plugins:
+        problems.append(
+            Problem(
+                plugin="timmscope",
+                stage="metadata",
+                message="no plugin is found, not even timmscope's own",
+                hint="install the package: python -m pip install timmscope",
+            )
+        )
+    if json:
+        output.print_json(
+            {
+                "python": platform.python_version(),
+                "versions": versions,
+                "plugins": {plugin.id: plugin.status for plugin in plugins},
+                "notes": notes,
+                "problems": [vars(problem) for problem in problems],
+            }
+        )
+    else:
+        _print(versions, notes, problems)
+    if problems:
+        raise SystemExit(2)
+
+
+def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Problem]]:
+    """Return notes and problems that the packages' versions alone give away."""
+    notes: list[str] = []
+    problems = [
+        Problem(
+            plugin=name,
+            stage="package",
+            message="it is not installed",
+            hint=f"python -m pip install {name}",
+        )
+        for name, found in versions.items()
+        if found is None and not (name == "faiss-cpu" and _version("faiss-gpu"))
+    ]
+    torch, vision = versions.get("torch"), versions.get("torchvision")
+    if torch and vision:
+        ours = re.match(r"2\.(\d+)", torch)
+        theirs = re.match(r"0\.(\d+)", vision)
+        if ours and theirs and int(theirs[1]) != int(ours[1]) + 15:
+            problems.append(
+                Problem(
+                    plugin="torchvision",
+                    stage="package",
+                    message=f"torchvision {vision} is not made for torch {torch}",
+                    hint=f"python -m pip install torchvision==0.{int(ours[1]) + 15}.*",
+                )
+            )
+        build = [found.partition("+")[2] for found in (torch, vision)]
+        if build[0] != build[1]:
+            notes.append(
+                f"torch {torch} and torchvision {vision} are different builds; timmscope works "
+                "with them, but torchvision's own operators may be missing. To get both from one "
+                "place: python -m pip install --force-reinstall torch torchvision "
+                f"--index-url https://download.pytorch.org/whl/{build[0] or 'cpu'}"
+            )
+    return notes, problems
+
+
+def _print(versions: dict[str, str | None], notes: list[str], problems: list[Problem]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    rows = [("python", platform.python_version())]
+    rows += [(name, found or "missing") for name, found in versions.items()]
+    output.table(("package", "version"), rows)
+    console = output.console()
+    for note in notes:
+        console.print()
+        console.print(Text.assemble(("note: ", "bold"), note))
+    for problem in problems:
+        console.print()
+        console.print(
+            Text.assemble((problem.plugin, "bold red"), f" ({problem.stage}): ", problem.message)
+        )
+        if problem.hint:
+            console.print(Padding(Text.assemble(("what to do: ", "bold"), problem.hint), (0, 2)))
+        if problem.traceback:
+            console.print(Padding(Text(problem.traceback.rstrip(), style="dim"), (0, 4)))
+    console.print()
+    count = len(problems)
+    if count:
+        console.print(Text(f"{count} problem{'s' * (count > 1)}", style="bold red"))
+    else:
+        console.print(Text("no problems", style="bold green"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

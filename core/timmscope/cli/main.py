@@ -1,0 +1,175 @@
+"""The application: global flags, commands, and every error as one line with an exit status.
+
+Exit status: 0 success; 2 wrong input, or something found wrong (`verify`, `doctor`); 1 a defect of
+timmscope or of a plugin, or a failing machine (disk, memory); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from timmscope.cli import output
+from timmscope.progress import RichReporter, reporting
+from timmscope_registry import PluginError, Registry, TimmscopeError, set_registry
+
+GLOBAL = Group("Everywhere", sort_key=90)
+WORK = Group("Work", sort_key=1)
+LOOK = Group("Look", sort_key=2)
+KEEP = Group("Upkeep", sort_key=3)
+
+app = App(
+    name="timmscope",
+    help="A microscope for vision models: see what any timm model looks for, why it decides, and "
+    "how it breaks.",
+    version=lambda: f"timmscope {version('timmscope')}",
+    default_parameter=Parameter(negative=""),
+    help_epilogue="`timmscope COMMAND --help` tells more; `timmscope run` lists the techniques.",
+)
+HELP = ("--help", "-h")
+COMMANDS = (
+    ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
+    ("mine", WORK, "Run a model over images and keep its activations in a store."),
+    ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
+    ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
+    ("search", LOOK, "Find the images of a store nearest to an image."),
+    ("top", LOOK, "Show the images of a store that drive a unit highest."),
+    ("doctor", KEEP, "Explain every problem with plugins and packages, and what to do."),
+    ("plugins", KEEP, "List techniques, collectors, sources and index backends."),
+    ("verify", KEEP, "Check every shard of a store, and repair it if asked."),
+)
+for name, group, summary in COMMANDS:
+    if name == "run":  # an application of its own: its help depends on the technique
+        app.command("timmscope.cli.run:app", name=name, group=group, help=summary)
+    else:
+        path = f"timmscope.cli.{name}:{name}"
+        app.command(path, name=name, group=group, help=summary, help_flags=HELP)
+app["--help"].group = app["--version"].group = GLOBAL
+app.meta.help_flags = app.meta.version_flags = ()  # the command's own, so that `run` sees them
+
+TELLS_PROBLEMS = ("plugins", "doctor")
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(group=GLOBAL, negative="", show_default=False)] = False,
+    block: Annotated[
+        tuple[str, ...], Parameter(group=GLOBAL, negative="", show_default=False)
+    ] = (),
+    plugin: Annotated[
+        tuple[Path, ...], Parameter(group=GLOBAL, negative="", show_default=False)
+    ] = (),
+) -> None:
+    """Run a command under the global flags.
+
+    Parameters
+    ----------
+    debug
+        Show the traceback of an error.
+    block
+        A plugin not to load: a distribution or ``distribution:entry-point``; may be repeated.
+    plugin
+        A Python file to load as a plugin; may be repeated.
+    """
+    registry = Registry(block=[name for names in block for name in names.split(",")])
+    set_registry(registry)
+    try:
+        for file in plugin:
+            try:
+                registry.load_file(file)
+            except PluginError:
+                if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
+                    raise
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    finally:
+        set_registry(None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        arguments: what follows the program's name; by default those of the process.
+    """
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    try:
+        with _progress(), _warnings_as_lines(debug):
+            app.meta(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BrokenPipeError:  # the reader of our output has gone: nothing to tell anybody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        status, message = explain(error)
+        output.complain(message)
+        return status
+    return 0
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Return the exit status and the one line for an error."""
+    if isinstance(error, TimmscopeError):
+        return error.exit_status, f"error: {error}"
+    if isinstance(error, CycloptsError):
+        return 2, f"error: {_usage_message(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        where = " ".join(getattr(error, "__notes__", ()))
+        return 130, f"interrupted {where}".rstrip()
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 1, "error: out of memory; try a smaller --batch-size or a smaller model"
+    if isinstance(error, OSError) and error.errno is not None:
+        files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return 1, f"error: {': '.join([*files, error.strerror or str(error)])}"
+    return 1, (
+        f"internal error: {type(error).__name__}: {error}; "
+        "run again with --debug for the traceback, and report it"
+    )
+
+
+def _usage_message(error: CycloptsError) -> str:
+    command = " ".join(error.command_chain or ())
+    text = str(error).removeprefix(f'Command "{command}" parameter ')
+    if text.startswith("Unused Tokens:"):
+        text = f"too many arguments: {text.removeprefix('Unused Tokens:').strip(' [].')}"
+    if "Did you mean" in text:
+        text = text.partition("?")[0] + "?"
+    if text[:2].istitle():
+        text = text[0].lower() + text[1:]
+    name = error.app.name[0] if error.app and error.app.name else ""
+    program = name if name.startswith("timmscope ") else f"timmscope {command}".strip()
+    return f"{text.rstrip('.')} (`{program} --help` shows what there is)"
+
+
+def _progress() -> AbstractContextManager[None]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    return reporting(RichReporter(output.console(stderr=True)))
+
+
+@contextmanager
+def _warnings_as_lines(debug: bool) -> Iterator[None]:
+    """Show what concerns the user in one line; other packages' deprecations only with --debug."""
+
+    def show(message: Warning | str, category: type[Warning], *where: object) -> None:
+        if not issubclass(category, FutureWarning | DeprecationWarning):
+            output.complain(f"warning: {message}")
+
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.showwarning = show  # type: ignore[assignment]
+        yield

@@ -1,0 +1,136 @@
+"""What commands print: tables and sentences for people, JSON for programs, errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+    from rich.console import Console, RenderableType
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+"""A switch that is off unless given."""
+
+PIPED_WIDTH = 160
+"""Columns where no terminal says how many there are; ``COLUMNS`` overrides it."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on the current stdout or stderr."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def say(text: str = "") -> None:
+    """Print one sentence, wrapped to the terminal; rich markup is not interpreted."""
+    console().print(text, markup=False)
+
+
+def complain(text: str) -> None:
+    """Print ``timmscope: …`` on stderr as exactly one line."""
+    print("timmscope:", " ".join(text.split()), file=sys.stderr)
+
+
+def print_json(value: object) -> None:
+    """Print a value for a program to read."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    right: Iterable[str] = (),
+    keep: Iterable[str] = (),
+    styles: Mapping[str, str] | None = None,
+    title: str | None = None,
+) -> None:
+    """Print rows under headings.
+
+    Args:
+        columns: headings.
+        rows: cells; text, numbers, or rich renderables.
+        right: columns of numbers, set flush right.
+        keep: columns that are never wrapped.
+        styles: rich style by column.
+        title: a line above.
+    """
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+        title=title,
+        title_justify="left",
+        title_style="bold",
+    )
+    flush, whole = set(right), set(keep)
+    for column in columns:
+        grid.add_column(
+            column,
+            justify="right" if column in flush else "left",
+            no_wrap=column in whole,
+            overflow="fold",
+            style=(styles or {}).get(column),
+        )
+    for row in rows:
+        grid.add_row(*[_cell(value) for value in row])
+    console().print(grid)
+
+
+def records(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
+    """Print mappings as a table, whose columns are their keys."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    numbers = [
+        column
+        for column in columns
+        if all(isinstance(row.get(column), int | float | None) for row in rows)
+    ]
+    table(
+        [column.replace("_", " ") for column in columns],
+        [[row.get(column) for column in columns] for row in rows],
+        right=[column.replace("_", " ") for column in numbers],
+        title=title,
+    )
+
+
+def slug(text: str) -> str:
+    """A part of a file name made of any text."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "result"
+
+
+def write_figure(figure: Figure, file: Path) -> None:
+    """Write a figure as PNG, with the folders above it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+
+
+def _cell(value: object) -> RenderableType:
+    from rich.text import Text
+
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return Text(", ".join(str(_cell(item)) for item in value))
+    if isinstance(value, Text):
+        return value
+    return Text(str(value))

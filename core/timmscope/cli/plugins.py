@@ -1,0 +1,72 @@
+"""``timmscope plugins``: everything on offer and who offers it, without importing any of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from timmscope.cli import output
+from timmscope_registry import API_VERSION, TechniqueSpec, get_registry
+
+COLOURS = {"ok": "green", "failed": "red", "unsupported": "red", "blocked": "yellow"}
+
+
+def plugins(action: Literal["list"] = "list", /, *, json: output.Flag = False) -> None:
+    """List techniques, collectors, sources and index backends of all plugins.
+
+    Parameters
+    ----------
+    action
+        What to do.
+    json
+        Print JSON.
+    """
+    registry = get_registry()
+    entries, problems = registry.entries(), registry.problems()
+    if json:
+        output.print_json(
+            {
+                "api": list(API_VERSION),
+                "plugins": [_plain(plugin) for plugin in registry.plugins()],
+                "entries": [
+                    {
+                        "id": entry.id,
+                        "name": entry.spec.name,
+                        "kind": entry.kind,
+                        "family": getattr(entry.spec, "family", None),
+                        "summary": entry.spec.summary,
+                        "impl": entry.spec.impl,
+                        "api": list(entry.spec.api),
+                        "plugin": entry.plugin.id,
+                    }
+                    for entry in entries
+                ],
+                "problems": [_plain(problem) for problem in problems],
+            }
+        )
+        return
+    from rich.text import Text
+
+    rows: list[tuple[object, ...]] = []
+    for plugin in registry.plugins():
+        status = Text(plugin.status, style=COLOURS[plugin.status])
+        load = f"{plugin.load_seconds * 1000:.0f} ms"
+        mine = [entry for entry in entries if entry.plugin == plugin]
+        for entry in mine:
+            spec = entry.spec
+            kind = spec.family if isinstance(spec, TechniqueSpec) else entry.kind
+            api = ".".join(map(str, spec.api))
+            rows.append((entry.id, kind, plugin.version, api, status, load))
+        if not mine:
+            group = plugin.group.rpartition(".v")[2]
+            spent = load if plugin.load_seconds else ""
+            rows.append((plugin.id, "", plugin.version, group, status, spent))
+    output.table(
+        ("id", "family or kind", "version", "API", "status", "load"), rows, right=("load",)
+    )
+    if problems:
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        output.say(f"\n{count}: `timmscope doctor` explains")
+
+
+def _plain(record: object) -> dict[str, object]:
+    return dict(vars(record))

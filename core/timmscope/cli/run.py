@@ -1,0 +1,75 @@
+"""``timmscope run TECHNIQUE``: any technique of any plugin, its fields as flags."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from timmscope.cli import output
+from timmscope_registry import FAMILIES, ParameterError, get_registry
+
+HELP = ("--help", "-h")
+
+app = App(
+    name="run",
+    help="Run a technique on a model; `timmscope run TECHNIQUE --help` shows its parameters.",
+    help_flags=(),
+    version_flags=(),
+)
+
+
+@app.default
+def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]) -> None:
+    """Run a technique, or list them all when none is named."""
+    if not tokens or tokens[0] in HELP:
+        _list()
+        return
+    name, *rest = tokens
+    if name.startswith("-"):
+        raise ParameterError(
+            f"the technique comes before its flags: timmscope run TECHNIQUE {name} …"
+        )
+    entry = get_registry().technique(name)
+    from timmscope import technique
+    from timmscope.cli import families, flags
+
+    kind = technique(entry.id)
+    program = f"timmscope run {name}"
+    function = flags.command(families.for_technique(kind), kind, entry.spec.name)
+    command = App(
+        name=program,
+        usage=flags.usage(program, function),
+        version_flags=(),
+        help_format="plaintext",
+        default_parameter=Parameter(negative=""),
+        group_arguments=Group("What to work on", sort_key=1),
+        group_parameters=Group("How to run", sort_key=3),
+        help_epilogue=f"Source: {entry.spec.paper}" if entry.spec.paper else None,
+    )
+    command["--help"].group = Group("How to run", sort_key=3)
+    command.default(function)
+    command(rest, exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def _list() -> None:
+    """Print techniques by family; nothing is imported for it."""
+    entries = get_registry().techniques()
+    names = [entry.spec.name for entry in entries]
+    output.say("usage: timmscope run TECHNIQUE …\n")
+    output.table(
+        ("technique", "family", "what it does"),
+        [
+            (
+                entry.spec.name if names.count(entry.spec.name) == 1 else entry.id,
+                entry.spec.family,
+                entry.spec.summary,
+            )
+            for family in FAMILIES
+            for entry in entries
+            if entry.spec.family == family
+        ],
+        keep=("technique", "family"),
+        styles={"technique": "cyan"},
+    )
+    output.say("\n`timmscope run TECHNIQUE --help` shows what it takes and its parameters")

@@ -1,0 +1,64 @@
+"""``timmscope verify``: is a store whole, and if not, what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from timmscope.cli import output
+
+
+def verify(
+    store: Path,
+    /,
+    *,
+    repair: output.Flag = False,
+    images: str | None = None,
+    device: str | None = None,
+    json: output.Flag = False,
+) -> None:
+    """Check every shard of a store by checksum and by reading it; exit status 2 if damaged.
+
+    Parameters
+    ----------
+    store
+        Store that ``timmscope mine`` made.
+    repair
+        Mine damaged and missing shards again; the others stay as they are.
+    images
+        Where the images are now, if they have moved since; for --repair.
+    device
+        Where to run the model for --repair, as in ``cpu`` or ``cuda:0``.
+    json
+        Print JSON.
+    """
+    from timmscope import Store, load_model
+
+    opened = Store.open(store)
+    model = load_model(opened.manifest.model.id, device=device) if repair and device else None
+    report = opened.verify(repair=repair, model=model, images=images)
+    if json:
+        output.print_json(
+            {
+                "store": str(store),
+                "ok": report.ok,
+                "checked": report.checked,
+                "damage": [vars(item) for item in report.damage],
+                "missing_shards": list(report.missing),
+                "repaired": list(report.repaired),
+                "changed": list(report.changed),
+            }
+        )
+    else:
+        rows = [(item.file, item.reason, item.file in report.repaired) for item in report.damage]
+        rows += [(f"shard {number}", "not mined yet", repair) for number in report.missing]
+        if rows:
+            output.table(("file", "what is wrong", "repaired"), rows)
+            output.say()
+        for file in report.changed:
+            output.say(f"{file} differs from the lost one: images or libraries have changed")
+        checked = f"{report.checked} files checked"
+        advice = "" if repair else f"; `timmscope verify {store} --repair` makes them again"
+        done = "whole again" if rows else "whole"
+        output.say(f"{checked}: {done if report.ok else f'damaged{advice}'}")
+    if not report.ok:
+        raise SystemExit(2)

@@ -1,0 +1,449 @@
+"""Discovery with real distributions: good ones are offered, bad ones hurt nobody else."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from timmscope_registry import (
+    API_VERSION,
+    PluginError,
+    Problem,
+    Registry,
+    TechniqueSpec,
+    get_registry,
+    set_registry,
+)
+
+Make = Callable[..., str]
+
+GOOD = """
+    from timmscope_registry import TechniqueSpec, hookimpl
+
+    class Impl:
+        pass
+
+    @hookimpl
+    def timmscope_techniques():
+        yield TechniqueSpec(
+            name="ripple", family="attribution", summary="Ripples.", impl="MODULE:Impl"
+        )
+"""
+FIRST_PARTY = {
+    "saliency",
+    "grad-cam",
+    "activation-maximization",
+    "fgsm",
+    "pgd",
+    "neural-style",
+    "nearest-neighbours",
+    "filters",
+}
+
+
+def names(registry: Registry) -> set[str]:
+    return {entry.spec.name for entry in registry.techniques()}
+
+
+def only(registry: Registry) -> Problem:
+    problems = registry.problems()
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def status(registry: Registry, plugin: str) -> str:
+    return {info.id: info.status for info in registry.plugins()}[plugin]
+
+
+def test_first_party_plugins_come_through_the_same_entry_points() -> None:
+    registry = Registry()
+    assert {e.spec.name for e in registry.techniques() if e.plugin.distribution == "timmscope"} == (
+        FIRST_PARTY
+    )
+    assert [e.spec.scheme for e in registry.model_sources()] == ["timm", "file", "pip", "random"]
+    assert {e.spec.name for e in registry.collectors()} == {
+        "pooled",
+        "extrema",
+        "top-k",
+        "statistics",
+        "maps",
+    }
+    assert registry.problems() == []
+
+
+def test_a_third_party_technique_is_found_by_short_name_and_by_full_id(distribution: Make) -> None:
+    module = distribution("Ripple_Pack", GOOD, version="2.3")
+    registry = Registry()
+    entry = registry.technique("ripple")
+    assert entry is registry.technique("ripple-pack:ripple")
+    assert (entry.id, entry.kind) == ("ripple-pack:ripple", "technique")
+    assert (entry.plugin.version, entry.plugin.status) == ("2.3", "ok")
+    assert entry.plugin.load_seconds > 0
+    assert entry.load() is sys.modules[module].Impl
+
+
+@pytest.mark.parametrize(
+    ("source", "stage", "words"),
+    [
+        ("1 / 0", "import", "ZeroDivisionError: division by zero"),
+        ("import there_is_no_such_module", "import", "there_is_no_such_module"),
+        ("def f(:", "import", "SyntaxError"),
+        ("import sys; sys.exit(3)", "import", "sys.exit(3)"),
+        ("raise GeneratorExit", "import", "GeneratorExit"),
+        ("x = 1", "hooks", "implements no hook"),
+    ],
+)
+def test_a_plugin_that_fails_at_import_hurts_nobody_else(
+    distribution: Make, source: str, stage: str, words: str
+) -> None:
+    distribution("broken", source)
+    distribution("fine", GOOD)
+    registry = Registry()
+    assert names(registry) == FIRST_PARTY | {"ripple"}
+    problem = only(registry)
+    assert (problem.plugin, problem.stage) == ("broken:main", stage)
+    assert words in problem.message
+    assert problem.hint
+    assert status(registry, "broken:main") == "failed"
+
+
+def test_the_traceback_shows_the_plugin_and_not_the_machinery(distribution: Make) -> None:
+    module = distribution("broken", "def f():\n    1 / 0\nf()")
+    trace = only(Registry()).traceback
+    assert f"{module}.py" in trace
+    assert "ZeroDivisionError" in trace
+    assert "importlib" not in trace
+    assert "discovery.py" not in trace
+
+
+def test_specs_yielded_before_an_exception_are_kept(distribution: Make) -> None:
+    distribution("half", GOOD + "        raise RuntimeError('no more')\n")
+    registry = Registry()
+    assert "ripple" in names(registry)
+    problem = only(registry)
+    assert (problem.stage, status(registry, "half:main")) == ("call", "ok")
+    assert problem.message == "timmscope_techniques failed: RuntimeError: no more"
+
+
+@pytest.mark.parametrize("call", ["sys.exit()", "exit()", "raise SystemExit('bye')"])
+def test_a_hook_that_exits_does_not_take_the_host_down(distribution: Make, call: str) -> None:
+    distribution(
+        "quitter",
+        f"""
+        import sys
+        from timmscope_registry import hookimpl
+        @hookimpl
+        def timmscope_collectors():
+            {call}
+        """,
+    )
+    registry = Registry()
+    assert names(registry) == FIRST_PARTY
+    assert "sys.exit" in only(registry).message
+
+
+def test_ctrl_c_during_a_hanging_import_passes_and_names_the_plugin(distribution: Make) -> None:
+    distribution("hanging", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        Registry().plugins()
+    assert caught.value.__notes__ == ["while loading the plugin hanging:main"]
+
+
+def test_a_misspelt_hook_is_reported_with_the_right_name(distribution: Make) -> None:
+    distribution("typo", GOOD.replace("timmscope_techniques", "timmscope_technique"))
+    problem = only(Registry())
+    assert problem.stage == "hooks"
+    assert problem.message == (
+        "there is no hook timmscope_technique; did you mean 'timmscope_techniques'?"
+    )
+
+
+def test_a_hook_without_its_marker_is_reported(distribution: Make) -> None:
+    distribution("bare", GOOD.replace("@hookimpl\n", "\n"))
+    problem = only(Registry())
+    assert "timmscope_techniques is not marked with @hookimpl" in problem.message
+
+
+def test_a_hook_with_an_unknown_argument_is_reported(distribution: Make) -> None:
+    distribution("greedy", GOOD.replace("timmscope_techniques()", "timmscope_techniques(model)"))
+    problem = only(Registry())
+    assert problem.stage == "hooks"
+    assert "model" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("yield 'grad-cam'", "yielded a str, expected a TechniqueSpec"),
+        ("return None", "returned None, expected an iterable of TechniqueSpec"),
+        ("return 'abc'", "returned a str, expected an iterable of TechniqueSpec"),
+        (
+            "return [CollectorSpec(name='a', summary='', impl='a:b')]",
+            "yielded a CollectorSpec, expected a TechniqueSpec",
+        ),
+        (
+            "yield TechniqueSpec(name='a', family='poetry', summary='', impl='a:b')",
+            "the family 'poetry' is not one of",
+        ),
+        (
+            "yield TechniqueSpec(name='A b', family='style', summary='', impl='a:b')",
+            "the name 'A b' is not lower-case words joined by hyphens",
+        ),
+        (
+            "yield TechniqueSpec(name='a', family='style', summary='', impl='a.b')",
+            "impl is 'a.b', expected 'module:Attribute'",
+        ),
+        (
+            "yield TechniqueSpec(name=None, family='style', summary='', impl='a:b')",
+            "name is None, expected text",
+        ),
+        (
+            "yield TechniqueSpec(name='a', family='style', summary='', impl='a:b', needs='x')",
+            "needs is 'x', expected a tuple of text",
+        ),
+        (
+            "yield TechniqueSpec(name='a', family='style', summary='', impl='a:b', gpu=True)",
+            "unexpected keyword argument 'gpu'",
+        ),
+    ],
+)
+def test_items_of_a_wrong_type_or_value_are_reported(
+    distribution: Make, body: str, words: str
+) -> None:
+    distribution(
+        "wrong",
+        f"""
+        from timmscope_registry import CollectorSpec, TechniqueSpec, hookimpl
+        @hookimpl
+        def timmscope_techniques():
+            {body}
+        """,
+    )
+    registry = Registry()
+    assert names(registry) == FIRST_PARTY
+    assert words in only(registry).message
+
+
+@pytest.mark.parametrize("api", [(API_VERSION[0], API_VERSION[1] + 1), (2, 0), (0, 9)])
+def test_a_spec_of_another_api_version_is_refused(distribution: Make, api: tuple[int, int]) -> None:
+    distribution("future", GOOD.replace('summary="Ripples.",', f'summary="Ripples.", api={api},'))
+    registry = Registry()
+    assert names(registry) == FIRST_PARTY
+    problem = only(registry)
+    assert problem.stage == "version"
+    assert f"plugin API {api[0]}.{api[1]}" in problem.message
+    assert ("timmscope" if api > API_VERSION else "future") in problem.hint.split()
+
+
+def test_a_later_major_is_seen_without_importing_it(distribution: Make) -> None:
+    module = distribution("later", "1 / 0", group="timmscope.v2")
+    registry = Registry()
+    assert status(registry, "later:main") == "unsupported"
+    assert "written for plugin API 2" in only(registry).message
+    assert "--upgrade timmscope" in only(registry).hint
+    assert module not in sys.modules
+
+
+def test_a_plugin_that_serves_two_majors_is_no_problem(distribution: Make) -> None:
+    distribution(
+        "both", GOOD, points="[timmscope.v1]\nmain = MODULE\n[timmscope.v2]\nmain = nowhere\n"
+    )
+    registry = Registry()
+    assert "ripple" in names(registry)
+    assert registry.problems() == []
+
+
+def test_a_misspelt_group_is_reported(distribution: Make) -> None:
+    distribution("groupless", GOOD, group="timmscope.plugins")
+    assert "'timmscope.plugins' is unknown, expected 'timmscope.v1'" in only(Registry()).message
+
+
+def test_unreadable_metadata_hurts_nobody_else(distribution: Make) -> None:
+    distribution("garbled", GOOD, points="[timmscope.v1]\nthis is not an entry point\n")
+    distribution("fine", GOOD)
+    registry = Registry()
+    assert "ripple" in names(registry)
+    assert any("garbled" in problem.plugin for problem in registry.problems())
+
+
+def test_a_short_name_that_two_offer_needs_the_full_id(distribution: Make) -> None:
+    distribution("one", GOOD)
+    distribution("two", GOOD)
+    registry = Registry()
+    with pytest.raises(PluginError, match="use one:ripple or two:ripple"):
+        registry.technique("ripple")
+    assert registry.technique("two:ripple").plugin.distribution == "two"
+    problem = only(registry)
+    assert problem.stage == "name"
+    assert problem.hint == "use a full name: one:ripple or two:ripple"
+
+
+def test_a_third_party_cannot_silently_replace_ours(distribution: Make) -> None:
+    distribution("copycat", GOOD.replace('"ripple"', '"grad-cam"'))
+    registry = Registry()
+    with pytest.raises(PluginError, match="timmscope:grad-cam or copycat:grad-cam"):
+        registry.technique("grad-cam")
+    assert registry.technique("timmscope:grad-cam").plugin.distribution == "timmscope"
+
+
+def test_the_same_full_id_twice_keeps_the_first(distribution: Make) -> None:
+    again = """
+    class again:
+        timmscope_techniques = staticmethod(timmscope_techniques)
+"""
+    distribution("twice", GOOD + again, points="[timmscope.v1]\na = MODULE\nb = MODULE:again\n")
+    registry = Registry()
+    assert [e.id for e in registry.techniques()].count("twice:ripple") == 1
+    assert "twice:ripple is already offered by twice:a" in only(registry).message
+
+
+@pytest.mark.parametrize("word", ["noisy", "noisy:main", " noisy , other"])
+@pytest.mark.parametrize("by", ["environment", "argument"])
+def test_a_blocked_plugin_is_never_imported(
+    distribution: Make, monkeypatch: pytest.MonkeyPatch, word: str, by: str
+) -> None:
+    module = distribution("noisy", "1 / 0")
+    distribution("other", GOOD)
+    if by == "environment":
+        monkeypatch.setenv("TIMMSCOPE_BLOCK", word)
+        registry = Registry()
+    else:
+        registry = Registry(block=word.split(","))
+    assert status(registry, "noisy:main") == "blocked"
+    assert module not in sys.modules
+    assert registry.problems() == []
+
+
+def test_blocking_what_does_not_exist_is_reported() -> None:
+    problem = only(Registry(block=["timmscop"]))
+    assert problem.stage == "block"
+    assert "did you mean 'timmscope'" in problem.message
+
+
+def test_a_plugin_that_imports_torch_to_be_listed_is_reported(distribution: Make) -> None:
+    distribution("heavy", "import torch\n" + "".join(GOOD.replace("\n    ", "\n")))
+    code = (
+        "import json; from timmscope_registry import get_registry as g\n"
+        "print(json.dumps([p.message for p in g().problems()]))"
+    )
+    path = ":".join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": path, "PATH": "", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (message,) = json.loads(done.stdout)
+    assert message.startswith("listing it imports torch")
+
+
+def test_what_a_plugin_prints_does_not_reach_stdout(
+    distribution: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    distribution("chatty", "print('hello')" + GOOD.replace("\n    ", "\n"))
+    Registry().plugins()
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "hello" in captured.err
+
+
+def test_an_implementation_that_cannot_be_imported_is_one_clear_error(distribution: Make) -> None:
+    distribution("lazy", GOOD.replace("MODULE:Impl", "MODULE:Imple"))
+    entry = Registry().technique("ripple")
+    with pytest.raises(PluginError, match=r"'ripple' of lazy:main .*did you mean 'Impl'\?"):
+        entry.load()
+
+
+def test_a_missing_requirement_is_named_before_the_import(distribution: Make) -> None:
+    distribution(
+        "needy", GOOD.replace('summary="Ripples.",', 'summary="", needs=("no-such-thing>=2",),')
+    )
+    with pytest.raises(PluginError, match=r'pip install "no-such-thing>=2"'):
+        Registry().technique("ripple").load()
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("grad-kam", "did you mean 'grad-cam'?"),
+        ("GradCAM", "did you mean 'grad-cam'?"),
+        ("timmscop:pgd", "did you mean 'timmscope:pgd'?"),
+        ("zzz", "known are activation-maximization, fgsm"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(typed: str, words: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        Registry().technique(typed)
+    assert words in str(caught.value)
+
+
+def test_an_unknown_name_mentions_plugins_that_did_not_load(distribution: Make) -> None:
+    distribution("broken", "1 / 0")
+    with pytest.raises(PluginError, match="broken:main did not load, see `timmscope doctor`"):
+        Registry().technique("ripple")
+
+
+def test_the_current_registry_can_be_replaced() -> None:
+    replacement = Registry(block=["timmscope"])
+    set_registry(replacement)
+    try:
+        assert get_registry() is replacement
+        assert replacement.entries() == []
+    finally:
+        set_registry(None)
+    assert get_registry().technique("pgd").spec == TechniqueSpec(
+        name="pgd",
+        family="attack",
+        summary=get_registry().technique("pgd").spec.summary,
+        impl="timmscope_attack.pgd:PGD",
+        paper=get_registry().technique("pgd").spec.paper,
+    )
+
+
+class TestSingleFile:
+    def write(self, folder: Path, text: str = GOOD) -> Path:
+        file = folder / "my plugin.py"
+        text = "\n".join(line.removeprefix("    ") for line in text.splitlines())
+        file.write_text(text.replace('"MODULE:Impl"', 'f"{__name__}:Impl"'))
+        return file
+
+    def test_its_implementation_resolves_by_its_own_name(self, tmp_path: Path) -> None:
+        registry = Registry()
+        info = registry.load_file(self.write(tmp_path))
+        entry = registry.technique("my plugin.py:ripple")
+        assert entry is registry.technique("ripple")
+        assert entry.plugin == info
+        impl = entry.load()
+        assert impl.__name__ == "Impl"
+        assert sys.modules[impl.__module__].__file__ == str(tmp_path / "my plugin.py")
+
+    def test_files_of_the_same_name_do_not_collide_in_memory(self, tmp_path: Path) -> None:
+        registry = Registry()
+        for folder in ("a", "b"):
+            (tmp_path / folder).mkdir()
+            text = GOOD.replace('"ripple"', f'"ripple-{folder}"')
+            registry.load_file(self.write(tmp_path / folder, text))
+        first, second = registry.technique("ripple-a").load(), registry.technique("ripple-b").load()
+        assert first.__module__ != second.__module__
+
+    def test_loading_it_again_takes_the_new_contents(self, tmp_path: Path) -> None:
+        registry = Registry()
+        registry.load_file(self.write(tmp_path))
+        registry.load_file(self.write(tmp_path, GOOD.replace('"ripple"', '"wavelet"')))
+        assert names(registry) == FIRST_PARTY | {"wavelet"}
+        assert registry.problems() == []
+
+    def test_a_broken_file_is_an_error_and_a_problem(self, tmp_path: Path) -> None:
+        registry = Registry()
+        with pytest.raises(PluginError, match="cannot be used: ZeroDivisionError"):
+            registry.load_file(self.write(tmp_path, "1 / 0"))
+        assert "1 / 0" in only(registry).traceback
+        assert names(registry) == FIRST_PARTY
+
+    def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(PluginError, match="does not exist"):
+            Registry().load_file(tmp_path / "none.py")
