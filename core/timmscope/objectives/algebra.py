@@ -47,6 +47,11 @@ class Objective(ABC):
     @abstractmethod
     def __str__(self) -> str: ...
 
+    @property
+    def images_named(self) -> int | None:
+        """How many images it names a target for; None where it serves any number."""
+        return None
+
     def rows(self, start: int, stop: int) -> Objective:
         """The objective for a part of the batch: per-image targets are cut to those rows."""
         return self
@@ -101,6 +106,18 @@ class WeightedSum(Objective):
         for value in values[1:]:
             total = total + value
         return total
+
+    @property
+    def images_named(self) -> int | None:
+        """What its terms say.
+
+        Raises:
+            ObjectiveError: they name different numbers of images.
+        """
+        named = {term.images_named for _, term in self.terms} - {None}
+        if len(named) > 1:
+            raise ObjectiveError(f"terms name targets for {sorted(named)} images: {self}")  # type: ignore[type-var]
+        return named.pop() if named else None
 
     def rows(self, start: int, stop: int) -> Objective:
         """Cut every term to the rows."""

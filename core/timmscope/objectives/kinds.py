@@ -117,6 +117,11 @@ class ClassLogit(Objective):
         index = torch.tensor(self.targets, device=logits.device)
         return logits.gather(1, index[:, None])[:, 0]
 
+    @property
+    def images_named(self) -> int | None:
+        """The number of targets, if there are several."""
+        return len(self.targets) if len(self.targets) > 1 else None
+
     def rows(self, start: int, stop: int) -> Objective:
         """The targets of those images."""
         return self if len(self.targets) == 1 else ClassLogit(self.targets[start:stop])

@@ -1,0 +1,132 @@
+"""How an image is written as a function of free numbers.
+
+What gradient ascent finds depends on the space it walks in. Ascent on pixels spends itself on
+high frequencies; ascent on Fourier coefficients whose step is scaled like the spectrum of
+photographs (1/f), in colours that are uncorrelated in photographs, finds shapes (Olah,
+Mordvintsev & Schubert, Distill 2017, "preconditioning"). Both are the same set of images: only
+the metric differs. A sigmoid keeps every pixel within (0, 1).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+INITIAL_DEVIATION = 0.01
+"""Standard deviation of the initial noise on the free numbers."""
+
+FOURIER_GAIN = 0.25
+"""Lucid's constant between the scaled spectrum and the latent image."""
+
+# Square root of the covariance of RGB values over ImageNet (Lucid); rows are R, G, B.
+_COLOUR_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+
+# An initial image is moved off 0 and 1, whose logits are infinite.
+_INIT_MARGIN = 0.01
+
+
+def colour_matrix(like: Tensor) -> Tensor:
+    """`(3, 3)` matrix from uncorrelated colours to RGB, its longest column of length 1."""
+    root = torch.tensor(_COLOUR_ROOT, dtype=like.dtype, device=like.device)
+    return root / root.norm(dim=0).amax()
+
+
+class Parameterisation(ABC):
+    """Images `(B, 3, H, W)` in (0, 1) as a function of a variable, and back.
+
+    Args:
+        size: height and width in pixels.
+        decorrelate: take the variable's three channels as uncorrelated colours, not as RGB.
+    """
+
+    def __init__(self, size: tuple[int, int], *, decorrelate: bool) -> None:
+        self.size = size
+        self.decorrelate = decorrelate
+
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the variable of one image."""
+
+    @abstractmethod
+    def latent(self, variable: Tensor) -> Tensor:
+        """The image `(B, 3, H, W)` before colours and sigmoid; linear in the variable."""
+
+    @abstractmethod
+    def from_latent(self, latent: Tensor) -> Tensor:
+        """The variable whose `latent` this is."""
+
+    def image(self, variable: Tensor) -> Tensor:
+        """RGB images `(B, 3, H, W)` in (0, 1)."""
+        latent = self.latent(variable)
+        if self.decorrelate:
+            latent = _mix(latent, colour_matrix(latent))
+        return latent.sigmoid()
+
+    def variable(self, images: Tensor) -> Tensor:
+        """The variable of given images; values within 0.01 of black or white are moved there."""
+        latent = images.clamp(_INIT_MARGIN, 1 - _INIT_MARGIN).logit()
+        if self.decorrelate:
+            latent = _mix(latent, torch.linalg.inv(colour_matrix(latent)))
+        return self.from_latent(latent)
+
+
+class PixelParameterisation(Parameterisation):
+    """The variable is the image itself, before the sigmoid."""
+
+    def shape(self) -> tuple[int, ...]:
+        """`(3, H, W)`."""
+        return (3, *self.size)
+
+    def latent(self, variable: Tensor) -> Tensor:
+        """The variable."""
+        return variable
+
+    def from_latent(self, latent: Tensor) -> Tensor:
+        """The latent image."""
+        return latent
+
+
+class FourierParameterisation(Parameterisation):
+    """The variable holds Fourier coefficients, divided by the amplitude photographs have there.
+
+    `latent = gain · irfft2(variable · max(f, 1/max(H, W))^-decay_power)` with orthonormal
+    transform and `f` in cycles a pixel.
+
+    Args:
+        size: height and width in pixels; either may be odd.
+        decorrelate: see `Parameterisation`.
+        decay_power: exponent of the amplitude's fall with frequency; 1 for photographs, more for
+            smoother pictures.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], *, decorrelate: bool, decay_power: float = 1.0
+    ) -> None:
+        super().__init__(size, decorrelate=decorrelate)
+        height, width = size
+        vertical = torch.fft.fftfreq(height)[:, None]
+        horizontal = torch.fft.rfftfreq(width)[None]
+        frequency = (vertical.square() + horizontal.square()).sqrt()
+        self.scale = frequency.clamp(min=1 / max(size)) ** -decay_power  # (H, W // 2 + 1)
+
+    def shape(self) -> tuple[int, ...]:
+        """`(3, H, W // 2 + 1, 2)`, real and imaginary parts last."""
+        height, width = self.size
+        return (3, height, width // 2 + 1, 2)
+
+    def latent(self, variable: Tensor) -> Tensor:
+        """Inverse transform of the scaled coefficients."""
+        spectrum = torch.view_as_complex(variable) * self.scale.to(variable)
+        image: Tensor = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+        return image * FOURIER_GAIN
+
+    def from_latent(self, latent: Tensor) -> Tensor:
+        """Transform, divided by the scale."""
+        spectrum = torch.fft.rfft2(latent / FOURIER_GAIN, norm="ortho")
+        return torch.view_as_real(spectrum / self.scale.to(latent))
+
+
+def _mix(latent: Tensor, matrix: Tensor) -> Tensor:
+    return torch.einsum("bchw,rc->brhw", latent, matrix)
