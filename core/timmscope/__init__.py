@@ -18,6 +18,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from timmscope.figures import (
+        sheet_figure,
+    )
     from timmscope.images import (
         ImageSource,
         open_image,
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
         Provenance,
         RepresentationTechnique,
         Result,
+        Sheet,
         StyleOutcome,
         StyleTechnique,
         Stylization,
@@ -130,6 +134,7 @@ __all__ = [
     "Reporter",
     "RepresentationTechnique",
     "Result",
+    "Sheet",
     "Store",
     "StoreCorrupted",
     "StoreError",
@@ -165,6 +170,7 @@ __all__ = [
     "parse_objective",
     "preprocessing_of",
     "reporting",
+    "sheet_figure",
     "source_of",
     "task",
     "technique",
@@ -174,6 +180,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "timmscope.figures": ("sheet_figure",),
     "timmscope.images": (
         "ImageSource",
         "open_image",
@@ -228,6 +235,7 @@ _HOMES = {
         "Provenance",
         "RepresentationTechnique",
         "Result",
+        "Sheet",
         "StyleOutcome",
         "StyleTechnique",
         "Stylization",
