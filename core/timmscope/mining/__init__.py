@@ -1,0 +1,37 @@
+"""Mining: one pass of a model over a data set, kept in a store that survives being killed."""
+
+from .collectors import (
+    Collector,
+    Column,
+    Extrema,
+    LayerBatch,
+    Maps,
+    Pooled,
+    RowCollector,
+    Statistics,
+    TopK,
+)
+from .mine import mine, resume
+from .patches import Patch, crop_patches, patch_box, top_patches
+from .plan import Plan, bytes_per_image, default_layers
+
+__all__ = [
+    "Collector",
+    "Column",
+    "Extrema",
+    "LayerBatch",
+    "Maps",
+    "Patch",
+    "Plan",
+    "Pooled",
+    "RowCollector",
+    "Statistics",
+    "TopK",
+    "bytes_per_image",
+    "crop_patches",
+    "default_layers",
+    "mine",
+    "patch_box",
+    "resume",
+    "top_patches",
+]

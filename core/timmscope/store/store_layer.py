@@ -54,11 +54,11 @@ class UnitStatistics:
     @property
     def std(self) -> np.ndarray:
         """Population standard deviation."""
-        return np.sqrt(self.variance)
+        return np.asarray(np.sqrt(self.variance))
 
     def quantile(self, q: float) -> np.ndarray:
         """The order statistic number floor(q * (count - 1)) of every unit, within 1.6 %."""
-        return np.clip(self._quantile(q), self.minimum, self.maximum)
+        return np.asarray(np.clip(self._quantile(q), self.minimum, self.maximum))
 
 
 class StoreLayer:

@@ -1,0 +1,127 @@
+"""Reads and preprocesses batches of images, in worker processes.
+
+A batch is a fixed range of ids and always has its full size: a grey image stands in for one that
+cannot be read. So every forward sees the same batches whatever was killed or damaged before.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from timmscope.images import ImageSource
+from timmscope_registry import ImageError, StoreError
+
+if TYPE_CHECKING:
+    from timmscope.models import Preprocessing
+
+GREY = 0.5
+_LONGEST_REASON = 400
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A batch of images ready for the model.
+
+    Attributes:
+        start: id of the first image.
+        images: (B, C, H, W) in [0, 1].
+        sizes: width and height of each image in pixels before preprocessing.
+        reasons: why an image could not be read; "" for those that could.
+    """
+
+    start: int
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    reasons: list[str]
+
+
+class Batches(Dataset[Loaded]):
+    """Ranges of ids as loaded batches; pickles to a worker as long as its source does."""
+
+    def __init__(
+        self, source: ImageSource, preprocessing: Preprocessing, ranges: Sequence[tuple[int, int]]
+    ) -> None:
+        self._source = source
+        self._preprocessing = preprocessing
+        self._ranges = ranges
+
+    def __len__(self) -> int:
+        return len(self._ranges)
+
+    def __getitem__(self, index: int) -> Loaded:
+        start, stop = self._ranges[index]
+        images = torch.full((stop - start, *self._preprocessing.input_size), GREY)
+        sizes, reasons = [], []
+        for row, image_id in enumerate(range(start, stop)):
+            size, reason = (0, 0), ""
+            try:
+                image = self._source.load(image_id)
+                images[row] = self._preprocessing(image)
+                size = image.size
+            except MemoryError:
+                raise
+            except ImageError as error:
+                reason = str(error)
+            except Exception as error:  # one image must not end a pass over a million
+                reason = f"{type(error).__name__}: {error}"
+            if reason:
+                images[row] = GREY
+                reason = " ".join(reason.split())[:_LONGEST_REASON]
+            sizes.append(size)
+            reasons.append(reason)
+        return Loaded(start, images, sizes, reasons)
+
+
+def load_batches(
+    batches: Batches, *, workers: int, start_method: str | None = None
+) -> Iterator[Loaded]:
+    """Yield all batches in order, read ahead by `workers` processes (0: by this one).
+
+    Workers are started as Python does by default on the platform, or by `start_method` (`fork`,
+    `forkserver`, `spawn`). They start with the first batch, run one thread each and never touch
+    the model. Forking is safe here: no worker enters OpenMP, HDF5 handles are opened in the
+    process that reads, and the store's lock is let go.
+
+    Raises:
+        StoreError: a worker died, for instance for lack of memory.
+    """
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_quiet if workers else None,
+        multiprocessing_context=start_method if workers else None,
+        prefetch_factor=2 if workers else None,
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise StoreError(
+                "a process that reads images died, most likely for lack of memory; "
+                "start again with fewer workers: finished shards are kept"
+            ) from error
+        yield batch
+
+
+def _as_is(batch: T) -> T:
+    return batch
+
+
+def _quiet(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process

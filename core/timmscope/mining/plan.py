@@ -1,0 +1,266 @@
+"""What a pass computes: layers, rows, reductions, and their description in a manifest."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from timmscope.images import ImageSource
+from timmscope.store import (
+    CollectorRecord,
+    ImagesRecord,
+    LayerRecord,
+    Manifest,
+    ModelRecord,
+)
+from timmscope_registry import ParameterError, UnsupportedModel, import_string
+from timmscope_registry.hooks import LOGITS, Layer
+
+from .collectors import (
+    Collector,
+    Column,
+    Extrema,
+    LayerBatch,
+    Maps,
+    Pooled,
+    RowCollector,
+    Statistics,
+    TopK,
+)
+
+if TYPE_CHECKING:
+    from timmscope.models import HookedModel
+
+BATCH_SIZE = 32
+SHARD_SIZE = 1024
+TOP_K = 100
+PRECISION = "float32"
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to compute at each layer.
+
+    Attributes:
+        layers: layers in execution order.
+        rows: row collectors by layer name.
+        reducers: empty collectors of rows, copied for every layer and shard.
+        batch_size: images a forward; part of the result, since it may change its last bits.
+        shard_size: images a shard.
+        precision: ``float32`` or ``bfloat16`` (autocast; rows are float32 in any case).
+    """
+
+    layers: tuple[Layer, ...]
+    rows: dict[str, tuple[RowCollector, ...]]
+    reducers: tuple[Collector, ...]
+    batch_size: int = BATCH_SIZE
+    shard_size: int = SHARD_SIZE
+    precision: str = PRECISION
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ParameterError(f"{name} must be at least 1", parameter=name)
+        if self.precision not in PRECISIONS:
+            raise ParameterError(
+                f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}",
+                parameter="precision",
+            )
+        names = [collector.name for collector in self.collectors]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ParameterError(
+                f"two collectors are called {', '.join(sorted(twice))}", parameter="collectors"
+            )
+        for layer in self.layers:
+            kinds = self.columns(layer)
+            for collector in self.reducers:
+                if missing := [kind for kind in collector.needs if kind not in kinds]:
+                    raise ParameterError(
+                        f"collector {collector.name!r} reads {', '.join(missing)} rows, which are "
+                        f"not kept of layer {layer.name}; it has {', '.join(kinds)}",
+                        parameter="collectors",
+                    )
+
+    @property
+    def collectors(self) -> list[Collector]:
+        """Every collector once, those of rows first."""
+        rows = {row.name: row for layer in self.layers for row in self.rows[layer.name]}
+        return [*rows.values(), *self.reducers]
+
+    def columns(self, layer: Layer) -> dict[str, Column]:
+        """Every kind of row kept of a layer."""
+        found: dict[str, Column] = {}
+        for collector in self.rows[layer.name]:
+            found |= collector.columns(layer)
+        return found
+
+    def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The batches of one shard, as ranges of ids."""
+        size = self.batch_size
+        return [(low, min(low + size, stop)) for low in range(start, stop, size)]
+
+    def manifest(self, model: HookedModel, source: ImageSource) -> Manifest:
+        """Describe a pass over some images that has not begun."""
+        return Manifest(
+            model=ModelRecord(
+                id=model.id,
+                weights_sha256=model.weights_sha256,
+                preprocessing=asdict(model.preprocessing),
+            ),
+            images=ImagesRecord(
+                location=source.location.encode("utf-8", "backslashreplace").decode(),
+                count=len(source),
+                fingerprint=source.fingerprint(),
+            ),
+            layers=tuple(self._record(layer) for layer in self.layers),
+            collectors=tuple(
+                CollectorRecord(name=c.name, impl=_impl(type(c)), parameters=c.parameters())
+                for c in self.collectors
+            ),
+            batch_size=self.batch_size,
+            shard_size=self.shard_size,
+            precision=self.precision,
+            versions={name: version(name) for name in ("timmscope", "torch", "timm")},
+        )
+
+    def _record(self, layer: Layer) -> LayerRecord:
+        return LayerRecord(
+            name=layer.name,
+            module_type=layer.module_type,
+            layout=layer.layout,
+            shape=layer.shape,
+            channels=layer.channels,
+            grid=layer.grid,
+            stride=layer.stride,
+            prefix_tokens=layer.prefix_tokens,
+            kinds=tuple(self.columns(layer)),
+        )
+
+
+def make_plan(
+    model: HookedModel,
+    *,
+    layers: Sequence[str] | None,
+    maps: Sequence[str],
+    top_k: int,
+    collectors: Iterable[Collector],
+    batch_size: int,
+    shard_size: int,
+    precision: str,
+) -> Plan:
+    """Resolve layer names and put the default collectors beside the given ones."""
+    wanted = [*(default_layers(model) if layers is None else layers), *maps]
+    found = {layer.name: layer for layer in map(model.layers.resolve, wanted)}
+    chosen = tuple(sorted(found.values(), key=lambda layer: layer.order))
+    if not chosen:
+        raise ParameterError("no layer was named; name at least one", parameter="layers")
+    mapped = {model.layers.resolve(name).name for name in maps}
+    extra = list(collectors)
+    kept = [Pooled(), Extrema(), *(c for c in extra if isinstance(c, RowCollector))]
+    return Plan(
+        layers=chosen,
+        rows={
+            layer.name: (*kept, Maps()) if layer.name in mapped else tuple(kept) for layer in chosen
+        },
+        reducers=(
+            TopK(k=top_k),
+            Statistics(),
+            *(c for c in extra if not isinstance(c, RowCollector)),
+        ),
+        batch_size=batch_size,
+        shard_size=shard_size,
+        precision=precision,
+    )
+
+
+def plan_of(manifest: Manifest, model: HookedModel) -> Plan:
+    """Make the plan again that a store was mined with."""
+    every = [
+        cast("type[Collector]", import_string(record.impl))(**record.parameters)
+        for record in manifest.collectors
+    ]
+    rows = [collector for collector in every if isinstance(collector, RowCollector)]
+    layers = [model.layers.resolve(record.name) for record in manifest.layers]
+    kinds = {record.name: record.kinds for record in manifest.layers}
+    return Plan(
+        layers=tuple(layers),
+        rows={
+            layer.name: tuple(
+                row for row in rows if not isinstance(row, Maps) or "maps" in kinds[layer.name]
+            )
+            for layer in layers
+        },
+        reducers=tuple(c for c in every if not isinstance(c, RowCollector)),
+        batch_size=manifest.batch_size,
+        shard_size=manifest.shard_size,
+        precision=manifest.precision,
+    )
+
+
+def default_layers(model: HookedModel) -> list[str]:
+    """The last layer with a grid and the pooled features that the classifier reads.
+
+    The first shows what the deepest units look for and where; the second is the model's embedding
+    of an image. The features are the last vector before the classifier: the layer that the model's
+    configuration calls so, or else the first of those that end the model with as many units as it
+    has classes.
+    """
+    spatial, feature = None, None
+    config = getattr(model.module, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    for name, layer in model.layers.items():
+        if layer.grid is not None and layer.grid[0] * layer.grid[1] > 1:
+            spatial = name
+        if name == LOGITS or any(name == head or name.startswith(f"{head}.") for head in heads):
+            continue
+        if layer.layout == "vector" and (heads or layer.channels != model.num_classes):
+            feature = name
+    chosen = [name for name in (spatial, feature) if name is not None]
+    if not chosen:
+        raise UnsupportedModel(f"{model.id} has no layer with a grid or a vector; name layers")
+    return chosen
+
+
+def bytes_per_image(plan: Plan) -> int:
+    """What an image takes on disk: its rows, with a share for reductions and names."""
+    total = 256
+    for layer in plan.layers:
+        for column in plan.columns(layer).values():
+            total += int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize
+        for collector in plan.reducers:
+            whole = sum(array.nbytes for array in _typical_state(collector, layer, plan).values())
+            total += whole // plan.shard_size + 1
+    return total
+
+
+def _typical_state(collector: Collector, layer: Layer, plan: Plan) -> dict[str, np.ndarray]:
+    """The state of a collector that has seen a little; plugins of any shape included."""
+    rng = np.random.default_rng(0)
+    count = min(plan.shard_size, 64)
+    columns = {kind: c for kind, c in plan.columns(layer).items() if kind in collector.needs}
+    rows = {
+        kind: rng.normal(size=(count, *column.shape)).astype(column.dtype)
+        for kind, column in columns.items()
+        if np.prod(column.shape) <= 1 << 16
+    }
+    if len(rows) < len(columns):
+        return {}
+    sample = collector.fresh()
+    sample.update(LayerBatch(layer=layer.name, ids=np.arange(count), rows=rows))
+    return sample.state()
+
+
+def _impl(kind: type[Collector]) -> str:
+    """Import string of a class: the shortest package that offers it, so that files may move."""
+    module = kind.__module__
+    parent = module.rpartition(".")[0]
+    while parent and getattr(sys.modules.get(parent), kind.__name__, None) is kind:
+        module, parent = parent, parent.rpartition(".")[0]
+    return f"{module}:{kind.__qualname__}"
