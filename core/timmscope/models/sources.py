@@ -54,7 +54,8 @@ def load_random(rest: str) -> HookedModel:
     """`random:NAME?seed=0`: an architecture with random weights, the same for the same seed.
 
     `img_size` works for every architecture: where the constructor has no such argument it sets
-    the preprocessing alone.
+    the preprocessing alone. A classifier that timm starts at zero (Mixer, Hiera) gets random
+    weights like the rest: its logits would all be 0, and nothing could be said about them.
 
     Raises:
         ModelError: timm knows no such architecture or argument.
@@ -66,7 +67,16 @@ def load_random(rest: str) -> HookedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module, size = _create_at_size(name, arguments)
+        _fill_zero_classifier(module)
     return _wrap(module, f"random:{rest}", input_size=size)
+
+
+def _fill_zero_classifier(module: nn.Module) -> None:
+    get_classifier = getattr(module, "get_classifier", None)
+    head = get_classifier() if callable(get_classifier) else None
+    for part in head.modules() if isinstance(head, nn.Module) else ():
+        if isinstance(part, nn.Linear | nn.Conv2d) and not bool(part.weight.any()):
+            nn.init.trunc_normal_(part.weight, std=0.02)
 
 
 def load_file(rest: str) -> HookedModel:

@@ -50,7 +50,7 @@ class Adversarial(Result):
         l0: `(B,)` number of changed pixels (any channel).
         l2: `(B,)` Euclidean norm of the change, pixel units [0, 1].
         linf: `(B,)` largest change of a value, pixel units [0, 1].
-        forwards: `(B,)` forward passes an image.
+        forwards: `(B,)` forward passes an image, without the three that judge the outcome.
         backwards: `(B,)` backward passes an image.
         queries: `(B,)` forward passes that a black-box attack would have to pay for.
         class_names: name of each image's label, prediction before and prediction after.
@@ -182,22 +182,28 @@ class AttackTechnique(Technique):
 
         Raises:
             ImageError: the images are not RGB in [0, 1].
-            ObjectiveError: a label or target is no class of the model.
+            ObjectiveError: a label or target is no class of the model, or it has no classes.
+            ParameterError: a target equals its label, or `batch_size` is less than 1.
             TechniqueError: the attack returned something that is no image.
         """
         require_rgb(model)
+        if model.num_classes < 2:
+            raise ObjectiveError(
+                f"{model.id} has {model.num_classes or 'no'} class(es), so there is no wrong one: "
+                "an attack needs a classifier"
+            )
         batch = model.images(images).detach()
+        step = chunk_size(model, batch, batch_size)
         with torch.no_grad():
-            clean = _in_chunks(model, batch, chunk_size(model, batch, batch_size))
+            clean = _in_chunks(model, batch, step)
         before = clean.argmax(1)
-        truth = before if labels is None else self._classes(model, labels, batch)
-        aims = None if targets is None else self._classes(model, targets, batch)
+        truth = before if labels is None else _classes(model, labels, batch, "labels")
+        aims = None if targets is None else _classes(model, targets, batch, "targets")
         if aims is not None and bool((aims == truth).any()):
             raise ParameterError(
                 "a target equals the image's label: aim at another class", parameter="targets"
             )
         already = before == aims if aims is not None else before != truth
-        step = chunk_size(model, batch, batch_size)
         adversarial = batch.clone()
         forwards = torch.zeros(len(batch), dtype=torch.long)
         backwards = torch.zeros(len(batch), dtype=torch.long)
@@ -218,19 +224,13 @@ class AttackTechnique(Technique):
                     f"{self.title()} returned shape {tuple(changed.shape)} for images of shape "
                     f"{tuple(part.shape)}"
                 )
-            adversarial[rows] = checked_pixels(self, changed).to(batch)
+            checked_pixels(self, changed)
+            adversarial[rows] = changed.detach().to(batch)
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
         return self._judged(
             model, batch, adversarial, truth, aims, clean, already, forwards, backwards, seed, step
         )
-
-    def _classes(self, model: HookedModel, classes: Any, batch: Tensor) -> Tensor:
-        bound = class_logit(classes).bind(model, batch)
-        indices: tuple[int, ...] = bound.targets  # type: ignore[attr-defined]
-        if len(indices) not in (1, len(batch)):
-            raise ObjectiveError(f"{len(indices)} classes for {len(batch)} images")
-        return torch.tensor(indices, device=batch.device).expand(len(batch)).clone()
 
     def _judged(
         self,
@@ -290,3 +290,15 @@ class AttackTechnique(Technique):
 
 def _in_chunks(model: HookedModel, images: Tensor, step: int) -> Tensor:
     return torch.cat([model(part).float() for part in images.split(step)])
+
+
+def _classes(model: HookedModel, classes: Any, batch: Tensor, what: str) -> Tensor:
+    """Class indices `(B,)` from one class or one an image, by index or name."""
+    goal = class_logit(classes)
+    given = goal.targets  # type: ignore[attr-defined]
+    if len(given) not in (1, len(batch)):
+        raise ObjectiveError(
+            f"{len(given)} {what} for {len(batch)} images: give one, or one an image"
+        )
+    indices: tuple[int, ...] = goal.bind(model, batch).targets  # type: ignore[attr-defined]
+    return torch.tensor(indices, device=batch.device).expand(len(batch)).clone()

@@ -81,11 +81,19 @@ class AttributionTechnique(Technique):
     family: ClassVar[str] = "attribution"
 
     @abstractmethod
-    def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
+    def attribute(
+        self, model: HookedModel, images: Tensor, objective: Objective
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Maps `(B, h, w)` at any grid; `objective` is bound to the model and these images.
 
-        Called with chunks of the batch; an image's map must not depend on its neighbours.
+        Called with chunks of the batch; an image's map must not depend on its neighbours. A
+        technique that has the objective's values `(B,)` at hand returns `(maps, scores)`, which
+        saves a forward.
         """
+
+    def why_zero(self) -> str:
+        """What to tell people whose map came out zero everywhere, and what to do about it."""
+        return "the objective does not depend on what is mapped; choose an earlier layer"
 
     @final
     def __call__(
@@ -110,6 +118,7 @@ class AttributionTechnique(Technique):
             ImageError: the images are not RGB in [0, 1].
             ObjectiveError: the objective does not fit the model.
             TechniqueError: a map is all zero or not finite, so it explains nothing.
+            ParameterError: `batch_size` is less than 1.
         """
         require_rgb(model)
         batch = model.images(images).detach()
@@ -122,10 +131,13 @@ class AttributionTechnique(Technique):
             stop = min(start + step, len(batch))
             part, goal = batch[start:stop], bound.rows(start, stop)
             with session(seed, range(start, stop)):
-                raw = self.attribute(model, part, goal)
+                outcome = self.attribute(model, part, goal)
+            raw, score = outcome if isinstance(outcome, tuple) else (outcome, None)
             raws.append(self._checked(raw, part, start))
-            with torch.no_grad():
-                scores.append(model.score(part, goal).cpu())
+            if score is None:
+                with torch.no_grad():
+                    score = model.score(part, goal)
+            scores.append(score.detach().float().cpu())
         raw = torch.cat(raws)
         return Attribution(
             provenance=self._provenance(model, seed, objective=str(bound)),
@@ -150,8 +162,7 @@ class AttributionTechnique(Technique):
         if empty:
             rows = ", ".join(str(start + row) for row in empty[:5])
             raise TechniqueError(
-                f"the map of {self.title()} is zero everywhere for image {rows}: the objective "
-                "does not depend on that layer (or only negatively); choose an earlier layer"
+                f"the map of {self.title()} is zero everywhere for image {rows}: {self.why_zero()}"
             )
         return maps
 

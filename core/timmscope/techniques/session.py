@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from timmscope.models import HookedModel
+from timmscope_registry import ParameterError
 
 MEMORY_BUDGET_BYTES = 1 << 30
 """Activations that one chunk of a batch may keep alive, by default."""
@@ -81,9 +82,16 @@ def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
     """How many images may go through the model with a graph at once.
 
     By default as many as keep the layers' activations within `MEMORY_BUDGET_BYTES`.
+
+    Raises:
+        ParameterError: fewer than one were asked for.
     """
     if asked is not None:
-        return max(1, asked)
+        if asked < 1:
+            raise ParameterError(
+                f"batch_size is {asked}: expected 1 or more", parameter="batch_size"
+            )
+        return asked
     cells = model.input_size[1] * model.input_size[2]
     scale = images.shape[-1] * images.shape[-2] / cells
     values = sum(_numel(layer.shape) for layer in model.layers.values())

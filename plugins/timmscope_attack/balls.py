@@ -1,0 +1,71 @@
+"""The ball an attack must stay in: steepest step, projection and uniform points, for each norm.
+
+The arithmetic is foolbox's to the last bit (same operations in the same order), so that results
+can be compared exactly. Changes and gradients are `(B, 3, H, W)` in pixel units [0, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from timmscope import noise_like
+
+Norm = Literal["linf", "l2"]
+
+_TINY = 1e-12
+_LINF_EPSILON = 8 / 255
+_L2_EPSILON_AT_224 = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball:
+    """All changes whose norm is at most `epsilon`, pixel units [0, 1]."""
+
+    norm: Norm
+    epsilon: float
+
+    @classmethod
+    def of(cls, norm: Norm, epsilon: float | None, images: Tensor) -> Ball:
+        """The ball of that radius; without one, the usual radius for images of that size.
+
+        8/255 for L∞. For L2 it is 3.0 at 224×224, as the RobustBench leaderboard has it, and the
+        same mean change of a pixel at other sizes (0.43 at 32×32).
+        """
+        if epsilon is None:
+            side = (images.shape[-2] * images.shape[-1]) ** 0.5
+            epsilon = _LINF_EPSILON if norm == "linf" else _L2_EPSILON_AT_224 * side / 224
+        return cls(norm=norm, epsilon=epsilon)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of unit norm along which a linear function rises fastest."""
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient * (1 / _l2(gradient))
+
+    def project(self, change: Tensor) -> Tensor:
+        """The nearest change inside the ball."""
+        if self.norm == "linf":
+            return change.clamp(-self.epsilon, self.epsilon)
+        return change * (self.epsilon / _l2(change)).clamp(max=1)
+
+    def sample(self, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Changes drawn uniformly from the ball, each image's from its own generator.
+
+        L2: a uniform direction times `epsilon · u^(1/d)`; `u` alone would crowd the centre.
+        """
+        if self.norm == "linf":
+            return (2 * noise_like(images, "uniform", generators) - 1) * self.epsilon
+        normal = noise_like(images, "normal", generators)
+        radius = noise_like(images[:, :1, :1, :1], "uniform", generators)
+        dimensions = images[0].numel()
+        return normal / _l2(normal) * (self.epsilon * radius ** (1 / dimensions))
+
+
+def _l2(values: Tensor) -> Tensor:
+    """Norms `(B, 1, 1, 1)`, never 0."""
+    norms = (values.flatten(1) ** 2).sum(1).sqrt()
+    return norms.clamp(min=_TINY).view(-1, 1, 1, 1)

@@ -1,0 +1,54 @@
+"""What an attack climbs, and when it has arrived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Literal["cross-entropy", "margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Away from labels, or towards targets.
+
+    Attributes:
+        labels: `(B,)` classes to leave.
+        targets: `(B,)` classes to reach, or None for any other than the label.
+        loss: which loss measures the way.
+    """
+
+    labels: Tensor
+    targets: Tensor | None
+    loss: Loss
+
+    def rows(self, index: Tensor) -> Goal:
+        """The goal of some images."""
+        targets = self.targets[index] if self.targets is not None else None
+        return Goal(labels=self.labels[index], targets=targets, loss=self.loss)
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """Whether each image's prediction is where the attack wants it, `(B,)`."""
+        predicted = logits.argmax(1)
+        return predicted != self.labels if self.targets is None else predicted == self.targets
+
+    def value(self, logits: Tensor) -> Tensor:
+        """`(B,)`, greater the nearer to the goal; summed, so no image feels its neighbours.
+
+        `cross-entropy`: of the label, or minus that of the target. `margin`: the best other logit
+        minus the label's, or the target's minus the best other; its gradient does not vanish where
+        the softmax saturates.
+        """
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        classes = self.labels if self.targets is None else self.targets
+        if self.loss == "cross-entropy":
+            loss = functional.cross_entropy(logits, classes, reduction="none")
+        else:
+            own = logits.gather(1, classes[:, None])
+            others = logits.scatter(1, classes[:, None], -torch.inf)
+            loss = others.amax(1) - own[:, 0]
+        return loss if self.targets is None else -loss
