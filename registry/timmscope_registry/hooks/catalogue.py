@@ -9,27 +9,28 @@ from torch import Tensor, nn
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue
 from timmscope_registry.hooks.layout import LayoutReader, Reading
 from timmscope_registry.hooks.order import token_orders
+from timmscope_registry.hooks.points import HookPoints
 from timmscope_registry.hooks.steady import Steady
 from timmscope_registry.hooks.trace import Call, trace
 
 
 def build_catalogue(
     module: nn.Module, example: Tensor, steady: Steady
-) -> tuple[LayerCatalogue, dict[str, int]]:
+) -> tuple[LayerCatalogue, HookPoints]:
     """Trace `module` on `example` and describe its layers.
 
     Returns:
-        The catalogue, and for every module that ran (by its first name, "" for the root) how
-        often it did.
+        The catalogue, and all hook points, of which the layers are a part.
 
     Raises:
         UnsupportedModel: the model cannot run on the example.
     """
     calls = trace(module, example, steady)
     counts = Counter(call.path for call in calls)
-    image = (int(example.shape[-2]), int(example.shape[-1]))
+    colours, height, width = (int(size) for size in example.shape[1:])
+    image = (height, width)
     modules = dict(module.named_modules())
-    reader = LayoutReader(image, modules)
+    reader = LayoutReader((colours, height, width), modules)
     orders = token_orders(modules, calls)
     layers: list[Layer] = []
     aliases: dict[str, str] = {}
@@ -53,7 +54,8 @@ def build_catalogue(
         if path in counts:
             aliases[alias] = path
             aliases.update({f"{alias}#{k}": f"{path}#{k}" for k in range(counts[path] - 1)})
-    return LayerCatalogue(layers, aliases=aliases, refused=refused), dict(counts)
+    catalogue = LayerCatalogue(layers, aliases=aliases, refused=refused)
+    return catalogue, HookPoints(module, catalogue, calls)
 
 
 def _layer(

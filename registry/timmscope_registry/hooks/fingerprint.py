@@ -73,7 +73,7 @@ def _surroundings() -> dict[str, str]:
         "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
         "cudnn": f"{torch.backends.cudnn.benchmark} {torch.backends.cudnn.deterministic}",
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         for device, state in enumerate(torch.cuda.get_rng_state_all()):
             facts[f"cuda:{device} random state"] = _digest(state)
     return facts

@@ -64,8 +64,13 @@ class Flight:
             for point in (
                 *(point for recording in self._recordings for point in recording.points),
                 *(cut.point for cut in self._cuts),
+                # An edit may return a tensor of the caller's own.
+                *(point for edits in self._edits for point in edits.functions),
             )
             if point.overwritten
+        }
+        self._handed_on = {
+            point.key for r in self._recordings for point in r.points if point.handed_on
         }
         for scope in scopes:
             scope.begin()
@@ -111,6 +116,10 @@ class Flight:
                     f"returned a {type(output).__name__}"
                 )
             value = output
+            if (module, number) in self._handed_on:
+                # The same tensor may have other users (a skip connection), and may be the caller's
+                # own: a view keeps gradients through this point, and our hooks, apart from theirs.
+                value = value.view_as(value)
             for action in actions:
                 value = action(value)
             for recording, point in kept:
@@ -142,4 +151,10 @@ class Flight:
         if not any(end.requires_grad for end in ends):
             return
         for scope in self._rules:
-            scope.handles += attach(scope.rule, ends, [x], type(self._module).__name__)
+            scope.handles += attach(
+                scope.rule,
+                ends,
+                [x],
+                type(self._module).__name__,
+                may_be_linear=bool(self._cuts),
+            )

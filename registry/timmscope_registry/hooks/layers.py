@@ -143,6 +143,10 @@ class LayerCatalogue(Mapping[str, Layer]):
     def __len__(self) -> int:
         return len(self._layers)
 
+    def get(self, name: str, default: Layer | None = None) -> Layer | None:  # type: ignore[override]
+        """Return the layer of that name or alias, or `default`."""
+        return self.resolve(name) if name in self else default
+
     def __contains__(self, name: object) -> bool:
         return name in self._layers or name in self._aliases
 
@@ -161,10 +165,6 @@ class LayerCatalogue(Mapping[str, Layer]):
         reason = self._refused.get(name)
         what = f"{name} is not a layer: {reason}" if reason else f"no layer is called {name!r}"
         raise LayerNotFound(what + hint, name=name, nearest=nearest)
-
-    def refusal(self, name: str) -> str | None:
-        """Say why a module is no layer; None if it is one or does not exist."""
-        return self._refused.get(name)
 
     def nearest(self, name: str, count: int = 5) -> tuple[str, ...]:
         """Names that resemble `name`: its own parts and parents first, then by spelling."""

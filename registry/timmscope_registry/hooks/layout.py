@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from timmscope_registry.hooks.layers import Layout
-from timmscope_registry.hooks.trace import Call
+from timmscope_registry.hooks.trace import BATCH, Call
 
 Grid = tuple[int, int]
 
@@ -43,9 +43,10 @@ class Reading:
 class LayoutReader:
     """Reads calls in the order in which they finished."""
 
-    def __init__(self, image: Grid, modules: dict[str, nn.Module]) -> None:
-        self._image = image
-        self._grids: list[Grid] = [image]  # most recent last
+    def __init__(self, image: tuple[int, int, int], modules: dict[str, nn.Module]) -> None:
+        self._colours, *size = image
+        self._image = (size[0], size[1])
+        self._grids: list[Grid] = [self._image]  # most recent last
         self._seen: dict[int, Reading] = {}  # by id: the trace keeps all tensors alive
         self._done: list[tuple[Call, Reading | None]] = []
         self._blocked = tuple(
@@ -74,7 +75,7 @@ class LayoutReader:
         shape = tuple(output.shape)
         if not output.is_floating_point():
             return f"it returns {output.dtype}, not activations"
-        if not shape or call.given is None or not self._per_image(output):
+        if not shape or call.given is None or shape[0] != BATCH:
             return f"its output {shape} does not hold one entry per image"
         if 0 in shape:
             return f"its output {shape} is empty"
@@ -90,9 +91,6 @@ class LayoutReader:
         if output.ndim == 3:
             return self._read_tokens(call, output)
         return f"its output {shape} has {output.ndim} dimensions"
-
-    def _per_image(self, output: Tensor) -> bool:
-        return output.shape[0] == 2
 
     def _same_tensor(self, call: Call) -> Reading | None:
         """The reading of the same tensor object, or of an input that a leaf hands on reshaped."""
@@ -166,6 +164,8 @@ class LayoutReader:
         reading = self._seen.get(id(given))
         if reading is not None:
             return reading.layout == "NCHW"
+        if given.shape[1] == self._colours:
+            return True  # the image at another size (CrossViT)
         return self._plausible((given.shape[2], given.shape[3]))
 
     def _plausible(self, grid: Grid, *, exact: bool = False) -> bool:
@@ -179,31 +179,36 @@ class LayoutReader:
         _, count, channels = output.shape
         if isinstance(call.module, nn.Conv1d):
             return f"its output {tuple(output.shape)} comes from a 1-D convolution"
-        for grid, extra in self._token_grids(call, count):
-            return Reading("tokens", channels, grid, extra)
+        given = self._seen.get(id(call.given))
+        if given is not None and given.layout == "tokens" and _length(call.given) == count:
+            return Reading("tokens", channels, given.grid, given.prefix_tokens)
+        for grid, prefix in self._token_grids(given, count):
+            return Reading("tokens", channels, grid, prefix)
         if count <= MAX_PREFIX:
             return Reading("tokens", channels, None, count)
         return f"its {count} tokens fit no grid of the image"
 
-    def _token_grids(self, call: Call, count: int) -> Iterator[tuple[Grid, int]]:
-        """Grids that explain `count` tokens, the most credible first."""
-        given = self._seen.get(id(call.given))
-        recent = [reading.grid for _, reading in reversed(self._done) if reading is not None]
-        known = [grid for grid in (given.grid if given else None, *recent) if grid is not None]
-        ordered = list(dict.fromkeys([*known, *reversed(self._grids)]))
-        ordered = [grid for grid in ordered if math.prod(grid) > 1]
-        for grid in ordered:
-            if 0 <= (extra := count - math.prod(grid)) <= MAX_PREFIX and extra < count:
-                if given is None or given.grid != grid or extra >= given.prefix_tokens:
-                    yield grid, extra
-                    continue
-                yield grid, extra
-        prefixes = dict.fromkeys([given.prefix_tokens if given else 0, 0])
-        for prefix in prefixes:
-            for grid in ordered:
-                for derived in _derived(grid):
-                    if math.prod(derived) == count - prefix and count - prefix > 1:
-                        yield derived, prefix
+    def _token_grids(self, given: Reading | None, count: int) -> Iterator[tuple[Grid, int]]:
+        """Grids that explain `count` tokens, the most credible first, each with its prefix."""
+        recent = [grid for grid in reversed(self._grids) if grid != self._image]
+        if given is not None and given.grid is not None and math.prod(given.grid) > 1:
+            recent.insert(0, given.grid)
+        for grid in recent:
+            cells = math.prod(grid)
+            if cells <= count <= cells + min(MAX_PREFIX, cells - 1):
+                yield grid, count - cells
+        # A stride that no convolution shows (LeViT), or patches cut without one (NaFlexViT): only
+        # from the latest grid, since numbers of channels are squares too.
+        for prefix in dict.fromkeys([given.prefix_tokens if given else 0, *range(MAX_PREFIX)]):
+            if prefix and given is not None and prefix != given.prefix_tokens:
+                break
+            for derived in _derived(recent[0] if recent else self._image):
+                if math.prod(derived) == count - prefix and count - prefix > 1:
+                    yield derived, prefix
+
+
+def _length(tokens: Tensor | None) -> int:
+    return 0 if tokens is None else tokens.shape[1]
 
 
 def _derived(grid: Grid) -> Iterator[Grid]:

@@ -14,7 +14,7 @@ from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
 from timmscope_registry.hooks.layers import LayerCatalogue
-from timmscope_registry.hooks.points import Point, find_point
+from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
 from timmscope_registry.hooks.scopes import Cut, Edits, Recording
 from timmscope_registry.hooks.steady import Steady
@@ -45,8 +45,7 @@ class ModelHooks:
         self.module = module
         self._example = example.detach()
         self._steady = Steady(module)
-        self._catalogue: LayerCatalogue | None = None
-        self._counts: dict[str, int] = {}
+        self._traced: tuple[LayerCatalogue, HookPoints] | None = None
         self._lock = threading.RLock()
         self._local = threading.local()
 
@@ -57,14 +56,15 @@ class ModelHooks:
         Raises:
             UnsupportedModel: the model cannot run on the example.
         """
+        return self._trace()[0]
+
+    def _trace(self) -> tuple[LayerCatalogue, HookPoints]:
         with self._lock:
-            if self._catalogue is None:
-                parameter = next(self.module.parameters(), None)
-                example = self._example
-                if parameter is not None:
-                    example = example.to(parameter.device)
-                self._catalogue, self._counts = build_catalogue(self.module, example, self._steady)
-            return self._catalogue
+            if self._traced is None:
+                parameter = next(self.module.parameters(), self._example)
+                example = self._example.to(parameter.device, parameter.dtype)
+                self._traced = build_catalogue(self.module, example, self._steady)
+            return self._traced
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the module on (B, 3, H, W).
@@ -148,7 +148,7 @@ class ModelHooks:
         return scopes
 
     def _point(self, name: str) -> Point:
-        return find_point(name, self.module, self.layers, self._counts)
+        return self._trace()[1].find(name)
 
     @contextmanager
     def _open(self, scope: _Scope) -> Iterator[_Scope]:

@@ -70,9 +70,16 @@ deconvnet = BackwardRule(
 
 
 def attach(
-    rule: BackwardRule, outputs: Iterable[Tensor], stop: Iterable[Tensor], model: str
+    rule: BackwardRule,
+    outputs: Iterable[Tensor],
+    stop: Iterable[Tensor],
+    model: str,
+    *,
+    may_be_linear: bool,
 ) -> list[RemovableHandle]:
     """Put the rule on every matching node between the outputs and `stop` (the input images).
+
+    A graph that starts at a cut `may_be_linear`: there the rule changes nothing, rightly.
 
     Raises:
         UnsupportedModel: no node matches, or there are activations that the rule does not cover.
@@ -85,7 +92,7 @@ def attach(
         if name in ACTIVATIONS and name not in rule.nodes
     }
     matching = [node for node in nodes if node.name() in rule.nodes]
-    if foreign or not matching:
+    if foreign or not (matching or may_be_linear):
         covered = ", ".join(ACTIVATIONS.get(name, name) for name in rule.nodes)
         what = ", ".join(f"{count} {name}" for name, count in foreign.items()) or "no activation"
         raise UnsupportedModel(

@@ -49,6 +49,10 @@ class Recording(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def get(self, name: str, default: Tensor | None = None) -> Tensor | None:  # type: ignore[override]
+        """Return the activation of that hook point, or `default`."""
+        return self._values.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._values
 
@@ -75,7 +79,7 @@ class Recording(Mapping[str, Tensor]):
         def keep(gradient: Tensor) -> None:
             gradients[name] = gradient
 
-        value.register_hook(keep)  # type: ignore[no-untyped-call]
+        value.register_hook(keep)
 
     @property
     def complete(self) -> bool:

@@ -22,16 +22,23 @@ class Steady:
     def __init__(self, module: nn.Module) -> None:
         self._modules = list(module.modules())
         self._parameters = list(module.parameters())
+        self._caches = [
+            (part, name)
+            for part in self._modules
+            for name, value in vars(part).items()
+            if name.endswith("cache") and isinstance(value, dict)
+        ]
+        self._buffers = [part._buffers for part in self._modules if part._buffers]
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the module in eval mode and its parameters frozen inside the block."""
         training = [part for part in self._modules if part.training]
         learning = [weight for weight in self._parameters if weight.requires_grad]
-        if not training and not learning:
-            yield
-            return
-        caches = [(cache, dict(cache)) for part in training for cache in _caches(part)]
+        caches = [
+            (part, name, dict(vars(part)[name])) for part, name in self._caches if part.training
+        ]
+        buffers = [(held, dict(held)) for held in self._buffers]
         try:
             for part in training:
                 part.training = False
@@ -39,20 +46,15 @@ class Steady:
                 weight.requires_grad_(False)
             yield
         finally:
+            for held, before in buffers:  # ConViT fits a buffer to the size of its input
+                if any(held.get(name) is not buffer for name, buffer in before.items()):
+                    held.clear()
+                    held.update(before)
             for weight in learning:
                 weight.requires_grad_(True)
             for part in training:
                 part.training = True
             # LeViT and TinyViT cache attention biases in eval mode only. In a model that is being
             # trained such a cache would go stale at the next optimiser step.
-            for cache, before in caches:
-                cache.clear()
-                cache.update(before)
-
-
-def _caches(part: nn.Module) -> list[dict[object, object]]:
-    return [
-        value
-        for name, value in vars(part).items()
-        if name.endswith("cache") and isinstance(value, dict)
-    ]
+            for part, name, entries in caches:
+                setattr(part, name, entries)

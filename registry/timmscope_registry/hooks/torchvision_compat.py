@@ -34,8 +34,8 @@ def ensure_torchvision() -> None:
         return
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in _OPERATORS:
-        library.define(operator + _DETECTION)  # type: ignore[no-untyped-call]
+        library.define(operator + _DETECTION)
     _declared.append(library)
     importlib.import_module("torchvision")

@@ -6,7 +6,7 @@ number generators are put back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ class Call:
         output: what it returned; None unless it is one tensor.
         returned: type name of what it returned.
         version: the output's version when the call finished.
+        handed_on: whether it returned its argument itself, untouched (`Identity`, dropout).
     """
 
     path: str
@@ -43,6 +44,7 @@ class Call:
     output: Tensor | None
     returned: str
     version: int
+    handed_on: bool
 
     @property
     def overwritten(self) -> bool:
@@ -60,19 +62,20 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
         UnsupportedModel: the model cannot run on the example.
     """
     calls: list[Call] = []
-    begun: list[int] = []
+    begun: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
     numbers: dict[nn.Module, int] = {}
     paths = {part: path for path, part in module.named_modules()}
 
     def before(part: nn.Module, args: tuple[Any, ...]) -> None:
-        begun.append(len(calls))
+        begun.append((len(calls), {id(given): given._version for given in _tensors(args)}))
 
     def after(
         part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
         tensor = output if isinstance(output, Tensor) else None
-        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        given = next(_tensors([*args, *kwargs.values()]), None)
         number = numbers.get(part, 0)
+        start, versions = begun.pop()
         numbers[part] = number + 1
         calls.append(
             Call(
@@ -80,11 +83,12 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
                 module=part,
                 number=number,
                 order=len(calls),
-                begun=begun.pop(),
+                begun=start,
                 given=given,
                 output=tensor,
                 returned=type(output).__name__,
                 version=tensor._version if tensor is not None else 0,
+                handed_on=tensor is not None and versions.get(id(tensor)) == tensor._version,
             )
         )
 
@@ -107,6 +111,14 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
                 f"{type(error).__name__}: {error}"
             ) from error
     return calls
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
 
 
 @contextmanager
