@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,16 +22,16 @@ from torch import Tensor
 from timmscope.images import Images, ImageSource, open_images
 from timmscope.progress import task
 from timmscope.store import Manifest, Store, shards
-from timmscope.store.files import TEMPORARY
 from timmscope.store.manifest import NAME as MANIFEST
-from timmscope_registry import ImageError, ParameterError, StoreError, StoreMismatch
+from timmscope_registry import ImageError, ParameterError, StoreError
 
-from . import plan as planning
 from .collectors import Collector
 from .loader import Batches, Loaded, load_batches
 from .lock import StoreLock
-from .plan import Plan, bytes_per_image, make_plan, plan_of
-from .writer import Rows, Writer, write_merged
+from .plan import Plan, make_plan, plan_of
+from .preparation import agree, prepare, present, require_space
+from .shard_writer import Rows
+from .writer import Writer, write_merged
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -86,24 +85,21 @@ def mine(
     source = open_images(images)
     if not len(source):
         raise ImageError(f"{source!r} holds no image; name at least one")
-    _prepare(folder)
+    prepare(folder)
     with StoreLock(folder):
         old = Manifest.read(folder) if (folder / MANIFEST).exists() else None
-        if layers is None and old is not None:
-            layers = [layer.name for layer in old.layers if layer.name in model.layers]
-        if not maps and old is not None:
-            maps = [layer.name for layer in old.layers if "maps" in layer.kinds]
         plan = make_plan(
             model,
+            old,
             layers=layers,
             maps=maps,
             collectors=collectors,
-            top_k=_setting(top_k, old and _top_k(old), planning.TOP_K),
-            batch_size=_setting(batch_size, old and old.batch_size, planning.BATCH_SIZE),
-            shard_size=_setting(shard_size, old and old.shard_size, planning.SHARD_SIZE),
-            precision=precision or (old.precision if old else planning.PRECISION),
+            top_k=top_k,
+            batch_size=batch_size,
+            shard_size=shard_size,
+            precision=precision,
         )
-        manifest = _agree(folder, old, plan.manifest(model, source), source)
+        manifest = agree(folder, old, plan.manifest(model, source), source)
         return _run(model, source, folder, manifest, plan, workers, start_method)
 
 
@@ -135,7 +131,7 @@ def resume(
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
         plan = plan_of(old, model)
-        manifest = _agree(folder, old, plan.manifest(model, source), source)
+        manifest = agree(folder, old, plan.manifest(model, source), source)
         for number in redo or ():
             for name in (shards.rows_file(number), shards.reduced_file(number)):
                 (folder / name).unlink(missing_ok=True)
@@ -154,13 +150,11 @@ def _run(
     start_method: str | None,
 ) -> Store:
     """Mine the shards that are missing and merge."""
-    manifest = _present(folder, manifest)
+    manifest = present(folder, manifest)
     todo = [n for n in range(manifest.shard_count) if n not in manifest.shards]
     if todo:
         ranges = [batch for n in todo for batch in plan.ranges(*manifest.span(n))]
-        _require_space(folder, plan, sum(stop - start for start, stop in ranges))
-        if (folder / MANIFEST).exists() is False or manifest.merged is not None:
-            manifest = manifest.model_copy(update={"merged": None})
+        require_space(folder, plan, sum(stop - start for start, stop in ranges))
         manifest.write(folder)
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
         if workers < 0:
@@ -264,92 +258,6 @@ def _rows(batch: Loaded, reduced: dict[str, dict[str, np.ndarray]], source: Imag
     )
 
 
-# --- before the pass ------------------------------------------------------------------------------
-
-
-def _prepare(folder: Path) -> None:
-    """Make the folder, unless it is something else's."""
-    known = {MANIFEST, MANIFEST + TEMPORARY, ".lock", "shards", "reduced", "index"}
-    try:
-        if folder.exists() and not (folder / MANIFEST).exists():
-            foreign = sorted({entry.name for entry in folder.iterdir()} - known)
-            if foreign:
-                raise StoreError(
-                    f"{folder}: not a store, and not empty ({foreign[0]} …); choose another folder"
-                )
-        for name in ("shards", "reduced"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot make a store here ({error.strerror}); choose another folder"
-        ) from error
-
-
-def _agree(folder: Path, old: Manifest | None, new: Manifest, source: ImageSource) -> Manifest:
-    """Return the store's manifest if it describes the same pass; else say what differs."""
-    if old is None:
-        return new
-    differences = old.differences(new)
-    if not differences:
-        return old
-    if old.images.fingerprint != new.images.fingerprint:
-        differences += _changed_images(Store(folder, old), source)
-    raise StoreMismatch(
-        f"{folder.name} was made from something else ({'; '.join(differences)}); "
-        "choose another folder, or repeat the settings of the store",
-        differences=differences,
-    )
-
-
-def _changed_images(store: Store, source: ImageSource) -> list[str]:
-    """Name images that the store has and the source lacks, and the other way round."""
-    stored: set[str] = set()
-    for number in store.manifest.shards:
-        try:
-            names = store.files.read(number, lambda f: shards.read_strings(f["images/path"]))
-        except StoreError:
-            continue
-        stored.update(name.decode("utf-8", "surrogateescape") for name in names)
-    current = set(source.paths)
-    lines = []
-    if gone := sorted(stored - current):
-        lines.append(f"images: {len(gone)} no longer there, as {gone[0]!r}")
-    if store.complete and (new := sorted(current - stored)):
-        lines.append(f"images: {len(new)} new, as {new[0]!r}")
-    return lines or ["images: same names, but contents, labels or order changed"]
-
-
-def _present(folder: Path, manifest: Manifest) -> Manifest:
-    """Strike out shards whose files are gone or cut short, and sweep up after a killed run."""
-    for place in (folder, folder / "shards", folder / "reduced"):
-        for left in place.glob(f"*{TEMPORARY}"):
-            left.unlink()
-    lost = {
-        number
-        for number, shard in manifest.shards.items()
-        if _size(folder / shards.rows_file(number)) != shard.rows.size
-        or _size(folder / shards.reduced_file(number)) != shard.reduced.size
-    }
-    if lost:
-        log.warning("%s: mining %d damaged shard(s) again", folder.name, len(lost))
-    merged = manifest.merged
-    if lost or (merged and _size(folder / shards.MERGED) != merged.size):
-        return manifest.without_shards(lost)
-    return manifest
-
-
-def _require_space(folder: Path, plan: Plan, count: int) -> None:
-    """Refuse to start what cannot end."""
-    needed = bytes_per_image(plan) * count
-    free = shutil.disk_usage(folder).free
-    log.info("%s: about %s for %d images", folder.name, _amount(needed), count)
-    if needed > free:
-        raise StoreError(
-            f"{folder}: needs about {_amount(needed)} for {count} images and the disk has "
-            f"{_amount(free)} free; choose another disk, fewer layers or no maps"
-        )
-
-
 def _load_model(manifest: Manifest) -> HookedModel:
     from timmscope.models import load_model
 
@@ -359,27 +267,3 @@ def _load_model(manifest: Manifest) -> HookedModel:
             "pass it as model="
         )
     return load_model(manifest.model.id)
-
-
-def _top_k(manifest: Manifest) -> int | None:
-    kept = (c.parameters["k"] for c in manifest.collectors if c.name == "top-k")
-    return next(kept, None)
-
-
-def _setting(given: int | None, stored: int | None, default: int) -> int:
-    return next(value for value in (given, stored, default) if value is not None)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _amount(size: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -145,16 +145,29 @@ class Plan:
 
 def make_plan(
     model: HookedModel,
+    old: Manifest | None,
     *,
     layers: Sequence[str] | None,
     maps: Sequence[str],
-    top_k: int,
+    top_k: int | None,
     collectors: Iterable[Collector],
-    batch_size: int,
-    shard_size: int,
-    precision: str,
+    batch_size: int | None,
+    shard_size: int | None,
+    precision: str | None,
 ) -> Plan:
-    """Resolve layer names and put the default collectors beside the given ones."""
+    """Resolve names and put the default collectors beside the given ones.
+
+    What was left open (None, or no maps) is taken from `old`, the store that is there already.
+    """
+    if old is not None:
+        known = [layer for layer in old.layers if layer.name in model.layers]
+        layers = layers if layers is not None or not known else [layer.name for layer in known]
+        maps = maps or [layer.name for layer in known if "maps" in layer.kinds]
+        top = [record.parameters["k"] for record in old.collectors if record.name == TopK.name]
+        top_k = top_k if top_k is not None or not top else int(top[0])
+        batch_size = old.batch_size if batch_size is None else batch_size
+        shard_size = old.shard_size if shard_size is None else shard_size
+        precision = precision or old.precision
     wanted = [*(default_layers(model) if layers is None else layers), *maps]
     found = {layer.name: layer for layer in map(model.layers.resolve, wanted)}
     chosen = tuple(sorted(found.values(), key=lambda layer: layer.order))
@@ -169,13 +182,13 @@ def make_plan(
             layer.name: (*kept, Maps()) if layer.name in mapped else tuple(kept) for layer in chosen
         },
         reducers=(
-            TopK(k=top_k),
+            TopK(k=TOP_K if top_k is None else top_k),
             Statistics(),
             *(c for c in extra if not isinstance(c, RowCollector)),
         ),
-        batch_size=batch_size,
-        shard_size=shard_size,
-        precision=precision,
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        shard_size=SHARD_SIZE if shard_size is None else shard_size,
+        precision=precision or PRECISION,
     )
 
 

@@ -68,8 +68,8 @@ def new_dataset(
 def write_strings(parent: h5py.Group, name: str, values: list[bytes]) -> None:
     """Write fixed-length strings; variable-length ones have no checksum."""
     width = max(1, *map(len, values)) if values else 1
-    array = np.array(values, dtype=f"S{width}")
-    new_dataset(parent, name, array.shape, h5py.string_dtype("utf-8", width), array)
+    array = np.array(values, dtype=h5py.string_dtype("utf-8", width))
+    new_dataset(parent, name, array.shape, array.dtype, array)
 
 
 def read_strings(dataset: h5py.Dataset) -> list[bytes]:

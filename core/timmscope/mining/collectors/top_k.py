@@ -23,8 +23,9 @@ class TopK(Collector):
 
     Ties go to the smaller image id. Maxima that are NaN or infinite are left out and counted.
 
-    State: ``values`` (C, k) float32 in falling order, ``ids`` (C, k) int64, ``positions`` (C, k)
-    int32, padded with NaN and -1 where fewer images were seen; ``nonfinite`` (C,) int64.
+    State: ``values`` (C, m) float32 in falling order, ``ids`` (C, m) int64, ``positions`` (C, m)
+    int32, where m <= k is the length of the longest unit's list and shorter ones are padded with
+    NaN and -1; ``nonfinite`` (C,) int64.
     """
 
     name = "top-k"
@@ -64,12 +65,14 @@ class TopK(Collector):
 
     def state(self) -> State:
         """Return values, ids, positions and the count of non-finite maxima."""
-        empty = self._keys == _EMPTY
-        values, ids = _decode(self._keys)
+        used = int((self._keys != _EMPTY).sum(axis=1).max(initial=0))
+        keys = self._keys[:, :used]
+        empty = keys == _EMPTY
+        values, ids = _decode(keys)
         return {
             "values": np.where(empty, np.float32(np.nan), values),
             "ids": np.where(empty, -1, ids),
-            "positions": self._positions.copy(),
+            "positions": self._positions[:, :used].copy(),
             "nonfinite": self._nonfinite.copy(),
         }
 
@@ -77,8 +80,11 @@ class TopK(Collector):
         """Replace all entries."""
         ids = state["ids"].astype(np.int64)
         keys = _encode(state["values"].astype(np.float32), np.maximum(ids, 0).astype(np.uint64))
-        self._keys = np.where(ids < 0, _EMPTY, keys)
-        self._positions = state["positions"].astype(np.int32)
+        self._keys, self._positions = np.empty((0, self.k), np.uint64), np.empty((0, self.k))
+        self._reserve(len(ids))
+        used = min(ids.shape[1], self.k)
+        self._keys[:, :used] = np.where(ids < 0, _EMPTY, keys)[:, :used]
+        self._positions[:, :used] = state["positions"][:, :used]
         self._nonfinite = state["nonfinite"].astype(np.int64)
 
     def _reserve(self, units: int) -> None:
