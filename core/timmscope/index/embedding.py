@@ -17,13 +17,21 @@ if TYPE_CHECKING:
 _BATCH = 32
 
 
-def embed(model: HookedModel, images: Tensor, layer: str, *, batch_size: int = _BATCH) -> Rows:
+def embed(
+    model: HookedModel,
+    images: Tensor,
+    layer: str,
+    *,
+    precision: str = "float32",
+    batch_size: int = _BATCH,
+) -> Rows:
     """Pooled units of a layer, `(B, C)` float32, as mining computes them.
 
     Args:
         model: the model to look through.
         images: `(B, 3, H, W)` in [0, 1].
         layer: a layer's name.
+        precision: `float32` or `bfloat16`, as the store was mined.
         batch_size: images a pass.
 
     Raises:
@@ -31,11 +39,12 @@ def embed(model: HookedModel, images: Tensor, layer: str, *, batch_size: int = _
         VectorIndexError: a feature is NaN or infinite.
     """
     point = model.layers[layer]
+    half = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     parts = []
     for start in range(0, len(images), batch_size):
-        with torch.inference_mode(), model.record(point.name) as recording:
+        with torch.inference_mode(), half, model.record(point.name) as recording:
             model(images[start : start + batch_size])
-            parts.append(point.pooled(recording[point.name]).float().cpu().numpy())
+            parts.append(point.pooled(recording[point.name].float()).cpu().numpy())
     rows: Rows = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):

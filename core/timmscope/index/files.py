@@ -13,15 +13,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from timmscope.index.metrics import Metric
 from timmscope_registry import VectorIndexError
 
 SCHEMA = 1
-Metric = Literal["cosine", "l2", "ip"]
 
 
 class IndexRecord(BaseModel):
@@ -38,6 +38,7 @@ class IndexRecord(BaseModel):
         non_finite: ids left out because their row holds NaN or infinity.
         model: id of the model that made the rows.
         weights_sha256: of that model.
+        precision: in which it ran.
         shards: SHA-256 of every shard of the store that was read, by number.
         facts: what the engine says of itself, and versions.
         size: bytes of the index file.
@@ -56,6 +57,7 @@ class IndexRecord(BaseModel):
     non_finite: int = 0
     model: str | None = None
     weights_sha256: str | None = None
+    precision: str = "float32"
     shards: dict[int, str] = {}
     facts: dict[str, Any] = {}
     size: int = 0

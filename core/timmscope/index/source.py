@@ -29,6 +29,7 @@ class RowSource:
         failed: ids without a row, because the image could not be read.
         model: id of the model that made them.
         weights_sha256: of that model.
+        precision: in which it ran.
         shards: digest of every shard of the store, by number.
         store: the store itself.
     """
@@ -41,6 +42,7 @@ class RowSource:
     failed: int = 0
     model: str | None = None
     weights_sha256: str | None = None
+    precision: str = "float32"
     shards: dict[int, str] = field(default_factory=dict)
     store: Store | None = None
 
@@ -69,6 +71,7 @@ def store_source(layer: StoreLayer, batch: int) -> RowSource:
         failed=failed,
         model=manifest.model.id,
         weights_sha256=manifest.model.weights_sha256,
+        precision=manifest.precision,
         shards={number: shard.rows.sha256 for number, shard in manifest.shards.items()},
         store=store,
     )

@@ -6,6 +6,7 @@ out and why, what the numbers mean, and whether store, model and index still bel
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.index.backend import Backend, Ids, Rows, Space, find_backend
-from timmscope.index.files import IndexRecord, Metric, index_path, read_record, write_index
+from timmscope.index.backend import Backend, Ids, Rows, find_backend
+from timmscope.index.files import IndexRecord, index_path, read_record, write_index
+from timmscope.index.kept import check_belongs, locate, missing_rows
+from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
 from timmscope.index.source import RowSource, array_source, store_source
 from timmscope.progress import task
 from timmscope_registry import VectorIndexError
@@ -25,11 +28,6 @@ if TYPE_CHECKING:
 
 BATCH = 4096
 """Rows read at a time."""
-SCORE_NAMES: dict[Metric, str] = {
-    "cosine": "cosine similarity",
-    "l2": "Euclidean distance",
-    "ip": "inner product",
-}
 
 
 class Hits(NamedTuple):
@@ -107,13 +105,13 @@ class VectorIndex:
             raise VectorIndexError(
                 f"no metric is called {metric!r}: use one of {', '.join(SCORE_NAMES)}"
             )
-        engine = find_backend(backend)(source.dim, _space(metric), capacity=source.count)
+        engine = find_backend(backend)(source.dim, space_of(metric), capacity=source.count)
         non_finite: list[int] = []
         with task("indexing", total=source.count) as advance:
             for ids, rows in source.batches:
                 good = np.isfinite(rows).all(1)
                 non_finite.extend(ids[~good].tolist())
-                engine.add(_prepared(rows[good], metric), ids[good])
+                engine.add(prepared(rows[good], metric), ids[good])
                 advance(len(ids))
         if not len(engine):
             reason = f": all {len(non_finite)} hold NaN or infinity" if non_finite else ""
@@ -128,6 +126,7 @@ class VectorIndex:
             non_finite=len(non_finite),
             model=source.model,
             weights_sha256=source.weights_sha256,
+            precision=source.precision,
             shards=source.shards,
             facts=engine.facts(),
         )
@@ -175,10 +174,46 @@ class VectorIndex:
             VectorIndexError: missing, truncated, altered, made by a newer version, or built from
                 another store than the one now there.
         """
-        path, store = _locate(source, layer)
+        path, store = locate(source, layer)
+        index = cls._load(path, store, verify)
+        if index.missing_rows:
+            warnings.warn(
+                f"{store} has {index.missing_rows} rows of {index.layer} that its index lacks: "
+                "build it again to find them",
+                stacklevel=2,
+            )
+        return index
+
+    @classmethod
+    def of(cls, layer: StoreLayer, *, metric: Metric = "cosine", keep: bool = False) -> VectorIndex:
+        """The saved index of a layer if it is whole, current and of that metric; else a new one.
+
+        Args:
+            layer: as `store.layer(name)` gives it.
+            metric: `cosine`, `l2` or `ip`; see `Hits`.
+            keep: save a new one, unless a good one of another metric is there.
+
+        Raises:
+            VectorIndexError: no row to index, or the new index cannot be saved.
+        """
+        path = index_path(layer.store.path, layer.name)
+        found = None
+        if path.exists():
+            with contextlib.suppress(VectorIndexError):
+                found = cls._load(path, layer.store, verify=True)
+        current = found is not None and not found.missing_rows
+        if found is not None and current and found.metric == metric:
+            return found
+        index = cls.build(layer, metric=metric)
+        if keep and not current:
+            index.save()
+        return index
+
+    @classmethod
+    def _load(cls, path: Path, store: Store | None, verify: bool) -> VectorIndex:
         record = read_record(path, verify=verify)
         try:
-            engine = find_backend(record.backend).load(path, record.dim, _space(record.metric))
+            engine = find_backend(record.backend).load(path, record.dim, space_of(record.metric))
         except VectorIndexError:
             raise
         except Exception as error:  # engines raise what they like on a damaged file
@@ -193,43 +228,14 @@ class VectorIndex:
             )
         index = cls(engine, record, store=store)
         index.path = path
-        index._check_store(path)
+        if store is not None:
+            check_belongs(path, record, store)
         return index
-
-    def _check_store(self, path: Path) -> None:
-        if self._store is None:
-            return
-        manifest = self._store.manifest
-        if manifest.model.weights_sha256 != self.record.weights_sha256:
-            raise VectorIndexError(
-                f"the index {path} holds rows of {self.record.model}, and {self._store.path} was "
-                f"mined again with other weights ({manifest.model.id}): build it again"
-            )
-        now = {number: shard.rows.sha256 for number, shard in manifest.shards.items()}
-        changed = [n for n, digest in self.record.shards.items() if now.get(n) != digest]
-        if changed or self.record.layer not in self._store.layers:
-            what = f"{len(changed)} of its shards (first {changed[0]})" if changed else "its layers"
-            raise VectorIndexError(
-                f"the index {path} was built before {what} in {self._store.path} changed or went: "
-                "build it again"
-            )
-        if self.missing_rows:
-            warnings.warn(
-                f"{self._store.path} has {self.missing_rows} rows of {self.record.layer} that its "
-                "index lacks: build it again to find them",
-                stacklevel=3,
-            )
 
     @property
     def missing_rows(self) -> int:
         """Rows that the store has gained since the index was built; 0 without a store."""
-        if self._store is None:
-            return 0
-        return sum(
-            shard.stop - shard.start - shard.unreadable
-            for number, shard in self._store.manifest.shards.items()
-            if number not in self.record.shards
-        )
+        return 0 if self._store is None else missing_rows(self.record, self._store)
 
     # What it is
 
@@ -295,7 +301,7 @@ class VectorIndex:
             raise VectorIndexError(
                 f"{len(bad)} of {len(queries)} queries hold NaN or infinity, the first is {bad[0]}"
             )
-        return self._search(_prepared(queries, self.metric), k)
+        return self._search(prepared(queries, self.metric), k)
 
     def search_row(self, row_id: int, k: int = 10, *, exclude_self: bool = True) -> Hits:
         """Find the rows nearest to a row of the index.
@@ -338,7 +344,9 @@ class VectorIndex:
                 f"{model.id} has other weights than {self.record.model}, which made the rows of "
                 f"{self.layer!r}: search with that model"
             )
-        return self.search(embed(model, model.images(images), self.layer), k)
+        pictures = model.images(images)
+        rows = embed(model, pictures, self.layer, precision=self.record.precision)
+        return self.search(rows, k)
 
     def _row(self, row_id: int) -> Rows:
         try:
@@ -357,37 +365,3 @@ class VectorIndex:
         if self.metric == "cosine":
             values = np.clip(values, -1, 1)  # rounding of normalised rows
         return Hits(ids, values)
-
-
-def _space(metric: Metric) -> Space:
-    return "l2" if metric == "l2" else "ip"
-
-
-def _prepared(rows: Rows, metric: Metric) -> Rows:
-    """Rows as the backend compares them: scaled to length 1 for cosine, zeros staying zero."""
-    if metric != "cosine":
-        return rows
-    wide = rows.astype(np.float64)
-    lengths = np.sqrt(np.square(wide).sum(1, keepdims=True))
-    return np.asarray(wide / np.where(lengths > 0, lengths, 1), np.float32)
-
-
-def _locate(source: Store | str | Path, layer: str | None) -> tuple[Path, Store | None]:
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.suffix == ".faiss":
-            return path, None
-        from timmscope.store import Store
-
-        source = Store.open(path)
-    if layer is None:
-        found = sorted((source.path / "index").glob("*.faiss"))
-        if len(found) != 1:
-            names = ", ".join(item.name.removesuffix(".faiss") for item in found) or "none"
-            raise VectorIndexError(
-                f"{source.path} has {len(found)} indexes ({names}): say which layer's"
-                if found
-                else f"{source.path} has no index: build one and save it first"
-            )
-        return found[0], source
-    return index_path(source.path, source.layer(layer).name), source

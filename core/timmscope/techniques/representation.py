@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from timmscope.store import Store, StoreLayer
 
 
+MAX_SHOWN = 256
+"""Pictures in the figure of a sheet; the others are in its arrays."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table(Result):
     """Plain rows, for analyses whose outcome is a table.
@@ -65,11 +69,19 @@ class Sheet(Result):
     columns: int | None = None
 
     def figure(self) -> Figure:
-        """The pictures in a grid with their labels."""
+        """The first `MAX_SHOWN` pictures in a grid with their labels."""
         from timmscope.figures import sheet_figure
 
+        shown = slice(MAX_SHOWN)
+        parts = [self.note] if self.note else []
+        if len(self.images) > MAX_SHOWN:
+            parts.append(f"the first {MAX_SHOWN} of {len(self.images)}")
         return sheet_figure(
-            self.images, self.titles, columns=self.columns, title=self.title, note=self.note
+            self.images[shown],
+            self.titles[shown],
+            columns=self.columns,
+            title=self.title,
+            note="; ".join(parts),
         )
 
     def summary(self) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""Indexes kept in a store: where they are, and whether they still belong to its rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from timmscope.index.files import IndexRecord, index_path
+from timmscope_registry import VectorIndexError
+
+if TYPE_CHECKING:
+    from timmscope.store import Store
+
+
+def locate(source: Store | str | Path, layer: str | None) -> tuple[Path, Store | None]:
+    """Find an index file, and the store it is kept in.
+
+    Args:
+        source: a store, its folder, or the path of an index file (which then has no store).
+        layer: which layer's; may be left out when the store keeps only one index.
+
+    Raises:
+        VectorIndexError: the store keeps none, or several.
+        LayerNotFound: the store has no such layer.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".faiss":
+            return path, None
+        from timmscope.store import Store
+
+        source = Store.open(path)
+    if layer is not None:
+        return index_path(source.path, source.layer(layer).name), source
+    found = sorted((source.path / "index").glob("*.faiss"))
+    if not found:
+        raise VectorIndexError(f"{source.path} has no index: build one and save it first")
+    if len(found) > 1:
+        names = ", ".join(item.name.removesuffix(".faiss") for item in found)
+        raise VectorIndexError(
+            f"{source.path} has {len(found)} indexes ({names}): say which layer's"
+        )
+    return found[0], source
+
+
+def check_belongs(path: Path, record: IndexRecord, store: Store) -> None:
+    """Refuse an index whose rows are no longer those of the store.
+
+    Raises:
+        VectorIndexError: the store was mined again, or lost shards that the index holds.
+    """
+    manifest = store.manifest
+    if manifest.model.weights_sha256 != record.weights_sha256:
+        raise VectorIndexError(
+            f"the index {path} holds rows of {record.model}, and {store.path} was mined with "
+            f"other weights ({manifest.model.id}): build it again"
+        )
+    now = {number: shard.rows.sha256 for number, shard in manifest.shards.items()}
+    changed = [n for n, digest in record.shards.items() if now.get(n) != digest]
+    if changed or record.layer not in store.layers:
+        what = (
+            f"{len(changed)} of the shards (first {changed[0]})"
+            if changed
+            else f"layer {record.layer}"
+        )
+        raise VectorIndexError(
+            f"the index {path} was built before {what} of {store.path} changed or went: "
+            "build it again"
+        )
+
+
+def missing_rows(record: IndexRecord, store: Store) -> int:
+    """Number of readable images in shards that the store has and the index never saw."""
+    return sum(
+        shard.stop - shard.start - shard.unreadable
+        for number, shard in store.manifest.shards.items()
+        if number not in record.shards
+    )
