@@ -18,15 +18,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from timmscope.figures import (
-        sheet_figure,
-    )
     from timmscope.images import (
         ImageSource,
         open_image,
         open_images,
     )
     from timmscope.index import (
+        Backend,
+        Hits,
         VectorIndex,
     )
     from timmscope.lookup import (
@@ -34,7 +33,13 @@ if TYPE_CHECKING:
     )
     from timmscope.mining import (
         Collector,
+        Column,
+        LayerBatch,
+        Patch,
+        RowCollector,
+        crop_patches,
         mine,
+        top_patches,
     )
     from timmscope.models import (
         ClassNames,
@@ -54,12 +59,6 @@ if TYPE_CHECKING:
         parse_objective,
         top,
     )
-    from timmscope.patches import (
-        Patch,
-        preprocessing_of,
-        source_of,
-        top_patches,
-    )
     from timmscope.progress import (
         Reporter,
         reporting,
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from timmscope.store import (
         Store,
         StoreLayer,
+        TopEntry,
     )
     from timmscope.techniques import (
         Adversarial,
@@ -115,11 +115,15 @@ __all__ = [
     "AttackTechnique",
     "Attribution",
     "AttributionTechnique",
+    "Backend",
     "ClassNames",
     "Collector",
+    "Column",
+    "Hits",
     "HookedModel",
     "ImageError",
     "ImageSource",
+    "LayerBatch",
     "LayerName",
     "LayerNotFound",
     "ModelError",
@@ -134,6 +138,7 @@ __all__ = [
     "Reporter",
     "RepresentationTechnique",
     "Result",
+    "RowCollector",
     "Sheet",
     "Store",
     "StoreCorrupted",
@@ -150,6 +155,7 @@ __all__ = [
     "Technique",
     "TechniqueError",
     "TimmscopeError",
+    "TopEntry",
     "UnsupportedModel",
     "VectorIndex",
     "VectorIndexError",
@@ -157,6 +163,7 @@ __all__ = [
     "as_objective",
     "channel",
     "class_logit",
+    "crop_patches",
     "direction",
     "image_generators",
     "layer_energy",
@@ -168,10 +175,7 @@ __all__ = [
     "open_image",
     "open_images",
     "parse_objective",
-    "preprocessing_of",
     "reporting",
-    "sheet_figure",
-    "source_of",
     "task",
     "technique",
     "top",
@@ -180,17 +184,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    "timmscope.figures": ("sheet_figure",),
     "timmscope.images": (
         "ImageSource",
         "open_image",
         "open_images",
     ),
-    "timmscope.index": ("VectorIndex",),
+    "timmscope.index": (
+        "Backend",
+        "Hits",
+        "VectorIndex",
+    ),
     "timmscope.lookup": ("technique",),
     "timmscope.mining": (
         "Collector",
+        "Column",
+        "LayerBatch",
+        "Patch",
+        "RowCollector",
+        "crop_patches",
         "mine",
+        "top_patches",
     ),
     "timmscope.models": (
         "ClassNames",
@@ -210,12 +223,6 @@ _HOMES = {
         "parse_objective",
         "top",
     ),
-    "timmscope.patches": (
-        "Patch",
-        "preprocessing_of",
-        "source_of",
-        "top_patches",
-    ),
     "timmscope.progress": (
         "Reporter",
         "reporting",
@@ -225,6 +232,7 @@ _HOMES = {
     "timmscope.store": (
         "Store",
         "StoreLayer",
+        "TopEntry",
     ),
     "timmscope.techniques": (
         "Adversarial",

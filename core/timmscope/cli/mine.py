@@ -19,11 +19,11 @@ def mine(
     /,
     *,
     store: Annotated[Path, Parameter(name=["--output", "-o"])],
-    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"])] = (),
-    maps: tuple[str, ...] = (),
-    top_k: int = 100,
-    batch_size: int = 32,
-    shard_size: int = 1024,
+    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
+    maps: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    top_k: int | None = None,
+    batch_size: int | None = None,
+    shard_size: int | None = None,
     workers: int | None = None,
     device: str | None = None,
     json: output.Flag = False,
@@ -41,17 +41,18 @@ def mine(
     store
         Folder to make, by custom ``NAME.scope``.
     layer
-        Layer to mine; may be repeated. By default the ends of the model's stages.
+        Layer to mine; may be repeated. By default the last one with a grid and the pooled
+        features.
     maps
         Layer whose full maps to keep as well; large. May be repeated.
     top_k
-        How many of the strongest images to keep for every unit.
+        How many of the strongest images to keep for every unit; by default 100.
     batch_size
-        Images a pass.
+        Images a forward; by default 32.
     shard_size
-        Images in a file of the store.
+        Images in a file of the store; by default 1024.
     workers
-        Processes that decode images; by default as many as there are processors to spare.
+        Processes that decode images; by default one a processor, at most 2.
     device
         Where to run, as in ``cpu`` or ``cuda:0``.
     json
@@ -60,7 +61,6 @@ def mine(
     from timmscope import load_model
     from timmscope import mine as run
 
-    options = {} if workers is None else {"workers": workers}
     made = run(
         load_model(model, device=device),
         images,
@@ -70,7 +70,7 @@ def mine(
         batch_size=batch_size,
         shard_size=shard_size,
         top_k=top_k,
-        **options,
+        workers=workers,
     )
     bad = made.images.unreadable()
     size = sum(file.stat().st_size for file in made.path.rglob("*") if file.is_file())
@@ -110,5 +110,7 @@ def mine(
             output.say(f"… and {len(bad) - SHOWN} more")
     skipped = f", {len(bad)} of them unreadable and skipped" if bad else ""
     output.say(f"\n{store}: {len(made)} images{skipped}; {size / 1e6:.1f} MB")
-    last = list(made.layers)[-1]
-    output.say(f"next: timmscope top {store} {last} 0    or: timmscope search {store} IMAGE")
+    gridded = [name for name, record in made.layers.items() if record.grid]
+    seen = (gridded or list(made.layers))[-1]
+    output.say(f"next: timmscope top {store} {seen} 0")
+    output.say(f"      timmscope search {store} IMAGE")

@@ -22,6 +22,9 @@ Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 
 PIPED_WIDTH = 160
 """Columns where no terminal says how many there are; ``COLUMNS`` overrides it."""
+GAP = 3
+"""Blanks between columns."""
+MOST_SIDE_BY_SIDE = 5
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -93,19 +96,23 @@ def table(
     console().print(grid)
 
 
-def records(rows: Sequence[Mapping[str, object]], *, title: str | None = None) -> None:
-    """Print mappings as a table, whose columns are their keys."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    numbers = [
-        column
-        for column in columns
-        if all(isinstance(row.get(column), int | float | None) for row in rows)
-    ]
+def records(rows: Sequence[Mapping[str, object]]) -> None:
+    """Print mappings as a table: keys on top, or at the left where that would be too wide."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    heads = [key.replace("_", " ") for key in keys]
+    numbers = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in keys]
+    cells = [[str(_cell(row.get(key))) for row in rows] for key in keys]
+    widths = [max(map(len, [head, *column])) for head, column in zip(heads, cells, strict=True)]
+    if sum(widths) + GAP * len(widths) > console().width and len(rows) <= MOST_SIDE_BY_SIDE:
+        table(
+            [heads[0], *cells[0]],
+            [[head, *column] for head, column in zip(heads[1:], cells[1:], strict=True)],
+        )
+        return
     table(
-        [column.replace("_", " ") for column in columns],
-        [[row.get(column) for column in columns] for row in rows],
-        right=[column.replace("_", " ") for column in numbers],
-        title=title,
+        heads,
+        [[row.get(key) for key in keys] for row in rows],
+        right=[head for head, flush in zip(heads, numbers, strict=True) if flush],
     )
 
 

@@ -48,20 +48,20 @@ def search(
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, load_model, preprocessing_of, source_of
+    from timmscope import ParameterError, Store, load_model, open_images
     from timmscope.figures import sheet_figure
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
     opened = Store.open(store)
-    name = layer or next((n for n in reversed(opened.layers) if n != "logits"), "logits")
+    name = layer or next((n for n in reversed(list(opened.layers)) if n != "logits"), "logits")
     index = _index(opened, name)
     model = load_model(opened.manifest.model.id, device=device)
     query = model.images(image)
     hits = index.search_image(model, query, count)
     ids, scores = hits.ids[0].tolist(), hits.scores[0].tolist()
-    source, prepare = source_of(opened, images), preprocessing_of(opened)
-    found = [prepare(source.load(number)) for number in ids]
+    source = open_images(images or opened.manifest.images.location)
+    found = [model.preprocess(source.load(number)) for number in ids]
     file = sheet or Path("timmscope-out") / f"search-{output.slug(image.stem)}.png"
     figure = sheet_figure(
         [query[0].cpu(), *found],

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from timmscope.cli import output
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 
 def top(
@@ -40,18 +44,21 @@ def top(
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, top_patches
+    from timmscope import ParameterError, Store, load_model, top_patches
     from timmscope.figures import sheet_figure
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
-    rows = Store.open(store).layer(layer)
-    patches = top_patches(rows, unit, count, images=images)
+    opened = Store.open(store)
+    record = opened.layer(layer).record
+    model = load_model(opened.manifest.model.id)
+    patches = top_patches(opened, model, layer, unit, count, images=images)
     file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
     figure = sheet_figure(
-        [patch.picture for patch in patches],
-        [f"{patch.value:.4g}" for patch in patches],
-        title=f"{layer}[{unit}] of {rows.store.manifest.model.id}",
+        [_pixels(patch.image) for patch in patches],
+        [f"{patch.entry.value:.4g}" for patch in patches],
+        title=f"{layer}[{unit}] of {model.id}",
+        note="below: the unit's maximum in that image",
     )
     output.write_figure(figure, file)
     if json:
@@ -63,10 +70,10 @@ def top(
                 "sheet": str(file),
                 "top": [
                     {
-                        "image_id": patch.image_id,
+                        "image_id": patch.entry.image_id,
                         "path": patch.path,
-                        "value": patch.value,
-                        "position": patch.position,
+                        "value": patch.entry.value,
+                        "position": patch.entry.position,
                         "box_px": patch.box,
                     }
                     for patch in patches
@@ -79,9 +86,9 @@ def top(
         [
             (
                 rank,
-                patch.value,
-                f"{patch.position[0]},{patch.position[1]}" if rows.record.grid else "",
-                patch.image_id,
+                patch.entry.value,
+                f"{patch.entry.position[0]},{patch.entry.position[1]}" if record.grid else "",
+                patch.entry.image_id,
                 patch.path,
             )
             for rank, patch in enumerate(patches, start=1)
@@ -89,3 +96,11 @@ def top(
         right=("rank", "value", "cell", "id"),
     )
     output.say(f"\nwrote {file}")
+
+
+def _pixels(image: Image) -> Tensor:
+    """A picture as (3, h, w) in [0, 1]."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
