@@ -199,9 +199,7 @@ class LayoutReader:
                 yield grid, count - cells
         # A stride that no convolution shows (LeViT), or patches cut without one (NaFlexViT): only
         # from the latest grid, since numbers of channels are squares too.
-        for prefix in dict.fromkeys([given.prefix_tokens if given else 0, *range(MAX_PREFIX)]):
-            if prefix and given is not None and prefix != given.prefix_tokens:
-                break
+        for prefix in dict.fromkeys([given.prefix_tokens if given else 0, 0]):
             for derived in _derived(recent[0] if recent else self._image):
                 if math.prod(derived) == count - prefix and count - prefix > 1:
                     yield derived, prefix
