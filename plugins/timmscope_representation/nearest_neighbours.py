@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from timmscope import (
+    HookedModel,
     ImageError,
     ParameterError,
     RepresentationTechnique,
     Result,
+    Sheet,
     StoreLayer,
     VectorIndex,
-    preprocessing_of,
-    sheet_figure,
-    source_of,
+    open_images,
     task,
 )
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Numbers = npt.NDArray[Any]
 
 _BATCH = 32
-_THUMBNAIL_PX = 96
+_THUMBNAIL_PX = 128
 _QUERIES_SHOWN = 12
 
 
@@ -97,14 +97,17 @@ class Neighbours(Result):
         note = f"pixels: Euclidean distance at {size}×{size} RGB; features: {self.score_name}"
         if shown < len(self.queries):
             note += f"; the first {shown} of {len(self.queries)} queries"
-        return sheet_figure(
-            pictures,
-            titles,
+        sheet = Sheet(
+            provenance=self.provenance,
+            images=torch.stack(pictures),
+            titles=titles,
+            rows=[],
             columns=self.pixel_ids.shape[1] + 1,
             title=f"Nearest by pixels, and by {self.layer} of {self.provenance.model}",
             row_labels=rows,
             note=note,
         )
+        return sheet.figure()
 
     def summary(self) -> list[dict[str, Any]]:
         """A query a row: its nearest image in either space, and how many of the k are in both."""
@@ -156,7 +159,7 @@ class NearestNeighbours(RepresentationTechnique):
             raise ParameterError(f"{self.title()} needs query images", parameter="images")
         model = self.model_of(source)
         queries = model.images(images).detach()
-        library = _Library(source, self.location)
+        library = _Library(source, model, self.location)
         pixels = self._by_pixels(queries.cpu(), library)
         index = VectorIndex.of(source, metric=self.metric)
         same = [np.asarray(found, np.int64) for found in pixels.same]
@@ -231,12 +234,24 @@ class _Nearest:
 class _Library:
     """The store's images as the model sees them, decoded again by a few threads."""
 
-    def __init__(self, layer: StoreLayer, location: str | None) -> None:
-        self._images = layer.store.images
-        self._source = source_of(layer.store, location)
-        self._prepare = preprocessing_of(layer.store)
+    def __init__(self, layer: StoreLayer, model: HookedModel, location: str | None) -> None:
+        store = layer.store
+        where = location or store.manifest.images.location
+        if not where:
+            raise ParameterError(
+                f"{store.path} was mined from images in memory: say where they are now",
+                parameter="location",
+            )
+        self._source = open_images(where)
+        if len(self._source) != len(store):
+            raise ImageError(
+                f"{where} holds {len(self._source)} images, {store.path} was mined from "
+                f"{len(store)}: say where those are with location",
+                path=where,
+            )
+        self._images = store.images
+        self._prepare = model.preprocess
         self._ids = np.flatnonzero(self._images.readable)
-        self._size = self._prepare.input_size
         self.lost = 0
 
     def __len__(self) -> int:

@@ -59,6 +59,7 @@ class Sheet(Result):
         title: of the whole sheet.
         note: small print below it.
         columns: pictures a row, or None for nearly a square.
+        row_labels: a label at the left of each row, or None.
     """
 
     images: Tensor
@@ -67,20 +68,23 @@ class Sheet(Result):
     title: str = ""
     note: str = ""
     columns: int | None = None
+    row_labels: list[str] | None = None
 
     def figure(self) -> Figure:
-        """The first `MAX_SHOWN` pictures in a grid with their labels."""
+        """The first `MAX_SHOWN` pictures (in whole rows) in a grid with their labels."""
         from timmscope.figures import sheet_figure
 
-        shown = slice(MAX_SHOWN)
+        rows = max(1, MAX_SHOWN // self.columns) if self.columns else None
+        shown = slice(rows * self.columns if rows and self.columns else MAX_SHOWN)
         parts = [self.note] if self.note else []
-        if len(self.images) > MAX_SHOWN:
-            parts.append(f"the first {MAX_SHOWN} of {len(self.images)}")
+        if len(self.images[shown]) < len(self.images):
+            parts.append(f"the first {len(self.images[shown])} of {len(self.images)}")
         return sheet_figure(
             self.images[shown],
             self.titles[shown],
             columns=self.columns,
             title=self.title,
+            row_labels=self.row_labels[:rows] if self.row_labels is not None else None,
             note="; ".join(parts),
         )
 

@@ -1,0 +1,225 @@
+"""An index of a store's layer: its rows are the store's, and it knows when they no longer are."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timmscope import (
+    HookedModel,
+    ImageError,
+    LayerNotFound,
+    Store,
+    StoreError,
+    VectorIndex,
+    VectorIndexError,
+    load_model,
+    mine,
+)
+from timmscope.index.embedding import embed
+
+LAYER = "layer4"
+BROKEN = 5
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedModel:
+    return load_model("random:resnet18?seed=0&img_size=64")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-three pictures, of which number 5 is truncated."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number in range(23):
+        coarse = generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        path = folder / f"{number:02d}.png"
+        Image.fromarray(coarse).resize((80, 80)).save(path)
+        if number == BROKEN:
+            os.truncate(path, 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mined(model: HookedModel, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("store") / "run.scope"
+    mine(model, folder, out, layers=[LAYER, "layer1"], batch_size=4, shard_size=8, workers=0)
+    return out
+
+
+@pytest.fixture
+def store(mined: Path, tmp_path: Path) -> Store:
+    """A copy that a test may damage."""
+    return Store.open(shutil.copytree(mined, tmp_path / "run.scope"))
+
+
+def test_an_index_holds_the_rows_of_all_readable_images(store: Store) -> None:
+    index = VectorIndex.build(store.layer(LAYER), metric="l2")
+    assert index.ids.tolist() == [i for i in range(23) if i != BROKEN]
+    assert (index.record.failed, index.record.non_finite) == (1, 0)
+    rows = np.asarray(store.layer(LAYER).pooled)
+    for row_id in (0, 4, 6, 22):
+        others = [i for i in range(23) if i not in (BROKEN, row_id)]
+        distances = np.linalg.norm(rows[others].astype(float) - rows[row_id].astype(float), axis=1)
+        order = np.argsort(distances, kind="stable")[:4]
+        hits = index.search_row(row_id, 4)
+        assert hits.ids[0].tolist() == [others[i] for i in order]
+        np.testing.assert_allclose(hits.scores[0], distances[order], rtol=1e-6)
+
+
+def test_an_image_of_the_store_finds_itself(store: Store, model: HookedModel, folder: Path) -> None:
+    index = VectorIndex.build(store.layer(LAYER))
+    hits = index.search_image(model, [folder / "03.png", folder / "20.png"], 1)
+    assert hits.ids.tolist() == [[3], [20]]
+    np.testing.assert_allclose(hits.scores, 1, atol=1e-6)
+
+
+def test_features_of_an_image_are_those_that_mining_kept(
+    store: Store, model: HookedModel, folder: Path
+) -> None:
+    images = model.images([folder / f"{number:02d}.png" for number in (0, 9, 22)])
+    for layer in (LAYER, "layer1"):
+        kept = store.layer(layer).pooled[[0, 9, 22]]
+        np.testing.assert_allclose(embed(model, images, layer), kept, rtol=1e-5, atol=1e-6)
+
+
+def test_a_saved_index_lies_in_the_store_and_loads_by_folder(store: Store) -> None:
+    index = VectorIndex.build(store.layer(LAYER))
+    assert index.save() == store.path / "index" / "layer4.faiss"
+    record = json.loads((store.path / "index" / "layer4.json").read_text())
+    assert record["model"] == "random:resnet18?seed=0&img_size=64"
+    assert list(record["shards"]) == ["0", "1", "2"]
+    for again in (VectorIndex.load(store, LAYER), VectorIndex.load(str(store.path))):
+        np.testing.assert_array_equal(again.search_row(7, 5).ids, index.search_row(7, 5).ids)
+        assert again.missing_rows == 0
+
+
+def test_a_model_with_other_weights_is_refused(store: Store, folder: Path) -> None:
+    other = load_model("random:resnet18?seed=1&img_size=64")
+    with pytest.raises(VectorIndexError, match=r"seed=1&img_size=64 has other weights"):
+        VectorIndex.build(store.layer(LAYER)).search_image(other, folder / "00.png")
+
+
+def test_an_unreadable_query_image_is_named(store: Store, model: HookedModel, folder: Path) -> None:
+    with pytest.raises(ImageError, match=r"05\.png"):
+        VectorIndex.build(store.layer(LAYER)).search_image(model, folder / "05.png")
+
+
+def edit_manifest(store: Store, change: Any) -> Store:
+    path = store.path / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    return Store.open(store.path)
+
+
+def test_an_index_older_than_a_shard_warns_how_many_rows_it_lacks(store: Store) -> None:
+    VectorIndex.build(store.layer(LAYER)).save()
+    # As if the last shard (seven images) had been added later.
+    record = store.path / "index" / "layer4.json"
+    values = json.loads(record.read_text())
+    del values["shards"]["2"]
+    record.write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match="has 7 rows of layer4 that its index lacks"):
+        index = VectorIndex.load(store, LAYER)
+    assert index.missing_rows == 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert VectorIndex.of(store.layer(LAYER), keep=True).missing_rows == 0
+        assert VectorIndex.load(store, LAYER).missing_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["model"].update(weights_sha256="0" * 64), "with other weights"),
+        (lambda data: data["shards"]["1"]["rows"].update(sha256="1" * 64), r"first 1\)"),
+        (lambda data: data["shards"].pop("2"), r"1 of the shards \(first 2\)"),
+    ],
+)
+def test_an_index_of_a_store_that_was_mined_again_differently_is_refused(
+    store: Store, change: Any, message: str
+) -> None:
+    VectorIndex.build(store.layer(LAYER)).save()
+    changed = edit_manifest(store, change)
+    with pytest.raises(VectorIndexError, match=message) as caught:
+        VectorIndex.load(changed, LAYER)
+    assert "build it again" in str(caught.value)
+
+
+def test_mining_again_to_the_same_rows_keeps_the_index(
+    store: Store, model: HookedModel, folder: Path
+) -> None:
+    VectorIndex.build(store.layer(LAYER)).save()
+    (store.path / "shards" / "00001.h5").unlink()
+    store.verify(repair=True, model=model, images=folder)
+    assert VectorIndex.load(store.path, LAYER).missing_rows == 0
+
+
+def test_the_index_at_hand_is_used_when_it_is_current_and_built_when_not(store: Store) -> None:
+    layer = store.layer(LAYER)
+    assert VectorIndex.of(layer).path is None
+    kept = VectorIndex.of(layer, keep=True)
+    assert kept.path is not None
+    assert VectorIndex.of(layer).path == kept.path
+    # One of another metric is built beside it and does not take its place.
+    assert VectorIndex.of(layer, metric="l2", keep=True).path is None
+    assert VectorIndex.load(store, LAYER).metric == "cosine"
+    os.truncate(kept.path, 10)
+    assert VectorIndex.of(layer).path is None
+    assert VectorIndex.of(layer, keep=True).path == kept.path
+
+
+def test_wrong_names_and_empty_places_are_one_clear_line(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(VectorIndexError, match="has no index: build one"):
+        VectorIndex.load(store)
+    with pytest.raises(VectorIndexError, match=r"there is no index .*layer4\.faiss"):
+        VectorIndex.load(store, LAYER)
+    with pytest.raises(LayerNotFound, match="layer4"):
+        VectorIndex.load(store, "layer5")
+    with pytest.raises(StoreError, match="not a store"):
+        VectorIndex.load(tmp_path, LAYER)
+    for name in (LAYER, "layer1"):
+        VectorIndex.build(store.layer(name)).save()
+    with pytest.raises(VectorIndexError, match=r"2 indexes \(layer1, layer4\): say which"):
+        VectorIndex.load(store)
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
+    class Blind(torch.nn.Module):
+        """Divides by zero on any image whose mean is below 0.5."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = torch.nn.Conv2d(3, 2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            bright = (images.mean((1, 2, 3), keepdim=True) > 0.5).float()
+            return self.features(images / bright).mean((2, 3))
+
+    model = HookedModel(Blind(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 32, 32))
+    store = mine(model, folder, tmp_path / "blind.scope", layers=["features"], workers=0)
+    bright = [
+        number
+        for number in range(23)
+        if number != BROKEN and model.images(folder / f"{number:02d}.png").mean() > 0.5
+    ]
+    assert 0 < len(bright) < 22
+    index = VectorIndex.build(store.layer("features"))
+    assert index.ids.tolist() == bright
+    assert index.record.non_finite == 22 - len(bright)
+    dark = next(n for n in range(23) if n not in bright and n != BROKEN)
+    with pytest.raises(VectorIndexError, match="NaN or infinite features at 'features'"):
+        index.search_image(model, folder / f"{dark:02d}.png")
+    with pytest.raises(VectorIndexError, match=f"no row {dark}"):
+        index.search_row(dark)
