@@ -102,6 +102,7 @@ def load_batches(
         worker_init_fn=_quiet if workers else None,
         multiprocessing_context=start_method if workers else None,
         prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # else it would draw from the caller's random state
     )
     iterator = iter(loader)
     while True:

@@ -82,6 +82,8 @@ def mine(
         LayerNotFound, ParameterError: a wrong name or setting.
     """
     folder = Path(out).resolve()
+    if workers is not None and workers < 0:
+        raise ParameterError(f"workers must not be negative: {workers}", parameter="workers")
     source = open_images(images)
     if not len(source):
         raise ImageError(f"{source!r} holds no image; name at least one")
@@ -157,8 +159,6 @@ def _run(
         require_space(folder, plan, sum(stop - start for start, stop in ranges))
         manifest.write(folder)
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
-        if workers < 0:
-            raise ParameterError(f"workers must not be negative: {workers}", parameter="workers")
         batches = Batches(source, model.preprocessing, ranges)
         loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
         manifest = _pass(model, source, folder, manifest, plan, loaded)

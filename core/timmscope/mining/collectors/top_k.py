@@ -80,7 +80,7 @@ class TopK(Collector):
         """Replace all entries."""
         ids = state["ids"].astype(np.int64)
         keys = _encode(state["values"].astype(np.float32), np.maximum(ids, 0).astype(np.uint64))
-        self._keys, self._positions = np.empty((0, self.k), np.uint64), np.empty((0, self.k))
+        self._keys = np.empty((0, self.k), dtype=np.uint64)
         self._reserve(len(ids))
         used = min(ids.shape[1], self.k)
         self._keys[:, :used] = np.where(ids < 0, _EMPTY, keys)[:, :used]

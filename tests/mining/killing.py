@@ -1,0 +1,78 @@
+"""Run by `test_resume.py` in a process of its own: mines in forked children and kills them.
+
+Forked, so that torch is imported once; the parent runs one thread and no model, so forking is safe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from timmscope import load_model
+from timmscope.mining import mine
+
+SETTINGS = {"layers": ["layer1", "global_pool"], "batch_size": 4, "shard_size": 6, "top_k": 5}
+
+
+def run(pictures: str, out: Path, workers: int) -> None:
+    model = load_model("random:resnet18?seed=0&img_size=32")
+    mine(model, pictures, out, maps=["layer2"], workers=workers, **SETTINGS)
+
+
+def child(pictures: str, out: Path, workers: int, crash_at: str = "") -> int:
+    """Start a pass; returns the child's process id."""
+    pid = os.fork()
+    if pid == 0:
+        os.environ["TIMMSCOPE_CRASH_AT"] = crash_at
+        try:
+            run(pictures, out, workers)
+        except BaseException as error:
+            print(f"child failed: {error!r}", file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
+    torch.set_num_threads(1)
+    load_model("random:resnet18?seed=0&img_size=32")  # import timm before the first fork
+    random.seed(seed)
+    began = time.monotonic()
+    whole = child(pictures, folder / "whole", 0)
+    assert os.waitpid(whole, 0)[1] == 0
+    duration = time.monotonic() - began
+    report: dict[str, object] = {"duration": duration}
+
+    out, shards, killed, finished = folder / "killed", [], 0, 0
+    while killed < kills:
+        pid = child(pictures, out, workers=killed % 3)
+        time.sleep(random.uniform(0.02, 0.6) * duration)
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), "a resumed run failed"
+        killed += os.WIFSIGNALED(status)
+        shards.append(len(list((out / "shards").glob("*.h5"))) if out.exists() else 0)
+        if (out / "reduced/merged.h5").exists():  # as good as finished: kill on in a fresh store
+            assert os.waitpid(child(pictures, out, 0), 0)[1] == 0
+            finished += 1
+            out.rename(folder / f"killed-{finished}")
+    assert os.waitpid(child(pictures, out, 2), 0)[1] == 0
+    report["shards"] = shards
+
+    for point in ("begun:2", "reduced:1", "rows:0", "rows:3", "listed:2"):
+        out = folder / f"crash-{point.replace(':', '-')}"
+        status = os.waitpid(child(pictures, out, 0, point), 0)[1]
+        assert os.WIFSIGNALED(status), point
+        assert os.waitpid(child(pictures, out, 1), 0)[1] == 0
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

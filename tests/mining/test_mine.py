@@ -1,0 +1,441 @@
+"""A pass keeps what the model answered, whatever the settings that must not matter."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from timmscope import HookedModel, load_model, reporting
+from timmscope.images import FolderSource
+from timmscope.mining import (
+    Collector,
+    Column,
+    LayerBatch,
+    Plan,
+    RowCollector,
+    bytes_per_image,
+    default_layers,
+    mine,
+    patch_box,
+    top_patches,
+)
+from timmscope.mining.plan import make_plan
+from timmscope.store import Store
+from timmscope_registry import (
+    ImageError,
+    LayerNotFound,
+    ParameterError,
+    StoreError,
+    StoreMismatch,
+)
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def mined(
+    small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Store:
+    out = tmp_path_factory.mktemp("stores") / "a.scope"
+    return run(small_model, pictures, out)
+
+
+def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
+    settings: dict[str, Any] = {
+        "layers": ["layer1", "layer3", "global_pool"],
+        "batch_size": 6,
+        "shard_size": 16,
+        "top_k": 7,
+        "workers": 0,
+    }
+    return mine(model, pictures, out, **{**settings, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def activations(model: HookedModel, pictures: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """What plain forward hooks see, one image at a time; NaN for unreadable images."""
+    source = FolderSource(pictures)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    caught: dict[str, Tensor] = {}
+    handles = [
+        model.module.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: caught.__setitem__(name, output)
+        )
+        for name in names
+    ]
+    mean = torch.tensor(model.mean)[:, None, None]
+    std = torch.tensor(model.std)[:, None, None]
+    for i in range(len(source)):
+        try:
+            pixels = model.preprocess(source.load(i))
+        except ImageError:
+            pixels = torch.full(model.input_size, torch.nan)
+        with torch.no_grad():
+            model.module.eval()(((pixels - mean) / std)[None])
+        for name in names:
+            found[name].append(caught[name][0].numpy())
+    for handle in handles:
+        handle.remove()
+    return {name: np.stack(rows) for name, rows in found.items()}
+
+
+def test_rows_equal_what_plain_hooks_see(
+    small_model: HookedModel, pictures: Path, mined: Store
+) -> None:
+    seen = activations(small_model, pictures, ["layer1", "layer3", "global_pool"])
+    good = mined.images.readable
+    assert good.sum() == COUNT - 2
+    for name in ("layer1", "layer3", "global_pool"):
+        cells = seen[name][good].reshape(int(good.sum()), seen[name].shape[1], -1)
+        layer = mined.layer(name)
+        np.testing.assert_allclose(layer.pooled[good], cells.mean(2), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(layer.maximum[good], cells.max(2), rtol=1e-4, atol=1e-5)
+        at = np.take_along_axis(cells, layer.argmax[good][:, :, None].astype(int), axis=2)[:, :, 0]
+        np.testing.assert_allclose(at, cells.max(2), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_before_the_last_stop_the_forward(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    calls = []
+    handle = small_model.module.layer4.register_forward_hook(lambda *a: calls.append(1))
+    run(small_model, pictures, tmp_path / "s", layers=["layer1"])
+    handle.remove()
+    assert calls == []
+
+
+def test_the_model_is_left_as_it_was(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    from timmscope_registry.hooks import fingerprint
+
+    before = fingerprint(small_model.module)
+    run(small_model, pictures, tmp_path / "s")
+    assert fingerprint(small_model.module).difference(before) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_result_does_not_depend_on_the_number_of_workers(
+    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path, workers: int
+) -> None:
+    again = run(small_model, pictures, tmp_path / "a.scope", workers=workers)
+    assert contents(again.path) == contents(mined.path)
+
+
+def test_shard_size_changes_neither_rows_nor_reductions(
+    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path
+) -> None:
+    other = run(small_model, pictures, tmp_path / "s", shard_size=36)
+    for name in mined.layers:
+        one, two = mined.layer(name), other.layer(name)
+        np.testing.assert_allclose(one.pooled[:], two.pooled[:], rtol=1e-5, atol=1e-6)
+        for unit in (0, 13, 63):
+            assert [e.image_id for e in one.top(unit, 7)] == [e.image_id for e in two.top(unit, 7)]
+
+
+def test_tokens_are_pooled_without_prefix_and_placed_on_the_grid(
+    pictures: Path, tmp_path: Path
+) -> None:
+    model = load_model("random:vit_tiny_patch16_224?seed=0&img_size=64")
+    layer = run(model, pictures, tmp_path / "s", layers=["blocks.2"]).layer("blocks.2")
+    source = FolderSource(pictures)
+    pixels = torch.stack([model.preprocess(source.load(i)) for i in (0, 1)])
+    with torch.inference_mode(), model.record("blocks.2") as recording:
+        model(pixels)
+    cells = recording["blocks.2"][:, 1:].numpy()  # (2, 16, 192) without the class token
+    np.testing.assert_allclose(layer.pooled[:2], cells.mean(1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer.maximum[:2], cells.max(1), rtol=1e-4, atol=1e-5)
+    best = int(np.argmax(layer.maximum[:2, 9]))
+    (entry,) = (e for e in layer.top(9, COUNT) if e.image_id == best)
+    assert entry.position == divmod(int(cells[best, :, 9].argmax()), 4)
+
+
+def test_maps_are_kept_where_asked_and_equal_the_activations(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s", layers=["global_pool"], maps=["layer2"])
+    good = store.images.readable
+    seen = activations(small_model, pictures, ["layer2"])["layer2"]
+    maps = store.layer("layer2").maps
+    np.testing.assert_allclose(maps[good], seen[good], rtol=1e-4, atol=1e-5)
+    assert np.isnan(maps[5]).all()
+    with pytest.raises(StoreError, match="keeps no 'maps' of global_pool"):
+        _ = store.layer("global_pool").maps
+
+
+def test_unreadable_images_are_counted_and_named_and_ids_stay_aligned(mined: Store) -> None:
+    assert [(i, path) for i, path, _ in mined.images.unreadable()] == [
+        (5, mined.images.paths[5]),
+        (33, mined.images.paths[33]),
+    ]
+    reasons = [reason for _, _, reason in mined.images.unreadable()]
+    assert "0 bytes" in reasons[0]
+    assert "cannot be decoded" in reasons[1]
+    assert sum(shard.unreadable for shard in mined.manifest.shards.values()) == 2
+    assert np.isnan(mined.layer("layer1").pooled[[5, 33]]).all()
+    for unit in range(64):
+        assert not {5, 33} & {e.image_id for e in mined.layer("layer1").top(unit, 7)}
+    assert mined.images.labels[0] == "class0"
+    assert mined.images.sizes[0].tolist() == [56, 44]
+
+
+def test_unreadable_images_do_not_change_their_neighbours(
+    small_model: HookedModel, own_pictures: Path, mined: Store, tmp_path: Path
+) -> None:
+    source = FolderSource(own_pictures)
+    Image.new("RGB", (50, 50), (200, 10, 10)).save(source.file(5))
+    healed = run(small_model, own_pictures, tmp_path / "s").layer("global_pool").pooled
+    others = [i for i in range(COUNT) if i not in (5, 33)]
+    np.testing.assert_array_equal(healed[others], mined.layer("global_pool").pooled[others])
+    assert np.isfinite(healed[5]).all()
+
+
+def test_no_image_and_no_readable_image_are_errors(
+    small_model: HookedModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    with pytest.raises(ImageError, match="no images in this folder"):
+        run(small_model, folder, tmp_path / "s")
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"not one of the 3 images can be read.*0\.png"):
+        run(small_model, folder, tmp_path / "s")
+
+
+def test_one_image_is_enough(small_model: HookedModel, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 40), (10, 200, 30)).save(tmp_path / "a.png")
+    store = run(small_model, [tmp_path / "a.png"], tmp_path / "s")
+    assert [e.image_id for e in store.layer("layer1").top(0, 5)] == [0]
+    assert np.isfinite(store.layer("layer1").pooled[0]).all()
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_counted_and_poison_nothing(
+    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path, poison: float
+) -> None:
+    def spoil(t: Tensor) -> Tensor:
+        t = t.clone()
+        t[0, 2, 1, 1] = poison  # unit 2 of the first image of every batch
+        return t
+
+    with small_model.edit({"layer1": spoil}):
+        store = run(small_model, pictures, tmp_path / "s", layers=["layer1"])
+    firsts = [0, 6, 12, 16, 22, 28, 32, 38]
+    layer, clean = store.layer("layer1"), mined.layer("layer1")
+    for kind in ("max", "pooled"):
+        statistics = layer.statistics(kind)
+        assert statistics.nonfinite[2] == len(firsts)
+        assert np.delete(statistics.nonfinite, 2).sum() == 0
+        assert statistics.count[2] == COUNT - 2 - len(firsts)
+        values = np.delete(clean.rows(kind)[:, 2], [*firsts, 5, 33]).astype(np.float64)
+        np.testing.assert_allclose(statistics.mean[2], values.mean(), rtol=1e-6)
+        np.testing.assert_allclose(statistics.variance[2], values.var(), rtol=1e-6)
+    assert not set(firsts) & {entry.image_id for entry in layer.top(2, 7)}
+    assert not np.isfinite(layer.maximum[firsts, 2]).any()  # rows keep what there was
+    assert layer.top(3, 7) == clean.top(3, 7)
+
+
+def test_bfloat16_stays_near_float32_and_is_another_store(
+    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path
+) -> None:
+    half = run(small_model, pictures, tmp_path / "s", precision="bfloat16").layer("global_pool")
+    full = mined.layer("global_pool").pooled[:]
+    good = mined.images.readable
+    error = np.abs(half.pooled[good] - full[good]).max() / np.abs(full[good]).max()
+    assert 0 < error < 0.05
+    with pytest.raises(StoreMismatch, match="precision: the store has bfloat16"):
+        run(small_model, pictures, tmp_path / "s", precision="float32")
+
+
+class Sum(Collector):
+    """A third party's reduction."""
+
+    name = "sum"
+    settings = ("scale",)
+    needs = ("pooled",)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.total: Any = 0.0
+
+    def update(self, batch: LayerBatch) -> None:
+        self.total = self.total + self.scale * batch.rows["pooled"].astype(np.float64).sum(0)
+
+    def merge(self, other: Collector) -> None:
+        assert isinstance(other, Sum)
+        self.total = self.total + other.total
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"total": np.asarray(self.total)}
+
+    def load(self, state: dict[str, np.ndarray]) -> None:
+        self.total = state["total"]
+
+
+class Energy(RowCollector):
+    """A third party's rows."""
+
+    name = "energy"
+
+    def columns(self, layer: Any) -> dict[str, Column]:
+        return {"energy": Column(shape=(), dtype="float32", fill=-1)}
+
+    def reduce(self, layer: Any, activation: Tensor) -> dict[str, Tensor]:
+        return {"energy": activation.float().square().flatten(1).sum(1)}
+
+
+def test_collectors_of_others_are_kept_beside_the_built_in_ones(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    collectors = [Sum(scale=2.0), Energy()]
+    store = run(small_model, pictures, tmp_path / "s", layers=["layer1"], collectors=collectors)
+    good = store.images.readable
+    part = Sum()
+    with store.files.open("reduced/merged.h5", store.manifest.merged) as file:
+        part.load({"total": file["sum/layers/layer1/total"][()]})
+    expected = 2 * store.layer("layer1").pooled[good].astype(np.float64).sum(0)
+    np.testing.assert_allclose(part.total, expected, rtol=1e-9)
+    seen = activations(small_model, pictures, ["layer1"])["layer1"][good]
+    energy = store.layer("layer1").rows("energy")
+    np.testing.assert_allclose(energy[good], (seen**2).sum((1, 2, 3)), rtol=1e-4)
+    assert energy[5] == -1
+
+
+class Raising(Sum):
+    """Fails in the second shard."""
+
+    name = "raising"
+
+    def update(self, batch: LayerBatch) -> None:
+        if 16 in batch.ids:
+            raise ZeroDivisionError("a plugin's mistake")
+        super().update(batch)
+
+
+def test_a_raising_collector_loses_no_finished_shard(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError, match="a plugin's mistake"):
+        run(small_model, pictures, tmp_path / "s", collectors=[Raising()])
+    assert list(Store.open(tmp_path / "s").manifest.shards) == [0]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_default_layers_show_the_deepest_grid_and_the_features() -> None:
+    for name, expected in {
+        "resnet18": ["layer4", "global_pool"],
+        "vit_tiny_patch16_224": ["norm", "head_drop"],
+        "efficientnet_b0": ["bn2", "global_pool"],
+    }.items():
+        assert default_layers(load_model(f"random:{name}")) == expected
+
+
+def test_wrong_names_and_settings_are_refused_before_anything_is_written(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "s"
+    for error, options in (
+        (LayerNotFound, {"layers": ["layer9"]}),
+        (ParameterError, {"layers": []}),
+        (ParameterError, {"batch_size": 0}),
+        (ParameterError, {"top_k": 0}),
+        (ParameterError, {"precision": "float8"}),
+        (ParameterError, {"workers": -1}),
+        (ParameterError, {"collectors": [Sum(), Sum()]}),
+    ):
+        with pytest.raises(error):
+            run(small_model, pictures, out, **options)
+        assert not (out / "manifest.json").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    with pytest.raises(StoreError, match="not a store, and not empty"):
+        run(small_model, pictures, tmp_path / "mine")
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(StoreError, match=r"needs about .* for 40 images and the disk has 1 KB"):
+        run(small_model, pictures, tmp_path / "s")
+
+
+def test_the_announced_size_is_the_size_on_disk(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s", maps=["layer1"], shard_size=40)
+    plan: Plan = make_plan(
+        small_model,
+        store.manifest,
+        layers=None,
+        maps=(),
+        top_k=None,
+        collectors=(),
+        batch_size=None,
+        shard_size=None,
+        precision=None,
+    )
+    actual = sum(p.stat().st_size for p in store.path.glob("*/0*.h5")) / COUNT
+    assert bytes_per_image(plan) == pytest.approx(actual, rel=0.25)
+
+
+def test_progress_counts_every_image(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    seen: dict[str, list[Any]] = {"total": [], "steps": []}
+
+    class Recorder:
+        @contextmanager
+        def open(self, description: str, total: int | None) -> Iterator[Any]:
+            seen["total"].append((description, total))
+            yield seen["steps"].append
+
+    with reporting(Recorder()):
+        run(small_model, pictures, tmp_path / "s", layers=["layer1"])
+    assert seen["total"] == [("mining", COUNT)]
+    assert sum(seen["steps"]) == COUNT
+
+
+class Stride:
+    stride = (16.0, 8.0)
+
+
+def test_patches_are_centred_on_their_cell_and_shifted_at_the_border() -> None:
+    assert patch_box(Stride(), (2, 5), (128, 128)) == (32, 16, 56, 64)
+    assert patch_box(Stride(), (0, 0), (128, 128)) == (0, 0, 24, 48)
+    assert patch_box(Stride(), (7, 15), (128, 128)) == (104, 80, 128, 128)
+    assert patch_box(Stride(), (2, 5), (128, 128), context=1) == (40, 32, 48, 48)
+    assert patch_box(Stride(), (2, 5), (128, 128), context=99) == (0, 0, 128, 128)
+    assert patch_box(Stride(), (-1, -1), (96, 128)) == (0, 0, 128, 96)
+
+
+def test_patches_show_the_pixels_of_the_strongest_images(
+    small_model: HookedModel, pictures: Path, mined: Store
+) -> None:
+    patches = top_patches(mined, small_model, "layer3", 7, 4)
+    source = FolderSource(pictures)
+    assert [patch.entry for patch in patches] == mined.layer("layer3").top(7, 4)
+    for patch in patches:
+        pixels = small_model.preprocess(source.load(patch.entry.image_id))
+        left, upper, right, lower = patch.box
+        expected = (pixels[:, upper:lower, left:right] * 255).round().permute(1, 2, 0)
+        np.testing.assert_array_equal(np.asarray(patch.image), expected.numpy())
+        assert patch.path == mined.images.paths[patch.entry.image_id]

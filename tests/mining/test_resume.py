@@ -1,0 +1,350 @@
+"""Whatever happens to a pass, starting it again ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from timmscope import HookedModel, load_model
+from timmscope.images import ArraySource, FolderSource
+from timmscope.mining import mine
+from timmscope.mining.lock import StoreLock
+from timmscope.store import Store, verify
+from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
+
+SETTINGS: dict[str, Any] = {
+    "layers": ["layer1", "global_pool"],
+    "batch_size": 5,
+    "shard_size": 12,
+    "top_k": 6,
+    "workers": 0,
+}
+
+
+def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
+    return mine(model, pictures, out, **{**SETTINGS, **options})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def datasets(folder: Path) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for path in sorted(folder.rglob("*.h5")):
+        with h5py.File(path) as file:
+
+            def keep(name: str, item: object, path: Path = path) -> None:
+                if isinstance(item, h5py.Dataset):
+                    found[f"{path.relative_to(folder)}/{name}"] = item[()].tobytes()
+
+            file.visititems(keep)
+    return found
+
+
+def in_another_process(code: str, *, timeout: float = 300, **environment: str) -> Any:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.soak)])
+def test_killed_and_resumed_runs_are_bit_identical(
+    pictures: Path, tmp_path: Path, kills: int
+) -> None:
+    script = Path(__file__).with_name("killing.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(pictures), str(tmp_path), str(kills), str(kills)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shards = json.loads(done.stdout)["shards"]
+    assert len(shards) >= kills
+    assert any(0 < count < 7 for count in shards), "no kill fell into the middle of a pass"
+    whole = tmp_path / "whole"
+    expected, arrays = contents(whole), datasets(whole)
+    assert len(arrays) > 7 * 20
+    others = [path for path in tmp_path.iterdir() if path != whole]
+    assert len(others) >= 6
+    for other in others:
+        assert datasets(other) == arrays, other.name
+        assert contents(other) == expected, other.name
+        assert verify(other).ok
+
+
+def test_resuming_a_finished_store_computes_nothing(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    times = {path: path.stat().st_mtime_ns for path in store.path.rglob("*.h5")}
+    again = mine(small_model, pictures, tmp_path / "s")  # settings come from the store
+    assert {path: path.stat().st_mtime_ns for path in again.path.rglob("*.h5")} == times
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["delete a shard", "delete its reduced state", "truncate a shard", "delete the merged state"],
+)
+def test_a_pass_started_again_mends_what_is_missing_and_nothing_else(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, damage: str
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = contents(store.path)
+    victim = (
+        store.path
+        / {
+            "delete a shard": "shards/00001.h5",
+            "delete its reduced state": "reduced/00001.h5",
+            "truncate a shard": "shards/00001.h5",
+            "delete the merged state": "reduced/merged.h5",
+        }[damage]
+    )
+    times = {path: path.stat().st_mtime_ns for path in store.path.rglob("*.h5")}
+    if damage.startswith("truncate"):
+        victim.write_bytes(victim.read_bytes()[:-100])
+    else:
+        victim.unlink()
+    run(small_model, pictures, tmp_path / "s")
+    assert contents(store.path) == expected
+    redone = {path.name for path, t in times.items() if path.stat().st_mtime_ns != t}
+    assert redone <= {"00001.h5", "merged.h5"}
+
+
+@pytest.mark.parametrize("name", ["shards/00001.h5", "reduced/00002.h5", "reduced/merged.h5"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_repair_redoes_the_damaged_shard_to_the_byte(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = contents(store.path)
+    times = {path: path.stat().st_mtime_ns for path in store.path.rglob("*.h5")}
+    path = store.path / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-1])
+    else:
+        path.unlink()
+    assert [item.file for item in store.verify().damage] == [name]
+    report = store.verify(repair=True)  # model and images from the manifest alone
+    assert report.repaired == (name,)
+    assert report.changed == ()
+    assert report.ok
+    assert contents(store.path) == expected
+    untouched = {p for p, t in times.items() if p.stat().st_mtime_ns == t}
+    assert store.path / "shards/00003.h5" in untouched
+    assert store.verify().ok
+
+
+def test_a_flipped_shard_raises_when_it_is_read(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    path = store.path / "shards/00002.h5"
+    with h5py.File(path) as file:
+        place = file["layers/layer1/pooled"].id.get_chunk_info(0).byte_offset
+    data = bytearray(path.read_bytes())
+    data[place + 9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreCorrupted, match=r"shards/00002\.h5") as caught:
+        store.layer("layer1").pooled[24:30]
+    assert caught.value.shard == "shards/00002.h5"
+
+
+def test_repair_reports_images_that_changed_in_between(
+    small_model: HookedModel, own_pictures: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 300, 300, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    store = run(small_model, ArraySource(tmp_path / "a.npy"), tmp_path / "s")
+    pixels[3, 100:110] = 255 - pixels[3, 100:110]  # between the fingerprint's samples, perhaps
+    np.save(tmp_path / "b.npy", pixels)
+    (store.path / "shards/00000.h5").unlink()
+    changed = ArraySource(tmp_path / "b.npy")
+    original = ArraySource(tmp_path / "a.npy")
+    changed.fingerprint = original.fingerprint  # type: ignore[method-assign]
+    report = store.verify(repair=True, images=changed)
+    assert report.changed == ("shards/00000.h5",)
+
+
+def test_another_model_transform_or_collector_is_refused_with_the_difference(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    run(small_model, pictures, tmp_path / "s")
+    before = contents(tmp_path / "s")
+    other = load_model("random:resnet18?seed=1&img_size=32")
+    with pytest.raises(StoreMismatch, match=r"seed=0&img_size=32, this run .*seed=1") as caught:
+        run(other, pictures, tmp_path / "s")
+    assert [line.split(":")[0] for line in caught.value.differences] == ["model", "weights"]
+    same_name = load_model("random:resnet18?seed=1&img_size=32")
+    same_name.id = small_model.id
+    with pytest.raises(StoreMismatch, match="weights: the store has"):
+        run(same_name, pictures, tmp_path / "s")
+    larger = HookedModel(small_model.module, input_size=(3, 48, 48), id=small_model.id)
+    with pytest.raises(StoreMismatch, match=r"preprocessing input_size: the store has \[3, 32"):
+        run(larger, pictures, tmp_path / "s")
+    for options, reason in (
+        ({"top_k": 9}, r"collector top-k parameters: the store has \{'k': 6\}, this run \{'k': 9"),
+        ({"batch_size": 6}, "batch size: the store has 5, this run 6"),
+        ({"shard_size": 13}, "shard size: the store has 12, this run 13"),
+        ({"layers": ["layer1"]}, "layers: the store has"),
+        ({"maps": ["layer1"]}, "layer layer1 kinds"),
+    ):
+        with pytest.raises(StoreMismatch, match=reason):
+            run(small_model, pictures, tmp_path / "s", **options)
+    assert contents(tmp_path / "s") == before
+
+
+def test_changed_images_are_refused_and_named(
+    small_model: HookedModel, own_pictures: Path, tmp_path: Path
+) -> None:
+    run(small_model, own_pictures, tmp_path / "s")
+    source = FolderSource(own_pictures)
+    first = source.file(0)
+    pixels = first.read_bytes()
+    Image.new("RGB", (9, 9)).save(first)
+    with pytest.raises(StoreMismatch, match="same names, but contents, labels or order changed"):
+        run(small_model, own_pictures, tmp_path / "s")
+    first.write_bytes(pixels)
+    run(small_model, own_pictures, tmp_path / "s")
+    first.rename(first.with_name("new.png"))
+    with pytest.raises(StoreMismatch, match=r"1 no longer there, as 'class0/0\.png'") as caught:
+        run(small_model, own_pictures, tmp_path / "s")
+    assert any("1 new, as 'class0/new.png'" in line for line in caught.value.differences)
+
+
+def test_images_that_vanish_during_the_pass_are_reported_not_fatal(
+    small_model: HookedModel, own_pictures: Path, tmp_path: Path
+) -> None:
+    source = FolderSource(own_pictures)
+    source.file(20).unlink()  # after listing
+    store = run(small_model, source, tmp_path / "s")
+    assert [i for i, _, _ in store.images.unreadable()] == [5, 20, 33]
+    assert "no such file" in store.images.reasons[20]
+
+
+def test_a_second_process_is_refused_and_a_dead_one_blocks_nobody(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "s").mkdir()
+    hold = f"""
+import time
+from pathlib import Path
+from timmscope.mining.lock import StoreLock
+with StoreLock(Path({str(tmp_path / "s")!r})):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(StoreError, match=f"process {holder.pid} is writing to this store"):
+        run(small_model, pictures, tmp_path / "s")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    assert run(small_model, pictures, tmp_path / "s").complete
+
+
+def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, time
+from pathlib import Path
+from timmscope.mining.lock import StoreLock
+with StoreLock(Path({str(tmp_path)!r})):
+    if os.fork() == 0:
+        os.close(1); os.close(2)
+        time.sleep(20)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    in_another_process(code)
+    time.sleep(0.2)
+    with StoreLock(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    whole = run(small_model, pictures, tmp_path / "whole", maps=["layer2"])
+    rooms = (0, 2000, 60_000, 150_000)
+    assert max(path.stat().st_size for path in whole.path.rglob("*")) > max(rooms)
+    code = f"""
+import resource
+from timmscope import load_model, TimmscopeError
+from timmscope.mining import mine
+model = load_model("random:resnet18?seed=0&img_size=32")
+model.layers
+for room in {rooms}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, {resource.RLIM_INFINITY}))
+    out = {str(tmp_path)!r} + f"/full{{room}}"
+    try:
+        mine(model, {str(pictures)!r}, out, maps=["layer2"], **{SETTINGS!r})
+    except TimmscopeError as error:
+        print(type(error).__name__, error)
+"""
+    done = in_another_process(code)
+    assert done.returncode == 0, done.stderr  # libhdf5 alone would have died of signal 11
+    assert done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["StoreError"] * len(rooms)
+    assert done.stdout.count("the disk is full") == len(rooms)
+    assert not list(tmp_path.rglob("*.tmp"))
+    for room in rooms:
+        out = tmp_path / f"full{room}"
+        run(small_model, pictures, out, maps=["layer2"])
+        assert contents(out) == contents(whole.path)
+
+
+def test_workers_start_safely_after_openmp_and_faiss_have_run(
+    pictures: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import faiss, numpy as np, torch
+from timmscope import load_model
+from timmscope.mining import mine
+faiss.omp_set_num_threads(2)
+index = faiss.IndexFlatL2(32)
+rows = np.random.default_rng(0).random((5000, 32), dtype=np.float32)
+index.add(rows); index.search(rows[:500], 5)
+torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)
+torch.randn(10**6).exp().sum()
+torch.set_num_threads(1)
+model = load_model("random:resnet18?seed=0&img_size=32")
+store = mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, **{ {**SETTINGS, "workers": 2}!r})
+print(store.complete)
+"""
+    done = in_another_process(code, timeout=120, OMP_NUM_THREADS="2")
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_workers_may_be_spawned(small_model: HookedModel, pictures: Path, tmp_path: Path) -> None:
+    one = run(small_model, pictures, tmp_path / "a")
+    two = run(small_model, pictures, tmp_path / "b", workers=1, start_method="spawn")
+    assert contents(one.path) == contents(two.path)
