@@ -72,6 +72,14 @@ def test_img_size_reaches_architectures_that_take_it_and_those_that_do_not():
     )
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels_normalise_by_the_mean_of_rgb(channels):
+    model = load_model(f"random:resnet18?in_chans={channels}&img_size=64")
+    assert model.input_size == (channels, 64, 64)
+    assert model.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3] * channels)
+    assert model.layers["layer1"].grid == (16, 16)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_from_a_file_give_the_same_logits(tmp_path: Path, suffix):
     source = load_model("random:resnet18?seed=5&num_classes=7")

@@ -6,7 +6,7 @@ image is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -70,10 +70,11 @@ class Preprocessing:
                 )
             return cls(**overrides)
         config = {**resolve_model_data_config(module), **overrides}
+        channels = config["input_size"][0]
         return cls(
             input_size=tuple(config["input_size"]),
-            mean=tuple(float(value) for value in config["mean"]),
-            std=tuple(float(value) for value in config["std"]),
+            mean=_per_channel(config["mean"], channels),
+            std=_per_channel(config["std"], channels),
             interpolation=str(config["interpolation"]),
             crop_pct=float(config["crop_pct"]),
             crop_mode=str(config["crop_mode"]),
@@ -113,6 +114,13 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for manifests and result files."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """RGB statistics as they are; for other numbers of channels their mean, as timm's weights."""
+    if len(values) == channels:
+        return tuple(float(value) for value in values)
+    return (sum(values) / len(values),) * channels
 
 
 def array_to_image(array: np.ndarray[Any, Any]) -> Image.Image:

@@ -124,7 +124,11 @@ def _wrap(
     module: nn.Module, model_id: str, input_size: tuple[int, int, int] | None = None
 ) -> HookedModel:
     module.eval().requires_grad_(False)
-    return HookedModel(module, id=model_id, input_size=input_size)
+    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    size = input_size or tuple(module.pretrained_cfg["input_size"])
+    if first is not None and first.groups == 1:  # `in_chans` is not in timm's configuration
+        size = (first.in_channels, *size[1:])
+    return HookedModel(module, id=model_id, input_size=size)
 
 
 def _split(rest: str) -> tuple[str, dict[str, Any]]:
@@ -174,7 +178,7 @@ def _create_at_size(
     if size is None:
         return _create(name, arguments, pretrained=False), None
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    shape = (int(arguments.get("in_chans", 3)), height, width)
+    shape = (3, height, width)
     try:
         return _create(name, arguments, pretrained=False), shape
     except ModelError as error:

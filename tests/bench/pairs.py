@@ -1,0 +1,53 @@
+"""Times two ways of doing the same thing in turn, so that a machine's drift hits both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Seconds of ours and of theirs, medians over alternating runs, and their ratio.
+
+    `ratio` is the median of ours / theirs pair by pair: below 1, ours is faster.
+    """
+
+    name: str
+    ours: str
+    theirs: str
+    ours_s: float
+    theirs_s: float
+    ratio: float
+    runs: int
+
+    def row(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: int = 7) -> Pair:
+    """Run A B A B … after one warm-up of each."""
+    ours[1]()
+    theirs[1]()
+    seconds = [(_timed(ours[1]), _timed(theirs[1])) for _ in range(runs)]
+    return Pair(
+        name=name,
+        ours=ours[0],
+        theirs=theirs[0],
+        ours_s=statistics.median(a for a, _ in seconds),
+        theirs_s=statistics.median(b for _, b in seconds),
+        ratio=statistics.median(a / b for a, b in seconds),
+        runs=runs,
+    )
+
+
+def _timed(work: Work) -> float:
+    began = perf_counter()
+    work()
+    return perf_counter() - began
