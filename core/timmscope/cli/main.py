@@ -1,7 +1,7 @@
 """The application: global flags, commands, and every error as one line with an exit status.
 
-Exit status: 0 success; 2 wrong input, or something found wrong (`verify`, `doctor`); 1 a defect of
-timmscope or of a plugin, or a failing machine (disk, memory); 130 interrupted.
+Exit status: 0 success; 2 wrong input, a machine at its limits (disk, memory), or something found
+wrong (`verify`, `doctor`); 1 a defect of timmscope or of a plugin; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ app = App(
     name="timmscope",
     help="A microscope for vision models: see what any timm model looks for, why it decides, and "
     "how it breaks.",
+    suppress_keyboard_interrupt=False,
     version=lambda: f"timmscope {version('timmscope')}",
     default_parameter=Parameter(negative=""),
     help_epilogue="`timmscope COMMAND --help` tells more; `timmscope run` lists the techniques.",
@@ -54,6 +55,7 @@ for name, group, summary in COMMANDS:
         path = f"timmscope.cli.{name}:{name}"
         app.command(path, name=name, group=group, help=summary, help_flags=HELP)
 app["--help"].group = app["--version"].group = GLOBAL
+app.meta.suppress_keyboard_interrupt = False  # `main` has a line to say about it
 app.meta.help_flags = app.meta.version_flags = ()  # the command's own, so that `run` sees them
 
 TELLS_PROBLEMS = ("plugins", "doctor")
@@ -131,10 +133,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         where = " ".join(getattr(error, "__notes__", ()))
         return 130, f"interrupted {where}".rstrip()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 1, "error: out of memory; try a smaller --batch-size or a smaller model"
+        return 2, "error: out of memory; try a smaller --batch-size or a smaller model"
     if isinstance(error, OSError) and error.errno is not None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        return 1, f"error: {': '.join([*files, error.strerror or str(error)])}"
+        return 2, f"error: {': '.join([*files, error.strerror or str(error)])}"
     return 1, (
         f"internal error: {type(error).__name__}: {error}; "
         "run again with --debug for the traceback, and report it"

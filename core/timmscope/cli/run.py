@@ -41,6 +41,7 @@ def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)
         name=program,
         usage=flags.usage(program, function),
         version_flags=(),
+        suppress_keyboard_interrupt=False,
         help_format="plaintext",
         default_parameter=Parameter(negative=""),
         group_arguments=Group("What to work on", sort_key=1),

@@ -67,7 +67,7 @@ def search(
         [query[0].cpu(), *found],
         ["query", *[f"{score:.3f}" for score in scores]],
         title=f"nearest in {name} of {model.id}",
-        note=f"below: {index.score_name}",
+        note=f"under each: {index.score_name}",
     )
     output.write_figure(figure, file)
     paths = opened.images.paths

@@ -58,7 +58,7 @@ def top(
         [_pixels(patch.image) for patch in patches],
         [f"{patch.entry.value:.4g}" for patch in patches],
         title=f"{layer}[{unit}] of {model.id}",
-        note="below: the unit's maximum in that image",
+        note="under each: the unit's maximum in that image",
     )
     output.write_figure(figure, file)
     if json:

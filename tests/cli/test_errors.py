@@ -1,0 +1,169 @@
+"""Wrong input is one clear line on stderr and exit status 2; a traceback only with --debug."""
+
+import errno
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timmscope.cli.main import explain
+from timmscope_registry import StoreCorrupted
+
+Cli = Callable[..., Any]
+PROGRAM = [
+    sys.executable,
+    "-c",
+    "import sys; from timmscope.cli import main; sys.exit(main())",
+]
+MODEL = "random:resnet18?seed=0&img_size=64"
+
+
+def refuse(outcome: Any, *words: str) -> None:
+    """Assert exit status 2 and exactly one line on stderr with these words."""
+    assert outcome.status == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("timmscope: error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["layrs"], ['unknown command "layrs"', 'Did you mean "layers"?']),
+        (["layers"], ["MODEL requires an argument", "`timmscope layers --help`"]),
+        (["layers", "a", "b"], ["too many arguments: 'b'"]),
+        (["layers", "a", "--alll"], ["--alll", "Did you mean --all?"]),
+        (["mine", "a", "b", "-o", "c", "--top-k", "x"], ['"x" into int']),
+        (["mine", "a", "b"], ["--output requires an argument"]),
+        (["run", "grad-kam", "m"], ["unknown technique 'grad-kam': did you mean 'grad-cam'?"]),
+        (["run", "--seed", "1", "pgd"], ["the technique comes before its flags"]),
+        (["plugins", "remove"], ["remove"]),
+        (["--plugin", "none.py", "plugins"], ["plugin file none.py does not exist"]),
+        (["layers", "random:resnet19"], ["resnet19", "did you mean resnet18"]),
+        (["layers", "rendom:resnet18"], ["rendom", "did you mean random:resnet18?"]),
+        (["verify", "none.scope"], ["none.scope: not a store"]),
+        (["top", "none.scope", "layer1", "0"], ["none.scope: not a store"]),
+        (["search", "none.scope", "x.png"], ["none.scope: not a store"]),
+        (["mine", MODEL, "nowhere", "-o", "s.scope"], ["nowhere: no such file or folder"]),
+        (["run", "grad-cam", MODEL], ["no image given"]),
+        (["run", "grad-cam", MODEL, "x.png"], ["x.png"]),
+        (["run", "grad-cam", MODEL, "--layr", "x"], ["--layr", "Did you mean --layer?"]),
+        (["run", "activation-maximization", MODEL], ["--target requires an argument"]),
+        (["run", "pgd", MODEL, "x.png", "--steps", "0"], ["steps", "greater than or equal to 1"]),
+        (["run", "pgd", MODEL, "a", "b", "c", *["--label", "1"] * 2], ["2 times --label", "3"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_input_is_one_line_and_status_2(
+    cli: Cli, arguments: list[str], words: list[str]
+) -> None:
+    outcome = cli(*arguments)
+    refuse(outcome, *words)
+    assert outcome.out == ""
+
+
+def test_debug_shows_the_traceback_as_well(cli: Cli) -> None:
+    outcome = cli("run", "grad-kam", "--debug")
+    assert outcome.status == 2
+    assert "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("timmscope: error: unknown technique")
+
+
+def test_a_blocked_technique_is_unknown(cli: Cli) -> None:
+    refuse(cli("--block", "attribution", "run", "grad-cam", "m"), "unknown technique 'grad-cam'")
+
+
+def test_a_broken_plugin_file_is_one_line_that_leads_to_doctor(cli: Cli, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0\n")
+    refuse(cli("--plugin", broken, "layers", MODEL), "ZeroDivisionError", "doctor")
+    doctor = cli("--plugin", broken, "doctor")
+    assert doctor.status == 2
+    assert "1 / 0" in doctor.out
+    assert "what to do: mend" in doctor.out
+    plugins = cli("--plugin", broken, "plugins")
+    assert plugins.status == 0
+    assert "failed" in plugins.out
+    assert "1 problem: `timmscope doctor` explains" in plugins.out
+
+
+def test_a_plugin_that_exits_the_process_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    quitter = tmp_path / "quitter.py"
+    quitter.write_text("import sys; sys.exit(0)\n")
+    refuse(cli("--plugin", quitter, "layers", MODEL), "it calls sys.exit(0)")
+
+
+def test_a_field_with_the_name_of_an_own_flag_is_the_plugins_fault(cli: Cli, plugin: Path) -> None:
+    plugin.write_text(plugin.read_text().replace("power:", "seed:"))
+    refuse(cli("--plugin", plugin, "run", "contrast", "--help"), "'contrast'", "--seed", "rename")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "out/x"), 2, "out/x: No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x: Permission denied"),
+        (MemoryError(), 2, "out of memory"),
+        (StoreCorrupted("shards/0.h5: 3 bytes", shard="shards/0.h5"), 2, "shards/0.h5: 3 bytes"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("oh"), 1, "internal error: ValueError: oh; run again with --debug"),
+    ],
+)
+def test_every_error_has_a_status_and_one_line(
+    error: BaseException, status: int, line: str
+) -> None:
+    found, text = explain(error)
+    assert found == status
+    assert line in text
+
+
+def test_a_full_disk_is_one_line(cli: Cli) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "plugins", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == "timmscope: error: No space left on device\n"
+    assert done.returncode == 2
+
+
+def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    started = tmp_path / "started"
+    slow.write_text(f"import time; open({str(started)!r}, 'w').close(); time.sleep(60)\n")
+    process = subprocess.Popen(
+        [*PROGRAM, "--plugin", str(slow), "plugins"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not started.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == "timmscope: interrupted while loading the plugin slow.py\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        f"{shlex.join(PROGRAM)} plugins --json | head -c 10",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""

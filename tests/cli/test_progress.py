@@ -1,0 +1,60 @@
+"""Progress is silent unless somebody listens, and says every step to who does."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+from timmscope.progress import Advance, RichReporter, reporting, task, track
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[object] = []
+
+    @contextmanager
+    def open(self, description: str, total: int | None) -> Iterator[Advance]:
+        self.events.append((description, total))
+        try:
+            yield self.events.append
+        finally:
+            self.events.append("closed")
+
+
+def test_without_a_reporter_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(3), "counting")) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_reporter_hears_the_total_and_every_step() -> None:
+    recorder = Recorder()
+    with reporting(recorder), task("mining", total=64) as advance:
+        advance(32)
+        assert list(track(iter("ab"), "inner")) == ["a", "b"]
+    assert recorder.events == [("mining", 64), 32, ("inner", None), 1, 1, "closed", "closed"]
+
+
+def test_work_that_fails_or_is_left_is_closed() -> None:
+    recorder = Recorder()
+    with reporting(recorder):
+        for item in track(range(5), "steps"):
+            if item == 1:
+                break
+        with pytest.raises(ZeroDivisionError), task("more"):
+            raise ZeroDivisionError
+    assert recorder.events == [("steps", 5), 1, "closed", ("more", None), "closed"]
+    list(track(range(2), "unheard"))
+    assert len(recorder.events) == 5
+
+
+def test_finished_outer_bars_stay_and_inner_ones_make_room() -> None:
+    screen = io.StringIO()
+    reporter = RichReporter(Console(file=screen, force_terminal=True, width=100))
+    with reporting(reporter), task("mining", total=2) as advance:
+        list(track(range(3), "optimising"))
+        advance(2)
+    last = screen.getvalue().rpartition("mining")[2]
+    assert "2/2" in last
+    assert "optimising" not in last

@@ -1,0 +1,135 @@
+"""`timmscope run`: flags come from fields, results land on disk."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+from PIL import Image
+from pydantic import BaseModel, Field, PositiveInt
+
+from timmscope import load_model
+from timmscope.cli.flags import bounds, plain_text
+
+Cli = Callable[..., Any]
+MODEL = "random:resnet18?seed=0&img_size=64"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=generator, dtype=torch.uint8)
+    file = tmp_path / "noise.png"
+    Image.fromarray(pixels.numpy()).save(file)
+    return file
+
+
+def test_help_shows_fields_with_docstrings_ranges_and_defaults(cli: Cli, plugin: Path) -> None:
+    text = " ".join(cli("--plugin", plugin, "run", "contrast", "--help").out.split())
+    assert "Usage: timmscope run contrast MODEL [IMAGES...] [OPTIONS]" in text
+    assert "Looks at no model, and never did." in text
+    assert "Exponent of the distance. [above 0, at most 4] [default: 1.0]" in text
+    assert "--centre --no-centre Subtract the mean first. [default: True]" in text
+    assert "--squared Square the result." in text
+    assert "[choices: l1, l2] [default: l2]" in text
+    assert "How often. [at least 1]" in text
+    assert "Sizes to average. [default: 1.0 0.5]" in text
+    assert "Source: Somebody, 2020" in text
+
+
+def test_every_first_party_technique_has_help(cli: Cli) -> None:
+    for entry in json.loads(cli("plugins", "--json").out)["entries"]:
+        if entry["family"]:
+            outcome = cli("run", entry["id"], "--help")
+            assert outcome.status == 0, outcome.err
+            assert "Usage: timmscope run" in outcome.out
+
+
+def test_run_without_a_technique_lists_them(cli: Cli) -> None:
+    outcome = cli("run")
+    assert outcome.status == 0
+    assert "grad-cam" in outcome.out
+    assert "Channels of a layer weighted by their mean gradient." in outcome.out
+
+
+def test_flags_reach_the_technique_and_the_result_the_disk(
+    cli: Cli, plugin: Path, picture: Path, tmp_path: Path
+) -> None:
+    outcome = cli(
+        "--plugin", plugin, "run", "contrast", MODEL, picture,
+        "--target", "class:3", "--power", "2", "--no-centre", "--squared", "--norm", "l1",
+        "--scales", "0.25", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["provenance"]["parameters"] == {
+        "power": 2.0,
+        "centre": False,
+        "squared": True,
+        "norm": "l1",
+        "steps": None,
+        "scales": [0.25],
+    }
+    expected = load_model(MODEL).images(picture).sum(1) ** 4
+    with h5py.File(tmp_path / "out" / "arrays.h5") as file:
+        assert torch.allclose(torch.from_numpy(file["maps"][()]), expected, rtol=1e-5)
+    assert "tiger shark" in outcome.out
+    assert "wrote figure.png" in outcome.out
+
+
+def test_json_prints_what_was_saved(cli: Cli, plugin: Path, picture: Path, tmp_path: Path) -> None:
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--json")
+    saved = tmp_path / "timmscope-out" / "contrast-noise" / "result.json"
+    assert json.loads(outcome.out) == json.loads(saved.read_text())
+
+
+def test_a_range_is_checked_and_named(cli: Cli, plugin: Path, picture: Path) -> None:
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--power", "9")
+    assert outcome.status == 2
+    assert "'power' of contrast is 9.0" in outcome.err
+
+
+def test_each_family_runs_from_the_command_line(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    commands = {
+        "saliency": [MODEL, picture],
+        "grad-cam": [MODEL, picture, "--target", "layer3[5]", "--layer", "layer2"],
+        "fgsm": [MODEL, picture, "--epsilon", "0.03"],
+        "pgd": [MODEL, picture, "--target", "7", "--steps", "2"],
+        "filters": [MODEL],
+        "activation-maximization": [MODEL, "--target", "class:3", "--steps", "2"],
+        "neural-style": [MODEL, picture, "--style", picture, "--weight", "1", "--steps", "2"],
+    }
+    for name, arguments in commands.items():
+        outcome = cli("run", name, *arguments, "--json", "-o", tmp_path / name)
+        assert outcome.status == 0, outcome.err
+        record = json.loads(outcome.out)
+        assert record["provenance"]["technique"] == f"timmscope:{name}"
+        assert (tmp_path / name / "figure.png").stat().st_size > 1000
+
+
+def test_bounds_read_as_words() -> None:
+    class Fields(BaseModel):
+        a: int = Field(ge=0, le=1)
+        b: float = Field(gt=0)
+        c: int = Field(multiple_of=8, lt=100)
+        d: PositiveInt | None = None
+        e: str = ""
+
+    found = {name: bounds(info) for name, info in Fields.model_fields.items()}
+    assert found == {
+        "a": "0 to 1",
+        "b": "above 0",
+        "c": "below 100, a multiple of 8",
+        "d": "above 0",
+        "e": "",
+    }
+
+
+def test_docstrings_become_paragraphs_without_markup() -> None:
+    text = "One `line`\nand more.\n\n- first\n- second\n\nParameters\n----------\na\n    b\n    c"
+    assert plain_text(text) == (
+        "One line and more.\n\n- first\n- second\n\nParameters\n----------\na\n    b c"
+    )
