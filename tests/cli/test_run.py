@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, PositiveInt
 
 from timmscope import load_model
-from timmscope.cli.flags import bounds, plain_text
+from timmscope.cli.flags import bounds
+from timmscope.cli.text import plain_text
 
 Cli = Callable[..., Any]
 MODEL = "random:resnet18?seed=0&img_size=64"

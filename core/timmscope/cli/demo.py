@@ -8,8 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 
 
+@plain_help
 def demo(
     *,
     images: Path | None = None,

@@ -7,6 +7,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 from timmscope_registry import Problem, get_registry
 
 PACKAGES = (
@@ -23,6 +24,7 @@ PACKAGES = (
 )
 
 
+@plain_help
 def doctor(*, json: output.Flag = False) -> None:
     """Explain every problem with plugins and packages, and what to do; exit status 2 if any.
 

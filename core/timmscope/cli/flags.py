@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
+from timmscope.cli.text import plain_text
 from timmscope_registry import PluginError
 
 if TYPE_CHECKING:
@@ -147,21 +148,3 @@ def _document(function: Callable[..., None], technique: type[Technique]) -> str:
     _, marker, parameters = own.partition("Parameters\n---")
     about = about.partition("\nArgs:")[0].partition("\nAttributes:")[0].strip()
     return plain_text(f"{about}\n\n{marker}{parameters}")
-
-
-def plain_text(docstring: str) -> str:
-    """A docstring without back-quotes, its paragraphs on one line each, to be wrapped anew."""
-    lines: list[str] = []
-    for line in docstring.replace("`", "").splitlines():
-        same_depth = lines and _depth(lines[-1]) == _depth(line)
-        is_name = "Parameters" in lines and _depth(line) == 0
-        is_item = line.lstrip().startswith(("- ", "* "))
-        if line.strip() and same_depth and lines[-1].strip() and not (is_name or is_item):
-            lines[-1] += f" {line.strip()}"
-        else:
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip())

@@ -19,6 +19,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 from timmscope.progress import RichReporter, reporting
 from timmscope_registry import PluginError, Registry, TimmscopeError, set_registry
 
@@ -34,7 +35,8 @@ app = App(
     suppress_keyboard_interrupt=False,
     version=lambda: f"timmscope {version('timmscope')}",
     default_parameter=Parameter(negative=""),
-    help_epilogue="`timmscope COMMAND --help` tells more; `timmscope run` lists the techniques.",
+    help_format="plaintext",
+    help_epilogue="timmscope COMMAND --help tells more; timmscope run lists the techniques.",
 )
 HELP = ("--help", "-h")
 COMMANDS = (
@@ -62,6 +64,7 @@ TELLS_PROBLEMS = ("plugins", "doctor")
 
 
 @app.meta.default
+@plain_help
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(group=GLOBAL, negative="", show_default=False)] = False,

@@ -8,11 +8,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 
 SHOWN = 10
 """Unreadable images named one by one; all are in the store."""
 
 
+@plain_help
 def mine(
     model: str,
     images: str,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 from timmscope_registry import API_VERSION, TechniqueSpec, get_registry
 
 COLOURS = {"ok": "green", "failed": "red", "unsupported": "red", "blocked": "yellow"}
 
 
+@plain_help
 def plugins(action: Literal["list"] = "list", /, *, json: output.Flag = False) -> None:
     """List techniques, collectors, sources and index backends of all plugins.
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
     from timmscope import Store, VectorIndex
 
 
+@plain_help
 def search(
     store: Path,
     image: Path,

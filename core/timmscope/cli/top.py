@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
 
+@plain_help
 def top(
     store: Path,
     layer: str,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from timmscope.cli import output
+from timmscope.cli.text import plain_help
 
 
+@plain_help
 def verify(
     store: Path,
     /,

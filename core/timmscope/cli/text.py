@@ -1,0 +1,37 @@
+"""Docstrings as help on a terminal.
+
+Help is plain text: markup would have to be parsed, which takes longer than all else that
+``timmscope --help`` does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+def plain_help(function: Callable[P, None]) -> Callable[P, None]:
+    """Decorate a command so that its docstring reads well as help."""
+    function.__doc__ = plain_text(inspect.cleandoc(function.__doc__ or ""))
+    return function
+
+
+def plain_text(docstring: str) -> str:
+    """A docstring without back-quotes, its paragraphs on one line each, to be wrapped anew."""
+    lines: list[str] = []
+    for line in docstring.replace("`", "").splitlines():
+        same_depth = lines and _depth(lines[-1]) == _depth(line)
+        is_name = "Parameters" in lines and _depth(line) == 0
+        is_item = line.lstrip().startswith(("- ", "* "))
+        if line.strip() and same_depth and lines[-1].strip() and not (is_name or is_item):
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _depth(line: str) -> int:
+    return len(line) - len(line.lstrip())
