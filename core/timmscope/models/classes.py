@@ -14,7 +14,7 @@ class ClassNames(Sequence[str]):
     """Names of a model's classes by index, found again by name, synonym or WordNet id.
 
     Args:
-        names: one name a class; synonyms are separated by `, `, as ImageNet's are.
+        names: one name a class; synonyms are separated by a comma and a blank, as ImageNet's are.
         keys: further unique keys a class, for example WordNet ids (`n02123159`).
     """
 

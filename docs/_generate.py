@@ -1,0 +1,379 @@
+"""Writes the reference pages from the code, so that they cannot say something else.
+
+`generate(folder)` is called before each build of the docs. What it covers: every technique with its
+parameters, every command, every hook a plugin may implement, every public name, every error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from cyclopts import App, Parameter
+
+import timmscope
+import timmscope_registry
+from timmscope.cli import families, flags
+from timmscope.cli.main import app as command_line
+from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
+
+FAMILY_TITLES = {
+    "attribution": "Attribution: which pixels matter",
+    "synthesis": "Synthesis: what a unit would like to see",
+    "attack": "Attack: the smallest change that makes a model err",
+    "style": "Style: the manner of one picture on another",
+    "representation": "Representation: what a network holds",
+}
+PUBLIC_GROUPS = {
+    "models": "Models",
+    "objectives": "Objectives",
+    "lookup": "Techniques by name",
+    "techniques": "Techniques and results",
+    "images": "Images",
+    "mining": "Mining",
+    "store": "Stores",
+    "index": "Search",
+    "progress": "Progress",
+}
+
+
+def generate(folder: Path) -> list[str]:
+    """Write all pages into `folder`; returns one line for each thing that has no page."""
+    problems: list[str] = []
+    pages = {
+        "cli.md": commands_page(),
+        "plugin-hooks.md": hooks_page(),
+        "errors.md": errors_page(),
+        "api-timmscope.md": public_page(
+            "timmscope",
+            "The library. `from timmscope import …` is all you need; modules below are private.",
+            problems,
+        ),
+        "api-registry.md": public_page(
+            "timmscope_registry",
+            "What a plugin's `plugin.py` imports. It never imports torch.",
+            problems,
+        ),
+        "api-hooks.md": public_page(
+            "timmscope_registry.hooks",
+            "Model hooks: record, edit, cut and re-rule a model. `HookedModel` wraps all of this; "
+            "use it directly for modules that are no image models.",
+            problems,
+        ),
+        **technique_pages(problems),
+        "sources.md": contributions_page(),
+    }
+    write(folder, pages)
+    return problems
+
+
+def write(folder: Path, pages: dict[str, str]) -> None:
+    """Write pages that changed, and remove those that are no more."""
+    for name, text in pages.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    for path in folder.rglob("*.md"):
+        if path.relative_to(folder).as_posix() not in pages:
+            path.unlink()
+
+
+# Techniques
+
+
+def technique_pages(problems: list[str]) -> dict[str, str]:
+    """One page a technique, and the list of them by family."""
+    pages: dict[str, str] = {}
+    index = ["# Techniques", "", "Every field is a Python parameter and a command-line flag.", ""]
+    own = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
+    for family in FAMILIES:
+        index += [f"## {FAMILY_TITLES[family]}", "", "| technique | what it does |", "|---|---|"]
+        for entry in own:
+            if entry.spec.family != family:
+                continue
+            name = entry.spec.name
+            index.append(f"| [{name}](techniques/{name}.md) | {entry.spec.summary} |")
+            try:
+                pages[f"techniques/{name}.md"] = technique_page(entry)
+            except Exception as error:
+                problems.append(f"technique {name}: {type(error).__name__}: {error}")
+                pages[f"techniques/{name}.md"] = f"# {name}\n\n{entry.spec.summary}\n"
+        index.append("")
+    index += toctree(f"techniques/{entry.spec.name}" for entry in own)
+    return {"techniques.md": "\n".join(index) + "\n", **pages}
+
+
+def technique_page(entry: Entry[TechniqueSpec]) -> str:
+    """Parameters of one technique, with types, defaults and help."""
+    spec = entry.spec
+    kind = timmscope.technique(entry.id)
+    lines = [f"# {spec.name}", "", spec.summary, ""]
+    lines += [markdown(inspect.cleandoc(kind.__doc__ or "")), ""]
+    lines += [f"- Family: {spec.family}"]
+    lines += [f"- Source: {spec.paper}"] if spec.paper else []
+    lines += [f"- Needs: {', '.join(f'`{need}`' for need in spec.needs)}"] if spec.needs else []
+    lines += [f'- Python: `technique("{spec.name}")`, class `{kind.__module__}.{kind.__name__}`']
+    lines += ["", "## Parameters", ""]
+    if kind.model_fields:
+        lines += ["| name | type | default | what it does |", "|---|---|---|---|"]
+    else:
+        lines += ["None."]
+    for name, info in kind.model_fields.items():
+        default = "required"
+        if not info.is_required():
+            value = info.get_default(call_default_factory=True, validated_data={})
+            default = "none" if value is None else f"`{value!r}`"
+        limits = flags.bounds(info)
+        shown = type_text(info.annotation) + (f", {limits}" if limits else "")
+        cells = (f"`{name}`", shown, default, " ".join((info.description or "").split()))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", "## Command line", "", command_of(spec.name, kind)]
+    return "\n".join(lines) + "\n"
+
+
+def command_of(name: str, kind: type[timmscope.Technique]) -> str:
+    """What `timmscope run NAME` takes besides the technique's parameters."""
+    command = App(
+        name=f"timmscope run {name}", version_flags=(), default_parameter=Parameter(negative="")
+    )
+    command.default(flags.command(families.for_technique(kind), kind, name))
+    text: str = command.generate_docs(heading_level=2)
+    usage = text[text.index("```console") :]
+    head, _, rest = usage.partition("\n```\n")
+    sections = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", rest)[1:]
+    kept = [part.strip() for part in sections if not part.startswith(f"**Parameters of {name}")]
+    head = head.replace(f"run {name} run {name}", f"run {name}").replace("console", "text", 1)
+    body = "\n\n".join([head + " [PARAMETERS]\n```", *kept])
+    return single_backticks(body).replace(" *[default: ()]*", "")
+
+
+def type_text(annotation: Any) -> str:
+    """A type as people read it: `whole number`, `linf or l2`, `number or none`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        extra = [getattr(item, "json_schema_extra", None) for item in arguments[1:]]
+        if any(isinstance(item, dict) and item.get("kind") == "layer" for item in extra):
+            return "layer name"
+        return type_text(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(type_text(part) for part in arguments)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (tuple, list):
+        parts = [type_text(part) for part in arguments if part is not ...]
+        return f"list of {', '.join(parts)}"
+    if origin is dict:
+        return f"{type_text(arguments[0])} to {type_text(arguments[1])}"
+    words = {int: "whole number", float: "number", bool: "yes or no", str: "text", NoneType: "none"}
+    return words.get(annotation, f"`{getattr(annotation, '__name__', annotation)}`")
+
+
+# Command line
+
+
+def commands_page() -> str:
+    """Help of all commands; flags that all share are told once."""
+    text: str = command_line.generate_docs()
+    text = re.sub(r"## Table of Contents\n.*?(?=\*\*)", "", text, count=1, flags=re.DOTALL)
+    head, *sections = re.split(r"\n(?=## )", text)
+    shared = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n?)+")
+    body = "\n".join([head, *(shared.sub("", section) for section in sections)])
+    intro = (
+        "# Command line\n\nExit status: 0 success; 2 wrong input, or something found wrong by "
+        "`verify` or `doctor`; 1 a defect or a failing machine; 130 interrupted. Each technique "
+        "of `timmscope run` is on [its own page](techniques.md).\n"
+    )
+    return intro + single_backticks(body).replace("```console", "```text").partition("\n")[2]
+
+
+# Plugins
+
+
+def hook_names() -> list[str]:
+    """Names of the hook specs, in the order of the module."""
+    functions = inspect.getmembers(hookspecs, inspect.isfunction)
+    own = [(f, n) for n, f in functions if n.startswith("timmscope_")]
+    return [name for _, name in sorted(own, key=lambda pair: pair[0].__code__.co_firstlineno)]
+
+
+def hooks_page() -> str:
+    """Hook specs with signature, docstring and example, and the records they yield."""
+    lines = ["# Plugin hooks", "", markdown(inspect.cleandoc(hookspecs.__doc__ or "")), ""]
+    for name in hook_names():
+        function = getattr(hookspecs, name)
+        signature = str(inspect.signature(function, eval_str=False)).replace("'", "")
+        lines += [f"## {name}", "", "```python", f"def {name}{signature}", "```", ""]
+        lines += [markdown(inspect.cleandoc(function.__doc__ or "")), ""]
+    return "\n".join(lines)
+
+
+def contributions_page() -> str:
+    """Built-in model sources, image sources, collectors and index backends."""
+    registry = get_registry()
+    kinds: tuple[tuple[str, str, Iterable[Entry[Any]]], ...] = (
+        ("Model sources", "What stands before the colon of a model.", registry.model_sources()),
+        ("Image sources", "Where images may come from.", registry.image_sources()),
+        ("Collectors", "What a pass over a data set can keep.", registry.collectors()),
+        ("Index backends", "Engines of nearest-neighbour search.", registry.index_backends()),
+    )
+    lines = ["# Sources, collectors and backends", ""]
+    lines += ["What the core offers through the same hooks as any plugin.", ""]
+    for title, about, entries in kinds:
+        lines += [f"## {title}", "", about, "", "| name | what it is | example |", "|---|---|---|"]
+        for entry in entries:
+            if entry.plugin.distribution == "timmscope":
+                example = getattr(entry.spec, "example", "")
+                shown = f"`{example}`" if example else ""
+                lines.append(f"| `{entry.spec.name}` | {entry.spec.summary} | {shown} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# Public names
+
+
+def public_page(package: str, about: str, problems: list[str]) -> str:
+    """All public names of a package, by subject."""
+    module = importlib.import_module(package)
+    groups: dict[str, list[str]] = {}
+    errors: list[str] = []
+    for name in module.__all__:
+        try:
+            value = getattr(module, name)
+        except Exception as error:
+            problems.append(f"{package}.{name}: {type(error).__name__}: {error}")
+            continue
+        if isinstance(value, type) and issubclass(value, timmscope.TimmscopeError):
+            errors.append(name)
+        else:
+            home = getattr(value, "__module__", "") or ""
+            part = home.split(".")[1] if home.startswith("timmscope.") else ""
+            groups.setdefault(PUBLIC_GROUPS.get(part, "Names"), []).append(name)
+    lines = [f"# {package}", "", about, ""]
+    order = [*PUBLIC_GROUPS.values(), "Names"]
+    for title in sorted(groups, key=order.index):
+        lines += [f"## {title}", ""] if len(groups) > 1 else []
+        for name in groups[title]:
+            lines += ["```{eval-rst}", *directive(module, name), "```", ""]
+    if errors:
+        lines += ["## Errors", "", "Described in [Errors](errors.md):", ""]
+        lines += [", ".join(f"`{name}`" for name in errors) + ".", ""]
+    return "\n".join(lines)
+
+
+def directive(module: ModuleType, name: str) -> list[str]:
+    """The autodoc directive for one name; data are described from their own module."""
+    value = getattr(module, name)
+    full = f"{module.__name__}.{name}"
+    if isinstance(value, type):
+        return [f".. autoclass:: {full}", "   :members:", "   :show-inheritance:"]
+    if callable(value) and hasattr(value, "__code__"):
+        return [f".. autofunction:: {full}"]
+    about = data_doc(module.__name__.partition(".")[0], name) or type(value).__doc__ or ""
+    shown = "" if name.startswith("__") else f"   :value: {value!r}"
+    if " object at 0x" in shown or len(shown) > 90 or not isinstance(value, str | int | tuple):
+        shown = ""
+    body = textwrap.indent(inspect.cleandoc(about).partition("\n\n")[0], "   ")
+    return [f".. py:data:: {full}", *filter(None, [shown]), "", body]
+
+
+def data_doc(package: str, name: str) -> str:
+    """The docstring below a module-level name, wherever in the package it is defined."""
+    from sphinx.pycode import ModuleAnalyzer
+
+    if name == "__version__":
+        return "Version of the installed distribution."
+    for loaded in sorted(sys.modules):
+        if loaded.split(".")[0].startswith(package.split("_")[0]) and sys.modules[loaded]:
+            try:
+                found = ModuleAnalyzer.for_module(loaded).find_attr_docs()
+            except Exception:
+                continue
+            if ("", name) in found:
+                return "\n".join(found["", name])
+    return ""
+
+
+def errors_page() -> str:
+    """The tree of errors, drawn from the classes, and their attributes."""
+    root = timmscope.TimmscopeError
+    lines = [
+        "# Errors",
+        "",
+        "Every error raised on purpose. A message is one line that says what is wrong, where, "
+        "what was expected and what to do next; the facts are attributes.",
+        "",
+        "```text",
+        *tree(root),
+        "```",
+        "",
+    ]
+    for error in [root, *descendants(root)]:
+        lines += ["```{eval-rst}", f".. autoexception:: timmscope.{error.__name__}"]
+        lines += ["   :show-inheritance:", "```", ""]
+    return "\n".join(lines)
+
+
+def descendants(error: type[Exception]) -> Iterator[type[Exception]]:
+    """Public errors below one, depth first."""
+    for child in error.__subclasses__():
+        if child.__name__ in timmscope_registry.__all__:
+            yield child
+            yield from descendants(child)
+
+
+def tree(error: type[Exception], indent: str = "") -> list[str]:
+    """The class and its public descendants as an indented drawing."""
+    children = [c for c in error.__subclasses__() if c.__name__ in timmscope_registry.__all__]
+    lines = [error.__name__] if not indent else []
+    for child in children:
+        last = child is children[-1]
+        summary = (inspect.getdoc(child) or "").partition("\n")[0]
+        branch = f"{indent.replace('root', '')}{'└──' if last else '├──'} {child.__name__}"
+        lines.append(f"{branch:<24} {summary.partition(';')[0].partition(':')[0].rstrip('.')}")
+        deeper = indent.replace("root", "") + ("    " if last else "│   ")
+        lines += tree(child, deeper)
+    return lines
+
+
+# Text
+
+
+def markdown(docstring: str) -> str:
+    """A docstring as Markdown: `::` blocks become code, sections of arguments are left out."""
+    text = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", docstring)[0]
+    lines: list[str] = []
+    block: list[str] | None = None
+    for line in [*text.splitlines(), "end"]:
+        if block is not None:
+            if not line.strip() or line.startswith("    "):
+                block.append(line)
+                continue
+            code = textwrap.dedent("\n".join(block)).strip("\n")
+            language = "toml" if code.startswith("[project") else "python"
+            lines += ["", f"```{language}", code, "```", ""]
+            block = None
+        if line.endswith("::"):
+            lines.append(line[:-1])
+            block = []
+        else:
+            lines.append(line)
+    return single_backticks("\n".join(lines[:-1])).strip()
+
+
+def single_backticks(text: str) -> str:
+    """reStructuredText's literals as Markdown's; fences stay."""
+    return re.sub(r"(?<!`)``(?!`)", "`", text)
+
+
+def toctree(pages: Iterable[str]) -> list[str]:
+    """A hidden table of contents."""
+    return ["```{toctree}", ":hidden:", "", *pages, "```"]
