@@ -21,7 +21,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
 from timmscope.progress import RichReporter, reporting
-from timmscope_registry import PluginError, Registry, TimmscopeError, set_registry
+from timmscope_registry import ParameterError, PluginError, Registry, TimmscopeError, set_registry
 
 GLOBAL = Group("Everywhere", sort_key=90)
 WORK = Group("Work", sort_key=1)
@@ -86,6 +86,9 @@ def launch(
     plugin
         A Python file to load as a plugin; may be repeated.
     """
+    if tokens[:1] == ("run",):
+        tokens, late_blocks, late_plugins = _global_flags(tokens)
+        block, plugin = (*block, *late_blocks), (*plugin, *late_plugins)
     registry = Registry(block=[name for names in block for name in names.split(",")])
     set_registry(registry)
     try:
@@ -98,6 +101,25 @@ def launch(
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     finally:
         set_registry(None)
+
+
+def _global_flags(
+    tokens: Sequence[str],
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Path, ...]]:
+    """Take the global flags out of what follows ``run``, to which cyclopts leaves every token."""
+    rest: list[str] = []
+    found: dict[str, list[str]] = {"--block": [], "--plugin": []}
+    left = iter(tokens)
+    for token in left:
+        flag, equals, value = token.partition("=")
+        if flag not in found:
+            if token != "--debug":  # `main` has seen it
+                rest.append(token)
+            continue
+        if not equals and (value := next(left, "")) == "":
+            raise ParameterError(f"{flag} lacks its value", parameter=flag.lstrip("-"))
+        found[flag].append(value)
+    return tuple(rest), tuple(found["--block"]), tuple(map(Path, found["--plugin"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
