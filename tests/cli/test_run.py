@@ -87,6 +87,16 @@ def test_json_prints_what_was_saved(cli: Cli, plugin: Path, picture: Path, tmp_p
     assert json.loads(outcome.out) == json.loads(saved.read_text())
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, joined: bool) -> None:
+    flag = [f"--plugin={plugin}"] if joined else ["--plugin", plugin]
+    outcome = cli("run", "contrast", MODEL, "none.png", "--power", "2", *flag)
+    assert outcome.status == 2
+    assert "none.png" in outcome.err
+    assert "unknown technique" in cli("run", "pgd", "m", "--block", "attack").err
+    assert "--block" in cli("run", "pgd", "m", "--block").err
+
+
 def test_a_range_is_checked_and_named(cli: Cli, plugin: Path, picture: Path) -> None:
     outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--power", "9")
     assert outcome.status == 2
