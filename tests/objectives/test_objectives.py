@@ -129,7 +129,7 @@ def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
         ("global_pool[3,1,0]", "there is no cell"),
         ("blocks.4@[1.0, 2.0]", "2 numbers"),
         ("class:1|2", "2 target classes for 3 images"),
-        ("blocks.4o", "nor is it a layer .nearest: 'blocks.4'"),
+        ("blocks.4o", "is no layer .nearest: 'blocks.4'"),
     ],
 )
 def test_an_objective_that_does_not_fit_the_model_is_one_clear_line(lite0, photos, text, message):

@@ -298,9 +298,10 @@ class ByName(Objective):
             try:
                 model.layers[self.name]
             except LayerNotFound as no_layer:
-                near = ", ".join(repr(item) for item in no_layer.nearest)
+                near = ", ".join(repr(item) for item in no_layer.nearest[:3])
                 raise ObjectiveError(
-                    f"{no_class}; nor is it a layer" + (f" (nearest: {near})" if near else "")
+                    f"{self.name!r} is no layer{f' (nearest: {near})' if near else ''}, "
+                    f"and {no_class}"
                 ) from None
             raise
 

@@ -147,6 +147,8 @@ class Manifest(_Record):
         computed by other code.
         """
         mine, theirs = dict(self._identity()), dict(wanted._identity())
+        if mine["weights"] != theirs["weights"]:  # another model: all else follows from that
+            mine, theirs = ({key: d[key] for key in ("model", "weights")} for d in (mine, theirs))
         if not self.complete:
             mine |= {f"{name} version": value for name, value in self.versions.items()}
             theirs |= {f"{name} version": value for name, value in wanted.versions.items()}

@@ -111,6 +111,8 @@ def _as_parameter_error(technique: type[Technique], error: ValidationError) -> P
         )
     given = first.get("input")
     reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return ParameterError(f"parameters of {technique.title()} do not fit together: {reason}")
     return ParameterError(
         f"parameter {name!r} of {technique.title()} is {given!r}: {reason}", parameter=name
     )
