@@ -25,9 +25,17 @@ MAX_PREFIX = 16
 
 _MAX_FACTOR = 64
 
-# Inside these modules the image is cut into blocks that become a dimension of their own; on small
-# images the number of blocks and their size can look like a grid.
-_BLOCKED = {"NestLevel": "transformer_encoder", "MobileVitV2Block": "transformer"}
+# Parts of these modules see blocks as a dimension of their own, or states instead of positions,
+# and the sizes can look like a grid: 16 blocks of 16 tokens, 49 states.
+_BLOCKED = {
+    "NestLevel": "transformer_encoder",
+    "MobileVitV2Block": "transformer",
+    "EfficientViM": "norm",
+}
+
+
+_RESAMPLING = ("Upsample", "PixelShuffle", "PixelUnshuffle")
+_CHANNELS_FIRST = ("BatchNorm2d", "GroupNorm", "Conv2d", "ConvTranspose2d")
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class LayoutReader:
         self._image = (size[0], size[1])
         self._grids: list[Grid] = [self._image]  # most recent last
         self._seen: dict[int, Reading] = {}  # by id: the trace keeps all tensors alive
+        self._sequences: set[int] = set()
         self._done: list[tuple[Call, Reading | None]] = []
         self._blocked = tuple(
             f"{path}.{inner}." if path else f"{inner}."
@@ -80,7 +89,7 @@ class LayoutReader:
         if 0 in shape:
             return f"its output {shape} is empty"
         if f"{call.path}.".startswith(self._blocked) and output.ndim > 2:
-            return f"its output {shape} is cut into blocks, not in image order"
+            return f"its output {shape} is in blocks or states, not in image order"
         if output.ndim == 2:
             return Reading("vector", shape[1])
         same = self._same_tensor(call)
@@ -134,7 +143,9 @@ class LayoutReader:
         for tensor, reading in parts:
             if tensor.shape == shape:
                 return reading
-        leaf = not any(True for _ in call.module.children())
+        # A leaf may be softmax or dropout on an attention matrix, unless its input is a map.
+        given = self._reading(call.given)
+        leaf = given is None and not any(True for _ in call.module.children())
         options = [
             option
             for option in (first, last)
@@ -145,7 +156,6 @@ class LayoutReader:
         if not options:
             shape_text = None if shape is None else tuple(shape)
             return f"its output {shape_text} does not lie on the image's grid"
-        given = self._seen.get(id(call.given))
         for layout in (
             [reading.layout for _, reading in parts]
             + ([given.layout] if given is not None else [])
@@ -161,12 +171,19 @@ class LayoutReader:
         given = call.given
         if given is None or given.ndim != 4:
             return False
-        reading = self._seen.get(id(given))
+        reading = self._reading(given)
         if reading is not None:
             return reading.layout == "NCHW"
-        if given.shape[1] == self._colours:
-            return True  # the image at another size (CrossViT)
         return self._plausible((given.shape[2], given.shape[3]))
+
+    def _reading(self, tensor: Tensor | None) -> Reading | None:
+        """How a tensor is laid out, if a module returned it or it is the image at some size."""
+        if tensor is None:
+            return None
+        reading = self._seen.get(id(tensor))
+        if reading is None and tensor.ndim == 4 and tensor.shape[1] == self._colours:
+            return Reading("NCHW", self._colours, (tensor.shape[2], tensor.shape[3]))  # CrossViT
+        return reading
 
     def _plausible(self, grid: Grid, *, exact: bool = False) -> bool:
         if grid in self._grids or grid == (1, 1):
@@ -177,8 +194,9 @@ class LayoutReader:
 
     def _read_tokens(self, call: Call, output: Tensor) -> Reading | str:
         _, count, channels = output.shape
-        if isinstance(call.module, nn.Conv1d):
-            return f"its output {tuple(output.shape)} comes from a 1-D convolution"
+        if self._is_sequence(call, output):
+            self._sequences.add(id(output))
+            return f"its output {tuple(output.shape)} has channels before positions (1-D layers)"
         given = self._seen.get(id(call.given))
         if given is not None and given.layout == "tokens" and _length(call.given) == count:
             return Reading("tokens", channels, given.grid, given.prefix_tokens)
@@ -187,6 +205,16 @@ class LayoutReader:
         if count <= MAX_PREFIX:
             return Reading("tokens", channels, None, count)
         return f"its {count} tokens fit no grid of the image"
+
+    def _is_sequence(self, call: Call, output: Tensor) -> bool:
+        """Whether an output comes from layers that take (B, C, T): EfficientViM."""
+        if type(call.module).__name__.endswith("1d"):
+            return True
+        for part, _ in reversed(self._done[call.begun :]):
+            if part.output is not None and part.output.shape == output.shape:
+                return id(part.output) in self._sequences
+        given = call.given
+        return id(given) in self._sequences and _elementwise(call.module)
 
     def _token_grids(self, given: Reading | None, count: int) -> Iterator[tuple[Grid, int]]:
         """Grids that explain `count` tokens, the most credible first, each with its prefix."""
@@ -233,12 +261,11 @@ def _kind(module: nn.Module) -> str:
     names = _names(module)
     if isinstance(module, nn.Linear | nn.Embedding):
         return "features"
-    own = names[0]
-    if own.endswith("2d") or any(n in ("BatchNorm2d", "GroupNorm", "Conv2d") for n in names):
-        spatial = any("Conv" in n or "Pool" in n or "Upsample" in n for n in names)
-        return "spatial" if spatial else "channels"
-    if any("Pool2d" in n or n in ("Upsample", "PixelShuffle", "PixelUnshuffle") for n in names):
-        return "spatial"
+    leaf = not any(True for _ in module.children())  # a container may permute
+    if any("Pool2d" in n or n in _RESAMPLING for n in names):
+        return "spatial" if leaf else ""
+    if (leaf and names[0].endswith("2d")) or any(n in _CHANNELS_FIRST for n in names):
+        return "spatial" if any("Conv" in n or "Pad" in n for n in names) else "channels"
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) or "RmsNorm" in names:
         return "features"
     return ""

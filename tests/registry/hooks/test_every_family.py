@@ -26,6 +26,8 @@ SMALL = (
 )
 
 NO_INTERMEDIATES = {
+    "efficientvim": "its blocks return (map, state)",
+    "tnt": "its blocks return (pixels, patches)",
     "coat": "sums its parallel branches outside any module",
     "mvitv2": "its blocks return (tokens, size), which is no layer; their parts are",
 }

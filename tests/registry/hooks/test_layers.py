@@ -155,3 +155,28 @@ def test_hieras_tokens_are_not_in_image_order_by_themselves() -> None:
         assert sorted(order) == list(range(len(order)))
     # Three poolings undo it: the paper's unroll has as many levels.
     assert hooks.layers["blocks.11"].token_order is None
+
+
+def test_sizes_that_only_look_like_a_grid_are_refused() -> None:
+    """On 64 px NesT has 16 blocks of 16 tokens on a 16x16 grid; EfficientViM has 7*7 states."""
+    nest = ModelHooks(timm.create_model("nest_tiny", img_size=64), torch.zeros(1, 3, 64, 64))
+    block = "levels.0.transformer_encoder.0"
+    assert nest.layers["levels.0"].grid == (16, 16)
+    with pytest.raises(LayerNotFound, match=r"\(2, 16, 16, 96\) is in blocks or states"):
+        nest.layers[block]
+    with torch.no_grad(), nest.record(block) as recording:  # a hook point all the same
+        nest(torch.zeros(1, 3, 64, 64))
+    assert recording[block].shape == (1, 16, 16, 96)
+
+    states = ModelHooks(timm.create_model("efficientvim_m1"), torch.zeros(1, 3, 224, 224))
+    with pytest.raises(LayerNotFound, match=r"norm\.0 .* \(2, 49, 128\) is in blocks or states"):
+        states.layers["norm.0"]
+
+
+def test_attention_matrices_are_not_maps_even_where_the_sizes_fit() -> None:
+    """On 128 px CaiT has 64 tokens, and 64x64 is a half of the image."""
+    model = timm.create_model("cait_xxs24_224", img_size=128)
+    hooks = ModelHooks(model, torch.zeros(1, 3, 128, 128))
+    assert hooks.layers["blocks.0"].grid == (8, 8)
+    for name in ("proj_l", "proj_w", "attn_drop"):
+        assert f"blocks.0.attn.{name}" not in hooks.layers
