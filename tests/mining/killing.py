@@ -40,6 +40,17 @@ def child(pictures: str, out: Path, workers: int, crash_at: str = "") -> int:
     return pid
 
 
+def count(out: Path) -> int:
+    return len(list((out / "shards").glob("*.h5"))) if out.exists() else 0
+
+
+def wait_for(out: Path, more: int, patience: float) -> None:
+    """Wait until some more shards are there than now."""
+    wanted, end = count(out) + more, time.monotonic() + 2 * patience
+    while count(out) < wanted and time.monotonic() < end:
+        time.sleep(0.001)
+
+
 def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
     load_model("random:resnet18?seed=0&img_size=32")  # import timm before the first fork
@@ -53,12 +64,16 @@ def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
     out, shards, killed, finished = folder / "killed", [], 0, 0
     while killed < kills:
         pid = child(pictures, out, workers=killed % 3)
-        time.sleep(random.uniform(0.02, 0.6) * duration)
+        if killed % 2:
+            time.sleep(random.uniform(0.0, 0.6) * duration)
+        else:  # in the midst of writing, a little after some shard appeared
+            wait_for(out, random.randrange(3), duration)
+            time.sleep(random.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
         assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), "a resumed run failed"
         killed += os.WIFSIGNALED(status)
-        shards.append(len(list((out / "shards").glob("*.h5"))) if out.exists() else 0)
+        shards.append(count(out))
         if (out / "reduced/merged.h5").exists():  # as good as finished: kill on in a fresh store
             assert os.waitpid(child(pictures, out, 0), 0)[1] == 0
             finished += 1

@@ -36,6 +36,7 @@ from timmscope_registry import (
     ParameterError,
     StoreError,
     StoreMismatch,
+    TimmscopeError,
 )
 
 COUNT = 40
@@ -316,6 +317,16 @@ def test_collectors_of_others_are_kept_beside_the_built_in_ones(
     energy = store.layer("layer1").rows("energy")
     np.testing.assert_allclose(energy[good], (seen**2).sum((1, 2, 3)), rtol=1e-4)
     assert energy[5] == -1
+
+
+def test_a_plugin_s_collector_may_be_named(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s", layers=["global_pool"], collectors=["maps"])
+    pooled = store.layer("global_pool").pooled[:]
+    np.testing.assert_array_equal(store.layer("global_pool").maps[:, :, 0, 0], pooled)
+    with pytest.raises(TimmscopeError, match="mapz"):
+        run(small_model, pictures, tmp_path / "t", collectors=["mapz"])
 
 
 class Raising(Sum):

@@ -221,6 +221,44 @@ def test_another_model_transform_or_collector_is_refused_with_the_difference(
     assert contents(tmp_path / "s") == before
 
 
+def test_other_library_versions_may_read_a_store_but_not_finish_it(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    older = store.manifest.model_copy(
+        update={"versions": {**store.manifest.versions, "torch": "1"}}
+    )
+    older.write(store.path)
+    assert run(small_model, pictures, tmp_path / "s").complete
+    older.without_shards({1}).write(store.path)
+    with pytest.raises(StoreMismatch, match="torch version: the store has 1, this run"):
+        run(small_model, pictures, tmp_path / "s")
+
+
+def test_ctrl_c_ends_the_pass_in_order(pictures: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, threading, time
+from pathlib import Path
+from timmscope import load_model
+from timmscope.mining import mine
+out = Path({str(tmp_path / "s")!r})
+def interrupt():
+    while not (out / "shards/00000.h5").exists():
+        time.sleep(0.005)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+model = load_model("random:resnet18?seed=0&img_size=32")
+try:
+    mine(model, {str(pictures)!r}, out, workers=2, batch_size=2, shard_size=2)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = in_another_process(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not Store.open(tmp_path / "s").complete
+
+
 def test_changed_images_are_refused_and_named(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:

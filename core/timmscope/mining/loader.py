@@ -7,7 +7,7 @@ cannot be read. So every forward sees the same batches whatever was killed or da
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -83,7 +83,7 @@ class Batches(Dataset[Loaded]):
 
 def load_batches(
     batches: Batches, *, workers: int, start_method: str | None = None
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Yield all batches in order, read ahead by `workers` processes (0: by this one).
 
     Workers are started as Python does by default on the platform, or by `start_method` (`fork`,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def mine(
     *,
     layers: Sequence[str] | None = None,
     maps: Sequence[str] = (),
-    collectors: Iterable[Collector] = (),
+    collectors: Iterable[Collector | str] = (),
     top_k: int | None = None,
     batch_size: int | None = None,
     shard_size: int | None = None,
@@ -66,7 +66,8 @@ def mine(
         out: folder of the store, by custom ``NAME.scope``; made where it does not exist.
         layers: names of layers; by default the last one with a grid and the pooled features.
         maps: layers of which to keep full activation maps; see `bytes_per_image` for the size.
-        collectors: more collectors, beside pooled, extrema, top-k and statistics.
+        collectors: more collectors, beside pooled, extrema, top-k and statistics; a name stands
+            for a plugin's, with its default parameters.
         top_k: strongest images kept of every unit (100).
         batch_size: images a forward (32).
         shard_size: images a shard (1024); at most that much work is lost when killed.
@@ -178,12 +179,13 @@ def _pass(
     folder: Path,
     manifest: Manifest,
     plan: Plan,
-    loaded: Iterator[Loaded],
+    loaded: Generator[Loaded, None, None],
 ) -> Manifest:
     """Feed batches through the model to the writer; returns the manifest with all shards."""
     spent = {"reading": 0.0, "model": 0.0, "writing": 0.0}
     done = sum(shard.stop - shard.start for shard in manifest.shards.values())
     with ExitStack() as stack:
+        stack.enter_context(closing(loaded))  # ends the workers now, not when an error is forgotten
         batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
         advance = stack.enter_context(task("mining", total=len(source)))
         advance(done)

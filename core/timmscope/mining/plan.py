@@ -18,7 +18,12 @@ from timmscope.store import (
     Manifest,
     ModelRecord,
 )
-from timmscope_registry import ParameterError, UnsupportedModel, import_string
+from timmscope_registry import (
+    ParameterError,
+    UnsupportedModel,
+    get_registry,
+    import_string,
+)
 from timmscope_registry.hooks import LOGITS, Layer
 
 from .collectors import (
@@ -150,7 +155,7 @@ def make_plan(
     layers: Sequence[str] | None,
     maps: Sequence[str],
     top_k: int | None,
-    collectors: Iterable[Collector],
+    collectors: Iterable[Collector | str],
     batch_size: int | None,
     shard_size: int | None,
     precision: str | None,
@@ -174,7 +179,7 @@ def make_plan(
     if not chosen:
         raise ParameterError("no layer was named; name at least one", parameter="layers")
     mapped = {model.layers.resolve(name).name for name in maps}
-    extra = list(collectors)
+    extra = [c if isinstance(c, Collector) else _by_name(c) for c in collectors]
     kept = [Pooled(), Extrema(), *(c for c in extra if isinstance(c, RowCollector))]
     return Plan(
         layers=chosen,
@@ -190,6 +195,11 @@ def make_plan(
         shard_size=SHARD_SIZE if shard_size is None else shard_size,
         precision=precision or PRECISION,
     )
+
+
+def _by_name(name: str) -> Collector:
+    kind = cast("type[Collector]", get_registry().collector(name).load())
+    return kind()
 
 
 def plan_of(manifest: Manifest, model: HookedModel) -> Plan:

@@ -108,8 +108,11 @@ class Store:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
+        self._adopt(manifest)
+
+    def _adopt(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self.files = ShardFiles(path, manifest)
+        self.files = ShardFiles(self.path, manifest)
         self.images = ImageTable(self.files)
 
     @classmethod
@@ -171,7 +174,7 @@ class Store:
 
         report = verify(self.path, repair=repair, model=model, images=images)
         if report.repaired:
-            self.__init__(self.path, Manifest.read(self.path))  # type: ignore[misc]
+            self._adopt(Manifest.read(self.path))
         return report
 
     def collector(self, layer: str, name: str) -> Collector:
