@@ -141,17 +141,15 @@ def technique_page(entry: Entry[TechniqueSpec]) -> str:
 
 def command_of(name: str, kind: type[timmscope.Technique]) -> str:
     """What `timmscope run NAME` takes besides the technique's parameters."""
-    command = App(
-        name=f"timmscope run {name}", version_flags=(), default_parameter=Parameter(negative="")
-    )
-    command.default(flags.command(families.for_technique(kind), kind, name))
-    text: str = command.generate_docs(heading_level=2)
-    usage = text[text.index("```console") :]
-    head, _, rest = usage.partition("\n```\n")
-    sections = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", rest)[1:]
+    program = f"timmscope run {name}"
+    function = flags.command(families.for_technique(kind), kind, name)
+    command = App(name=program, version_flags=(), default_parameter=Parameter(negative=""))
+    command.default(function)
+    _, _, text = command.generate_docs(heading_level=2).partition("\n```\n")
+    sections = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", text)[1:]
     kept = [part.strip() for part in sections if not part.startswith(f"**Parameters of {name}")]
-    head = head.replace(f"run {name} run {name}", f"run {name}").replace("console", "text", 1)
-    body = "\n\n".join([head + " [PARAMETERS]\n```", *kept])
+    usage = flags.usage(program, function).removeprefix("Usage: ")
+    body = "\n\n".join([f"```text\n{usage}\n```", *kept])
     return single_backticks(body).replace(" *[default: ()]*", "")
 
 
@@ -186,10 +184,10 @@ def commands_page() -> str:
     head, *sections = re.split(r"\n(?=## )", text)
     shared = re.compile(r"\*\*Everywhere\*\*:\n\n(?:\* .*\n?)+")
     body = "\n".join([head, *(shared.sub("", section) for section in sections)])
+    statuses = inspect.cleandoc(sys.modules["timmscope.cli.main"].__doc__ or "").split("\n\n")[1]
     intro = (
-        "# Command line\n\nExit status: 0 success; 2 wrong input, or something found wrong by "
-        "`verify` or `doctor`; 1 a defect or a failing machine; 130 interrupted. Each technique "
-        "of `timmscope run` is on [its own page](techniques.md).\n"
+        f"# Command line\n\n{statuses}\n\n"
+        "Each technique of `timmscope run` is on [its own page](techniques.md).\n"
     )
     return intro + single_backticks(body).replace("```console", "```text").partition("\n")[2]
 
@@ -256,9 +254,9 @@ def public_page(package: str, about: str, problems: list[str]) -> str:
         else:
             home = getattr(value, "__module__", "") or ""
             part = home.split(".")[1] if home.startswith("timmscope.") else ""
-            groups.setdefault(PUBLIC_GROUPS.get(part, "Names"), []).append(name)
+            groups.setdefault(PUBLIC_GROUPS.get(part, "More"), []).append(name)
     lines = [f"# {package}", "", about, ""]
-    order = [*PUBLIC_GROUPS.values(), "Names"]
+    order = [*PUBLIC_GROUPS.values(), "More"]
     for title in sorted(groups, key=order.index):
         lines += [f"## {title}", ""] if len(groups) > 1 else []
         for name in groups[title]:
