@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .PHONY: demo test soak bench check lint types contracts docs format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/timmscope demo --out "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
+	$(BIN)/timmscope demo --output "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
 
 test: $(VENV)/.dev
 	$(PYTEST) -n 2 --dist loadgroup -m "not soak" $(ARGS)
