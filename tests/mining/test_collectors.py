@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from timmscope import load_model
 from timmscope.mining.collectors import (
     RELATIVE_ERROR,
     Collector,
+    Extrema,
     LayerBatch,
     Pooled,
     Statistics,
     TopK,
 )
-from timmscope_registry import ParameterError
+from timmscope.mining.collectors.rows import cells
+from timmscope_registry import ParameterError, UnsupportedModel
 
 ODD = [np.nan, np.inf, -np.inf, -0.0, 0.0, 3.4e38, -1e-42]
 
@@ -183,3 +187,28 @@ def test_row_collectors_unite_their_rows_in_order_of_id() -> None:
     again = one.fresh()
     again.load(state)
     assert again.state()["pooled"].tolist() == state["pooled"].tolist()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "hiera_tiny_224", "convnext_atto"],
+)
+def test_cells_come_in_image_order_in_every_layout(name: str) -> None:
+    model = load_model(f"random:{name}")
+    layers = [layer for layer in model.layers.values() if layer.grid is not None]
+    by_kind = {(layer.layout, layer.token_order is None): layer for layer in layers}
+    generator = torch.Generator().manual_seed(0)
+    for layer in by_kind.values():
+        values = torch.randn((2, *layer.shape), generator=generator)
+        expected = layer.spatial(values).reshape(2, layer.channels, -1)
+        torch.testing.assert_close(cells(layer, values), expected, rtol=0, atol=0)
+        rows = Extrema().reduce(layer, values)
+        best = expected.argmax(2)
+        assert torch.equal(rows["argmax"], best.to(torch.int32))
+        assert torch.equal(rows["max"], expected.gather(2, best[:, :, None])[:, :, 0])
+
+
+def test_a_map_of_another_size_than_the_catalogue_s_is_refused() -> None:
+    layer = load_model("random:resnet18?img_size=64").layers["layer2"]
+    with pytest.raises(UnsupportedModel, match="layer2 has 128 units on a 8x8 grid"):
+        cells(layer, torch.zeros(1, 128, 9, 8))

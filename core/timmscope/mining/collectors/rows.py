@@ -83,10 +83,16 @@ def cells(layer: Layer, activation: Tensor) -> Tensor:
     """
     if layer.layout == "tokens" and layer.grid is None:
         return activation.transpose(1, 2)
-    spatial = layer.spatial(activation)
-    if layer.grid is not None and tuple(spatial.shape[2:]) != layer.grid:
+    if layer.layout == "tokens" and layer.token_order is None:
+        found = activation[:, layer.prefix_tokens :].transpose(1, 2)  # a view, where spatial copies
+    elif layer.layout == "NHWC":
+        found = activation.flatten(1, 2).transpose(1, 2)
+    else:
+        found = layer.spatial(activation).flatten(2)
+    height, width = layer.grid or (1, 1)
+    if found.shape[1:] != (layer.channels, height * width):
         raise UnsupportedModel(
-            f"layer {layer.name} has a {layer.grid[0]}x{layer.grid[1]} grid in the catalogue and "
-            f"gave {spatial.shape[2]}x{spatial.shape[3]}; choose a layer of constant shape"
+            f"layer {layer.name} has {layer.channels} units on a {height}x{width} grid in the "
+            f"catalogue and gave {tuple(activation.shape[1:])}; choose a layer of constant shape"
         )
-    return spatial.flatten(2)
+    return found
