@@ -20,7 +20,7 @@ from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.result import Result
-from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.session import chunk_size, session, usable
 from timmscope.techniques.synthesis import checked_pixels
 from timmscope_registry import ObjectiveError, ParameterError, TechniqueError
 
@@ -211,12 +211,12 @@ class AttackTechnique(Technique):
         starts = range(0, len(todo), step)
         for start in self.track(starts, self.title(), total=len(starts)):
             rows = todo[start : start + step]
-            part = batch[rows]
             with session(seed, rows.tolist()), model.count_passes(len(rows)) as counter:
+                part, label = usable(batch[rows]), usable(truth[rows])
+                aim = usable(aims[rows]) if aims is not None else None
                 token = _passes.set(counter)
                 try:
-                    aim = aims[rows] if aims is not None else None
-                    changed = self.perturb(model, part, truth[rows], aim)
+                    changed = self.perturb(model, part, label, aim)
                 finally:
                     _passes.reset(token)
             if changed.shape != part.shape:

@@ -14,7 +14,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.result import Result
-from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.session import chunk_size, session, usable
 from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class Attribution(Result):
     scores: Tensor
     objective: str
     labels: list[str]
+
+    def normalised(self) -> Tensor:
+        """`maps` with each image's own range stretched to [0, 1]; a constant map becomes 0."""
+        low, high = self.maps.amin((1, 2), keepdim=True), self.maps.amax((1, 2), keepdim=True)
+        span = high - low
+        return torch.where(span > 0, (self.maps - low) / span, torch.zeros_like(self.maps))
 
     def figure(self) -> Figure:
         """A row an image: the image, the map with its colour bar, the overlay."""
@@ -131,7 +137,7 @@ class AttributionTechnique(Technique):
             stop = min(start + step, len(batch))
             part, goal = batch[start:stop], bound.rows(start, stop)
             with session(seed, range(start, stop)):
-                outcome = self.attribute(model, part, goal)
+                outcome = self.attribute(model, usable(part), goal)
             raw, score = outcome if isinstance(outcome, tuple) else (outcome, None)
             raws.append(self._checked(raw, part, start))
             if score is None:

@@ -36,18 +36,30 @@ _session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 
 @contextlib.contextmanager
 def session(seed: int, positions: Iterable[int] | None = None) -> Iterator[None]:
-    """Seed torch for the duration; afterwards its generators and grad mode are as before."""
+    """Seed torch for the duration; afterwards its generators and grad mode are as before.
+
+    Autograd is on inside, whatever the caller's mode: `no_grad` or `inference_mode`.
+    """
     where = tuple(positions) if positions is not None else None
     token = _session.set(Session(seed, where))
     grad = torch.is_grad_enabled()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=devices):
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices=devices),
+        ):
             torch.manual_seed(seed)
             yield
     finally:
         _session.reset(token)
         torch.set_grad_enabled(grad)
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """The same values as a tensor that autograd accepts; one of `inference_mode` is copied."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def image_generators(count: int) -> list[torch.Generator]:

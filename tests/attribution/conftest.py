@@ -1,0 +1,65 @@
+"""Models whose every weight matters, and a tiny one whose maps are known by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from timmscope import HookedModel, load_model
+
+
+def _awaken(module: nn.Module, seed: int = 7) -> None:
+    """Fresh models are half asleep (last norms of residual branches start at zero): wake them."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            shape = part.weight.shape
+            part.weight.data = 0.5 + torch.rand(shape, generator=generator)
+            part.bias.data = 0.2 * torch.randn(shape, generator=generator)
+            part.running_mean = 0.1 * torch.randn(shape, generator=generator)
+            part.running_var = 0.5 + torch.rand(shape, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def awake() -> Callable[[str], HookedModel]:
+    """A random architecture with no zero weights, by `load_model` name."""
+    known: dict[str, HookedModel] = {}
+
+    def get(name: str) -> HookedModel:
+        if name not in known:
+            known[name] = load_model(name)
+            _awaken(known[name].module)
+        return known[name]
+
+    return get
+
+
+class PooledLinear(nn.Module):
+    """A 2×2 patch convolution, global average pooling, a linear classifier."""
+
+    def __init__(self, classes: int = 4, channels: int = 5) -> None:
+        super().__init__()
+        self.num_classes = classes
+        self.features = nn.Conv2d(3, channels, 2, stride=2)
+        self.fc = nn.Linear(channels, classes)
+        generator = torch.Generator().manual_seed(3)
+        for weight in self.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))
+
+
+@pytest.fixture
+def pooled_linear() -> HookedModel:
+    """GAP and a linear layer over 8×8 images: Grad-CAM is CAM."""
+    return HookedModel(PooledLinear().double(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 8, 8))
+
+
+@pytest.fixture
+def noise() -> Tensor:
+    """Three 8×8 images."""
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
