@@ -145,7 +145,7 @@ class LayoutReader:
                 return reading
         # A leaf may be softmax or dropout on an attention matrix, unless its input is a map.
         given = self._reading(call.given)
-        leaf = given is None and not any(True for _ in call.module.children())
+        leaf = given is None and _is_leaf(call.module)
         options = [
             option
             for option in (first, last)
@@ -208,7 +208,7 @@ class LayoutReader:
 
     def _is_sequence(self, call: Call, output: Tensor) -> bool:
         """Whether an output comes from layers that take (B, C, T): EfficientViM."""
-        if type(call.module).__name__.endswith("1d"):
+        if type(call.module).__name__.endswith("1d") and _is_leaf(call.module):
             return True
         for part, _ in reversed(self._done[call.begun :]):
             if part.output is not None and part.output.shape == output.shape:
@@ -252,6 +252,10 @@ def _derived(grid: Grid) -> Iterator[Grid]:
     yield from (option for option in rounded if min(option) > 0)
 
 
+def _is_leaf(module: nn.Module) -> bool:
+    return next(module.children(), None) is None
+
+
 def _names(module: nn.Module) -> list[str]:
     return [kind.__name__ for kind in type(module).__mro__]
 
@@ -261,7 +265,7 @@ def _kind(module: nn.Module) -> str:
     names = _names(module)
     if isinstance(module, nn.Linear | nn.Embedding):
         return "features"
-    leaf = not any(True for _ in module.children())  # a container may permute
+    leaf = _is_leaf(module)  # a container may permute, whatever its name
     if any("Pool2d" in n or n in _RESAMPLING for n in names):
         return "spatial" if leaf else ""
     if (leaf and names[0].endswith("2d")) or any(n in _CHANNELS_FIRST for n in names):
@@ -273,6 +277,4 @@ def _kind(module: nn.Module) -> str:
 
 def _elementwise(module: nn.Module) -> bool:
     """Whether a module is a leaf that cannot move entries about."""
-    return not any(True for _ in module.children()) and not isinstance(
-        module, nn.Flatten | nn.Unflatten | nn.PixelShuffle
-    )
+    return _is_leaf(module) and not isinstance(module, nn.Flatten | nn.Unflatten | nn.PixelShuffle)
