@@ -51,8 +51,12 @@ class ActivationMaximization(SynthesisTechnique):
     preconditioned space z (Olah, Mordvintsev & Schubert, Distill 2017):
     `max_z E_v[S(v(x(z)))] - l2_weight · |x - grey|² - tv_weight · mean |∇x|²`, by Adam.
 
-    Every 16 steps and at the end the images are also scored as they are; the best of these
-    is returned. Images of one call are independent: image i depends on the seed and i alone.
+    Lucid walks with `decay_power=1, learning_rate=0.05` and narrower views (jitter 8, scale 0.1);
+    on ImageNet networks of today the defaults here reach the same scores with less grey and noise.
+
+    Every 16 steps and at the end the images are also scored as they are, penalties subtracted;
+    the best of these is returned. Images of one call are independent: image i depends on the
+    seed and i alone.
     """
 
     steps: Annotated[int, Field(ge=1)] = 128
@@ -63,19 +67,19 @@ class ActivationMaximization(SynthesisTechnique):
     """Side in pixels; by default the model's input size, the only one many transformers take."""
     parameterisation: Literal["fourier", "pixel"] = "fourier"
     """Space to walk in: Fourier coefficients scaled like photographs' spectrum, or plain pixels."""
-    decay_power: NotNegative = 1.0
-    """How fast the Fourier scaling falls with frequency; larger is smoother."""
+    decay_power: NotNegative = 1.5
+    """How fast the Fourier scaling falls with frequency; 1 as in Lucid, larger is smoother."""
     decorrelate: bool = True
     """Walk in colours that are uncorrelated in photographs."""
-    learning_rate: Positive = 0.05
-    """Step size of Adam."""
+    learning_rate: Positive | None = None
+    """Step size of Adam; by default 0.0125 for Fourier coefficients, 0.05 for pixels."""
     robust: bool = True
     """Show the model a random view of the image at each step; off, the five settings below rest."""
     pad_px: NotNegative = 12
     """Grey border of a view, in pixels of a 224 px image (scaled with the size, as those below)."""
-    jitter_px: NotNegative = 8
+    jitter_px: NotNegative = 24
     """Range of the first random shift."""
-    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Largest random change of size, relative."""
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
     """Largest random rotation to either side."""
@@ -125,7 +129,7 @@ class ActivationMaximization(SynthesisTechnique):
         """Gradient ascent on `variable` `(B, …)` under the views `draws` `(steps, B, 2, 3)`."""
         first, count = place
         variable.requires_grad_()
-        optimiser = torch.optim.Adam([variable], lr=self.learning_rate)
+        optimiser = torch.optim.Adam([variable], lr=self.learning_rate or self._default_rate)
         best = _Best(len(variable), variable)
         alive = torch.zeros(len(variable), dtype=torch.bool, device=variable.device)
         layout = _memory_format(model.module)
@@ -139,9 +143,9 @@ class ActivationMaximization(SynthesisTechnique):
                 seen.retain_grad()
                 model(seen)
                 score = objective(recording)
-                loss = self._penalty(image) - score.sum()
+                loss = (self._penalty(image) - score).sum()
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 scores.append(score.detach())
                 assert seen.grad is not None, "retained above"
                 alive |= seen.grad.flatten(1).abs().amax(1) > 0
@@ -152,7 +156,7 @@ class ActivationMaximization(SynthesisTechnique):
                     with torch.no_grad():
                         image = space.image(variable)
                         model(image.contiguous(memory_format=layout))
-                        best.offer(image, objective(recording), step)
+                        best.offer(image, objective(recording) - self._penalty(image), step)
         return SynthesisOutcome(
             images=best.images, scores=torch.stack(scores), best_step=best.steps
         )
@@ -166,6 +170,10 @@ class ActivationMaximization(SynthesisTechnique):
             rotate_deg=self.rotate_deg,
             fine_jitter_px=self.fine_jitter_px,
         )
+
+    @property
+    def _default_rate(self) -> float:
+        return 0.05 if self.parameterisation == "pixel" else 0.0125
 
     @property
     def _transforms(self) -> bool:
@@ -202,14 +210,14 @@ class ActivationMaximization(SynthesisTechnique):
         return space.variable(images) + noise
 
     def _penalty(self, image: Tensor) -> Tensor:
-        """Regularisers, summed over the batch; a scalar."""
-        total = image.new_zeros(())
+        """Regularisers of each image, `(B,)`."""
+        total = image.new_zeros(len(image))
         if self.l2_weight:
-            total = total + self.l2_weight * (image - 0.5).square().sum()
+            total = total + self.l2_weight * (image - 0.5).square().sum((1, 2, 3))
         if self.tv_weight:
             down = (image[:, :, 1:] - image[:, :, :-1]).square().mean((1, 2, 3))
             right = (image[..., 1:] - image[..., :-1]).square().mean((1, 2, 3))
-            total = total + self.tv_weight * (down + right).sum()
+            total = total + self.tv_weight * (down + right)
         return total
 
     def _count(self, objective: Objective, init: Tensor | None) -> int:

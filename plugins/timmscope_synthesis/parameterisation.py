@@ -20,6 +20,9 @@ INITIAL_DEVIATION = 0.01
 FOURIER_GAIN = 0.25
 """Lucid's constant between the scaled spectrum and the latent image."""
 
+REFERENCE_PX = 224
+"""Side of the images for which step sizes were found."""
+
 # Square root of the covariance of RGB values over ImageNet (Lucid); rows are R, G, B.
 _COLOUR_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
@@ -30,7 +33,8 @@ _INIT_MARGIN = 0.01
 def colour_matrix(like: Tensor) -> Tensor:
     """`(3, 3)` matrix from uncorrelated colours to RGB, its longest column of length 1."""
     root = torch.tensor(_COLOUR_ROOT, dtype=like.dtype, device=like.device)
-    return root / root.norm(dim=0).amax()
+    longest = root.square().sum(0).sqrt().amax()
+    return root / longest
 
 
 class Parameterisation(ABC):
@@ -92,7 +96,9 @@ class FourierParameterisation(Parameterisation):
     """The variable holds Fourier coefficients, divided by the amplitude photographs have there.
 
     `latent = gain · irfft2(variable · max(f, 1/max(H, W))^-decay_power)` with orthonormal
-    transform and `f` in cycles a pixel.
+    transform, `f` in cycles a pixel and `gain = ¼ · (224 / max(H, W))^(decay_power - 1)`: a step
+    then moves the coarsest waves as far in a small image as in a large one. With a decay of 1
+    this is Lucid's.
 
     Args:
         size: height and width in pixels; either may be odd.
@@ -110,6 +116,7 @@ class FourierParameterisation(Parameterisation):
         horizontal = torch.fft.rfftfreq(width)[None]
         frequency = (vertical.square() + horizontal.square()).sqrt()
         self.scale = frequency.clamp(min=1 / max(size)) ** -decay_power  # (H, W // 2 + 1)
+        self.gain = FOURIER_GAIN * (REFERENCE_PX / max(size)) ** (decay_power - 1)
 
     def shape(self) -> tuple[int, ...]:
         """`(3, H, W // 2 + 1, 2)`, real and imaginary parts last."""
@@ -120,11 +127,11 @@ class FourierParameterisation(Parameterisation):
         """Inverse transform of the scaled coefficients."""
         spectrum = torch.view_as_complex(variable) * self.scale.to(variable)
         image: Tensor = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
-        return image * FOURIER_GAIN
+        return image * self.gain
 
     def from_latent(self, latent: Tensor) -> Tensor:
         """Transform, divided by the scale."""
-        spectrum = torch.fft.rfft2(latent / FOURIER_GAIN, norm="ortho")
+        spectrum = torch.fft.rfft2(latent / self.gain, norm="ortho")
         return torch.view_as_real(spectrum / self.scale.to(latent))
 
 

@@ -4,6 +4,10 @@ Without them, ascent ends in patterns tied to the exact pixel raster (Olah, Mord
 Schubert, Distill 2017, "transformation robustness"). Lucid pads, jitters, scales, rotates and
 jitters again, resampling each time; here the five steps are composed into one affine map, and
 the image is sampled once. Each image of a batch has its own view.
+
+Lucid lets a scaled picture have another size, which its network accepts. Resized back to the
+model's input, the scaling would be undone; so a view is a window of constant size instead, and
+scaling zooms what is seen in it.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ _GREY = 0.5
 
 @dataclass(frozen=True)
 class RandomViews:
-    """Pad with grey, jitter, scale, rotate, jitter, and resize back to the image's size.
+    """Pad with grey, jitter, scale, rotate, jitter, crop, and resize to the image's size.
 
     Attributes:
         pad_px: grey border on each side.
@@ -43,11 +47,11 @@ class RandomViews:
     @property
     def identity(self) -> bool:
         """Whether every view is the image itself."""
-        return not any((self.pad_px, self.jitter_px, self.scale, self.rotate_deg, self.fine_jitter_px))
+        return not any(
+            (self.pad_px, self.jitter_px, self.scale, self.rotate_deg, self.fine_jitter_px)
+        )
 
-    def draw(
-        self, steps: int, size: tuple[int, int], generators: list[torch.Generator]
-    ) -> Tensor:
+    def draw(self, steps: int, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
         """Affine maps `(steps, B, 2, 3)` for `functional.affine_grid`, one generator an image."""
         draws = [torch.rand(steps, _DRAWS, generator=generator) for generator in generators]
         return self.matrices(torch.stack(draws, dim=1) * 2 - 1, size)
@@ -65,14 +69,12 @@ class RandomViews:
         first = draws[..., 0:2] * (self.jitter_px * unit / 2)  # y, x in pixels
         second = draws[..., 4:6] * (self.fine_jitter_px * unit / 2)
         # What is left of the padded picture after both crops is resized to the image's size.
-        left_px = [
-            (side + (2 * self.pad_px - self.jitter_px) * unit) * factor - self.fine_jitter_px * unit
-            for side in size
-        ]
+        border_px = (2 * self.pad_px - self.jitter_px - self.fine_jitter_px) * unit
         cos, sin = angle.cos() / factor, angle.sin() / factor
         half_height, half_width = height / 2, width / 2
-        # Pixels from the centre: image = rotation / factor · (view · left / side + second) + first
-        y_zoom, x_zoom = left_px[0] / height, left_px[1] / width
+        # In pixels from the centre:
+        # image = rotation / factor · (view · window / side + second) + first
+        y_zoom, x_zoom = (height + border_px) / height, (width + border_px) / width
         x_row = torch.stack(
             (
                 cos * x_zoom,

@@ -14,7 +14,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.techniques.attribution import describe
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.result import Result
-from timmscope.techniques.session import session
+from timmscope.techniques.session import chunk_size, session
 from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class SynthesisOutcome:
     Attributes:
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(steps, B)` objective at each step, as the optimiser saw it.
-        best_step: `(B,)` int64, the step whose image is returned.
+        best_step: `(B,)` int64, the step (from 0) after whose update the returned image stood.
     """
 
     images: Tensor
@@ -43,7 +43,7 @@ class Synthesis(Result):
     Attributes:
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(steps, B)` objective at each step, under the step's random transformation.
-        best_step: `(B,)` step whose image is returned.
+        best_step: `(B,)` step (from 0) after whose update the returned image stood.
         final_scores: `(B,)` objective of the returned images as they are, re-computed.
         objective: its text.
         labels: what the objective is called.
@@ -106,7 +106,8 @@ class SynthesisTechnique(Technique):
         Args:
             model: the model to ask.
             objective: an objective, its text or a class index.
-            init: images to start from, as `model.images` takes them; by default noise.
+            init: images to start from, as `model.images` takes them; by default noise. One serves
+                every target of the objective.
             seed: of the noise and the random transformations.
 
         Raises:
@@ -115,7 +116,10 @@ class SynthesisTechnique(Technique):
         """
         require_rgb(model)
         start = model.images(init).detach() if init is not None else None
-        bound = as_objective(objective).bind(model, start)
+        goal = as_objective(objective)
+        if start is not None and len(start) == 1 and goal.images_named:
+            start = start.expand(goal.images_named, -1, -1, -1)
+        bound = goal.bind(model, start)
         with session(seed):
             outcome = self.synthesize(model, bound, start)
         images = checked_pixels(self, outcome.images)
@@ -123,8 +127,7 @@ class SynthesisTechnique(Technique):
             raise TechniqueError(
                 f"{self.title()} met NaN or infinite scores: lower the step size or learning rate"
             )
-        with torch.no_grad():
-            final = model.score(images.to(model.device), bound).cpu()
+        final = _scores(model, images, bound)
         return Synthesis(
             provenance=self._provenance(model, seed, objective=str(bound)),
             images=images,
@@ -134,6 +137,16 @@ class SynthesisTechnique(Technique):
             objective=str(bound),
             labels=describe(model, bound, len(images)),
         )
+
+
+def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
+    step = chunk_size(model, images, None)
+    with torch.no_grad():
+        parts = [
+            model.score(images[row : row + step].to(model.device), bound.rows(row, row + step))
+            for row in range(0, len(images), step)
+        ]
+    return torch.cat(parts).cpu()
 
 
 def checked_pixels(technique: Technique, images: Tensor) -> Tensor:

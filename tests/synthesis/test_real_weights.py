@@ -1,0 +1,40 @@
+"""What the method is for: on real weights it finds what no photograph shows as strongly."""
+
+import pytest
+import skimage.data
+import sklearn.datasets
+import torch
+
+from timmscope import load_model
+from timmscope_synthesis.activation_maximization import ActivationMaximization
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("pip:efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def photographs(model):
+    names = ("astronaut", "coffee", "chelsea", "rocket", "camera", "coins", "brick", "grass")
+    pictures = [getattr(skimage.data, name)() for name in names]
+    return model.images([*pictures, *sklearn.datasets.load_sample_images().images])
+
+
+@pytest.mark.parametrize("target", ["espresso", "tiger cat"])
+def test_class_image_is_certain_and_beats_twice_the_best_photograph(model, photographs, target):
+    made = ActivationMaximization()(model, f"class:{target}")
+    with torch.no_grad():
+        probability = model(made.images).softmax(1).amax()
+        best = model(photographs).amax()  # the highest logit of any class at all
+    assert model.class_name(int(model(made.images).argmax())) == target
+    assert probability >= 0.99
+    assert made.final_scores[0] >= 2 * best
+
+
+@pytest.mark.parametrize("unit", ["blocks.2[5]", "blocks.4[17]"])
+def test_channel_image_excites_five_times_more_than_any_photograph(model, photographs, unit):
+    made = ActivationMaximization()(model, unit)
+    natural = model.score(photographs, unit).amax().clamp(min=0)
+    assert made.final_scores[0] >= 5 * natural
+    assert made.final_scores[0] > 10
