@@ -93,7 +93,8 @@ def technique_pages(problems: list[str]) -> dict[str, str]:
     """One page a technique, and the list of them by family."""
     pages: dict[str, str] = {}
     index = ["# Techniques", "", "Every field is a Python parameter and a command-line flag.", ""]
-    own = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
+    found = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
+    own = sorted(found, key=lambda entry: FAMILIES.index(entry.spec.family))
     for family in FAMILIES:
         index += [f"## {FAMILY_TITLES[family]}", "", "| technique | what it does |", "|---|---|"]
         for entry in own:
@@ -334,9 +335,10 @@ def tree(error: type[Exception], indent: str = "") -> list[str]:
     lines = [error.__name__] if not indent else []
     for child in children:
         last = child is children[-1]
-        summary = (inspect.getdoc(child) or "").partition("\n")[0]
+        summary = re.split(r"[.:;]", inspect.getdoc(child) or "")[0]
+        short = textwrap.shorten(summary, 64, placeholder=" …")
         branch = f"{indent.replace('root', '')}{'└──' if last else '├──'} {child.__name__}"
-        lines.append(f"{branch:<24} {summary.partition(';')[0].partition(':')[0].rstrip('.')}")
+        lines.append(f"{branch:<23} {short}")
         deeper = indent.replace("root", "") + ("    " if last else "│   ")
         lines += tree(child, deeper)
     return lines
