@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from html import escape
 
 import matplotlib
 from PIL import Image
@@ -67,7 +68,7 @@ def curve_svg(
 
     parts = [
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{value} by step">'
+        f'aria-label="{escape(value)} by step">'
     ]
     parts += [
         f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" '
@@ -87,7 +88,7 @@ def curve_svg(
         parts.append(
             f'<line class="reference" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" '
             f'y2="{at:.1f}"/><text x="{WIDTH - _RIGHT}" y="{at - 5:.1f}" text-anchor="end">'
-            f"{reference[0]}</text>"
+            f"{escape(reference[0])}</text>"
         )
     for index, values in enumerate(lists.values()):
         points = " ".join(

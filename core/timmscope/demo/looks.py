@@ -24,7 +24,7 @@ CONTEXT = {MIDDLE: 7.0, LATE: 5.0}
 
 def predictions(tour: Tour) -> Section:
     """What the model says of several photographs."""
-    paths = ", ".join(repr(tour.shown_path(tour.file(g.image_id))) for g in tour.examples[:2])
+    paths = ", ".join(tour.quoted(tour.file(g.image_id)) for g in tour.examples[:2])
     return Section(
         id="predictions",
         title="What the model sees",
@@ -57,6 +57,12 @@ def units(tour: Tour) -> Section:
             group = "" if place else f"{layer}, {where}"
             strips.append(Strip(f"unit {unit}", pictures, group))
     layer, unit = example
+    limit = f"; at most {choose.PER_PHOTOGRAPH} patches come from one photograph"
+    note = (
+        "Numbers are the unit's activation at the centre of the patch. Shown are the units whose "
+        "patches stand furthest above the unit's average over all images"
+        f"{'' if tour.own else limit}."
+    )
     return Section(
         id="units",
         title="What single units look for",
@@ -65,17 +71,9 @@ def units(tour: Tour) -> Section:
             "one unit highest: see what the patches of a row have in common. Early in the network "
             "that is a spot, an edge or a texture; further in, the parts of things."
         ),
-        python=f"store.layer({layer!r}).top({unit}, k={PATCHES})",
-        cli=f"timmscope top {tour.store_path} {layer} {unit}",
-        note=(
-            "Numbers are the unit's activation at the centre of the patch. Shown are the units "
-            "whose patches stand furthest above the unit's average over all images"
-            + (
-                f"; at most {choose.PER_PHOTOGRAPH} patches come from one photograph."
-                if not tour.own
-                else "."
-            )
-        ),
+        python=f'store.layer("{layer}").top({unit}, k={PATCHES})',
+        cli=f"timmscope top {tour.typed(tour.store.path)} {layer} {unit}",
+        note=note if strips else "This needs images that differ: there is only one.",
         strips=strips,
     )
 
@@ -102,10 +100,10 @@ def neighbours(tour: Tour) -> Section:
         ),
         python=(
             f'technique("nearest-neighbours")(k={NEIGHBOURS})('
-            f"store, {tour.shown_path(queries[0])!r}, layer={FEATURES!r})"
+            f'store, {tour.quoted(queries[0])}, layer="{FEATURES}")'
         ),
         cli=(
-            f"timmscope run nearest-neighbours {tour.store_path} {tour.typed(queries[0])} "
+            f"timmscope run nearest-neighbours {tour.typed(tour.store.path, queries[0])} "
             f"--layer {FEATURES} --k {NEIGHBOURS}"
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,7 @@ def explanations(tour: Tour) -> Section:
         label = results[0].labels[row]
         original = tour.picture(guess.image_id, detail=f"why “{label}”?")
         explained.append(Explained(original, [_maps(result, row) for result in results]))
-    first = tour.shown_path(files[0])
+    first = tour.quoted(files[0])
     return Section(
         id="explanations",
         title="Where the answer comes from",
@@ -63,7 +64,7 @@ def explanations(tour: Tour) -> Section:
             "would change the class's score; Grad-CAM is where the last feature map speaks for the "
             "class. Bright is much; the overlay shows where that is in the image."
         ),
-        python=f'technique("grad-cam")()(model, {first!r}, "top")',
+        python=f'technique("grad-cam")()(model, {first}, "top")',
         cli=f"timmscope run grad-cam {MODEL} {tour.typed(files[0])} --target top",
         note=(
             "Colours end at the value that 99.5 % of the map stay below. Saliency is fine but "
@@ -106,7 +107,8 @@ def synthesis(tour: Tour) -> Section:
             "which parts come again and again: that is what the model means by the word."
         ),
         python=(
-            f'technique("activation-maximization")(steps={SYNTHESIS_STEPS})(model, {target!r})'
+            f'technique("activation-maximization")(steps={SYNTHESIS_STEPS})'
+            f"(model, {json.dumps(target)})"
         ),
         cli=(
             f"timmscope run activation-maximization {MODEL} --target {shlex.quote(target)} "
@@ -161,7 +163,7 @@ def attack(tour: Tour) -> Section:
         _call(tour, files, targets=str(targets)),
         lambda: push(tour.model, files, targets=targets),
     )
-    first = tour.shown_path(files[0])
+    first = tour.quoted(files[0])
     wanted = None if targets is None else tour.class_text(targets[0])
     aim = "each image is to be taken for the other" if targets else "the answer is to be wrong"
     settings = f"(epsilon={EPSILON}, steps={ATTACK_STEPS})"
@@ -170,16 +172,11 @@ def attack(tour: Tour) -> Section:
         title="How little it takes to fool it",
         lead=(
             f"No value of a pixel may change by more than {EPSILON * 255:.0f} of 255 levels, and "
-            + (
-                "each image is to be taken for the other. "
-                if targets
-                else "the answer is to be wrong. "
-            )
-            + "The change in the middle is magnified, because nobody would see it otherwise: "
-            "before and after look the same to us, and not at all to the model."
+            f"{aim}. The change in the middle is magnified, because nobody would see it "
+            "otherwise: before and after look the same to us, and not at all to the model."
         ),
-        python=f'technique("pgd"){settings}(model, {first!r}'
-        + (f", targets={wanted!r})" if wanted else ")"),
+        python=f'technique("pgd"){settings}(model, {first}'
+        + (f", targets={json.dumps(wanted)})" if wanted else ")"),
         cli=f"timmscope run pgd {MODEL} {tour.typed(files[0])} "
         + (f"--target {shlex.quote(wanted)} " if wanted else "")
         + f"--epsilon {EPSILON} --steps {ATTACK_STEPS}",
@@ -190,9 +187,9 @@ def attack(tour: Tour) -> Section:
 def _attacked(tour: Tour, result: Adversarial, row: int) -> Attacked:
     change, factor = magnified(result.images[row] - result.originals[row])
     if bool(result.success_8bit[row]):
-        verdict = "fooled, also after rounding to an 8-bit file"
+        verdict = "fooled, also as an 8-bit file"
     elif bool(result.success[row]):
-        verdict = "fooled, but no longer after rounding to an 8-bit file"
+        verdict = "fooled, but no longer as an 8-bit file"
     else:
         verdict = "not fooled"
     with torch.no_grad():
@@ -236,7 +233,10 @@ def style(tour: Tour) -> Section:
         _call(tour, files),
         lambda: paint(tour.model, files[0], files[1]),
     )
-    curves = result.loss_curves()
+    # The page shows what was weighed against each other, not each layer's part.
+    course = result.loss_curves()
+    weighed: tuple[str, ...] = ("total", "style", "content")
+    curves = {name: course[name] for name in weighed if name in course}
     shown = Stylised(
         pictures=[
             tour.picture(content, detail="content"),
@@ -249,10 +249,10 @@ def style(tour: Tour) -> Section:
         ],
         curve=Curve(curve_svg(curves, value="loss", log=True), legend(curves)),
     )
-    names = [tour.shown_path(path) for path in files]
+    names = [tour.quoted(path) for path in files]
     return replace(
         section,
-        python=f'technique("neural-style")(steps={STYLE_STEPS})(model, {names[0]!r}, {names[1]!r})',
+        python=f'technique("neural-style")(steps={STYLE_STEPS})(model, {names[0]}, {names[1]})',
         cli=(
             f"timmscope run neural-style {MODEL} {tour.typed(files[0])} "
             f"--style {tour.typed(files[1])} --steps {STYLE_STEPS}"

@@ -125,7 +125,7 @@ def _setup(tour: Tour) -> str:
     return (
         "from timmscope import Store, load_model, technique\n\n"
         f'model = load_model("{MODEL}")\n'
-        f'store = Store.open("{tour.store_path}")'
+        f"store = Store.open({tour.quoted(tour.store.path)})"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from timmscope.store import Store
 from timmscope_registry import ObjectiveError
 
 MODEL = "pip:efficientnet-lite0"
-MIDDLE, LATE = "blocks.2", "blocks.4.1.bn1"
+MIDDLE, LATE = "blocks.2.1.bn1", "blocks.4.1.bn1"
 """Layers whose units are shown: a third and two thirds through the network."""
 FEATURES = "bn2"
 """The last layer with a grid, pooled: what the classifier reads and neighbours are compared by."""
@@ -89,6 +90,10 @@ class Tour:
         """Paths for a shell line."""
         return " ".join(shlex.quote(self.shown_path(path)) for path in paths)
 
+    def quoted(self, path: Path) -> str:
+        """A path for a Python line."""
+        return json.dumps(self.shown_path(path), ensure_ascii=False)
+
     def name(self, image_id: int) -> str:
         """What to call an image in a caption."""
         return PurePath(self.store.images.paths[image_id]).stem
@@ -120,8 +125,3 @@ class Tour:
         except ObjectiveError:
             found = None
         return name if found == index else str(index)
-
-    @property
-    def store_path(self) -> str:
-        """The store as one would type it."""
-        return self.shown_path(self.store.path)
