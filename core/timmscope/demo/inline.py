@@ -52,6 +52,7 @@ def curve_svg(
         reference: a dashed horizontal line, its label and value.
     """
     lists = {name: [float(v) for v in values] for name, values in curves.items()}
+    log = log and any(v > 0 for values in lists.values() for v in values)
     shown = [v for values in lists.values() for v in values if not log or v > 0]
     if reference is not None and (reference[1] > 0 or not log):
         shown.append(reference[1])
