@@ -79,7 +79,7 @@ class NeuralStyle(StyleTechnique):
         scenes = _checked(model, self.content_layers or content_layers(model), "content_layers")
         shares = self._shares(len(textures))
         scene = None if content is None else self._sized(model, content)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             grams = [
                 [gram(one) for one in _features(model, self._sized(model, style), textures)]
                 for style in styles

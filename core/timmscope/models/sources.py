@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def _wrap(
 ) -> HookedModel:
     module.eval().requires_grad_(False)
     first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    size = input_size or tuple(module.pretrained_cfg["input_size"])
+    configuration: Mapping[str, Any] = vars(module)["pretrained_cfg"]
+    size = input_size or tuple(configuration["input_size"])
     if first is not None and first.groups == 1:  # `in_chans` is not in timm's configuration
         size = (first.in_channels, *size[1:])
     return HookedModel(module, id=model_id, input_size=size)
