@@ -64,6 +64,7 @@ def page():
         subtitle=EVIL,
         facts=[(EVIL, EVIL)],
         setup=EVIL,
+        mined=EVIL,
         sections=[section],
         steps=clock.steps,
         total=clock.total(),

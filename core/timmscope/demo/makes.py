@@ -38,9 +38,9 @@ from timmscope.techniques import (
     SynthesisTechnique,
 )
 
-STYLE = "ihc"
-"""Of the demo's photographs, the one whose style is taken: a stained tissue."""
-CONTENT = "chelsea"
+STYLE = "flower"
+"""Of the demo's photographs, the one whose style is taken."""
+CONTENT = "china"
 STYLE_STEPS = 100
 SYNTHESIS_STEPS = 128
 EPSILON, ATTACK_STEPS = 0.008, 20

@@ -70,7 +70,9 @@ def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
         store = _store(model, source, out / "demo.scope")
     with clock.step("index"):
         VectorIndex.of(store.layer(FEATURES), keep=True)
-    tour = Tour(model=model, store=store, source=source, out=out, own=images is not None)
+    tour = Tour(
+        model=model, store=store, source=source, folder=folder, out=out, own=images is not None
+    )
     sections = []
     for title, make in SECTIONS:
         with clock.step(title):
@@ -84,6 +86,7 @@ def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
             ),
             facts=_facts(tour),
             setup=_setup(tour),
+            mined=_mined(tour),
             sections=sections,
             steps=clock.steps,
             total=clock.total(),
@@ -126,6 +129,14 @@ def _setup(tour: Tour) -> str:
         "from timmscope import Store, load_model, technique\n\n"
         f'model = load_model("{MODEL}")\n'
         f"store = Store.open({tour.quoted(tour.store.path)})"
+    )
+
+
+def _mined(tour: Tour) -> str:
+    layers = " ".join(f"--layer {name}" for name in LAYERS)
+    return (
+        f"timmscope mine {MODEL} {tour.typed(tour.folder)} "
+        f"--output {tour.typed(tour.store.path)} {layers}"
     )
 
 

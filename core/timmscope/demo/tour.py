@@ -40,6 +40,7 @@ class Tour:
         model: the model.
         store: of the images, with `LAYERS`.
         source: the images.
+        folder: where they lie.
         out: folder of the report.
         own: whether the images are the user's, not the demo's photographs and their crops.
     """
@@ -47,6 +48,7 @@ class Tour:
     model: HookedModel
     store: Store
     source: FolderSource
+    folder: Path
     out: Path
     own: bool
 

@@ -138,6 +138,7 @@ class Page:
         subtitle: one sentence on what this is.
         facts: names and values of model and data.
         setup: lines that the sections' Python lines build on.
+        mined: the shell line that made the store.
         sections: in order.
         steps: what each step cost.
         total: what all of them cost.
@@ -148,6 +149,7 @@ class Page:
     subtitle: str
     facts: list[tuple[str, str]]
     setup: str
+    mined: str
     sections: list[Section]
     steps: list[Cost]
     total: Cost
