@@ -7,12 +7,15 @@ one or two resolutions (ViT, Mixer) gives five layers evenly over its depth inst
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 
 from timmscope import HookedModel, UnsupportedModel
 from timmscope_registry.hooks import Layer
 
 WANTED = 5
+
+_NO_ACTIVATION = re.compile(r"\w*Conv\dd(Same)?|BatchNorm\dd|Identity|Dropout\w*")
 
 
 def style_layers(model: HookedModel) -> tuple[str, ...]:
@@ -24,7 +27,9 @@ def style_layers(model: HookedModel) -> tuple[str, ...]:
     layers = _stages(model)
     by_grid = [list(group) for _, group in groupby(layers, key=lambda layer: layer.grid)]
     if len(by_grid) >= WANTED - 1:
-        chosen = [layers[0], *(group[-1] for group in by_grid[:-1])]
+        chosen = [group[-1] for group in by_grid[:-1]]
+        if not layers[0].name.startswith(f"{chosen[0].name}."):  # a part of it is the same tensor
+            chosen.insert(0, layers[0])
     else:
         last = len(layers) - 1
         chosen = [layers[round(step * last / (WANTED - 1))] for step in range(WANTED)]
@@ -44,7 +49,7 @@ def _stages(model: HookedModel) -> list[Layer]:
         if layer.grid is not None
         and min(layer.grid) > 1
         and layer.name.count(".") <= 1
-        and not layer.module_type.startswith(("Conv", "Identity", "Dropout"))
+        and not _NO_ACTIVATION.fullmatch(layer.module_type)
     ]
     if not layers:
         raise UnsupportedModel(

@@ -155,6 +155,10 @@ def test_default_layers_go_from_fine_to_coarse(lite0):
     assert content_layers(lite0) == ("blocks.2",)
     vit = load_model("random:vit_tiny_patch16_224?img_size=64")
     assert len(style_layers(vit)) == 5
+    convnext = load_model("random:convnext_atto?img_size=64")
+    assert style_layers(convnext) == ("stem.1", "stages.0", "stages.1", "stages.2")
+    resnet = load_model("random:resnet18?img_size=64")
+    assert style_layers(resnet) == ("act1", "layer1", "layer2", "layer3")
 
 
 def test_the_seed_decides_and_callers_may_be_in_inference_mode(resnet, small):
