@@ -39,6 +39,8 @@ def adversarial(count=2):
         originals=originals,
         provenance=SimpleNamespace(technique="timmscope:pgd"),
         class_names=[["cat", "cat", LONG]] * count,
+        target_names=[],
+        targets=None,
         confidence_before=torch.full((count,), 0.4),
         confidence_after=torch.full((count,), 0.999),
         already_wrong=torch.zeros(count, dtype=torch.bool),
@@ -183,6 +185,9 @@ def test_magnified_change_reaches_the_ends_of_the_range():
     assert shown[0, 0, 0] == pytest.approx(1.0)
     assert shown[1, 1, 1] == pytest.approx(0.25)
     assert magnified(torch.zeros(3, 2, 2))[1] == 1.0
+    change = torch.full((3, 20, 20), 1 / 255)
+    change[0, 0, 0] = 10 / 255  # one extreme value does not leave the rest grey
+    assert magnified(change)[1] == pytest.approx(0.5 * 255)
 
 
 def test_sheets_refuse_what_does_not_match():

@@ -22,11 +22,13 @@ from timmscope.figures.theme import (
     SMALL_PT,
     fit,
     number,
+    text_width,
     theme,
 )
 
 _PLOT_W, _PLOT_H = 3.6, 2.3
 _AXIS_LEFT, _AXIS_BOTTOM = 0.55, 0.42
+_LEGEND_LEFT = 0.45  # room for a piece of the line, before its name
 
 
 def synthesis_figure(
@@ -93,9 +95,13 @@ def _beside(
     step_x, step_y = cell + GAP_IN, tall + label + GAP_IN
     plot_left = MARGIN_IN + columns * step_x + _AXIS_LEFT + 0.1
     plot_height = max(tall, _PLOT_H) - _AXIS_BOTTOM
+    names = [name for name in curves if name]
+    legend = _LEGEND_LEFT + max(
+        (text_width(name, SMALL_PT) for name in names), default=-_LEGEND_LEFT
+    )
     with theme():
         page = Canvas(
-            plot_left + _PLOT_W + MARGIN_IN,
+            plot_left + _PLOT_W + legend + MARGIN_IN,
             2 * MARGIN_IN + max(rows * step_y - GAP_IN, plot_height + _AXIS_BOTTOM + label),
         )
         for index, (picture, (first, second)) in enumerate(zip(pictures, captions, strict=True)):
@@ -129,4 +135,5 @@ def _draw(axes: Axes, curves: Mapping[str, Tensor], value: str, *, log: bool) ->
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(length=3, width=0.6)
     if any(ends):
-        axes.legend(ncols=math.ceil(len(ends) / 8), loc="best", handlelength=1.4)
+        # Beside the axes: inside it would cover the curves.
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handlelength=1.4)

@@ -17,6 +17,7 @@ from timmscope.figures.theme import (
     SMALL_PT,
     TITLE_PT,
     fit,
+    text_width,
     theme,
 )
 from timmscope_registry import ParameterError
@@ -67,7 +68,9 @@ def sheet_figure(
     texts = [fit(text, cell + gap_in * 0.5, SMALL_PT, lines=2) for text in titles or []]
     text_lines = max((text.count("\n") + 1 for text in texts), default=0)
     label = line_height(SMALL_PT, text_lines) + 0.05 if texts else 0.0
-    side = 1.15 if row_labels is not None else 0.0
+    side = 0.0
+    if row_labels:
+        side = 0.14 + min(1.1, max(text_width(text, LABEL_PT) for text in row_labels))
     head = MARGIN_IN + (line_height(TITLE_PT) + 0.12 if title else 0)
     foot = line_height(SMALL_PT) + 0.1 if note else 0.0
     step_x, step_y = cell + gap_in, tall + label + gap_in
@@ -88,7 +91,7 @@ def sheet_figure(
                 place = (left + cell / 2, top + tall + 0.04)
                 page.text(texts[index], *place, size=SMALL_PT, colour=MUTED, align="center")
         for row, text in enumerate(row_labels or []):
-            shown = fit(text, side - 0.12, LABEL_PT, lines=3)
+            shown = fit(text, side - 0.13, LABEL_PT, lines=3)
             page.text(shown, MARGIN_IN, head + row * step_y, size=LABEL_PT)
         if note:
             small = fit(note, page.width - 2 * MARGIN_IN, SMALL_PT)
