@@ -90,6 +90,14 @@ def test_a_failure_in_mid_forward_leaves_no_trace(attack, curved, images):
     assert fingerprint(curved.module).difference(before) == []
 
 
+def test_the_summary_and_figure_name_the_target(lite0, photos):
+    result = technique("fgsm")(epsilon=0.001)(lite0, photos[:1], targets="espresso maker")
+    assert result.success.tolist() == [False]
+    assert result.summary()[0]["target"] == "espresso maker"
+    shown = [text.get_text() for text in result.figure().findobj(lambda a: hasattr(a, "get_text"))]
+    assert "aimed at espresso maker, not reached" in shown
+
+
 @by_title
 def test_a_result_is_kept_and_read_back(attack, curved, images, tmp_path):
     from timmscope import load_result

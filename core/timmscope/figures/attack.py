@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 def magnified(change: Tensor) -> tuple[Tensor, float]:
     """A change `(3, H, W)` around mid-grey, and the factor by which it was enlarged.
 
-    The factor brings the largest change of a value to the end of the range; it is 1 where nothing
-    changed, and at most 255, where one 8-bit level fills the range.
+    The factor brings all but the largest 0.5 % of the values into the range, since a few extreme
+    ones (an L2 attack has them) would leave the rest grey; it is 1 where nothing changed, and at
+    most 255, where one 8-bit level fills the range.
     """
-    largest = float(change.abs().max())
-    factor = min(0.5 / largest, 255.0) if largest > 0 else 1.0
+    sizes = change.detach().float().abs().flatten()
+    largest = float(sizes.max())
+    edge = float(sizes.quantile(0.995, interpolation="higher"))
+    edge = edge if edge > largest / 20 else largest
+    factor = min(0.5 / edge, 255.0) if largest > 0 else 1.0
     return (0.5 + change.float() * factor).clamp(0, 1), factor
 
 
@@ -80,6 +84,8 @@ def _row(
     label, before, after = result.class_names[row]
     if result.already_wrong[row]:
         verdict, colour = "wrong from the start, not attacked", MUTED
+    elif result.target_names and not result.success[row]:
+        verdict, colour = f"aimed at {result.target_names[row]}, not reached", GOOD
     elif result.success[row]:
         lasts = bool(result.success_8bit[row])
         verdict, colour = ("fooled" if lasts else "fooled, but not once saved as 8 bits"), BAD

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
@@ -54,6 +54,7 @@ class Adversarial(Result):
         backwards: `(B,)` backward passes an image.
         queries: `(B,)` forward passes that a black-box attack would have to pay for.
         class_names: name of each image's label, prediction before and prediction after.
+        target_names: name of each image's target; empty for an untargeted attack.
     """
 
     images: Tensor
@@ -74,6 +75,7 @@ class Adversarial(Result):
     backwards: Tensor
     queries: Tensor
     class_names: list[list[str]]
+    target_names: list[str] = field(default_factory=list)
 
     @property
     def clean_accuracy(self) -> float:
@@ -107,6 +109,7 @@ class Adversarial(Result):
             {
                 "image": row,
                 "label": self.class_names[row][0],
+                **({"target": self.target_names[row]} if self.target_names else {}),
                 "before": self.class_names[row][1],
                 "confidence_before": float(self.confidence_before[row]),
                 "after": self.class_names[row][2],
@@ -285,6 +288,9 @@ class AttackTechnique(Technique):
             backwards=backwards,
             queries=torch.zeros_like(forwards) if self.uses_gradients else forwards,
             class_names=names,
+            target_names=[
+                model.class_name(int(index)) for index in (targets if targets is not None else ())
+            ],
         )
 
 
