@@ -143,7 +143,8 @@ class Top(Objective):
         if model.num_classes == 0:
             return ClassLogit((0,)).bind(model, images)  # raises, saying what to use instead
         with torch.no_grad():
-            predicted = model(images.detach()).argmax(1)
+            parts = images.detach().split(64)  # a large batch must not go through at once
+            predicted = torch.cat([model(part).argmax(1) for part in parts])
         return ClassLogit(tuple(int(index) for index in predicted))
 
     @property

@@ -192,8 +192,8 @@ class AttackTechnique(Technique):
         require_rgb(model)
         if model.num_classes < 2:
             raise ObjectiveError(
-                f"{model.id} has {model.num_classes or 'no'} class(es), so there is no wrong one: "
-                "an attack needs a classifier"
+                f"{model.id} has {'one class' if model.num_classes else 'no classes'}, so there is "
+                "no wrong one: an attack needs a classifier"
             )
         batch = model.images(images).detach()
         step = chunk_size(model, batch, batch_size)
