@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,10 @@ from torch import Tensor, nn
 
 import timmscope_registry.hooks  # noqa: F401  (before any peer imports torchvision)
 from timmscope import HookedModel, load_model
+
+# A shell starts background jobs with Ctrl-C ignored, and the tests' children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

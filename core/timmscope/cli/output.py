@@ -37,8 +37,8 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def say(text: str = "") -> None:
-    """Print one sentence, wrapped to the terminal; rich markup is not interpreted."""
-    console().print(text, markup=False)
+    """Print a sentence; the terminal wraps it, so that paths and commands copy whole."""
+    console().print(text, markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
@@ -135,7 +135,7 @@ def _cell(value: object) -> RenderableType:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.5g}"
     if isinstance(value, list | tuple):
         return Text(", ".join(str(_cell(item)) for item in value))
     if isinstance(value, Text):
