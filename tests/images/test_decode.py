@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timmscope.images import open_image
+from timmscope.images import array_to_rgb, open_image
 from timmscope_registry import ImageError
 
 RAMP = np.linspace(0, 255, 64).reshape(8, 8)
+GREY_RAMP = RAMP.astype(np.uint8)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -194,3 +195,38 @@ def test_bombs_are_refused_before_decoding_and_the_limit_is_named(tmp_path: Path
         open_image(path)
     with pytest.raises(ImageError, match="100x50 pixels, above the limit of 4999 pixels"):
         open_image(save(Image.new("L", (100, 50)), tmp_path / "b.png"), max_pixels=4999)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        GREY_RAMP,
+        GREY_RAMP[..., None],
+        np.stack([GREY_RAMP] * 3, 2),
+        np.stack([GREY_RAMP] * 3, 0),
+        GREY_RAMP.astype(np.uint16) * 257,
+        GREY_RAMP / 255,
+        np.stack([GREY_RAMP] * 3 + [np.full_like(GREY_RAMP, 255)], 2),
+    ],
+    ids=["grey", "one channel", "HWC", "CHW", "16 bits", "float", "opaque RGBA"],
+)
+def test_an_array_of_any_layout_gives_the_same_picture(pixels: np.ndarray) -> None:
+    np.testing.assert_array_equal(np.asarray(array_to_rgb(pixels)), np.stack([GREY_RAMP] * 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "why"),
+    [
+        (GREY_RAMP.astype(float), "values from 0 to 255"),
+        (GREY_RAMP / 255 - 0.5, "values from -0.5"),
+        (np.full((4, 4), np.nan), "values from nan"),
+        (GREY_RAMP.astype(np.int64), "type int64"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"shape \(2, 4, 4, 3\)"),
+        (np.zeros((0, 0, 3), np.uint8), r"shape \(0, 0, 3\)"),
+        (np.zeros(3), r"shape \(3,\)"),
+    ],
+)
+def test_an_array_that_is_no_picture_is_refused_in_one_line(pixels: np.ndarray, why: str) -> None:
+    with pytest.raises(ImageError, match=why) as caught:
+        array_to_rgb(pixels)
+    assert "\n" not in str(caught.value)

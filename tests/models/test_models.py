@@ -228,6 +228,15 @@ def test_wrong_images_are_refused_in_one_line(lite0, images, message):
         lite0.images(images)
 
 
+def test_arrays_of_16_bits_are_pictures_and_byte_values_as_floats_are_refused(lite0):
+    ramp = np.linspace(0, 255, 80 * 90 * 3).astype(np.uint8).reshape(80, 90, 3)
+    expected = lite0.images(Image.fromarray(ramp))
+    assert torch.equal(lite0.images(ramp.astype(np.uint16) * 257), expected)
+    assert torch.equal(lite0.images(np.moveaxis(ramp, 2, 0)), expected)
+    with pytest.raises(ImageError, match="values from 0 to 255"):
+        lite0.images(ramp.astype(float))
+
+
 def test_a_half_precision_model_takes_float_images():
     model = load_model("random:resnet18?img_size=64")
     reference = model(torch.ones(1, 3, 64, 64))

@@ -1,7 +1,7 @@
 """Images from anywhere: decoding that is right for every kind of file, and sources of many."""
 
 from .arrays import ArraySource
-from .decode import MAX_PIXELS, open_image, to_rgb
+from .decode import MAX_PIXELS, array_to_rgb, open_image, to_rgb
 from .files import FileSource, FolderSource, ListSource
 from .opening import Images, open_images
 from .source import ImageSource, PerProcess
@@ -20,6 +20,7 @@ __all__ = [
     "PerProcess",
     "StringTable",
     "WebDatasetSource",
+    "array_to_rgb",
     "open_image",
     "open_images",
     "to_rgb",

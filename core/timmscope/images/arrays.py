@@ -14,6 +14,7 @@ from PIL import Image
 
 from timmscope_registry import ImageError
 
+from .decode import array_to_rgb
 from .source import ImageSource, PerProcess, digest_file
 from .tables import LabelTable, StringTable
 
@@ -75,21 +76,7 @@ class ArraySource(ImageSource):
             pixels = np.asarray(self._array.get()[index])
         except (OSError, ValueError, KeyError) as error:
             raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
-        if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
-            pixels = np.moveaxis(pixels, 0, 2)
-        if pixels.dtype.kind == "f":
-            low, high = float(pixels.min()), float(pixels.max())
-            if not (low >= 0 and high <= 1):  # also true of NaN
-                raise ImageError(
-                    f"{name}: values from {low:g} to {high:g}; float images must lie in [0, 1]",
-                    path=name,
-                )
-            pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
-        elif pixels.dtype == np.uint16:
-            pixels = np.rint(pixels / 257).astype(np.uint8)
-        if pixels.ndim == 3 and pixels.shape[2] == 1:
-            pixels = pixels[:, :, 0]
-        return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+        return array_to_rgb(pixels, name)
 
     def fingerprint(self) -> str:
         """Digest of the array's name, shape and type, and of 1,024 samples of the file."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -113,6 +113,47 @@ def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
         assert converted is not None  # None only with inPlace=True
         return converted
     return image.convert("RGB")
+
+
+def array_to_rgb(pixels: np.ndarray[Any, Any], label: str = "array") -> Image.Image:
+    """Bring an array of pixels to 8-bit RGB.
+
+    Args:
+        pixels: `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1 or 3 channels, or `(H, W, 4)` with
+            alpha; uint8, uint16 (65535 is white) or float in [0, 1].
+        label: what to call the image in errors.
+
+    Raises:
+        ImageError: another shape or type, or floats outside [0, 1].
+    """
+    shape = pixels.shape
+    if pixels.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if not pixels.size or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    ):
+        raise ImageError(
+            f"{label}: shape {shape} is no image; expected (H, W), (H, W, 3) or (3, H, W)",
+            path=label,
+        )
+    if pixels.dtype.kind == "f":
+        low, high = float(pixels.min()), float(pixels.max())
+        if not (low >= 0 and high <= 1):  # also true of NaN
+            raise ImageError(
+                f"{label}: values from {low:g} to {high:g}; float images must lie in [0, 1]",
+                path=label,
+            )
+        pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
+    elif pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise ImageError(
+            f"{label}: pixels of type {pixels.dtype}; expected uint8, uint16 or floats in [0, 1]",
+            path=label,
+        )
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)), label)
 
 
 def _grey(values: np.ndarray) -> Image.Image:

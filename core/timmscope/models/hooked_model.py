@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, imagenet_classes
-from timmscope.models.preprocessing import Preprocessing, array_to_image
+from timmscope.models.preprocessing import Preprocessing
 from timmscope_registry import ImageError, ObjectiveError
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
 
@@ -191,8 +191,8 @@ class HookedModel:
         """Images ready for the model: `(B, C, H, W)` in [0, 1], on the model's device.
 
         Args:
-            source: a path, a PIL picture, a `(H, W, 3)` array (uint8, or float in [0, 1]), a
-                tensor `(C, H, W)` or `(B, C, H, W)` in [0, 1] taken as it is, or a list of these.
+            source: a path, a PIL picture, a `(H, W, 3)` array (uint8, uint16 or float in [0, 1]),
+                a tensor `(C, H, W)` or `(B, C, H, W)` in [0, 1] taken as it is, or a list of these.
 
         Raises:
             ImageError: a file cannot be read, or values are not in [0, 1].
@@ -217,7 +217,9 @@ class HookedModel:
 
             return self.preprocess(open_image(item))
         if isinstance(item, np.ndarray):
-            return self.preprocess(array_to_image(item))
+            from timmscope.images import array_to_rgb
+
+            return self.preprocess(array_to_rgb(item))
         if isinstance(item, Image.Image):
             from timmscope.images import to_rgb
 

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -121,10 +120,3 @@ def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     if len(values) == channels:
         return tuple(float(value) for value in values)
     return (sum(values) / len(values),) * channels
-
-
-def array_to_image(array: np.ndarray[Any, Any]) -> Image.Image:
-    """A `(H, W)` or `(H, W, 3)` array, uint8 or float in [0, 1], as a picture."""
-    if array.dtype.kind == "f":
-        array = np.rint(np.clip(array, 0, 1) * 255)
-    return Image.fromarray(array.astype(np.uint8)).convert("RGB")
