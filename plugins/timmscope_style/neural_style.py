@@ -145,7 +145,7 @@ class NeuralStyle(StyleTechnique):
                 total = loss(pixels())
                 gradients = torch.autograd.grad(total, levels)
                 for level, gradient in zip(levels, gradients, strict=True):
-                    level.grad = gradient
+                    level.grad = gradient.contiguous()  # L-BFGS takes no other layout
                 return total
 
             if self.optimizer == "lbfgs":

@@ -150,6 +150,15 @@ def test_every_layout_serves_as_an_encoder(spec, photos):
     assert fingerprint(model.module).difference(before) == []
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_memory_layout_of_the_content_makes_no_difference(resnet, small, optimizer):
+    # A picture read from a file comes with its channels last.
+    last = small[:1].contiguous(memory_format=torch.channels_last)
+    run = NeuralStyle(optimizer=optimizer, steps=4)
+    plain, other = (run(resnet, content, small[1:2]).images for content in (small[:1], last))
+    assert torch.allclose(plain, other, atol=1e-3)
+
+
 def test_default_layers_go_from_fine_to_coarse(lite0):
     assert style_layers(lite0) == ("bn1.act", "blocks.0", "blocks.1", "blocks.2", "blocks.4")
     assert content_layers(lite0) == ("blocks.2",)
