@@ -20,6 +20,7 @@ from timmscope import (
     parse_objective,
     top,
 )
+from timmscope.objectives import as_objective
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,34 @@ def test_objectives_do_not_multiply_each_other():
         _ = top() * top()
     with pytest.raises(ObjectiveError):
         _ = top() + 3
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: top() / 0, "divided by a number but 0"),
+        (lambda: top() * float("nan"), "finite number, not nan"),
+        (lambda: 3 - top(), "cannot subtract an objective from 3"),
+        (lambda: parse_objective("1e999*top"), "finite number, not inf"),
+        (lambda: class_logit(2.7), "a class is a whole number, not 2.7"),
+        (lambda: class_logit(torch.tensor([1.5, 2.0])), "a class is a whole number, not 1.5"),
+        (lambda: class_logit(None), "a class is a whole number, not None"),
+        (lambda: class_logit([]), "no classes"),
+        (lambda: channel("blocks.4", 1.5), "a unit is a whole number, not 1.5"),
+        (lambda: neuron("blocks.4", 1, 0.5, 0), "a row is a whole number, not 0.5"),
+        (lambda: direction("blocks.4", "abc"), "one row of finite numbers"),
+        (lambda: as_objective(3.5), "3.5 is no objective"),
+        (lambda: as_objective(None), "None is no objective"),
+        (lambda: as_objective([1, 2]), "is no objective"),
+    ],
+)
+def test_what_is_no_objective_is_refused_in_one_line_when_it_is_made(make, why):
+    with pytest.raises(ObjectiveError, match=why) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_come_as_any_kind_of_whole_number():
+    kinds = [3, np.int64(3), torch.tensor(3), np.array(3), [3], (3,), np.array([3]), range(3, 4)]
+    assert {str(class_logit(kind)) for kind in kinds} == {"class:3"}
+    assert str(class_logit(torch.tensor([3, 5]))) == "class:3|5"

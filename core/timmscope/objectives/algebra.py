@@ -6,6 +6,7 @@ it and turns names into numbers; bound, it reads its value off a recording of on
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ class Objective(ABC):
             raise ObjectiveError(f"cannot add {other!r} to an objective: add objectives")
         return self
 
+    def __rsub__(self, other: object) -> Objective:
+        raise ObjectiveError(f"cannot subtract an objective from {other!r}: subtract objectives")
+
     def __neg__(self) -> Objective:
         return self * -1.0
 
@@ -76,11 +80,15 @@ class Objective(ABC):
     def __mul__(self, factor: float) -> Objective:
         if not isinstance(factor, SupportsFloat):
             raise ObjectiveError("objectives are multiplied by numbers, not by each other")
+        if not math.isfinite(factor):
+            raise ObjectiveError(f"an objective is multiplied by a finite number, not {factor!r}")
         return _sum(tuple((weight * float(factor), term) for weight, term in _terms(self)))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Objective:
+        if not isinstance(divisor, SupportsFloat) or not float(divisor):
+            raise ObjectiveError(f"an objective is divided by a number but 0, not {divisor!r}")
         return self * (1.0 / divisor)
 
 

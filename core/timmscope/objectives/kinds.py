@@ -7,7 +7,8 @@ Class objectives read the logit before the softmax.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,13 @@ LOGITS = "logits"
 
 def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
     """Logit of a class, by index or name, or of one class an image (a sequence as long as B)."""
-    if isinstance(target, Tensor):
-        target = [int(value) for value in target.reshape(-1)] if target.ndim else int(target)
-    if isinstance(target, str | int) or np.isscalar(target):
-        return ClassLogit((target if isinstance(target, str) else int(target),))
-    targets = tuple(value if isinstance(value, str) else int(value) for value in target)
+    if isinstance(target, Tensor | np.ndarray):
+        target = target.tolist()
+    one = isinstance(target, str) or not isinstance(target, Iterable)
+    targets = tuple(
+        value if isinstance(value, str) else _whole(value, "a class")
+        for value in ([target] if one else target)  # type: ignore[union-attr]
+    )
     if not targets:
         raise ObjectiveError("class_logit got no classes: give one, or one an image")
     return ClassLogit(targets)
@@ -45,14 +48,15 @@ def top() -> Objective:
 
 def channel(layer: str, unit: int) -> Objective:
     """Mean of a unit over all positions of a layer (without prefix tokens)."""
-    return Channel(layer, int(unit))
+    return Channel(layer, _whole(unit, "a unit"))
 
 
 def neuron(layer: str, unit: int, y: int | None = None, x: int | None = None) -> Objective:
     """A unit at one cell of the layer's grid; by default its centre, `(h // 2, w // 2)`."""
     if (y is None) != (x is None):
         raise ObjectiveError(f"neuron of {layer} has y={y}, x={x}: give both or neither")
-    return Neuron(layer, int(unit), None if y is None or x is None else (int(y), int(x)))
+    cell = None if y is None or x is None else (_whole(y, "a row"), _whole(x, "a column"))
+    return Neuron(layer, _whole(unit, "a unit"), cell)
 
 
 def layer_energy(layer: str) -> Objective:
@@ -65,7 +69,12 @@ def direction(layer: str, vector: Sequence[float] | Tensor | np.ndarray[Any, Any
 
     The direction of a unit's own axis is that unit's `channel` objective.
     """
-    values = np.asarray(vector.detach().cpu() if isinstance(vector, Tensor) else vector, float)
+    if isinstance(vector, Tensor):
+        vector = vector.detach().cpu().double().numpy()
+    try:
+        values = np.asarray(vector, float)
+    except (TypeError, ValueError) as error:
+        raise ObjectiveError(f"a direction is one row of finite numbers: {error}") from None
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ObjectiveError(
             f"a direction is one row of finite numbers, not an array of shape {values.shape}"
@@ -79,9 +88,21 @@ def as_objective(value: Objective | str | int) -> Objective:
         return value
     if isinstance(value, int | np.integer):
         return class_logit(int(value))
+    if not isinstance(value, str):
+        raise ObjectiveError(
+            f"{value!r} is no objective: expected one, its text form or a class index "
+            "(class_logit([...]) names one an image)"
+        )
     from timmscope.objectives.text import parse_objective
 
     return parse_objective(value)
+
+
+def _whole(value: object, what: str) -> int:
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ObjectiveError(f"{what} is a whole number, not {value!r}") from None
 
 
 @dataclass(frozen=True)
