@@ -98,5 +98,5 @@ def test_classes_that_do_not_fit_are_refused(vit, images, goal):
 
 
 def test_a_batch_size_below_one_is_refused(vit, images):
-    with pytest.raises(ParameterError, match="batch_size is 0: expected 1 or more"):
+    with pytest.raises(ParameterError, match="batch_size is 0: expected an int, 1 or more"):
         Saliency()(vit, images, 3, batch_size=0)

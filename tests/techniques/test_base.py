@@ -212,3 +212,12 @@ def test_images_outside_the_unit_range_are_stopped(linear_model, images):
         Vandal()(linear_model, images)
     with pytest.raises(TechniqueError, match="NaN"):
         Painter(value=float("nan"))(linear_model, "class:0")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"seed": "a"}, {"seed": 2**70}, {"seed": 0.5}, {"batch_size": 1.5}]
+)
+def test_a_seed_or_batch_size_that_is_no_int_is_refused(linear_model, images, arguments):
+    with pytest.raises(ParameterError, match="expected an int") as caught:
+        Noisy()(linear_model, images, "class:0", **arguments)
+    assert caught.value.parameter == next(iter(arguments))

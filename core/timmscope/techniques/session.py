@@ -39,7 +39,14 @@ def session(seed: int, positions: Iterable[int] | None = None) -> Iterator[None]
     """Seed torch for the duration; afterwards its generators and grad mode are as before.
 
     Autograd is on inside, whatever the caller's mode: `no_grad` or `inference_mode`.
+
+    Raises:
+        ParameterError: the seed is no int, or one of more than 31 bits.
     """
+    if not isinstance(seed, int) or not -(2**31) <= seed < 2**31:
+        raise ParameterError(
+            f"seed is {seed!r}: expected an int of at most 31 bits", parameter="seed"
+        )
     where = tuple(positions) if positions is not None else None
     token = _session.set(Session(seed, where))
     grad = torch.is_grad_enabled()
@@ -99,9 +106,9 @@ def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
         ParameterError: fewer than one were asked for.
     """
     if asked is not None:
-        if asked < 1:
+        if not isinstance(asked, int) or asked < 1:
             raise ParameterError(
-                f"batch_size is {asked}: expected 1 or more", parameter="batch_size"
+                f"batch_size is {asked!r}: expected an int, 1 or more", parameter="batch_size"
             )
         return asked
     cells = model.input_size[1] * model.input_size[2]
