@@ -117,7 +117,7 @@ def test_150_steps_bring_the_style_loss_down_fifty_times_from_noise(
     style = lite0.images(photo_paths["chelsea"].with_name("ihc.png"))
     result = NeuralStyle(init="noise", optimizer=optimizer, size=160)(lite0, None, style)
     course = result.loss_curves()["style"]
-    assert len(course) == 150
+    assert len(course) == 151
     assert course[0] / course[-1] >= times
 
 
@@ -157,6 +157,21 @@ def test_memory_layout_of_the_content_makes_no_difference(resnet, small, optimiz
     run = NeuralStyle(optimizer=optimizer, steps=4)
     plain, other = (run(resnet, content, small[1:2]).images for content in (small[:1], last))
     assert torch.allclose(plain, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_last_losses_are_those_of_the_returned_image(resnet, small, optimizer):
+    content, style = small[:1], small[1:2]
+    made = NeuralStyle(optimizer=optimizer, steps=7)(resnet, content, style)
+    goal = made.loss_curves()
+    for name in ("act1", "layer1", "layer2", "layer3"):
+        grams = []
+        for picture in (made.images, style):
+            with resnet.record(name) as seen, torch.no_grad():
+                resnet(picture)
+            grams.append(gram(seen[name]))
+        assert goal[f"style {name}"][-1] == pytest.approx(relative_error(*grams).item(), rel=1e-4)
+    assert made.summary()[0]["steps"] == 7
 
 
 def test_default_layers_go_from_fine_to_coarse(lite0):

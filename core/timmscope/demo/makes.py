@@ -244,7 +244,7 @@ def style(tour: Tour) -> Section:
             Picture(
                 data_uri(result.images[0]),
                 f"{tour.name(content)} × {tour.name(manner)}",
-                f"after {result.losses.shape[1]} steps",
+                f"after {result.losses.shape[1] - 1} steps",
             ),
         ],
         curve=Curve(curve_svg(curves, value="loss", log=True), legend(curves)),

@@ -29,7 +29,8 @@ class StyleOutcome:
 
     Attributes:
         images: `(1, 3, H, W)` in [0, 1].
-        losses: name → `(steps,)` value at each step; `total` is what was minimised.
+        losses: name → `(steps + 1,)` value at each step and, last, of the image returned; `total`
+            is what was minimised.
     """
 
     images: Tensor
@@ -44,7 +45,7 @@ class Stylization(Result):
         images: `(1, 3, H, W)` in [0, 1].
         content: `(1, 3, H, W)` or None for a texture.
         styles: style images as the model saw them, stacked at a common size for display.
-        losses: `(terms, steps)`, in the order of `loss_names`.
+        losses: `(terms, steps + 1)`, in the order of `loss_names`; the last are of `images`.
         loss_names: names of the terms; `total` is what was minimised.
         weights: weight of each style image, summing to 1.
     """
@@ -63,7 +64,7 @@ class Stylization(Result):
         return style_figure(self.content, self.styles, self.images, self.loss_curves())
 
     def loss_curves(self) -> dict[str, Tensor]:
-        """Losses by name, each `(steps,)`."""
+        """Losses by name, each `(steps + 1,)`."""
         return dict(zip(self.loss_names, self.losses, strict=True))
 
     def pictures(self) -> dict[str, Any]:
@@ -71,8 +72,8 @@ class Stylization(Result):
         return {"image-000": self.images[0]}
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row: each loss at the first and the last step."""
-        row: dict[str, Any] = {"steps": self.losses.shape[1]}
+        """One row: each loss at the first step and of the image returned."""
+        row: dict[str, Any] = {"steps": self.losses.shape[1] - 1}
         for name, values in self.loss_curves().items():
             row[f"first_{name}"] = float(values[0])
             row[f"final_{name}"] = float(values[-1])
