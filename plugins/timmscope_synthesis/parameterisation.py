@@ -136,4 +136,5 @@ class FourierParameterisation(Parameterisation):
 
 
 def _mix(latent: Tensor, matrix: Tensor) -> Tensor:
-    return torch.einsum("bchw,rc->brhw", latent, matrix)
+    mixed: Tensor = torch.einsum("bchw,rc->brhw", latent, matrix)
+    return mixed
