@@ -72,6 +72,18 @@ def test_img_size_reaches_architectures_that_take_it_and_those_that_do_not():
     )
 
 
+def test_a_stem_that_rearranges_pixels_into_channels_still_takes_rgb():
+    model = load_model("random:tresnet_m?img_size=64&num_classes=5")
+    assert model.input_size == (3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.module(
+            (images - torch.tensor(model.mean).view(3, 1, 1))
+            / torch.tensor(model.std).view(3, 1, 1)
+        )
+        assert torch.allclose(model(images), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_numbers_of_channels_normalise_by_the_mean_of_rgb(channels):
     model = load_model(f"random:resnet18?in_chans={channels}&img_size=64")

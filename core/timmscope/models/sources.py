@@ -48,7 +48,7 @@ def load_timm(rest: str) -> HookedModel:
         ModelError: timm knows no such model, or its weights cannot be had.
     """
     name, arguments = _split(rest)
-    return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}")
+    return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}", arguments)
 
 
 def load_random(rest: str) -> HookedModel:
@@ -69,7 +69,7 @@ def load_random(rest: str) -> HookedModel:
         torch.manual_seed(seed)
         module, size = _create_at_size(name, arguments)
         _fill_zero_classifier(module)
-    return _wrap(module, f"random:{rest}", input_size=size)
+    return _wrap(module, f"random:{rest}", arguments, size)
 
 
 def _fill_zero_classifier(module: nn.Module) -> None:
@@ -96,7 +96,7 @@ def load_file(rest: str) -> HookedModel:
     module, size = _create_at_size(arch, arguments)
     state = _read_state(path)
     _load_state(module, state, f"{path} into {arch}")
-    return _wrap(module, f"file:{rest}", input_size=size)
+    return _wrap(module, f"file:{rest}", arguments, size)
 
 
 def load_pip(rest: str) -> HookedModel:
@@ -118,19 +118,21 @@ def load_pip(rest: str) -> HookedModel:
     module = _create(weights.arch, arguments, pretrained=False)
     state = _read_state(Path(found.origin).parent / weights.file)
     _load_state_in_order(module, state, f"{weights.distribution} into {weights.arch}")
-    return _wrap(module, f"pip:{rest}")
+    return _wrap(module, f"pip:{rest}", arguments)
 
 
 def _wrap(
-    module: nn.Module, model_id: str, input_size: tuple[int, int, int] | None = None
+    module: nn.Module,
+    model_id: str,
+    arguments: Mapping[str, Any],
+    input_size: tuple[int, int, int] | None = None,
 ) -> HookedModel:
     module.eval().requires_grad_(False)
-    first = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
     configuration: Mapping[str, Any] = vars(module)["pretrained_cfg"]
-    size = input_size or tuple(configuration["input_size"])
-    if first is not None and first.groups == 1:  # `in_chans` is not in timm's configuration
-        size = (first.in_channels, *size[1:])
-    return HookedModel(module, id=model_id, input_size=size)
+    channels, *size = input_size or configuration["input_size"]
+    # `in_chans` is not in timm's configuration; nor does the first convolution tell it: TResNet's
+    # comes after a rearrangement of 4×4 pixels into 48 channels.
+    return HookedModel(module, id=model_id, input_size=(arguments.get("in_chans", channels), *size))
 
 
 def _split(rest: str) -> tuple[str, dict[str, Any]]:
