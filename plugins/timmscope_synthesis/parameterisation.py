@@ -132,7 +132,8 @@ class FourierParameterisation(Parameterisation):
     def from_latent(self, latent: Tensor) -> Tensor:
         """Transform, divided by the scale."""
         spectrum = torch.fft.rfft2(latent / self.gain, norm="ortho")
-        return torch.view_as_real(spectrum / self.scale.to(latent))
+        variable: Tensor = torch.view_as_real(spectrum / self.scale.to(latent))
+        return variable
 
 
 def _mix(latent: Tensor, matrix: Tensor) -> Tensor:
