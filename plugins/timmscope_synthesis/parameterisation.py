@@ -116,7 +116,7 @@ class FourierParameterisation(Parameterisation):
         horizontal = torch.fft.rfftfreq(width)[None]
         frequency = (vertical.square() + horizontal.square()).sqrt()
         self.scale = frequency.clamp(min=1 / max(size)) ** -decay_power  # (H, W // 2 + 1)
-        self.gain = FOURIER_GAIN * (REFERENCE_PX / max(size)) ** (decay_power - 1)
+        self.gain: float = FOURIER_GAIN * (REFERENCE_PX / max(size)) ** (decay_power - 1)
 
     def shape(self) -> tuple[int, ...]:
         """`(3, H, W // 2 + 1, 2)`, real and imaginary parts last."""
