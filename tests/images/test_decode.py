@@ -193,6 +193,9 @@ def test_bombs_are_refused_before_decoding_and_the_limit_is_named(tmp_path: Path
     path = save(Image.new("1", (20_000, 10_000)), tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="limit of 178956970 pixels"):
         open_image(path)
+    huge = save(Image.new("1", (20_000, 20_000)), tmp_path / "huge.png")
+    with pytest.raises(ImageError, match=r"png: 400000000 pixels, above the limit of 178956970 "):
+        open_image(huge)
     with pytest.raises(ImageError, match="100x50 pixels, above the limit of 4999 pixels"):
         open_image(save(Image.new("L", (100, 50)), tmp_path / "b.png"), max_pixels=4999)
 

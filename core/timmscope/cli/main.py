@@ -6,6 +6,7 @@ wrong (`verify`, `doctor`); 1 a defect of timmscope or of a plugin; 130 interrup
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -130,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may not be in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _progress(), _warnings_as_lines(debug):
             app.meta(tokens, exit_on_error=False, print_error=False, result_action="return_value")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from timmscope_registry import ParameterError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -25,6 +27,8 @@ PIPED_WIDTH = 160
 GAP = 3
 """Blanks between columns."""
 MOST_SIDE_BY_SIDE = 5
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""What a terminal would obey instead of showing; names of files may hold any of it."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -38,17 +42,24 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str = "") -> None:
     """Print a sentence; the terminal wraps it, so that paths and commands copy whole."""
-    console().print(text, markup=False, soft_wrap=True)
+    lines = [visible(line) for line in text.split("\n")]
+    console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 def complain(text: str) -> None:
     """Print ``timmscope: …`` on stderr as exactly one line."""
-    print("timmscope:", " ".join(text.split()), file=sys.stderr)
+    print("timmscope:", visible(" ".join(text.split())), file=sys.stderr)
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters as Python writes them, as in ``\\n``."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def print_json(value: object) -> None:
     """Print a value for a program to read."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    ascii_only = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))
 
 
 def table(
@@ -72,20 +83,21 @@ def table(
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_edge=False,
         header_style="bold",
-        title=title,
+        title=Text(visible(title)) if title else None,
         title_justify="left",
         title_style="bold",
     )
     flush, whole = set(right), set(keep)
     for column in columns:
         grid.add_column(
-            column,
+            Text(visible(column)),
             justify="right" if column in flush else "left",
             no_wrap=column in whole,
             overflow="fold",
@@ -122,9 +134,16 @@ def slug(text: str) -> str:
 
 
 def write_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, with the folders above it."""
+    """Write a figure as PNG, or as what the name ends in, with the folders above it.
+
+    Raises:
+        ParameterError: figures cannot be written as that.
+    """
+    kind = file.suffix.lstrip(".").lower() or "png"
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ParameterError(f"{file}: figures are not written as .{kind}; end the name in .png")
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
+    figure.savefig(file, dpi=150, format=kind)
 
 
 def _cell(value: object) -> RenderableType:
@@ -140,4 +159,4 @@ def _cell(value: object) -> RenderableType:
         return Text(", ".join(str(_cell(item)) for item in value))
     if isinstance(value, Text):
         return value
-    return Text(str(value))
+    return Text(visible(str(value)))

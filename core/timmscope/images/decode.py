@@ -24,6 +24,7 @@ Of an animation or a multi-page file the first frame is taken. EXIF rotation is 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,7 +71,8 @@ def open_image(
     except UnidentifiedImageError as error:
         raise ImageError(_why_unidentified(path, label), path=label) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(label, str(error), max_pixels) from error
+        pixels = re.search(r"\d+ pixels", str(error))
+        raise _too_large(label, pixels[0] if pixels else "a bomb", MAX_PIXELS) from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files

@@ -1,0 +1,58 @@
+"""What commands print and write, whatever files are called."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from timmscope.cli import output
+
+Cli = Callable[..., Any]
+MODEL = "random:resnet18?seed=0&img_size=64"
+ODD = "a\nb [red]c \x1b[31m.png"
+SEEN = r"a\nb [red]c \x1b[31m.png"
+
+
+def test_names_of_files_neither_steer_the_terminal_nor_vanish(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    output.table((ODD, "other"), [(ODD, 1)], title=ODD)
+    output.say(f"wrote {ODD}".replace("\n", " "))
+    output.complain(f"error: {ODD}")
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert told.out.count(SEEN) == 3
+    assert SEEN.replace(r"\n", " ") in told.out
+    assert told.err == f"timmscope: error: {SEEN}\n".replace(r"\n", " ", 1)
+
+
+def test_names_that_stdout_cannot_encode_are_escaped(
+    fresh: Callable[..., Any], tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "ü.png")
+    tokens = ["search", str(tmp_path / "s.scope"), str(tmp_path / "ü.png"), "-k", "1"]
+    tokens += ["-o", str(tmp_path / "sheet.png")]
+    mined = ["mine", MODEL, str(tmp_path), "-o", str(tmp_path / "s.scope"), "--workers", "0"]
+    code = f"from timmscope.cli import main; print(main({mined!r}), main({tokens!r}))"
+    done = fresh(code, PYTHONIOENCODING="ascii")
+    assert done.stderr == ""
+    assert done.stdout.endswith("0 0\n")
+    assert r"\xfc.png" in done.stdout
+
+
+def test_a_figure_is_written_where_the_command_says_or_nowhere(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from timmscope import ParameterError
+
+    output.write_figure(Figure(), tmp_path / "new" / "sheet")
+    with Image.open(tmp_path / "new" / "sheet") as image:
+        assert image.format == "PNG"
+    with pytest.raises(IsADirectoryError):
+        output.write_figure(Figure(), tmp_path / "new")
+    with pytest.raises(ParameterError, match="not written as .doc"):
+        output.write_figure(Figure(), tmp_path / "sheet.doc")
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
