@@ -53,6 +53,6 @@ def test_a_figure_is_written_where_the_command_says_or_nowhere(tmp_path: Path) -
         assert image.format == "PNG"
     with pytest.raises(IsADirectoryError):
         output.write_figure(Figure(), tmp_path / "new")
-    with pytest.raises(ParameterError, match="not written as .doc"):
+    with pytest.raises(ParameterError, match=r"not written as \.doc"):
         output.write_figure(Figure(), tmp_path / "sheet.doc")
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
