@@ -451,3 +451,24 @@ def test_patches_show_the_pixels_of_the_strongest_images(
         expected = (pixels[:, upper:lower, left:right] * 255).round().permute(1, 2, 0)
         np.testing.assert_array_equal(np.asarray(patch.image), expected.numpy())
         assert patch.path == mined.images.paths[patch.entry.image_id]
+
+
+def test_images_that_moved_are_asked_for_and_taken(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(pictures, here)
+    store = run(small_model, here, tmp_path / "s", layers=["layer3"])
+    here.rename(tmp_path / "there")
+    with pytest.raises(ImageError, match=r"no such folder.*have moved.*images= .*--images"):
+        top_patches(store, small_model, "layer3", 0, 2)
+    assert len(top_patches(store, small_model, "layer3", 0, 2, images=tmp_path / "there")) == 2
+
+
+def test_other_layers_are_refused_by_name_alone(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    run(small_model, pictures, tmp_path / "s", layers=["layer1"])
+    with pytest.raises(StoreMismatch) as caught:
+        run(small_model, pictures, tmp_path / "s", layers=["layer2"])
+    assert caught.value.differences == ("layers: the store has ['layer1'], this run ['layer2']",)

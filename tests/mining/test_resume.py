@@ -360,6 +360,28 @@ for room in {rooms}:
         assert contents(out) == contents(whole.path)
 
 
+def test_no_room_in_shared_memory_is_one_line_instead_of_waiting_for_ever(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import resource
+from timmscope import load_model, TimmscopeError
+from timmscope.mining import mine
+model = load_model("random:resnet18?seed=0&img_size=32")
+model.layers
+resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, {resource.RLIM_INFINITY}))
+try:
+    mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, workers=1, batch_size=4, shard_size=4)
+except TimmscopeError as error:
+    print(type(error).__name__, error)
+"""
+    done = in_another_process(code, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("StoreError no room in shared memory")
+    assert "workers=0" in done.stdout
+    assert mine(small_model, pictures, tmp_path / "s", workers=0).complete
+
+
 def test_workers_start_safely_after_openmp_and_faiss_have_run(
     pictures: Path, tmp_path: Path
 ) -> None:

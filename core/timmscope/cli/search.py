@@ -50,7 +50,7 @@ def search(
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, load_model, open_images
+    from timmscope import ParameterError, Store, load_model
     from timmscope.figures import sheet_figure
 
     if count < 1:
@@ -62,7 +62,7 @@ def search(
     query = model.images(image)
     hits = index.search_image(model, query, count)
     ids, scores = hits.ids[0].tolist(), hits.scores[0].tolist()
-    source = open_images(images or opened.manifest.images.location)
+    source = opened.source(images)
     found = [model.preprocess(source.load(number)) for number in ids]
     file = sheet or Path("timmscope-out") / f"search-{output.slug(image.stem)}.png"
     figure = sheet_figure(

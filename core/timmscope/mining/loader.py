@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from timmscope.images import ImageSource
 from timmscope_registry import ImageError, StoreError
@@ -44,8 +44,12 @@ class Loaded:
     reasons: list[str]
 
 
-class Batches(Dataset[Loaded]):
-    """Ranges of ids as loaded batches; pickles to a worker as long as its source does."""
+class Batches(Dataset[Loaded | StoreError]):
+    """Ranges of ids as loaded batches; pickles to a worker as long as its source does.
+
+    A batch that finds no room in shared memory is an error handed over as a value: torch would
+    lose an exception of the thread that sends it, and its reader would wait for ever.
+    """
 
     def __init__(
         self, source: ImageSource, preprocessing: Preprocessing, ranges: Sequence[tuple[int, int]]
@@ -57,9 +61,19 @@ class Batches(Dataset[Loaded]):
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def __getitem__(self, index: int) -> Loaded:
+    def __getitem__(self, index: int) -> Loaded | StoreError:
         start, stop = self._ranges[index]
-        images = torch.full((stop - start, *self._preprocessing.input_size), GREY)
+        images = torch.empty((stop - start, *self._preprocessing.input_size))
+        if get_worker_info() is not None:
+            try:
+                images.share_memory_()
+            except RuntimeError as error:
+                return StoreError(
+                    "no room in shared memory for a batch of images "
+                    f"({images.nbytes / 1e6:.3g} MB: {' '.join(str(error).split())}); start again "
+                    "with workers=0 or a smaller batch: finished shards are kept"
+                )
+        images.fill_(GREY)
         sizes, reasons = [], []
         for row, image_id in enumerate(range(start, stop)):
             size, reason = (0, 0), ""
@@ -92,7 +106,7 @@ def load_batches(
     process that reads, and the store's lock is let go.
 
     Raises:
-        StoreError: a worker died, for instance for lack of memory.
+        StoreError: a worker died, or found no memory to hand its images over.
     """
     loader = DataLoader(
         batches,
@@ -117,6 +131,8 @@ def load_batches(
                 "a process that reads images died, most likely for lack of memory; "
                 "start again with fewer workers: finished shards are kept"
             ) from error
+        if isinstance(batch, StoreError):
+            raise batch
         yield batch
 
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from timmscope.images import Images, open_images
+from timmscope.images import Images
 from timmscope.store import Store, TopEntry
-from timmscope_registry import StoreError
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -107,12 +106,9 @@ def top_patches(
         ImageError: the images are no longer there.
         StoreError: the store's images were in memory and `images` is missing.
     """
-    location = store.manifest.images.location
-    if images is None and not location:
-        raise StoreError(f"{store.path.name} was mined from images in memory; pass them as images=")
+    source = store.source(images)
     found = store.layer(layer)
     entries = found.top(unit, k)
-    source = open_images(location if images is None else images)
     patches = []
     for entry in entries:
         pixels = model.preprocess(source.load(entry.image_id))  # (C, H, W) in [0, 1]

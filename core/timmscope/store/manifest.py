@@ -153,9 +153,9 @@ class Manifest(_Record):
             mine |= {f"{name} version": value for name, value in self.versions.items()}
             theirs |= {f"{name} version": value for name, value in wanted.versions.items()}
         return [
-            f"{key}: the store has {_short(mine.get(key))}, this run {_short(theirs.get(key))}"
-            for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key)
+            f"{key}: the store has {_short(mine[key])}, this run {_short(theirs[key])}"
+            for key in sorted(mine.keys() & theirs.keys())  # not the details of added layers
+            if mine[key] != theirs[key]
         ]
 
     def _identity(self) -> Iterator[tuple[str, Any]]:

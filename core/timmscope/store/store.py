@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from timmscope.images import LabelTable, StringTable
-from timmscope_registry import LayerNotFound, StoreError, did_you_mean, import_string, nearest
+from timmscope.images import ImageSource, LabelTable, StringTable, open_images
+from timmscope_registry import (
+    ImageError,
+    LayerNotFound,
+    StoreError,
+    did_you_mean,
+    import_string,
+    nearest,
+)
 
 from . import shards
 from .manifest import LayerRecord, Manifest
@@ -140,6 +147,32 @@ class Store:
     def complete(self) -> bool:
         """Whether the pass over the images was finished."""
         return self.manifest.complete
+
+    def source(self, images: Images | None = None) -> ImageSource:
+        """Open the images that the store was mined from.
+
+        Args:
+            images: where they are now; by default where they were.
+
+        Raises:
+            ImageError: they are no longer there.
+            StoreError: they were in memory, and `images` is missing.
+        """
+        location = self.manifest.images.location
+        if images is not None:
+            return open_images(images)
+        if not location:
+            raise StoreError(
+                f"{self.path.name} was mined from images in memory; pass them as images="
+            )
+        try:
+            return open_images(location)
+        except ImageError as error:
+            raise ImageError(
+                f"{error}; if the images of {self.path.name} have moved, say where they are now: "
+                "images= in Python, --images on the command line",
+                path=error.path,
+            ) from error
 
     @property
     def layers(self) -> Mapping[str, LayerRecord]:
