@@ -62,7 +62,8 @@ def grad_cam() -> Iterator[Pair]:
 
     model = load_model("random:resnet50?img_size=160")
     images = torch.rand(4, 3, 160, 160)
-    normal = model.preprocessing.normalise(images)
+    # The peers raise on a frozen model unless the image itself requires grad.
+    normal = model.preprocessing.normalise(images).requires_grad_()
     ours = technique("grad-cam")(layer="layer4", relu=False)
     captum = LayerGradCam(model.module, model.module.layer4)
     peer = GradCAM(model.module, [model.module.layer4])
