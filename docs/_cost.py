@@ -27,7 +27,7 @@ def table(report: str, what: str) -> str:
         raise SystemExit("the report holds no table of costs")
     text = html.unescape(re.sub(r"<[^>]+>", " ", report))
     made = re.findall(r"\d{4}-\d\d-\d\d [^\n]*?threads?\b", " ".join(text.split()))[-1]
-    lines = [f"{what}: {made}.", "", "| step | seconds | peak memory, MB |", "|---|--:|--:|"]
+    lines = [f"{what}: {made}.", "", "| step | seconds | peak memory, MiB |", "|---|--:|--:|"]
     lines += [f"| {' | '.join(row[:3])} |" for row in rows if row[0] != "step"]
     return "\n".join(lines)
 
