@@ -25,7 +25,6 @@ from timmscope import (
     Sheet,
     StoreLayer,
     VectorIndex,
-    open_images,
     task,
 )
 
@@ -236,19 +235,12 @@ class _Library:
 
     def __init__(self, layer: StoreLayer, model: HookedModel, location: str | None) -> None:
         store = layer.store
-        where = location or store.manifest.images.location
-        if not where:
+        if not (location or store.manifest.images.location):
             raise ParameterError(
                 f"{store.path} was mined from images in memory: say where they are now",
                 parameter="location",
             )
-        self._source = open_images(where)
-        if len(self._source) != len(store):
-            raise ImageError(
-                f"{where} holds {len(self._source)} images, {store.path} was mined from "
-                f"{len(store)}: say where those are with location",
-                path=where,
-            )
+        self._source = store.source(location)
         self._images = store.images
         self._prepare = model.preprocess
         self._ids = np.flatnonzero(self._images.readable)

@@ -472,3 +472,22 @@ def test_other_layers_are_refused_by_name_alone(
     with pytest.raises(StoreMismatch) as caught:
         run(small_model, pictures, tmp_path / "s", layers=["layer2"])
     assert caught.value.differences == ("layers: the store has ['layer1'], this run ['layer2']",)
+
+
+def test_ids_keep_meaning_the_same_images_when_others_come_and_go(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(pictures, here)
+    store = run(small_model, here, tmp_path / "s", layers=["layer3"])
+    before = top_patches(store, small_model, "layer3", 5, 4)
+    Image.new("RGB", (40, 40)).save(here / "!first of all.png")
+    after = top_patches(store, small_model, "layer3", 5, 4)
+    assert [patch.path for patch in after] == [patch.path for patch in before]
+    assert all(
+        np.array_equal(np.asarray(one.image), np.asarray(two.image))
+        for one, two in zip(before, after, strict=True)
+    )
+    (here / before[0].path).unlink()
+    with pytest.raises(ImageError, match="no longer among the images at"):
+        top_patches(store, small_model, "layer3", 5, 1)

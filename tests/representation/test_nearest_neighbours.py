@@ -227,9 +227,12 @@ def test_images_that_have_gone_are_counted_and_their_places_known_elsewhere(
     for path in moved.iterdir():
         if path != query:
             os.truncate(path, 50)
-    (moved / "extra.png").write_bytes(query.read_bytes())
-    with pytest.raises(ImageError, match=r"holds 25 images, .* was mined from 24"):
+    (moved / "extra.png").write_bytes(query.read_bytes())  # not one of the store's
+    with pytest.raises(ParameterError, match="no image but the query itself"):
         NearestNeighbours(location=str(moved))(mined, query, model=lite0)
+    query.replace(moved / "renamed.png")
+    with pytest.raises(ImageError, match="none of the 24 images of the store can be read"):
+        NearestNeighbours(location=str(moved))(mined, moved / "renamed.png", model=lite0)
 
 
 def test_wrong_calls_are_one_clear_line(

@@ -156,13 +156,11 @@ def same_photograph(store: Store, layer: str, model: HookedModel) -> tuple[float
     """
     from torch.nn import functional
 
-    from timmscope.images import open_images
-
     labels = store.images.labels
     ids = np.flatnonzero(store.images.readable)
     if not 2 <= len(ids) <= 2000 or any(labels[int(i)] is None for i in ids):
         return None
-    source = open_images(store.manifest.images.location)
+    source = store.source()
     small = [
         functional.interpolate(model.preprocess(source.load(int(i)))[None], (32, 32), mode="area")
         for i in ids

@@ -4,13 +4,14 @@ from .arrays import ArraySource
 from .decode import MAX_PIXELS, array_to_rgb, open_image, to_rgb
 from .files import FileSource, FolderSource, ListSource
 from .opening import Images, open_images
-from .source import ImageSource, PerProcess
+from .source import ByName, ImageSource, PerProcess
 from .tables import LabelTable, StringTable
 from .webdataset import WebDatasetSource
 
 __all__ = [
     "MAX_PIXELS",
     "ArraySource",
+    "ByName",
     "FileSource",
     "FolderSource",
     "ImageSource",

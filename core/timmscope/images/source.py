@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from timmscope_registry import ImageError
+
 BLOCK = 4096
 """Bytes of one sample of a file in a fingerprint."""
 
@@ -57,6 +59,40 @@ class ImageSource(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.location!r}, {len(self)} images>"
+
+
+class ByName(ImageSource):
+    """Images of another source under the ids of a list of names.
+
+    For reading a folder again in which images have come and gone: an id keeps meaning the image
+    of that name, and one that has gone is an error of its own.
+    """
+
+    def __init__(self, source: ImageSource, names: Sequence[str]) -> None:
+        self.location = source.location
+        self._source = source
+        self._names = names
+        self._places = {name: place for place, name in enumerate(source.paths)}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def load(self, index: int) -> Image.Image:
+        """Return the image that has the name of that id."""
+        name = self._names[index]
+        if name not in self._places:
+            raise ImageError(f"{name}: no longer among the images at {self.location}", path=name)
+        return self._source.load(self._places[name])
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The names."""
+        return self._names
+
+    def fingerprint(self) -> str:
+        """Digest of the other source and the names."""
+        names = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
+        return f"{self._source.fingerprint()}-{names.hexdigest()}"
 
 
 T = TypeVar("T")

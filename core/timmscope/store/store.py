@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from timmscope.images import ImageSource, LabelTable, StringTable, open_images
+from timmscope.images import ByName, ImageSource, LabelTable, StringTable, open_images
 from timmscope_registry import (
     ImageError,
     LayerNotFound,
@@ -149,7 +150,9 @@ class Store:
         return self.manifest.complete
 
     def source(self, images: Images | None = None) -> ImageSource:
-        """Open the images that the store was mined from.
+        """Open the images that the store was mined from; ids are the store's.
+
+        Images are found by name, so others may have come or gone since.
 
         Args:
             images: where they are now; by default where they were.
@@ -159,20 +162,24 @@ class Store:
             StoreError: they were in memory, and `images` is missing.
         """
         location = self.manifest.images.location
-        if images is not None:
-            return open_images(images)
-        if not location:
+        if images is None and not location:
             raise StoreError(
                 f"{self.path.name} was mined from images in memory; pass them as images="
             )
         try:
-            return open_images(location)
+            source = open_images(location if images is None else images)
         except ImageError as error:
+            if images is not None:
+                raise
             raise ImageError(
                 f"{error}; if the images of {self.path.name} have moved, say where they are now: "
                 "images= in Python, --images on the command line",
                 path=error.path,
             ) from error
+        names = self.images.paths
+        if len(source) == len(names) and all(map(operator.eq, source.paths, names)):
+            return source
+        return ByName(source, names)
 
     @property
     def layers(self) -> Mapping[str, LayerRecord]:
