@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         LayerBatch,
         Patch,
         RowCollector,
-        crop_patches,
         mine,
         top_patches,
     )
@@ -163,7 +162,6 @@ __all__ = [
     "as_objective",
     "channel",
     "class_logit",
-    "crop_patches",
     "direction",
     "image_generators",
     "layer_energy",
@@ -201,7 +199,6 @@ _HOMES = {
         "LayerBatch",
         "Patch",
         "RowCollector",
-        "crop_patches",
         "mine",
         "top_patches",
     ),

@@ -12,7 +12,7 @@ from .collectors import (
     TopK,
 )
 from .mine import mine, resume
-from .patches import Patch, crop_patches, patch_box, top_patches
+from .patches import Patch, patch_box, top_patches
 from .plan import Plan, bytes_per_image, default_layers
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Statistics",
     "TopK",
     "bytes_per_image",
-    "crop_patches",
     "default_layers",
     "mine",
     "patch_box",

@@ -118,18 +118,3 @@ def top_patches(
         box = patch_box(found.record, entry.position, size, context=context)
         patches.append(Patch(whole.crop(box), box, entry, source.paths[entry.image_id]))
     return patches
-
-
-def crop_patches(
-    store: Store,
-    model: HookedModel,
-    layer: str,
-    unit: int,
-    k: int = 9,
-    *,
-    context: float = CONTEXT,
-    images: Images | None = None,
-) -> list[Image.Image]:
-    """The pictures of `top_patches`."""
-    found = top_patches(store, model, layer, unit, k, context=context, images=images)
-    return [patch.image for patch in found]
