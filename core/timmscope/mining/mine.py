@@ -1,42 +1,30 @@
 """`mine`: one pass of a model over a data set.
 
-Worker processes decode, this thread runs the model and reduces on its device, a third writes. All
-three work on fixed ranges of image ids, so that a pass that was killed and started again leaves the
-same bytes as one that was not.
+Settings are resolved and compared with what the folder holds; what is missing is mined and merged.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from timmscope.images import Images, ImageSource, open_images
-from timmscope.progress import task
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ImageError, ParameterError, StoreError
 
 from .collectors import Collector
-from .loader import Batches, Loaded, load_batches
+from .feed import feed
+from .loader import Batches, load_batches
 from .lock import StoreLock
 from .plan import Plan, make_plan, plan_of
 from .preparation import agree, prepare, present, require_space
-from .shard_writer import Rows
-from .writer import Writer, write_merged
+from .writer import write_merged
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
-
-log = logging.getLogger("timmscope.mining")
 
 
 def mine(
@@ -162,7 +150,7 @@ def _run(
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
         batches = Batches(source, model.preprocessing, ranges)
         loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
-        manifest = _pass(model, source, folder, manifest, plan, loaded)
+        manifest = feed(model, source, folder, manifest, plan, loaded)
     if sum(shard.unreadable for shard in manifest.shards.values()) == len(source):
         _, path, reason = Store(folder, manifest).images.unreadable()[0]
         raise ImageError(
@@ -171,93 +159,6 @@ def _run(
     if not manifest.complete:
         manifest = write_merged(folder, manifest, plan)
     return Store(folder, manifest)
-
-
-def _pass(
-    model: HookedModel,
-    source: ImageSource,
-    folder: Path,
-    manifest: Manifest,
-    plan: Plan,
-    loaded: Generator[Loaded, None, None],
-) -> Manifest:
-    """Feed batches through the model to the writer; returns the manifest with all shards."""
-    spent = {"reading": 0.0, "model": 0.0, "writing": 0.0}
-    done = sum(shard.stop - shard.start for shard in manifest.shards.values())
-    with ExitStack() as stack:
-        stack.enter_context(closing(loaded))  # ends the workers now, not when an error is forgotten
-        batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
-        advance = stack.enter_context(task("mining", total=len(source)))
-        advance(done)
-        writer = stack.enter_context(Writer(folder, manifest, plan))
-        while batch is not None:
-            began = perf_counter()
-            reduced = reduce_batch(model, plan, batch.images)
-            ran = perf_counter()
-            writer.put(_rows(batch, reduced, source))
-            wrote = perf_counter()
-            advance(len(batch.images))
-            batch = next(loaded, None)
-            spent["model"] += ran - began
-            spent["writing"] += wrote - ran
-            spent["reading"] += perf_counter() - wrote
-    log.info("seconds waited: %s", ", ".join(f"{key} {value:.1f}" for key, value in spent.items()))
-    return writer.manifest
-
-
-def reduce_batch(
-    model: HookedModel, plan: Plan, images: Tensor
-) -> dict[str, dict[str, np.ndarray]]:
-    """Run the model as far as needed and return rows by layer and kind, reduced on its device.
-
-    Args:
-        model: the model.
-        plan: what to compute.
-        images: (B, C, H, W) in [0, 1].
-    """
-    names = [layer.name for layer in plan.layers]
-    with torch.inference_mode(), _repeatable(model, plan.precision):
-        with model.record(*names) as recording:
-            model(images.to(model.device, non_blocking=True))
-        rows = {
-            layer.name: {
-                kind: values
-                for collector in plan.rows[layer.name]
-                for kind, values in collector.reduce(layer, recording[layer.name]).items()
-            }
-            for layer in plan.layers
-        }
-        return {
-            name: {kind: values.cpu().numpy() for kind, values in kinds.items()}
-            for name, kinds in rows.items()
-        }
-
-
-@contextmanager
-def _repeatable(model: HookedModel, precision: str) -> Iterator[None]:
-    """Choose kernels by shape alone, not by a race between them, so that a repeat is identical."""
-    kind = model.device.type
-    with ExitStack() as stack:
-        if kind == "cuda":
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
-            )
-        if precision == "bfloat16":
-            stack.enter_context(torch.autocast(kind, dtype=torch.bfloat16))
-        yield
-
-
-def _rows(batch: Loaded, reduced: dict[str, dict[str, np.ndarray]], source: ImageSource) -> Rows:
-    ids = range(batch.start, batch.start + len(batch.images))
-    labels = source.labels
-    return Rows(
-        start=batch.start,
-        layers=reduced,
-        paths=[source.paths[i] for i in ids],
-        labels=["" if labels is None else labels[i] or "" for i in ids],
-        sizes=batch.sizes,
-        reasons=batch.reasons,
-    )
 
 
 def _load_model(manifest: Manifest) -> HookedModel:
