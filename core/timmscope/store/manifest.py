@@ -107,6 +107,12 @@ class Manifest(_Record):
     batch_size: int
     shard_size: int
     precision: str
+    memory_format: str = "contiguous"
+    """How the model's activations lie in memory: ``contiguous`` or ``channels_last``."""
+    folded: bool = False
+    """Whether batch norms were folded into the convolutions before them."""
+    part: tuple[int, int] | None = None
+    """(i, n) of a store that holds only the i-th of n runs of shards, counted from 1."""
     versions: dict[str, str]
     shards: dict[int, ShardRecord] = Field(default_factory=dict)
     merged: FileRecord | None = None
@@ -172,7 +178,7 @@ class Manifest(_Record):
                 for key, value in record.items():
                     if key != "name":
                         yield f"{many[:-1]} {record['name']} {key}", value
-        for key in ("batch_size", "shard_size", "precision"):
+        for key in ("batch_size", "shard_size", "precision", "memory_format", "folded"):
             yield key.replace("_", " "), data[key]
 
     def to_bytes(self) -> bytes:
