@@ -7,6 +7,7 @@ A table is two NumPy arrays, whatever its length.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -20,9 +21,26 @@ class StringTable(Sequence[str]):
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [encode(text) for text in strings]
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        ends, joined = array("q", [0]), bytearray()
+        for text in strings:
+            joined += encode(text)
+            ends.append(len(joined))
+        self._ends = np.frombuffer(ends, dtype=np.int64)
+        self._bytes = np.frombuffer(joined, dtype=np.uint8)
+
+    @classmethod
+    def of_columns(cls, columns: Iterable[np.ndarray]) -> StringTable:
+        """Join columns of fixed-length UTF-8 (``S``), as HDF5 keeps them."""
+        lengths, parts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.uint8)]
+        for column in columns:
+            cells = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
+            length = np.strings.str_len(column)
+            lengths.append(length)
+            parts.append(cells[np.arange(cells.shape[1]) < length[:, None]])
+        table = cls(())
+        table._ends = np.cumsum(np.concatenate(lengths))
+        table._bytes = np.concatenate(parts)
+        return table
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -59,6 +77,22 @@ class LabelTable(Sequence[str | None]):
         column = [-1 if name is None else codes.setdefault(name, len(codes)) for name in labels]
         self._codes = np.asarray(column, dtype=np.int32)
         self._names = tuple(codes)
+
+    @classmethod
+    def of_columns(cls, columns: Iterable[np.ndarray]) -> LabelTable:
+        """Join columns of fixed-length UTF-8 (``S``), as HDF5 keeps them; empty is None."""
+        codes: dict[str, int] = {}
+        parts = [np.empty(0, dtype=np.int32)]
+        for column in columns:
+            found, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+            own = np.empty(len(found), dtype=np.int32)
+            for place in np.argsort(first).tolist():  # numbered in order of first appearance
+                name = decode(bytes(found[place]))
+                own[place] = codes.setdefault(name, len(codes)) if name else -1
+            parts.append(own[inverse.reshape(-1)])
+        table = cls(())
+        table._codes, table._names = np.concatenate(parts), tuple(codes)
+        return table
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -119,13 +119,24 @@ class Manifest(_Record):
 
     @property
     def complete(self) -> bool:
-        """Whether every shard and the merged state were written."""
-        return self.merged is not None
+        """Whether all was written: of a part its shards, of a whole the merged state too."""
+        return self.merged is not None if self.part is None else not self.missing
 
     @property
     def shard_count(self) -> int:
-        """Number of shards of the complete store."""
+        """Number of shards of the whole store."""
         return -(-self.images.count // self.shard_size)
+
+    @property
+    def own(self) -> range:
+        """Numbers of the shards that belong here: all, or those of the part."""
+        number, parts = self.part or (1, 1)
+        return range(self.shard_count * (number - 1) // parts, self.shard_count * number // parts)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards that belong here and were not written yet."""
+        return [number for number in self.own if number not in self.shards]
 
     def span(self, shard: int) -> tuple[int, int]:
         """First image id of a shard and the one after its last."""
@@ -135,6 +146,10 @@ class Manifest(_Record):
     def layer(self, name: str) -> LayerRecord | None:
         """The record of a layer, None if it was not mined."""
         return next((layer for layer in self.layers if layer.name == name), None)
+
+    def begun(self) -> Manifest:
+        """The same description of the whole, before the first shard."""
+        return self.model_copy(update={"part": None, "shards": {}, "merged": None})
 
     def with_shard(self, number: int, record: ShardRecord) -> Manifest:
         """Add a finished shard; the table stays in order of number."""
@@ -146,22 +161,29 @@ class Manifest(_Record):
         left = {number: shard for number, shard in self.shards.items() if number not in numbers}
         return self.model_copy(update={"shards": left, "merged": None})
 
-    def differences(self, wanted: Manifest) -> list[str]:
+    def differences(
+        self, wanted: Manifest, *, ours: str = "the store", theirs: str = "this run"
+    ) -> list[str]:
         """Say where a run that `wanted` describes departs from this store, one line each.
 
         Versions of libraries count only while the store is incomplete: its other shards would be
         computed by other code.
+
+        Args:
+            wanted: the other description.
+            ours: what to call this store.
+            theirs: what to call the other.
         """
-        mine, theirs = dict(self._identity()), dict(wanted._identity())
-        if mine["weights"] != theirs["weights"]:  # another model: all else follows from that
-            mine, theirs = ({key: d[key] for key in ("model", "weights")} for d in (mine, theirs))
+        here, there = dict(self._identity()), dict(wanted._identity())
+        if here["weights"] != there["weights"]:  # another model: all else follows from that
+            here, there = ({key: d[key] for key in ("model", "weights")} for d in (here, there))
         if not self.complete:
-            mine |= {f"{name} version": value for name, value in self.versions.items()}
-            theirs |= {f"{name} version": value for name, value in wanted.versions.items()}
+            here |= {f"{name} version": value for name, value in self.versions.items()}
+            there |= {f"{name} version": value for name, value in wanted.versions.items()}
         return [
-            f"{key}: the store has {_short(mine[key])}, this run {_short(theirs[key])}"
-            for key in sorted(mine.keys() & theirs.keys())  # not the details of added layers
-            if mine[key] != theirs[key]
+            f"{key}: {ours} has {_short(here[key])}, {theirs} {_short(there[key])}"
+            for key in sorted(here.keys() & there.keys())  # not the details of added layers
+            if here[key] != there[key]
         ]
 
     def _identity(self) -> Iterator[tuple[str, Any]]:
@@ -170,6 +192,7 @@ class Manifest(_Record):
         yield "weights", self.model.weights_sha256
         for key, value in data["model"]["preprocessing"].items():
             yield f"preprocessing {key}", value
+        yield "part", "the whole" if self.part is None else "{} of {}".format(*self.part)
         yield "number of images", self.images.count
         yield "images' fingerprint", self.images.fingerprint
         for many in ("layers", "collectors"):

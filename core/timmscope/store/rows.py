@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import h5py
@@ -78,14 +77,6 @@ class RowArray:
             rows = self._read(self._check(np.where(ids < 0, ids + len(self), ids)))
         return rows[(slice(None), *rest)] if rest else rows
 
-    def spans(self, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the first id and the rows of consecutive batches; none straddles two shards."""
-        manifest = self._files.manifest
-        for number in range(manifest.shard_count):
-            start, stop = manifest.span(number)
-            for low in range(start, stop, batch):
-                yield low, self._read_span(low, min(low + batch, stop))
-
     def _check(self, ids: np.ndarray) -> np.ndarray:
         outside = ids[(ids < 0) | (ids >= len(self))]
         if len(outside):
@@ -95,7 +86,9 @@ class RowArray:
     def _read_span(self, start: int, stop: int) -> np.ndarray:
         rows = np.empty((stop - start, *self._row_shape), dtype=self.dtype)
         size = self._files.manifest.shard_size
-        for number in range(start // size, -(-stop // size) if stop > start else 0):
+        numbers = range(start // size, -(-stop // size)) if stop > start else range(0)
+        self._files.require(numbers)
+        for number in numbers:
             first, last = self._files.manifest.span(number)
             low, high = max(first, start), min(last, stop)
             rows[low - start : high - start] = self._from_shard(

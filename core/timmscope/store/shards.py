@@ -12,7 +12,7 @@ Every dataset has a Fletcher-32 checksum a chunk of at most 1 MiB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,7 +123,9 @@ class ShardFiles:
 
         Raises:
             StoreCorrupted: as for `open`, or the file belongs to another range.
+            StoreError: the shard was not mined yet, or belongs to another part.
         """
+        self.require([number])
         name, record = rows_file(number), self.manifest.shards[number]
         with self.open(name, record.rows) as file:
             span = (int(file.attrs["start"]), int(file.attrs["stop"]))
@@ -135,14 +137,26 @@ class ShardFiles:
                 )
             return reader(file)
 
-    def require_all(self) -> None:
-        """Raise `StoreError` when the pass has not reached every shard."""
-        missing = self.manifest.shard_count - len(self.manifest.shards)
-        if missing:
+    def require(self, numbers: Iterable[int]) -> None:
+        """Raise `StoreError` for shards that the pass has not reached, or another part holds."""
+        missing = [number for number in numbers if number not in self.manifest.shards]
+        if not missing:
+            return
+        name, part, own = self.folder.name, self.manifest.part, self.manifest.own
+        if part is not None and missing[0] not in own:
             raise StoreError(
-                f"{self.folder.name} is not finished: {missing} of {self.manifest.shard_count} "
-                "shards are missing; run the same timmscope mine again to complete it"
+                f"{name} is part {part[0]} of {part[1]}, with shards {own.start} to {own.stop - 1} "
+                f"of {self.manifest.shard_count}; join the parts with timmscope merge PARTS "
+                "-o WHOLE.scope and read that"
             )
+        raise StoreError(
+            f"{name} is not finished: {len(self.manifest.missing)} of {len(own)} "
+            "shards are missing; run the same timmscope mine again to complete it"
+        )
+
+    def require_all(self) -> None:
+        """Raise `StoreError` unless every shard of the whole is here."""
+        self.require(range(self.manifest.shard_count))
 
     def corrupted(self, name: str, reason: str) -> StoreCorrupted:
         """The error that names a damaged file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from timmscope.images import ByName, ImageSource, LabelTable, StringTable, open_images
+from timmscope.images.tables import decode
 from timmscope_registry import (
     ImageError,
     LayerNotFound,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .verify import Report
 
 
+_UNREADABLE = ("status", "path", "reason")
+
+
 class ImageTable:
     """The store's images, by id: `paths`, `labels`, `status`, `reasons`, `sizes`."""
 
@@ -46,12 +50,12 @@ class ImageTable:
     @cached_property
     def paths(self) -> StringTable:
         """Name of every image."""
-        return self._strings("path")
+        return StringTable.of_columns(self._columns("path"))
 
     @cached_property
     def labels(self) -> LabelTable:
         """Label of every image, None where there is none."""
-        return LabelTable(label or None for label in self._strings("label"))
+        return LabelTable.of_columns(self._columns("label"))
 
     @cached_property
     def status(self) -> np.ndarray:
@@ -61,7 +65,7 @@ class ImageTable:
     @cached_property
     def reasons(self) -> StringTable:
         """Why an image could not be read; empty for those that could."""
-        return self._strings("reason")
+        return StringTable.of_columns(self._columns("reason"))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -74,35 +78,27 @@ class ImageTable:
         return np.asarray(self.status == shards.READ)
 
     def unreadable(self) -> list[tuple[int, str, str]]:
-        """Id, name and reason of every image that could not be read."""
-        return [
-            (i, self.paths[i], self.reasons[i])
-            for i in np.flatnonzero(self.status != shards.READ).tolist()
-        ]
-
-    def _strings(self, name: str) -> StringTable:
-        def parts() -> list[list[bytes]]:
-            return [
-                self._files.read(n, lambda file: shards.read_strings(file[f"images/{name}"]))
-                for n in self._numbers
-            ]
-
-        return StringTable(
-            value.decode("utf-8", "surrogateescape") for part in parts() for value in part
-        )
+        """Id, name and reason of every image that could not be read, among those done so far."""
+        found: list[tuple[int, str, str]] = []
+        for number, shard in self._files.manifest.shards.items():
+            if shard.unreadable:
+                status, paths, reasons = self._files.read(
+                    number, lambda file: [file[f"images/{c}"][:] for c in _UNREADABLE]
+                )
+                found += [
+                    (shard.start + i, decode(bytes(paths[i])), decode(bytes(reasons[i])))
+                    for i in np.flatnonzero(status != shards.READ).tolist()
+                ]
+        return found
 
     def _column(self, name: str) -> np.ndarray:
-        return np.concatenate(
-            [
-                self._files.read(n, lambda file: np.asarray(file[f"images/{name}"][:]))
-                for n in self._numbers
-            ]
-        )
+        return np.concatenate(list(self._columns(name)))
 
-    @property
-    def _numbers(self) -> range:
+    def _columns(self, name: str) -> Iterator[np.ndarray]:
+        """A column of the table, shard by shard."""
         self._files.require_all()
-        return range(self._files.manifest.shard_count)
+        for number in range(self._files.manifest.shard_count):
+            yield self._files.read(number, lambda file: np.asarray(file[f"images/{name}"][:]))
 
 
 class Store:
@@ -138,9 +134,11 @@ class Store:
         return self.manifest.images.count
 
     def __repr__(self) -> str:
-        done = "" if self.complete else f", only {len(self.manifest.shards)} shards done"
+        manifest = self.manifest
+        done = "" if self.complete else f", only {len(manifest.shards)} shards done"
+        part = "part {} of {} of ".format(*manifest.part) if manifest.part else ""
         return (
-            f"<Store {self.path.name}: {len(self)} images, {len(self.layers)} layers of "
+            f"<Store {self.path.name}: {part}{len(self)} images, {len(self.layers)} layers of "
             f"{self.manifest.model.id}{done}>"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from timmscope_registry import StoreError
 
-from . import shards
 from .manifest import LayerRecord
 from .rows import RowArray
+from .shards import MERGED, READ, layer_group
 
 if TYPE_CHECKING:
     from timmscope.mining.collectors import Statistics
@@ -115,31 +115,51 @@ class StoreLayer:
         Raises:
             StoreError: the pass did not keep that kind at this layer, or is not finished.
         """
-        if kind not in self.record.kinds:
-            raise StoreError(
-                f"{self.store.path.name} keeps no {kind!r} of {self.name}, only "
-                f"{', '.join(self.record.kinds)}; mine again with it"
-            )
-        files = self.store.files
-        files.require_all()
-        dataset = f"{shards.layer_group(self.name)}/{kind}"
-        shape, dtype = files.read(0, lambda f: (f[dataset].shape[1:], f[dataset].dtype))
-        return RowArray(files, self.name, kind, shape, dtype)
+        self._check_kind(kind)
+        self.store.files.require_all()
+        return self._rows(kind)
 
     def iter_rows(
-        self, kind: str = "pooled", batch: int = 4096, *, readable_only: bool = True
+        self,
+        kind: str = "pooled",
+        batch: int = 4096,
+        *,
+        readable_only: bool = True,
+        shards: Iterable[int] | None = None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield image ids (n,) int64 and their rows (n, …), in order, in bounded memory.
 
         Images that could not be read are left out unless `readable_only` is False.
+
+        Args:
+            kind: as for `rows`.
+            batch: most rows at a time; a batch never straddles two shards.
+            readable_only: leave out images that could not be read.
+            shards: numbers of the shards to go through; by default all. Of a store that is not
+                finished, or of a part, those in ``store.manifest.shards`` can be read.
+
+        Raises:
+            StoreError: as for `rows`.
         """
-        readable = self.store.images.readable
-        for start, rows in self.rows(kind).spans(batch):
-            ids = np.arange(start, start + len(rows))
-            if readable_only and not readable[ids].all():
-                kept = readable[ids]
-                ids, rows = ids[kept], rows[kept]
-            yield ids, rows
+        manifest, files = self.store.manifest, self.store.files
+        numbers = range(manifest.shard_count) if shards is None else sorted(shards)
+        self._check_kind(kind)
+        files.require(numbers)
+        if not numbers:
+            return
+        rows = self._rows(kind)
+        for number in numbers:
+            start, stop = manifest.span(number)
+            some_bad = readable_only and manifest.shards[number].unreadable > 0
+            if some_bad:
+                readable = files.read(number, lambda f: f["images/status"][:] == READ)
+            for low in range(start, stop, batch):
+                high = min(low + batch, stop)
+                ids, part = np.arange(low, high), rows[low:high]
+                if some_bad:
+                    kept = readable[low - start : high - start]
+                    ids, part = ids[kept], part[kept]
+                yield ids, part
 
     def top(self, unit: int, k: int = 9) -> list[TopEntry]:
         """The images with the highest maximum of a unit, best first, ties by image id.
@@ -182,14 +202,29 @@ class StoreLayer:
             _quantile=moments.sketch.quantile,
         )
 
+    def _check_kind(self, kind: str) -> None:
+        if kind not in self.record.kinds:
+            raise StoreError(
+                f"{self.store.path.name} keeps no {kind!r} of {self.name}, only "
+                f"{', '.join(self.record.kinds)}; mine again with it"
+            )
+
+    def _rows(self, kind: str) -> RowArray:
+        """Rows of which some may not be here yet; reading those raises `StoreError`."""
+        files = self.store.files
+        dataset = f"{layer_group(self.name)}/{kind}"
+        some = next(iter(files.manifest.shards), 0)
+        shape, dtype = files.read(some, lambda f: (f[dataset].shape[1:], f[dataset].dtype))
+        return RowArray(files, self.name, kind, shape, dtype)
+
     def _state(self, collector: str, unit: int) -> dict[str, np.ndarray]:
         """One unit's part of a collector whose arrays have one row a unit."""
         merged = self.store.manifest.merged
         if merged is None:
             whole = self.store.collector(self.name, collector).state()
             return {name: array[unit] for name, array in whole.items()}
-        with self.store.files.open(shards.MERGED, merged) as file:
-            group = file[f"{collector}/{shards.layer_group(self.name)}"]
+        with self.store.files.open(MERGED, merged) as file:
+            group = file[f"{collector}/{layer_group(self.name)}"]
             return {name: dataset[unit] for name, dataset in group.items()}
 
     def _top_of_rows(self, unit: int, k: int) -> list[TopEntry]:

@@ -1,0 +1,305 @@
+"""Conditions on images: ``label == 'dog' and width > 300``, checked once, then applied in blocks.
+
+The text is an expression in Python's own syntax, of which only comparisons, ``and``, ``or``,
+``not``, names of columns and constants are understood. It is read with `ast` and never evaluated
+by Python. Columns come as NumPy arrays, a block of images at a time, so memory does not grow with
+their number.
+
+A missing value (no label, the width of an image that could not be read, no row in the metadata) is
+``None``: it equals nothing but ``None``, and is neither smaller nor larger than anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from timmscope.images.tables import encode
+from timmscope_registry import ParameterError, did_you_mean
+
+Kind = Literal["number", "text", "truth", "none"]
+
+
+class Values(NamedTuple):
+    """One column of a block of images.
+
+    Attributes:
+        values: (n,) numbers, UTF-8 bytes (NumPy's ``S``) or bool; or one constant.
+        missing: (n,) bool, where there is no value; None where there is one everywhere.
+    """
+
+    values: np.ndarray
+    missing: np.ndarray | None = None
+
+
+Block: TypeAlias = Mapping[str, Values]
+Truth: TypeAlias = Callable[[Block], np.ndarray]
+
+_FORMS = "comparisons (== != < <= > >= in), and, or, not, names of columns, text in quotes, numbers"
+_NAMES = {"none": None, "null": None, "true": True, "false": False}
+_ORDER: dict[type[ast.cmpop], Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    ast.Eq: operator.eq,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_KINDS: dict[Kind, str] = {
+    "number": "a number",
+    "text": "text",
+    "truth": "true or false",
+    "none": "None",
+}
+
+
+class _Operand(NamedTuple):
+    kind: Kind
+    read: Callable[[Block], Values]
+    shown: str
+
+
+class Condition:
+    """A condition, checked against the columns that there are.
+
+    Args:
+        text: the expression.
+        kinds: the kind of every column, by name.
+
+    Attributes:
+        columns: names of the columns that it reads.
+
+    Raises:
+        ParameterError: the text is no condition, names an unknown column, or compares a number
+            with text; the message says where.
+    """
+
+    def __init__(self, text: str, kinds: Mapping[str, Kind]) -> None:
+        self.text = " ".join(text.split("\n")).strip()
+        self._kinds = kinds
+        self._used: dict[str, None] = {}
+        try:
+            self._truth = self._condition(self._parse())
+        except RecursionError:
+            raise self._error("it is nested too deeply") from None
+        self.columns = tuple(self._used)
+
+    def __call__(self, block: Block, count: int) -> np.ndarray:
+        """Whether each of `count` images meets it, (count,) bool; `block` holds `columns`."""
+        return np.broadcast_to(self._truth(block), (count,))
+
+    # --- reading the text ---------------------------------------------------------------------
+
+    def _parse(self) -> ast.expr:
+        if not self.text:
+            raise self._error("it is empty, expected as in \"label == 'dog' and width > 300\"")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's advice on `is` with a literal
+                return ast.parse(self.text, mode="eval").body
+        except SyntaxError as error:
+            reason = error.msg.partition(". ")[0].partition(". Maybe")[0]
+            place = f"at character {error.offset}: " if error.offset else ""
+            raise self._error(f"{place}{reason}; expected {_FORMS}") from None
+        except (ValueError, MemoryError) as error:
+            raise self._error(f"{error or 'it is nested too deeply'}") from None
+
+    def _condition(self, node: ast.expr) -> Truth:
+        """An expression that is true or false of every image."""
+        if isinstance(node, ast.BoolOp):
+            parts = [self._condition(value) for value in node.values]
+            join = np.logical_and if isinstance(node.op, ast.And) else np.logical_or
+            return lambda block: _joined(join, parts, block)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            inner = self._condition(node.operand)
+            return lambda block: np.logical_not(inner(block))
+        if isinstance(node, ast.Compare):
+            return self._chain(node)
+        operand = self._operand(node)
+        if operand.kind != "truth":
+            raise self._error(
+                f"{operand.shown} is {_KINDS[operand.kind]}: compare it with something", node
+            )
+        return lambda block: _known(operand.read(block))
+
+    def _chain(self, node: ast.Compare) -> Truth:
+        terms = [node.left, *node.comparators]
+        pairs = [
+            self._membership(left, op, right)
+            if isinstance(op, ast.In | ast.NotIn)
+            else self._comparison(left, op, right)
+            for left, op, right in zip(terms, node.ops, terms[1:], strict=False)
+        ]
+        return lambda block: _joined(np.logical_and, pairs, block)
+
+    def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Truth:
+        a, b = self._operand(left), self._operand(right)
+        if isinstance(op, ast.Is | ast.IsNot):
+            if b.kind not in ("none", "truth"):
+                raise self._error("`is` asks for None: use == and != for values", right)
+            op = ast.Eq() if isinstance(op, ast.Is) else ast.NotEq()
+        if isinstance(op, ast.NotEq):
+            equal = self._equality(a, ast.Eq(), b, right)
+            return lambda block: np.logical_not(equal(block))
+        return self._equality(a, op, b, right)
+
+    def _equality(self, a: _Operand, op: ast.cmpop, b: _Operand, place: ast.expr) -> Truth:
+        if "none" in (a.kind, b.kind):
+            if not isinstance(op, ast.Eq):
+                raise self._error("None is neither smaller nor larger than anything", place)
+            other = a if b.kind == "none" else b
+            return lambda block: _missing(other, block)
+        if a.kind != b.kind:
+            hint = ""
+            if {a.kind, b.kind} == {"text", "number"}:
+                hint = "; text stands in quotes, numbers do not"
+            raise self._error(
+                f"{a.shown} is {_KINDS[a.kind]} and {b.shown} {_KINDS[b.kind]}{hint}", place
+            )
+        if a.kind == "truth" and not isinstance(op, ast.Eq):
+            raise self._error(f"{a.shown} is true or false: use == or !=", place)
+        compare = _ORDER[type(op)]
+
+        def truth(block: Block) -> np.ndarray:
+            x, y = a.read(block), b.read(block)
+            return _present(compare(x.values, y.values), x, y)
+
+        return truth
+
+    def _membership(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Truth:
+        a = self._operand(left)
+        if isinstance(right, ast.List | ast.Tuple | ast.Set):
+            inside = self._listed(a, right.elts)
+        else:
+            b = self._operand(right)
+            if b.kind != "text" or a.kind != "text":
+                raise self._error(
+                    "`in` takes a list, as in label in ['cat', 'dog'], or looks for text inside "
+                    "text, as in 'cat' in path",
+                    right,
+                )
+
+            def inside(block: Block) -> np.ndarray:
+                x, y = a.read(block), b.read(block)
+                return _present(np.char.find(y.values, x.values) >= 0, x, y)
+
+        if isinstance(op, ast.In):
+            return inside
+        return lambda block: np.logical_not(inside(block))
+
+    def _listed(self, a: _Operand, elements: Sequence[ast.expr]) -> Truth:
+        constants = [(item, self._constant(item)) for item in elements]
+        kinds = {None: "none", True: "truth", False: "truth"}
+        wanted: list[object] = []
+        for item, value in constants:
+            kind = kinds.get(value) if isinstance(value, bool | None) else _kind_of(value)
+            if kind not in ("none", a.kind):
+                raise self._error(
+                    f"{a.shown} is {_KINDS[a.kind]}, {ast.unparse(item)} in the list is not", item
+                )
+            if value is not None:
+                wanted.append(value)
+        with_none = len(wanted) < len(constants)
+        options = _array(wanted, a.kind)
+
+        def inside(block: Block) -> np.ndarray:
+            x = a.read(block)
+            found = _present(np.isin(x.values, options), x)
+            return np.logical_or(found, _missing(a, block)) if with_none else found
+
+        return inside
+
+    def _operand(self, node: ast.expr) -> _Operand:
+        if isinstance(node, ast.Name) and node.id.lower() not in _NAMES:
+            name = node.id
+            kind = self._kinds.get(name)
+            if kind is None:
+                parts = [
+                    f"there is no column {name!r}",
+                    did_you_mean(name, self._kinds),
+                    f"there are {', '.join(self._kinds)} (and text stands in quotes)",
+                ]
+                raise self._error("; ".join(filter(None, parts)), node)
+            self._used[name] = None
+            return _Operand(kind, lambda block: block[name], name)
+        value = self._constant(node)
+        kind = "none" if value is None else _kind_of(value)
+        array = Values(np.asarray(False) if value is None else _array([value], kind)[0])
+        return _Operand(kind, lambda block: array, ast.unparse(node))
+
+    def _constant(self, node: ast.expr) -> object:
+        """A constant: None, truth value, number or text."""
+        if isinstance(node, ast.Constant) and isinstance(
+            node.value, bool | int | float | str | None
+        ):
+            if isinstance(node.value, str) and "\0" in node.value:
+                raise self._error("text cannot hold the character of code 0", node)
+            return node.value
+        if isinstance(node, ast.Name) and node.id.lower() in _NAMES:
+            return _NAMES[node.id.lower()]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+            value = self._constant(node.operand)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return -value if isinstance(node.op, ast.USub) else value
+        if isinstance(node, ast.Name):
+            raise self._error(f"{node.id} is no constant: a list holds text and numbers", node)
+        hint = ""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitAnd | ast.BitOr):
+            hint = ", and `and`, `or` instead of & and |"
+        shown = ast.unparse(node)
+        shown = shown if len(shown) <= 40 else f"{shown[:37]}…"
+        raise self._error(f"{shown!r} is not understood; use {_FORMS}{hint}", node)
+
+    def _error(self, reason: str, node: ast.expr | None = None) -> ParameterError:
+        place = ""
+        if node is not None:
+            before = self.text.encode()[: node.col_offset]  # ast counts bytes
+            place = f"at character {len(before.decode(errors='ignore')) + 1}: "
+        return ParameterError(f"where {self.text!r}: {place}{reason}", parameter="where")
+
+
+def _kind_of(value: object) -> Kind:
+    if isinstance(value, bool):
+        return "truth"
+    return "text" if isinstance(value, str) else "number"
+
+
+def _array(values: Sequence[object], kind: Kind) -> np.ndarray:
+    if kind == "text":
+        return np.array([encode(str(value)) for value in values] or [b""], dtype=np.bytes_)[
+            : len(values)
+        ]
+    if kind == "truth":
+        return np.array(values, dtype=bool)
+    whole = all(isinstance(v, int) and abs(v) < 1 << 62 for v in values)
+    return np.array(values, dtype=np.int64 if whole and values else np.float64)
+
+
+def _joined(join: np.ufunc, parts: Sequence[Truth], block: Block) -> np.ndarray:
+    result = parts[0](block)
+    for part in parts[1:]:
+        result = join(result, part(block))
+    return result
+
+
+def _known(column: Values) -> np.ndarray:
+    return _present(column.values, column)
+
+
+def _present(result: np.ndarray, *columns: Values) -> np.ndarray:
+    """The result, false where one of the columns has no value."""
+    for column in columns:
+        if column.missing is not None:
+            result = np.logical_and(result, np.logical_not(column.missing))
+    return result
+
+
+def _missing(operand: _Operand, block: Block) -> np.ndarray:
+    if operand.kind == "none":
+        return np.asarray(True)
+    missing = operand.read(block).missing
+    return np.asarray(False) if missing is None else missing
