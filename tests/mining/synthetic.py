@@ -14,8 +14,9 @@ import numpy as np
 
 from timmscope.mining.collectors import Extrema, Pooled, RowCollector, Statistics, TopK
 from timmscope.mining.plan import Plan
+from timmscope.mining.reductions import write_merged
 from timmscope.mining.shard_writer import Rows
-from timmscope.mining.writer import Writer, write_merged
+from timmscope.mining.writer import Writer
 from timmscope.store import ImagesRecord, Manifest, ModelRecord, Store
 from timmscope_registry.hooks import Layer
 
@@ -128,5 +129,5 @@ def write_synthetic(
                 )
             )
     if shards is None:
-        write_merged(path, writer.manifest, plan)
+        write_merged(path, writer.manifest, plan.reducers)
     return Store.open(path)

@@ -422,8 +422,8 @@ def test_progress_counts_every_image(
 
     with reporting(Recorder()):
         run(small_model, pictures, tmp_path / "s", layers=["layer1"])
-    assert seen["total"] == [("mining", COUNT)]
-    assert sum(seen["steps"]) == COUNT
+    assert seen["total"] == [("mining", COUNT), ("merging", 3)]
+    assert sum(seen["steps"]) == COUNT + 3
 
 
 class Stride:

@@ -11,8 +11,9 @@ import pytest
 
 from timmscope.mining.collectors import Extrema, Maps, Pooled, Statistics, TopK
 from timmscope.mining.plan import Plan
+from timmscope.mining.reductions import write_merged
 from timmscope.mining.shard_writer import Rows
-from timmscope.mining.writer import Writer, write_merged
+from timmscope.mining.writer import Writer
 from timmscope.store import ImagesRecord, Manifest, ModelRecord, Store
 from timmscope_registry.hooks import Layer
 
@@ -118,7 +119,7 @@ def write_store(path: Path, *, shards: int | None = None, top_k: int = 10) -> Kn
                     )
                 )
     if shards is None:
-        write_merged(path, writer.manifest, plan)
+        write_merged(path, writer.manifest, plan.reducers)
     return Known(path, rows)
 
 

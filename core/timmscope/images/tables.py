@@ -34,7 +34,7 @@ class StringTable(Sequence[str]):
         lengths, parts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.uint8)]
         for column in columns:
             cells = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
-            length = np.strings.str_len(column)
+            length = np.char.str_len(column)
             lengths.append(length)
             parts.append(cells[np.arange(cells.shape[1]) < length[:, None]])
         table = cls(())

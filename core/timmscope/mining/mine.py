@@ -21,7 +21,7 @@ from .loader import Batches, load_batches
 from .lock import StoreLock
 from .plan import Plan, make_plan, plan_of
 from .preparation import agree, prepare, present, require_space
-from .writer import write_merged
+from .reductions import write_merged
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -157,7 +157,7 @@ def _run(
             f"not one of the {len(source)} images can be read; the first says: {reason}", path=path
         )
     if not manifest.complete:
-        manifest = write_merged(folder, manifest, plan)
+        manifest = write_merged(folder, manifest, plan.reducers)
     return Store(folder, manifest)
 
 

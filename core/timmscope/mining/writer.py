@@ -7,10 +7,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from timmscope.store import FileRecord, Manifest, shards
-from timmscope.store.files import new_hdf5
+from timmscope.store import Manifest
 
-from .collectors import Collector
 from .plan import Plan
 from .shard_writer import Rows, ShardWriter, crash
 
@@ -86,31 +84,3 @@ class Writer:
         finally:
             if shard is not None:
                 shard.discard()
-
-
-def write_merged(folder: Path, manifest: Manifest, plan: Plan) -> Manifest:
-    """Merge all shards' reduced state in order of id, write it, and complete the manifest.
-
-    Raises:
-        StoreCorrupted: a shard's reduced state is damaged.
-    """
-    files = shards.ShardFiles(folder, manifest)
-    whole: dict[str, Collector] = {}
-    for number, record in manifest.shards.items():
-        name = shards.reduced_file(number)
-        with files.open(name, record.reduced) as file:
-            if int(file.attrs["start"]) != record.start:
-                raise files.corrupted(name, "holds another range of images")
-            for layer in plan.layers:
-                for reducer in plan.reducers:
-                    group = f"{reducer.name}/{shards.layer_group(layer.name)}"
-                    part = reducer.fresh()
-                    part.load(shards.read_arrays(file[group]))
-                    whole.setdefault(group, reducer.fresh()).merge(part)
-    path = folder / shards.MERGED
-    with new_hdf5(path) as (file, _):
-        for group, collector in whole.items():
-            shards.write_arrays(file.require_group(group), collector.state())
-    done = manifest.model_copy(update={"merged": FileRecord.of(path)})
-    done.write(folder)
-    return done
