@@ -1,13 +1,15 @@
 """What an index engine must offer, and how one is found.
 
 `VectorIndex` knows stores, models, files and what is searched for; a backend only holds rows and
-finds the nearest. A plugin offers one through ``timmscope_index_backends``; ``flat`` is built in.
+finds the nearest. A plugin offers one through ``timmscope_index_backends``; ``flat``, ``ivf`` and
+``hnsw`` are built in.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -20,21 +22,60 @@ Space = Literal["ip", "l2"]
 """What a backend compares by. Cosine is `ip` between rows that `VectorIndex` has normalised."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildHints:
+    """What is known and wanted before the first row comes; a backend may ignore all of it.
+
+    Attributes:
+        count: how many rows will come at most; 0 when unknown.
+        memory: bytes that the index may keep in memory while it is searched; None for no limit.
+        seed: of everything random.
+        scratch: folder for large temporary files; None for the system's.
+    """
+
+    count: int = 0
+    memory: int | None = None
+    seed: int = 0
+    scratch: Path | None = None
+
+
+class Exam(NamedTuple):
+    """Queries whose true neighbours are known; what recall is measured by.
+
+    A row that is found counts when its value is as good as the k-th true neighbour's, so equal
+    rows count whichever is found.
+
+    Attributes:
+        queries: `(Q, dim)`, rows of the index.
+        own: `(Q,)` their ids, left out of what is found.
+        worst: `(Q,)` value of the k-th true neighbour.
+        k: how many neighbours.
+        space: `ip` or `l2`.
+    """
+
+    queries: Rows
+    own: Ids
+    worst: Rows
+    k: int
+    space: Space
+
+    def recall(self, values: Rows, ids: Ids) -> float:
+        """Share of the true neighbours among the k best found, `(Q, >= k + 1)`, best first."""
+        others = ids != self.own[:, None]
+        first = others & (np.cumsum(others, axis=1) <= self.k)
+        worst = self.worst[:, None]
+        good = values >= worst if self.space == "ip" else values <= worst
+        return float((good & first).sum() / (len(ids) * self.k))
+
+
 class Backend(Protocol):
     """A nearest-neighbour engine over float32 rows with int64 ids.
 
     Rows and queries come finite and of the right width; ids come unique and not negative.
-    Engines that must see data before they can take rows train inside the first `add`.
     """
 
-    def __init__(self, dim: int, space: Space, *, capacity: int = 0) -> None:
-        """Begin empty.
-
-        Args:
-            dim: width of a row.
-            space: what to compare by.
-            capacity: how many rows will come, where it is known; a hint.
-        """
+    def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
+        """Begin empty, for rows of width `dim` compared by `space`."""
         ...
 
     def __len__(self) -> int:
@@ -47,20 +88,54 @@ class Backend(Protocol):
         ...
 
     def add(self, rows: Rows, ids: Ids) -> None:
-        """Append rows `(n, dim)` under ids `(n,)`; called once a batch."""
+        """Append rows `(n, dim)` under ids `(n,)`, none of which is there; called once a batch."""
         ...
 
-    def search(self, queries: Rows, k: int) -> tuple[Rows, Ids]:
-        """Find the `k` best rows of each query, where ``1 <= k <= len(self)``.
+    def finish(self) -> None:
+        """All rows of a build have come: train, if there is something to train.
+
+        Called once, before anything but `add`; rows added later come to the trained engine.
+        """
+        ...
+
+    def remove(self, ids: Ids) -> None:
+        """Drop rows, all of which are there. They are found no more, and their ids are free."""
+        ...
+
+    def compact(self) -> None:
+        """Give back what removed rows still take up."""
+        ...
+
+    def search(self, queries: Rows, k: int, allowed: Ids | None = None) -> tuple[Rows, Ids]:
+        """Find the `k` best rows of each query.
+
+        Args:
+            queries: `(Q, dim)`.
+            k: from 1 to the number of rows that may be found.
+            allowed: ids of the rows that may be found, ascending and all there; all by default.
 
         Returns:
-            Values `(Q, k)` and ids `(Q, k)`, best first and equal values by ascending id: inner
-            products, or Euclidean distances (not squared).
+            Values `(Q, k)` and ids `(Q, k)`, never fewer than `k`, best first and equal values by
+            ascending id: inner products, or Euclidean distances (not squared).
         """
         ...
 
     def rows(self, ids: Ids) -> Rows:
-        """Rows `(n, dim)` of ids that are all present."""
+        """Rows `(n, dim)`; `KeyError` for an id that is not there."""
+        ...
+
+    def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
+        """Use the cheapest search parameters that reach a recall, or else the best there are.
+
+        Args:
+            exam: what recall is measured by; `search` is asked for ``exam.k + 1``.
+            recall: the share of true neighbours wanted.
+            timed: whether to time the parameters, or to estimate their cost so that the choice
+                is the same on every machine.
+
+        Returns:
+            The recall reached; 1 for an exact engine.
+        """
         ...
 
     def save(self, path: Path) -> None:
@@ -68,12 +143,23 @@ class Backend(Protocol):
         ...
 
     @classmethod
-    def load(cls, path: Path, dim: int, space: Space) -> Self:
-        """Read what `save` wrote; any exception means that the file cannot be used."""
+    def load(cls, path: Path, dim: int, space: Space, *, mmap: bool) -> Self:
+        """Read what `save` wrote; any exception means that the file cannot be used.
+
+        Args:
+            path: the file.
+            dim: width of a row.
+            space: what to compare by.
+            mmap: read rows from the file as they are needed, where the engine can.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Plain values worth keeping beside the file: versions, settings, measured recall."""
+        """Plain values worth keeping beside the file: type, parameters, versions.
+
+        `exact` (bool) says whether answers are; `tombstones` how many removed rows are still in
+        the file.
+        """
         ...
 
 

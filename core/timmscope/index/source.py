@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from timmscope.index.backend import Ids, Rows
-from timmscope_registry import VectorIndexError
+from timmscope_registry import StoreError, VectorIndexError
 
 if TYPE_CHECKING:
     from timmscope.store import Store, StoreLayer
+
+BATCH = 4096
+"""Rows read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,39 +50,66 @@ class RowSource:
     store: Store | None = None
 
 
-def store_source(layer: StoreLayer, batch: int) -> RowSource:
+def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
     """The pooled rows of a store's layer, without images that could not be read.
 
+    Only finished shards are read, so the pass that makes the store may still be running.
+
+    Args:
+        layer: as `store.layer(name)` gives it.
+        seen: numbers of the shards to leave out.
+
     Raises:
-        StoreError: the store is not finished, or keeps no pooled rows of the layer.
+        StoreError: the store keeps no pooled rows of the layer.
+        VectorIndexError: none of its shards is finished.
     """
+    from timmscope.store import shards
+
     store = layer.store
     manifest = store.manifest
-    (dim,) = layer.pooled.shape[1:]
-    failed = sum(shard.unreadable for shard in manifest.shards.values())
+    wanted = {n: shard for n, shard in manifest.shards.items() if n not in seen}
+    if "pooled" not in layer.record.kinds:
+        raise StoreError(
+            f"{store.path.name} keeps no 'pooled' of {layer.name}, which an index is made of, only "
+            f"{', '.join(layer.record.kinds)}; mine again with it"
+        )
+    if not manifest.shards:
+        raise VectorIndexError(
+            f"{store.path.name} has no finished shard yet, so there is no row to index: "
+            "run timmscope mine first"
+        )
+    dataset = f"{shards.layer_group(layer.name)}/pooled"
 
     def batches() -> Iterator[tuple[Ids, Rows]]:
-        for ids, rows in layer.iter_rows("pooled", batch):
-            yield np.asarray(ids, np.int64), np.asarray(rows, np.float32)
+        for number, shard in wanted.items():
+            for low in range(0, shard.stop - shard.start, BATCH):
+                part = slice(low, low + BATCH)
 
+                def read(file: Any, part: slice = part) -> tuple[Any, Any]:
+                    return file["images/status"][part] == shards.READ, file[dataset][part]
+
+                good, rows = store.files.read(number, read)
+                ids = np.arange(shard.start + low, shard.start + low + len(rows))
+                yield ids[good], np.asarray(rows[good], np.float32)
+
+    first = next(iter(manifest.shards))
+    failed = sum(shard.unreadable for shard in wanted.values())
     return RowSource(
         name=f"layer {layer.name} of {store.path}",
         layer=layer.name,
-        dim=dim,
-        count=len(store) - failed,
+        dim=int(store.files.read(first, lambda file: file[dataset].shape[1])),
+        count=sum(shard.stop - shard.start for shard in wanted.values()) - failed,
         batches=batches(),
         failed=failed,
         model=manifest.model.id,
         weights_sha256=manifest.model.weights_sha256,
         precision=manifest.precision,
-        shards={number: shard.rows.sha256 for number, shard in manifest.shards.items()},
+        shards={number: shard.rows.sha256 for number, shard in wanted.items()},
         store=store,
     )
 
 
-def array_source(
-    rows: npt.ArrayLike, ids: npt.ArrayLike | None, name: str, batch: int
-) -> RowSource:
+def array_source(rows: npt.ArrayLike, ids: npt.ArrayLike | None, name: str) -> RowSource:
     """Rows of an array `(N, d)`, read in batches (so a memory map stays one).
 
     Raises:
@@ -90,22 +120,17 @@ def array_source(
         raise VectorIndexError(
             f"{name} has shape {table.shape} and type {table.dtype}: expected numbers (N, d)"
         )
-    numbers = np.arange(len(table)) if ids is None else np.asarray(ids)
-    if numbers.shape != (len(table),) or (numbers.size and numbers.dtype.kind not in "iu"):
+    numbers = checked_ids(np.arange(len(table)) if ids is None else ids)
+    if len(numbers) != len(table):
         raise VectorIndexError(
-            f"ids have shape {numbers.shape} and type {numbers.dtype} for {len(table)} rows: "
-            "expected one integer each"
+            f"{len(numbers)} ids for {len(table)} rows: expected one integer each"
         )
-    numbers = numbers.astype(np.int64)
-    ordered = np.sort(numbers)
-    if len(ordered) and (ordered[0] < 0 or (np.diff(ordered) == 0).any()):
-        raise VectorIndexError("ids must not be negative, and none may come twice")
 
     def batches() -> Iterator[tuple[Ids, Rows]]:
-        for start in range(0, len(table), batch):
+        for start in range(0, len(table), BATCH):
             with np.errstate(over="ignore"):  # beyond float32 is infinite, and counted as such
-                part = np.asarray(table[start : start + batch], np.float32)
-            yield numbers[start : start + batch], part
+                part = np.asarray(table[start : start + BATCH], np.float32)
+            yield numbers[start : start + BATCH], part
 
     return RowSource(
         name=name,
@@ -114,3 +139,21 @@ def array_source(
         count=len(table),
         batches=batches(),
     )
+
+
+def checked_ids(ids: npt.ArrayLike) -> Ids:
+    """Ids `(n,)` as int64.
+
+    Raises:
+        VectorIndexError: not whole numbers, negative, or one of them twice.
+    """
+    numbers = np.asarray(ids)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise VectorIndexError(
+            f"ids have shape {numbers.shape} and type {numbers.dtype}: expected one integer each"
+        )
+    numbers = numbers.astype(np.int64)
+    ordered = np.sort(numbers)
+    if len(ordered) and (ordered[0] < 0 or (np.diff(ordered) == 0).any()):
+        raise VectorIndexError("ids must not be negative, and none may come twice")
+    return numbers

@@ -14,20 +14,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from timmscope.index import building, upkeep
 from timmscope.index.backend import Backend, Ids, Rows, find_backend
 from timmscope.index.files import IndexRecord, index_path, read_record, write_index
+from timmscope.index.filters import Where, allowed_ids
 from timmscope.index.kept import check_belongs, locate, missing_rows
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
-from timmscope.index.source import RowSource, array_source, store_source
-from timmscope.progress import task
+from timmscope.index.source import array_source, store_source
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
     from timmscope.store import Store, StoreLayer
-
-BATCH = 4096
-"""Rows read at a time."""
 
 
 class Hits(NamedTuple):
@@ -64,23 +62,44 @@ class VectorIndex:
 
     @classmethod
     def build(
-        cls, layer: StoreLayer, *, metric: Metric = "cosine", backend: str = "flat"
+        cls,
+        layer: StoreLayer,
+        *,
+        metric: Metric = "cosine",
+        backend: str = "auto",
+        recall: float = 0.95,
+        memory: int | None = None,
+        seed: int = 0,
     ) -> VectorIndex:
         """Index the pooled rows of a store's layer; ids are the store's image ids.
 
-        Rows are streamed. Images that could not be read have no row; rows with NaN or infinity
-        are left out. Both are counted in `record`.
+        Rows are streamed, of all shards that are finished: `add_missing` adds the others later.
+        Images that could not be read have no row; rows with NaN or infinity are left out. Both are
+        counted in `record`. The same rows and settings give the same index, byte for byte.
 
         Args:
             layer: as `store.layer(name)` gives it.
             metric: `cosine`, `l2` or `ip`; see `Hits`.
-            backend: name of the engine.
+            backend: name of the engine; `auto` chooses by the other settings and says why.
+            recall: share of the 10 true neighbours that searches are to find on average.
+            memory: bytes that the index may keep in memory while it is searched; no limit if None.
+            seed: of everything random.
 
         Raises:
-            VectorIndexError: unknown metric or backend, or no row to index.
+            VectorIndexError: unknown metric or backend, no row to index, or too little memory.
             StoreCorrupted: a shard cannot be read.
         """
-        return cls._build(store_source(layer, BATCH), metric, backend)
+        source = store_source(layer)
+        engine, record = building.build(
+            source,
+            metric=metric,
+            backend=backend,
+            recall=recall,
+            memory=memory,
+            seed=seed,
+            scratch=layer.store.path,
+        )
+        return cls(engine, record, store=layer.store)
 
     @classmethod
     def from_array(
@@ -89,48 +108,98 @@ class VectorIndex:
         *,
         ids: npt.ArrayLike | None = None,
         metric: Metric = "cosine",
-        backend: str = "flat",
+        backend: str = "auto",
+        recall: float = 0.95,
+        memory: int | None = None,
+        seed: int = 0,
         name: str = "array",
     ) -> VectorIndex:
         """Index rows `(N, d)` of one's own; ids are their positions, or `ids` `(N,)`.
 
         Raises:
-            VectorIndexError: wrong shapes, ids that are negative or double, or no finite row.
+            VectorIndexError: as for `build`, wrong shapes, or ids that are negative or double.
         """
-        return cls._build(array_source(rows, ids, name, BATCH), metric, backend)
-
-    @classmethod
-    def _build(cls, source: RowSource, metric: Metric, backend: str) -> VectorIndex:
-        if metric not in SCORE_NAMES:
-            raise VectorIndexError(
-                f"no metric is called {metric!r}: use one of {', '.join(SCORE_NAMES)}"
-            )
-        engine = find_backend(backend)(source.dim, space_of(metric), capacity=source.count)
-        non_finite: list[int] = []
-        with task("indexing", total=source.count) as advance:
-            for ids, rows in source.batches:
-                good = np.isfinite(rows).all(1)
-                non_finite.extend(ids[~good].tolist())
-                engine.add(prepared(rows[good], metric), ids[good])
-                advance(len(ids))
-        if not len(engine):
-            reason = f": all {len(non_finite)} hold NaN or infinity" if non_finite else ""
-            raise VectorIndexError(f"{source.name} has no row to index{reason}")
-        record = IndexRecord(
-            layer=source.layer,
+        engine, record = building.build(
+            array_source(rows, ids, name),
             metric=metric,
             backend=backend,
-            dim=source.dim,
-            count=len(engine),
-            failed=source.failed,
-            non_finite=len(non_finite),
-            model=source.model,
-            weights_sha256=source.weights_sha256,
-            precision=source.precision,
-            shards=source.shards,
-            facts=engine.facts(),
+            recall=recall,
+            memory=memory,
+            seed=seed,
+            scratch=None,
         )
-        return cls(engine, record, store=source.store)
+        return cls(engine, record)
+
+    # Keeping
+
+    def add(self, rows: npt.ArrayLike, ids: npt.ArrayLike) -> int:
+        """Add rows `(n, dim)` under ids `(n,)`; returns how many, without those not finite.
+
+        Raises:
+            VectorIndexError: wrong shapes, or an id that is double or there already.
+        """
+        self.record, added = upkeep.add(self._backend, self.record, rows, ids)
+        return added
+
+    def add_missing(self) -> int:
+        """Add the rows that the store has gained since; returns how many.
+
+        The engine is not trained again: build anew when the index grew many times over.
+
+        Raises:
+            VectorIndexError: the index belongs to no store, or the store was mined again.
+            StoreCorrupted: a shard cannot be read.
+        """
+        self._store = upkeep.reopened(self._store, self.layer)
+        self.record, added = upkeep.add_missing(self._backend, self.record, self._store)
+        return added
+
+    def remove(self, ids: npt.ArrayLike) -> int:
+        """Take rows out; returns how many. Their ids may be added again.
+
+        Raises:
+            VectorIndexError: an id that is not there or comes twice, or no row would be left.
+        """
+        self.record, removed = upkeep.remove(self._backend, self.record, ids)
+        return removed
+
+    def compact(self) -> None:
+        """Give back what removed rows still take up, on disk after the next `save`."""
+        self._backend.compact()
+        self.record = upkeep.current(self._backend, self.record)
+
+    def tune(self, recall: float) -> float:
+        """Choose the quickest search parameters that reach a recall; returns what is reached.
+
+        Measured with 1,000 rows of the index (all, where there are fewer), each searched for
+        among the others, against exact search. What was chosen, its recall and its queries per
+        second go into `record.facts`; `save` keeps them. Warns when the recall cannot be reached:
+        the best parameters are in use then.
+
+        Args:
+            recall: share of the 10 true neighbours that searches are to find on average.
+
+        Raises:
+            VectorIndexError: `recall` is not above 0 and at most 1.
+        """
+        self.record = building.tuned(self._backend, self.record, recall, timed=True)
+        reached: float = self.record.facts["recall"]["reached"]
+        if reached < recall:
+            warnings.warn(
+                f"the index of {self.layer!r} reaches a recall of {reached:.4f} at best, not "
+                f"{recall}: build it with another backend, as in backend='flat'",
+                stacklevel=2,
+            )
+        return reached
+
+    def info(self) -> dict[str, Any]:
+        """What the index is, in plain values: its record, its size and the rows that it lacks."""
+        return {
+            **self.record.model_dump(mode="json", exclude={"shards", "sha256"}),
+            "shards": len(self.record.shards),
+            "path": None if self.path is None else str(self.path),
+            "missing_rows": self.missing_rows,
+        }
 
     # Disk
 
@@ -158,7 +227,12 @@ class VectorIndex:
 
     @classmethod
     def load(
-        cls, source: Store | str | Path, layer: str | None = None, *, verify: bool = True
+        cls,
+        source: Store | str | Path,
+        layer: str | None = None,
+        *,
+        verify: bool | None = None,
+        mmap: bool = True,
     ) -> VectorIndex:
         """Read an index back, and check that it is whole and still belongs to its store.
 
@@ -167,7 +241,10 @@ class VectorIndex:
         Args:
             source: a store, its folder, or the path of an index file.
             layer: which layer's, for a store; may be left out when there is only one index.
-            verify: compare the file's SHA-256, which reads it once more.
+            verify: compare the file's SHA-256, which reads all of it. By default only a file of
+                at most 64 MiB is compared; of a larger one, its size and what it says of itself.
+            mmap: read rows from the file as they are needed, so that loading takes milliseconds
+                and memory is shared between processes; else read all now.
 
         Raises:
             LayerNotFound: the store has no such layer.
@@ -175,11 +252,11 @@ class VectorIndex:
                 another store than the one now there.
         """
         path, store = locate(source, layer)
-        index = cls._load(path, store, verify)
+        index = cls._load(path, store, verify, mmap)
         if index.missing_rows:
             warnings.warn(
                 f"{store} has {index.missing_rows} rows of {index.layer} that its index lacks: "
-                "build it again to find them",
+                "add_missing() adds them",
                 stacklevel=2,
             )
         return index
@@ -200,20 +277,24 @@ class VectorIndex:
         found = None
         if path.exists():
             with contextlib.suppress(VectorIndexError):
-                found = cls._load(path, layer.store, verify=True)
-        current = found is not None and not found.missing_rows
-        if found is not None and current and found.metric == metric:
+                found = cls._load(path, layer.store, None, True)
+        if found is not None and found.metric == metric:
+            if found.missing_rows:
+                found.add_missing()
+                if keep:
+                    found.save()
             return found
         index = cls.build(layer, metric=metric)
-        if keep and not current:
+        if keep and found is None:
             index.save()
         return index
 
     @classmethod
-    def _load(cls, path: Path, store: Store | None, verify: bool) -> VectorIndex:
+    def _load(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
         record = read_record(path, verify=verify)
+        kind, space = find_backend(record.backend), space_of(record.metric)
         try:
-            engine = find_backend(record.backend).load(path, record.dim, space_of(record.metric))
+            engine = kind.load(path, record.dim, space, mmap=mmap)
         except VectorIndexError:
             raise
         except Exception as error:  # engines raise what they like on a damaged file
@@ -280,15 +361,19 @@ class VectorIndex:
 
     # Searching
 
-    def search(self, vectors: npt.ArrayLike, k: int = 10) -> Hits:
+    def search(self, vectors: npt.ArrayLike, k: int = 10, *, where: Where | None = None) -> Hits:
         """Find the rows nearest to vectors.
 
         Args:
             vectors: `(Q, dim)`, or one vector `(dim,)`, which is a batch of one.
             k: how many; with fewer rows than that, all of them are returned.
+            where: which rows may be found: a condition on the store's images as
+                ``store.images.where`` takes it (``"label == 'dog'"``), a mask of bools whose entry
+                number i is about id i, or ids. All by default.
 
         Raises:
-            VectorIndexError: wrong width, values that are not finite, or `k` below 1.
+            VectorIndexError: wrong width, values that are not finite, `k` below 1, or a filter
+                that does not fit.
         """
         queries = np.atleast_2d(np.asarray(vectors, np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.dim:
@@ -301,35 +386,49 @@ class VectorIndex:
             raise VectorIndexError(
                 f"{len(bad)} of {len(queries)} queries hold NaN or infinity, the first is {bad[0]}"
             )
-        return self._search(prepared(queries, self.metric), k)
+        return self._search(prepared(queries, self.metric), k, where)
 
-    def search_row(self, row_id: int, k: int = 10, *, exclude_self: bool = True) -> Hits:
+    def search_row(
+        self,
+        row_id: int,
+        k: int = 10,
+        *,
+        exclude_self: bool = True,
+        where: Where | None = None,
+    ) -> Hits:
         """Find the rows nearest to a row of the index.
 
         Args:
             row_id: its id.
             k: how many; with fewer rows than that, all of them are returned.
             exclude_self: leave the row itself out.
+            where: which rows may be found; see `search`.
 
         Raises:
-            VectorIndexError: the index has no such row, or `k` is below 1.
+            VectorIndexError: the index has no such row, `k` is below 1, or a filter that does not
+                fit.
         """
-        hits = self._search(self._row(row_id), k + 1 if exclude_self and k > 0 else k)
+        row = self._row(row_id)
+        hits = self._search(row, k + 1 if exclude_self and k > 0 else k, where)
         if not exclude_self:
             return hits
         keep = np.flatnonzero(hits.ids[0] != row_id)[:k]
         return Hits(hits.ids[:, keep], hits.scores[:, keep])
 
-    def search_image(self, model: HookedModel, images: Any, k: int = 10) -> Hits:
+    def search_image(
+        self, model: HookedModel, images: Any, k: int = 10, *, where: Where | None = None
+    ) -> Hits:
         """Find the rows nearest to images, seen through the model that made the rows.
 
         Args:
             model: must have the weights that the store was mined with.
             images: one or several, as `model.images` takes them.
             k: how many; with fewer rows than that, all of them are returned.
+            where: which rows may be found; see `search`.
 
         Raises:
-            VectorIndexError: another model, or features that are not finite.
+            VectorIndexError: another model, features that are not finite, or a filter that does
+                not fit.
             ImageError: an image cannot be read.
         """
         from timmscope.index.embedding import embed
@@ -346,7 +445,7 @@ class VectorIndex:
             )
         pictures = model.images(images)
         rows = embed(model, pictures, self.layer, precision=self.record.precision)
-        return self.search(rows, k)
+        return self.search(rows, k, where=where)
 
     def _row(self, row_id: int) -> Rows:
         try:
@@ -358,10 +457,17 @@ class VectorIndex:
                 f"{known.min()} to {known.max()}, without images that failed or are not finite"
             ) from None
 
-    def _search(self, queries: Rows, k: int) -> Hits:
+    def _search(self, queries: Rows, k: int, where: Where | None) -> Hits:
         if k < 1:
             raise VectorIndexError(f"k is {k}: ask for at least one neighbour")
-        values, ids = self._backend.search(queries, min(int(k), len(self)))
+        allowed = None if where is None else allowed_ids(where, self.ids, self._store)
+        count = min(int(k), len(self) if allowed is None else len(allowed))
+        if not count:
+            empty = (len(queries), 0)
+            return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32))
+        if allowed is not None and len(allowed) == len(self):
+            allowed = None
+        values, ids = self._backend.search(queries, count, allowed)
         if self.metric == "cosine":
             values = np.clip(values, -1, 1)  # rounding of normalised rows
         return Hits(ids, values)
