@@ -99,6 +99,11 @@ class LabelTable(Sequence[str | None]):
         """The distinct labels, in order of first appearance."""
         return self._names
 
+    @property
+    def codes(self) -> np.ndarray:
+        """Place of every label in `names`, (N,) int32; -1 where there is none."""
+        return self._codes
+
     def __len__(self) -> int:
         return len(self._codes)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timmscope.images.tables import decode, encode
+from timmscope.images.tables import encode
 from timmscope_registry import ParameterError
 
 from .where import Kind, Values
@@ -58,10 +58,9 @@ class Column:
         part = self.values[start:stop]
         if self.texts is None:
             return Values(part, np.isnan(part))
-        missing = part < 0
-        names = self.names
-        texts = [b"" if code < 0 else names[code] for code in part.tolist()]
-        return Values(np.array(texts, dtype=np.bytes_), missing)
+        codes, places = np.unique(part, return_inverse=True)
+        texts = [b"" if code < 0 else self.names[code] for code in codes.tolist()]
+        return Values(np.array(texts, dtype=np.bytes_)[places.reshape(-1)], part < 0)
 
 
 @dataclass
@@ -142,7 +141,8 @@ class _Table:
         self.joined = next((join for join in JOINS if join in folded), "")
         if not self.joined:
             raise self.error(
-                f"needs a column path, name or id to find the images by, it has {', '.join(heads)}"
+                "needs a column path, name or id to find the images by, it has "
+                f"{', '.join(heads) or 'none'}"
             )
         self.key = folded.index(self.joined)
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -150,19 +150,19 @@ class _Table:
             what = f"two columns are called {twice[0]!r}" if twice and twice[0] else ""
             raise self.error(what or f"column {names.index('') + 1} has no name")
         self.places = {
-            name: place
-            for place, name in enumerate(names)
-            if place != self.key and name not in OWN
+            name: place for place, name in enumerate(names) if place != self.key and name not in OWN
         }
 
     def _open(self) -> list[str]:
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-                line = file.readline()
+                self.delimiter = max(",;\t", key=file.readline().count)
+                file.seek(0)
+                return next(csv.reader(file, delimiter=self.delimiter), [])
         except OSError as error:
             raise self.error(f"cannot be read ({error.strerror})") from error
-        self.delimiter = max(",;\t", key=line.count)
-        return next(iter(csv.reader([line], delimiter=self.delimiter)), [])
+        except csv.Error as error:
+            raise self.error(f"its first line cannot be read ({error})") from error
 
     def error(self, reason: str) -> ParameterError:
         return ParameterError(f"metadata {self.path}: {reason}", parameter="metadata")
@@ -282,8 +282,3 @@ def _is_number(cell: str) -> bool:
 
 def _numbers(cells: Iterable[str]) -> list[float]:
     return [float(cell) if cell.strip() else float("nan") for cell in cells]
-
-
-def label_column(column: Column) -> tuple[np.ndarray, tuple[str, ...]]:
-    """A text column as codes and names, for `LabelTable`."""
-    return column.values, tuple(decode(name) for name in column.names)

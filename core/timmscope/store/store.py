@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from timmscope.mining.collectors import Collector
     from timmscope.models import HookedModel
 
+    from .metadata import Metadata
     from .verify import Report
 
 
@@ -39,10 +40,15 @@ _UNREADABLE = ("status", "path", "reason")
 
 
 class ImageTable:
-    """The store's images, by id: `paths`, `labels`, `status`, `reasons`, `sizes`."""
+    """The store's images, by id: `paths`, `labels`, `status`, `reasons`, `sizes`.
 
-    def __init__(self, files: ShardFiles) -> None:
+    Attributes:
+        metadata: columns of a file of one's own; see `Store.with_metadata`.
+    """
+
+    def __init__(self, files: ShardFiles, metadata: Metadata | None = None) -> None:
         self._files = files
+        self.metadata = metadata
 
     def __len__(self) -> int:
         return self._files.manifest.images.count
@@ -54,7 +60,11 @@ class ImageTable:
 
     @cached_property
     def labels(self) -> LabelTable:
-        """Label of every image, None where there is none."""
+        """Label of every image, None where there is none; the metadata's, where it has them."""
+        added = {} if self.metadata is None else self.metadata.columns
+        if "label" in added:
+            spans = (self._files.manifest.span(n) for n in range(self._files.manifest.shard_count))
+            return LabelTable.of_columns(added["label"].block(*span).values for span in spans)
         return LabelTable.of_columns(self._columns("label"))
 
     @cached_property
@@ -91,6 +101,24 @@ class ImageTable:
                 ]
         return found
 
+    def where(self, condition: str) -> np.ndarray:
+        """Which images meet a condition, (N,) bool; reads the columns it names, shard by shard.
+
+        Args:
+            condition: as in ``label == 'dog' and 300 < width <= 640``. Columns are ``id``,
+                ``path``, ``name`` (after the last slash), ``folder`` (before it), ``label``,
+                ``width``, ``height``, ``readable`` and those of the metadata. Understood are
+                comparisons (``== != < <= > >=``, chained), ``in`` with a list or to find text in
+                text, ``and``, ``or``, ``not``. A missing value is ``None`` and equals only that.
+
+        Raises:
+            ParameterError: the condition is wrong; the message says where.
+            StoreError: the store is not finished.
+        """
+        from .columns import selected
+
+        return selected(self._files, condition, self.metadata)
+
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate(list(self._columns(name)))
 
@@ -114,10 +142,10 @@ class Store:
         self.path = path
         self._adopt(manifest)
 
-    def _adopt(self, manifest: Manifest) -> None:
+    def _adopt(self, manifest: Manifest, metadata: Metadata | None = None) -> None:
         self.manifest = manifest
         self.files = ShardFiles(self.path, manifest)
-        self.images = ImageTable(self.files)
+        self.images = ImageTable(self.files, metadata)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
@@ -179,6 +207,26 @@ class Store:
             return source
         return ByName(source, names)
 
+    def with_metadata(self, file: str | os.PathLike[str]) -> Store:
+        """Return the same store with the columns of a CSV file beside its images.
+
+        Conditions may name them (`ImageTable.where`), with ``_`` for what no name can hold, and a
+        column ``label`` takes the place of the store's labels. Columns whose values are all
+        numbers are numbers, the others text; images without a row, and empty cells, are missing.
+
+        Args:
+            file: commas, semicolons or tabs; names on the first line; one of them ``path``,
+                ``name`` or ``id``, by which the rows' images are found.
+
+        Raises:
+            ParameterError: the file cannot be read, or its rows belong to no image or to several.
+        """
+        from .metadata import read_metadata
+
+        other = Store(self.path, self.manifest)
+        other.images.metadata = read_metadata(file, self.images.paths)
+        return other
+
     @property
     def layers(self) -> Mapping[str, LayerRecord]:
         """The mined layers by name, in execution order."""
@@ -212,7 +260,7 @@ class Store:
 
         report = verify(self.path, repair=repair, model=model, images=images)
         if report.repaired:
-            self._adopt(Manifest.read(self.path))
+            self._adopt(Manifest.read(self.path), self.images.metadata)
         return report
 
     def collector(self, layer: str, name: str) -> Collector:

@@ -97,16 +97,23 @@ class Condition:
     def _parse(self) -> ast.expr:
         if not self.text:
             raise self._error("it is empty, expected as in \"label == 'dog' and width > 300\"")
+        if "\0" in self.text:
+            raise self._error("text cannot hold the character of code 0")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python's advice on `is` with a literal
                 return ast.parse(self.text, mode="eval").body
         except SyntaxError as error:
-            reason = error.msg.partition(". ")[0].partition(". Maybe")[0]
-            place = f"at character {error.offset}: " if error.offset else ""
-            raise self._error(f"{place}{reason}; expected {_FORMS}") from None
-        except (ValueError, MemoryError) as error:
-            raise self._error(f"{error or 'it is nested too deeply'}") from None
+            at = error.offset or len(self.text) + 1
+            if error.offset and self.text[at - 1 : at] == "=":
+                reason = "one = is no comparison, write =="
+            elif at > len(self.text):
+                reason = f"it ends too early; expected {_FORMS}"
+            else:
+                reason = f"{error.msg.partition('. ')[0]}; expected {_FORMS}"
+            raise self._error(f"at character {at}: {reason}") from None
+        except (ValueError, MemoryError):  # what else Python says of some thousand brackets
+            raise self._error("it is nested too deeply") from None
 
     def _condition(self, node: ast.expr) -> Truth:
         """An expression that is true or false of every image."""
@@ -221,7 +228,7 @@ class Condition:
                 parts = [
                     f"there is no column {name!r}",
                     did_you_mean(name, self._kinds),
-                    f"there are {', '.join(self._kinds)} (and text stands in quotes)",
+                    f"there are {', '.join(self._kinds)}, and text stands in quotes",
                 ]
                 raise self._error("; ".join(filter(None, parts)), node)
             self._used[name] = None
@@ -236,9 +243,7 @@ class Condition:
         if isinstance(node, ast.Constant) and isinstance(
             node.value, bool | int | float | str | None
         ):
-            if isinstance(node.value, str) and "\0" in node.value:
-                raise self._error("text cannot hold the character of code 0", node)
-            return node.value
+            return node.value.rstrip("\0") if isinstance(node.value, str) else node.value
         if isinstance(node, ast.Name) and node.id.lower() in _NAMES:
             return _NAMES[node.id.lower()]
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
@@ -259,7 +264,8 @@ class Condition:
         if node is not None:
             before = self.text.encode()[: node.col_offset]  # ast counts bytes
             place = f"at character {len(before.decode(errors='ignore')) + 1}: "
-        return ParameterError(f"where {self.text!r}: {place}{reason}", parameter="where")
+        shown = self.text if len(self.text) <= 200 else f"{self.text[:200]}…"
+        return ParameterError(f"where {shown!r}: {place}{reason}", parameter="where")
 
 
 def _kind_of(value: object) -> Kind:
