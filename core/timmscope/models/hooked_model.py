@@ -300,6 +300,12 @@ class HookedModel:
         """Replace activations in flight; see `ModelHooks.edit`."""
         return self.hooks.edit(edits)
 
+    def watch(
+        self, functions: Mapping[str, Callable[[Tensor], None]], *, until_last: bool = True
+    ) -> AbstractContextManager[None]:
+        """Call functions with activations in flight, keeping nothing; see `ModelHooks.watch`."""
+        return self.hooks.watch(functions, until_last=until_last)
+
     def cut(self, point: str) -> AbstractContextManager[Cut]:
         """Start the autograd graph at a hook point; see `ModelHooks.cut`."""
         return self.hooks.cut(point)

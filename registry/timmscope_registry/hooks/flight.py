@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from timmscope_registry.errors import UnsupportedModel
 from timmscope_registry.hooks.points import Point
 from timmscope_registry.hooks.rules import BackwardRule, attach
-from timmscope_registry.hooks.scopes import Cut, Edits, Recording
+from timmscope_registry.hooks.scopes import Cut, Edits, Recording, Watch
 from timmscope_registry.hooks.steady import Steady
 
 
@@ -33,11 +33,11 @@ class RuleScope:
         """Graphs of earlier forwards keep the rule until the context closes."""
 
 
-Scope = Recording | Cut | Edits | RuleScope
+Scope = Recording | Watch | Cut | Edits | RuleScope
 
 
 class Flight:
-    """Runs the module once. At each point edits come first, then cuts, then recordings."""
+    """Runs the module once. At each point edits come first, then cuts, then readers."""
 
     def __init__(self, module: nn.Module, steady: Steady, scopes: list[Scope]) -> None:
         self._module = module
@@ -46,7 +46,9 @@ class Flight:
         self._cuts = [s for s in scopes if isinstance(s, Cut)]
         self._edits = [s for s in scopes if isinstance(s, Edits)]
         self._rules = [s for s in scopes if isinstance(s, RuleScope)]
-        self._may_stop = bool(self._recordings) and all(r.until_last for r in self._recordings)
+        self._watches = [s for s in scopes if isinstance(s, Watch)]
+        self._readers: list[Recording | Watch] = [*self._recordings, *self._watches]
+        self._may_stop = bool(self._readers) and all(r.until_last for r in self._readers)
         self._calls: dict[nn.Module, int] = {}
         self._actions: dict[nn.Module, dict[int, list[Callable[[Tensor], Tensor]]]]
         self._actions = defaultdict(lambda: defaultdict(list))
@@ -59,6 +61,10 @@ class Flight:
         for recording in self._recordings:
             for point in recording.points:
                 self._kept[point.key].append((recording, point))
+        self._shown: dict[tuple[nn.Module, int], list[tuple[Watch, Point]]] = defaultdict(list)
+        for watch in self._watches:
+            for point in watch.functions:
+                self._shown[point.key].append((watch, point))
         self._copied = {
             point.key
             for point in (
@@ -87,7 +93,8 @@ class Flight:
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
             stack.enter_context(self._steady.hold())
-            for module in {*self._actions, *(module for module, _ in self._kept)}:
+            places = (*self._kept, *self._shown)
+            for module in {*self._actions, *(module for module, _ in places)}:
                 stack.callback(module.register_forward_hook(self._hook(stop)).remove)
             if needs_graph:
                 torch.set_grad_enabled(False)
@@ -108,7 +115,8 @@ class Flight:
             self._calls[module] = number + 1
             actions = self._actions[module].get(number, ()) if module in self._actions else ()
             kept = self._kept.get((module, number), ())
-            if not actions and not kept:
+            shown = self._shown.get((module, number), ())
+            if not actions and not kept and not shown:
                 return None
             if not isinstance(output, Tensor):
                 raise UnsupportedModel(
@@ -124,6 +132,8 @@ class Flight:
                 value = action(value)
             for recording, point in kept:
                 recording.take(point, value)
+            for watch, point in shown:
+                watch.show(point, value)
             if module is not self._module and self._may_stop and self._satisfied():
                 raise stop
             # The model goes on with a copy of what it is going to overwrite.
@@ -132,12 +142,13 @@ class Flight:
         return hook
 
     def _satisfied(self) -> bool:
-        return all(r.complete for r in self._recordings) and all(c.reached for c in self._cuts)
+        return all(r.complete for r in self._readers) and all(c.reached for c in self._cuts)
 
     def _check_reached(self) -> None:
         missed = [p.name for r in self._recordings for p in r.points if p.name not in r]
         missed += [cut.point.name for cut in self._cuts if not cut.reached]
         missed += [p.name for e in self._edits for p in e.functions if p not in e.fired]
+        missed += [p.name for w in self._watches for p in w.functions if p not in w.seen]
         if missed:
             raise UnsupportedModel(
                 f"the forward never ran {', '.join(dict.fromkeys(missed))}; fused attention skips "

@@ -16,7 +16,7 @@ from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
 from timmscope_registry.hooks.layers import LayerCatalogue
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
-from timmscope_registry.hooks.scopes import Cut, Edits, Recording
+from timmscope_registry.hooks.scopes import Cut, Edits, Recording, Watch
 from timmscope_registry.hooks.steady import Steady
 
 _Scope = TypeVar("_Scope", bound=Scope)
@@ -110,6 +110,32 @@ class ModelHooks:
         """
         scope = Edits({self._point(name): function for name, function in edits.items()})
         return self._open_silently(scope)
+
+    def watch(
+        self, functions: Mapping[str, Callable[[Tensor], None]], *, until_last: bool = True
+    ) -> AbstractContextManager[None]:
+        """Call a function with the output of each hook point in every forward inside the context.
+
+        Nothing is kept or copied: a function reads the tensor while it is fresh, and must neither
+        change nor keep it, since the model may overwrite it next. Cheaper than `record` where a
+        reduction is all that is wanted.
+
+        Args:
+            functions: what to call, by the name of the hook point.
+            until_last: as for `record`.
+
+        Raises:
+            LayerNotFound, UnsupportedModel: as for `record`.
+        """
+        if not functions:
+            raise ParameterError("name at least one hook point to watch", parameter="functions")
+        found = {self._point(name): function for name, function in functions.items()}
+        return self._open_silently(Watch(found, until_last=until_last))
+
+    @property
+    def open_contexts(self) -> bool:
+        """Whether a context is open in this thread, so that a forward is more than the bare one."""
+        return bool(self._scopes)
 
     def cut(self, point: str) -> AbstractContextManager[Cut]:
         """Start the autograd graph at a hook point.

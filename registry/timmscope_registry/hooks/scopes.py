@@ -1,4 +1,4 @@
-"""What the open contexts want at each hook point: values recorded, edited, or the graph cut."""
+"""What the open contexts want at each hook point: values kept, read, edited, or the graph cut."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from timmscope_registry.errors import LayerNotFound, ParameterError, Unsupported
 from timmscope_registry.hooks.points import Point
 
 Edit = Callable[[Tensor], Tensor]
+Look = Callable[[Tensor], None]
 
 
 class Recording(Mapping[str, Tensor]):
@@ -149,3 +150,26 @@ class Edits:
                 f"and returned {got}"
             )
         return edited
+
+
+@dataclass
+class Watch:
+    """Functions that read activations in flight, while they are fresh in the processor's cache."""
+
+    functions: dict[Point, Look]
+    until_last: bool
+    seen: set[Point] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Forget the forward before."""
+        self.seen.clear()
+
+    def show(self, point: Point, value: Tensor) -> None:
+        """Call the function of a hook point."""
+        self.functions[point](value)
+        self.seen.add(point)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every point has been seen in this forward."""
+        return len(self.seen) == len(self.functions)

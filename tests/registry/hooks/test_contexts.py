@@ -96,6 +96,50 @@ def test_recorded_values_are_those_of_the_slow_version(model, hooks, images) -> 
     torch.testing.assert_close(output, expected["logits"], rtol=1e-12, atol=1e-12)
 
 
+def test_watched_values_are_those_of_the_slow_version(model, hooks, images) -> None:
+    sums: dict[str, Tensor] = {}
+
+    def adder(name: str):
+        return lambda value: sums.__setitem__(name, value.sum((0, *range(2, value.ndim))))
+
+    with torch.inference_mode(), hooks.watch({name: adder(name) for name in POINTS}):
+        hooks(images)
+    expected = slowly(model, images)
+    assert list(sums) == list(POINTS)
+    for name in POINTS:
+        total = expected[name].sum((0, *range(2, expected[name].ndim)))
+        torch.testing.assert_close(sums[name], total, rtol=1e-12, atol=1e-12)
+
+
+def test_watching_stops_after_the_last_point_and_sees_edits(model, hooks, images) -> None:
+    assert hooks.layers  # traced by a whole forward of its own
+    before, seen, ran = fingerprint(model), [], []
+    handle = model.fc.register_forward_hook(lambda *a: ran.append(1))
+    with hooks.watch({"conv2": seen.append}):
+        with hooks.edit({"conv2": torch.zeros_like}):
+            assert hooks(images).shape == (2, 0)
+        assert not ran
+        assert not seen[0].any()
+        with hooks.record("fc") as recording:  # another context needs the rest
+            hooks(images)
+    assert ran == [1]
+    assert len(seen) == 2
+    assert "fc" in recording
+    handle.remove()
+    assert fingerprint(model).difference(before) == []
+
+
+def test_a_watched_point_that_never_runs_is_an_error(hooks, images) -> None:
+    with (
+        hooks.watch({"unused": lambda value: None}),
+        pytest.raises(UnsupportedModel, match="never ran unused"),
+    ):
+        hooks(images)
+    with pytest.raises(ParameterError, match="at least one"):
+        hooks.watch({})
+    assert not hooks.open_contexts
+
+
 def test_recorded_gradients_are_those_of_the_slow_version(model, hooks, images) -> None:
     recorded = images.clone().requires_grad_()
     with hooks.record(*POINTS, gradients=True) as recording:
