@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         LayerBatch,
         Patch,
         RowCollector,
+        merge,
         mine,
         top_patches,
     )
@@ -167,6 +168,7 @@ __all__ = [
     "layer_energy",
     "load_model",
     "load_result",
+    "merge",
     "mine",
     "neuron",
     "noise_like",
@@ -199,6 +201,7 @@ _HOMES = {
         "LayerBatch",
         "Patch",
         "RowCollector",
+        "merge",
         "mine",
         "top_patches",
     ),

@@ -11,6 +11,7 @@ from .collectors import (
     Statistics,
     TopK,
 )
+from .merge import merge
 from .mine import mine, resume
 from .patches import Patch, patch_box, top_patches
 from .plan import Plan, bytes_per_image, default_layers
@@ -29,6 +30,7 @@ __all__ = [
     "TopK",
     "bytes_per_image",
     "default_layers",
+    "merge",
     "mine",
     "patch_box",
     "resume",

@@ -46,7 +46,7 @@ def feed(
     with ExitStack() as stack:
         stack.enter_context(closing(loaded))  # ends the workers now, not when an error is forgotten
         batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
-        advance = stack.enter_context(task("mining", total=len(source)))
+        advance = stack.enter_context(task("mining", total=manifest.image_count))
         advance(done)
         writer = stack.enter_context(Writer(folder, manifest, plan))
         while batch is not None:

@@ -20,7 +20,7 @@ from .feed import feed
 from .loader import Batches, load_batches
 from .lock import StoreLock
 from .plan import Plan, make_plan, plan_of
-from .preparation import agree, prepare, present, require_space
+from .preparation import agree, part_of, prepare, present, require_some, require_space
 from .reductions import write_merged
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def mine(
     batch_size: int | None = None,
     shard_size: int | None = None,
     precision: str | None = None,
+    ranges: tuple[int, int] | None = None,
     workers: int | None = None,
     start_method: str | None = None,
 ) -> Store:
@@ -60,6 +61,8 @@ def mine(
         batch_size: images a forward (32).
         shard_size: images a shard (1024); at most that much work is lost when killed.
         precision: ``float32`` (default) or ``bfloat16`` (autocast; rows are float32).
+        ranges: (i, n) to mine only the i-th of n parts, counted from 1, each in a folder of its
+            own, at the same time or on several machines; `merge` joins them.
         workers: processes that read images; the result does not depend on it. By default one a
             processor, at most 2; 0 reads in this process.
         start_method: how to start them (`fork`, `forkserver`, `spawn`); Python's own by default.
@@ -90,7 +93,9 @@ def mine(
             shard_size=shard_size,
             precision=precision,
         )
-        manifest = agree(folder, old, plan.manifest(model, source), source)
+        new = plan.manifest(model, source)
+        part = ranges if ranges is not None or old is None else old.part
+        manifest = agree(folder, old, part_of(new, part), source)
         return _run(model, source, folder, manifest, plan, workers, start_method)
 
 
@@ -122,7 +127,7 @@ def resume(
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
         plan = plan_of(old, model)
-        manifest = agree(folder, old, plan.manifest(model, source), source)
+        manifest = agree(folder, old, part_of(plan.manifest(model, source), old.part), source)
         for number in redo or ():
             for name in (shards.rows_file(number), shards.reduced_file(number)):
                 (folder / name).unlink(missing_ok=True)
@@ -142,8 +147,7 @@ def _run(
 ) -> Store:
     """Mine the shards that are missing and merge."""
     manifest = present(folder, manifest)
-    todo = [n for n in range(manifest.shard_count) if n not in manifest.shards]
-    if todo:
+    if todo := manifest.missing:
         ranges = [batch for n in todo for batch in plan.ranges(*manifest.span(n))]
         require_space(folder, plan, sum(stop - start for start, stop in ranges))
         manifest.write(folder)
@@ -151,11 +155,8 @@ def _run(
         batches = Batches(source, model.preprocessing, ranges)
         loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
         manifest = feed(model, source, folder, manifest, plan, loaded)
-    if sum(shard.unreadable for shard in manifest.shards.values()) == len(source):
-        _, path, reason = Store(folder, manifest).images.unreadable()[0]
-        raise ImageError(
-            f"not one of the {len(source)} images can be read; the first says: {reason}", path=path
-        )
+    if manifest.part is None:
+        require_some(folder, manifest)
     if not manifest.complete:
         manifest = write_merged(folder, manifest, plan.reducers)
     return Store(folder, manifest)

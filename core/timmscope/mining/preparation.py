@@ -10,7 +10,7 @@ from timmscope.images import ImageSource
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.files import TEMPORARY
 from timmscope.store.manifest import NAME as MANIFEST
-from timmscope_registry import StoreError, StoreMismatch
+from timmscope_registry import ImageError, ParameterError, StoreError, StoreMismatch
 
 from .plan import Plan, bytes_per_image
 
@@ -35,13 +35,42 @@ def prepare(folder: Path) -> None:
         ) from error
 
 
+def part_of(manifest: Manifest, part: tuple[int, int] | None) -> Manifest:
+    """The same pass, over the i-th of n runs of its shards.
+
+    Raises:
+        ParameterError: there is no such part, or it would hold no shard.
+    """
+    if part is None:
+        return manifest
+    number, parts = part
+    if not 1 <= number <= parts:
+        raise ParameterError(
+            f"ranges {number}/{parts}: expected i/n with i from 1 to n, as in 2/4",
+            parameter="ranges",
+        )
+    count = manifest.shard_count
+    if parts > count:
+        raise ParameterError(
+            f"ranges {number}/{parts}: {manifest.images.count} images make {count} shards of "
+            f"{manifest.shard_size}; make at most {count} parts, or set a smaller shard size",
+            parameter="ranges",
+        )
+    return manifest.model_copy(update={"part": (number, parts)})
+
+
 def agree(folder: Path, old: Manifest | None, new: Manifest, source: ImageSource) -> Manifest:
-    """Return the store's manifest if it describes the same pass; else say what differs."""
+    """Return the store's manifest if it describes the same pass; else say what differs.
+
+    A store without a finished shard holds nothing that could be mixed up, and takes any settings.
+    """
     if old is None:
         return new
     differences = old.differences(new)
     if not differences:
         return old
+    if not old.shards:
+        return new
     if old.images.fingerprint != new.images.fingerprint:
         differences += _changed_images(Store(folder, old), source)
     raise StoreMismatch(
@@ -88,15 +117,31 @@ def present(folder: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def require_some(folder: Path, manifest: Manifest) -> None:
+    """Refuse a finished pass that could not read one image, and clear away its empty rows."""
+    count = manifest.images.count
+    if sum(shard.unreadable for shard in manifest.shards.values()) < count:
+        return
+    _, path, reason = Store(folder, manifest).images.unreadable()[0]
+    names = [MANIFEST]
+    for number in manifest.shards:
+        names += [shards.rows_file(number), shards.reduced_file(number)]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    raise ImageError(
+        f"not one of the {count} images can be read; the first says: {reason}", path=path
+    )
+
+
 def require_space(folder: Path, plan: Plan, count: int) -> None:
     """Refuse to start what cannot end."""
     needed = bytes_per_image(plan) * count
     free = shutil.disk_usage(folder).free
-    log.info("%s: about %s for %d images", folder.name, _amount(needed), count)
+    log.info("%s: about %s for %d images", folder.name, amount(needed), count)
     if needed > free:
         raise StoreError(
-            f"{folder}: needs about {_amount(needed)} for {count} images and the disk has "
-            f"{_amount(free)} free; choose another disk, fewer layers or no maps"
+            f"{folder}: needs about {amount(needed)} for {count} images and the disk has "
+            f"{amount(free)} free; choose another disk, fewer layers or no maps"
         )
 
 
@@ -107,7 +152,8 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _amount(size: float) -> str:
+def amount(size: float) -> str:
+    """A number of bytes for people."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,32 @@ def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
             yield file, guarded
         guarded.check()
         guarded.sync()
+
+
+def place(source: Path, target: Path) -> bool:
+    """Put a file under another name in one step: the same file where it can be, else a copy.
+
+    A file system may refuse hard links, or not be the same one.
+
+    Returns:
+        Whether it is the same file; a copy takes its room on disk again.
+
+    Raises:
+        StoreError: the disk is full or read-only; nothing is left behind.
+    """
+    if target.exists() and target.samefile(source):  # renaming one to the other would do nothing
+        return True
+    with _replacing(target) as temporary:
+        temporary.unlink(missing_ok=True)  # of a process that was killed
+        linked = False
+        with suppress(OSError):
+            temporary.hardlink_to(source)
+            linked = True
+        if not linked:
+            shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    return linked
 
 
 @contextmanager

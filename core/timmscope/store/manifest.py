@@ -134,6 +134,11 @@ class Manifest(_Record):
         return range(self.shard_count * (number - 1) // parts, self.shard_count * number // parts)
 
     @property
+    def image_count(self) -> int:
+        """Number of images in the shards that belong here."""
+        return sum(stop - start for start, stop in map(self.span, self.own))
+
+    @property
     def missing(self) -> list[int]:
         """Numbers of the shards that belong here and were not written yet."""
         return [number for number in self.own if number not in self.shards]

@@ -137,6 +137,20 @@ class ShardFiles:
                 )
             return reader(file)
 
+    def damage(self, name: str, expected: FileRecord) -> str:
+        """Say what is wrong with a file by size and checksum, or nothing."""
+        try:
+            actual = FileRecord.of(self.folder / name)
+        except FileNotFoundError:
+            return "the file is missing"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        if actual.size != expected.size:
+            return f"{actual.size} bytes instead of {expected.size}"
+        if actual.sha256 != expected.sha256:
+            return "its checksum differs: the contents were altered"
+        return ""
+
     def require(self, numbers: Iterable[int]) -> None:
         """Raise `StoreError` for shards that the pass has not reached, or another part holds."""
         missing = [number for number in numbers if number not in self.manifest.shards]

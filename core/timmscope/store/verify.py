@@ -83,7 +83,7 @@ def verify(
         for name, record in track(expected.items(), "verifying", total=len(expected))
         if (reason := _examine(files, name, record))
     ]
-    missing = tuple(n for n in range(manifest.shard_count) if n not in manifest.shards)
+    missing = tuple(manifest.missing)
     if not repair or not (damage or missing):
         return Report(checked=len(expected), damage=tuple(damage), missing=missing)
 
@@ -118,16 +118,8 @@ def _expected(manifest: Manifest) -> dict[str, FileRecord]:
 
 def _examine(files: ShardFiles, name: str, record: FileRecord) -> str:
     """Say what is wrong with a file, or nothing."""
-    try:
-        actual = FileRecord.of(files.folder / name)
-    except FileNotFoundError:
-        return "the file is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if actual.size != record.size:
-        return f"{actual.size} bytes instead of {record.size}"
-    if actual.sha256 != record.sha256:
-        return "its checksum differs: the contents were altered"
+    if reason := files.damage(name, record):
+        return reason
     try:
         with files.open(name, record) as file:
             file.visititems(_read_all)
