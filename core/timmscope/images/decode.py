@@ -76,7 +76,8 @@ def open_image(
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = (isinstance(error, OSError) and error.strerror) or str(error)  # without the path
+        reason = " ".join(text.split()) or type(error).__name__
         raise ImageError(
             f"{label}: cannot be decoded ({reason}); replace or remove the file", path=label
         ) from error

@@ -84,7 +84,7 @@ class Batches(Dataset[Loaded | StoreError]):
             except MemoryError:
                 raise
             except ImageError as error:
-                reason = str(error)
+                reason = str(error).removeprefix(f"{error.path}: ")  # its name is kept beside it
             except Exception as error:  # one image must not end a pass over a million
                 reason = f"{type(error).__name__}: {error}"
             if reason:

@@ -129,7 +129,7 @@ def require_some(folder: Path, manifest: Manifest) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     raise ImageError(
-        f"not one of the {count} images can be read; the first says: {reason}", path=path
+        f"not one of the {count} images can be read; the first is {path}: {reason}", path=path
     )
 
 
