@@ -57,6 +57,10 @@ class Objective(ABC):
         """The objective for a part of the batch: per-image targets are cut to those rows."""
         return self
 
+    def repeated(self, times: int) -> Objective:
+        """The objective for the batch `times` over, as `torch.cat([images] * times)` makes it."""
+        return self
+
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:  # IPython
         printer.text(str(self))  # type: ignore[attr-defined]
 
@@ -130,6 +134,10 @@ class WeightedSum(Objective):
     def rows(self, start: int, stop: int) -> Objective:
         """Cut every term to the rows."""
         return WeightedSum(tuple((weight, term.rows(start, stop)) for weight, term in self.terms))
+
+    def repeated(self, times: int) -> Objective:
+        """Repeat every term's targets."""
+        return WeightedSum(tuple((weight, term.repeated(times)) for weight, term in self.terms))
 
     def __str__(self) -> str:
         text = ""

@@ -143,9 +143,19 @@ class ClassLogit(Objective):
         """The number of targets, if there are several."""
         return len(self.targets) if len(self.targets) > 1 else None
 
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The targets, once they are indices."""
+        known = tuple(target for target in self.targets if isinstance(target, int))
+        return known if len(known) == len(self.targets) else None
+
     def rows(self, start: int, stop: int) -> Objective:
         """The targets of those images."""
         return self if len(self.targets) == 1 else ClassLogit(self.targets[start:stop])
+
+    def repeated(self, times: int) -> Objective:
+        """The targets of those images, `times` over."""
+        return self if len(self.targets) == 1 else ClassLogit(self.targets * times)
 
     def __str__(self) -> str:
         return "class:" + "|".join(str(target) for target in self.targets)

@@ -3,9 +3,20 @@
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.base import LayerName, Technique
+from timmscope.techniques.perturbation import (
+    Baseline,
+    baseline_images,
+    gaussian_blur,
+    perturbed_scores,
+)
 from timmscope.techniques.representation import RepresentationTechnique, Sheet, Table
 from timmscope.techniques.result import Provenance, Result, load_result
-from timmscope.techniques.session import image_generators, noise_like
+from timmscope.techniques.session import (
+    image_generators,
+    images_per_forward,
+    images_per_pass,
+    noise_like,
+)
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
 from timmscope.techniques.synthesis import Synthesis, SynthesisOutcome, SynthesisTechnique
 
@@ -14,6 +25,7 @@ __all__ = [
     "AttackTechnique",
     "Attribution",
     "AttributionTechnique",
+    "Baseline",
     "LayerName",
     "Provenance",
     "RepresentationTechnique",
@@ -27,7 +39,12 @@ __all__ = [
     "SynthesisTechnique",
     "Table",
     "Technique",
+    "baseline_images",
+    "gaussian_blur",
     "image_generators",
+    "images_per_forward",
+    "images_per_pass",
     "load_result",
     "noise_like",
+    "perturbed_scores",
 ]

@@ -20,14 +20,20 @@ from timmscope_registry import ParameterError
 
 MEMORY_BUDGET_BYTES = 1 << 30
 """Activations that one chunk of a batch may keep alive, by default."""
+FORWARD_BUDGET_BYTES = 1 << 29
+"""What one forward without a graph may take beside the weights, by default."""
+MOST_AT_ONCE = 32
+"""Images a forward beyond which processors gain nothing and only memory grows."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """The running call: its seed, and where in the whole batch the images of the chunk are."""
+    """The running call: its seed, where in the whole batch the images of the chunk are, and how
+    many images a pass the caller asked for."""
 
     seed: int
     positions: tuple[int, ...] | None = None
+    batch_size: int | None = None
 
 
 _NONE = Session(seed=0)
@@ -35,7 +41,9 @@ _session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 
 
 @contextlib.contextmanager
-def session(seed: int, positions: Iterable[int] | None = None) -> Iterator[None]:
+def session(
+    seed: int, positions: Iterable[int] | None = None, batch_size: int | None = None
+) -> Iterator[None]:
     """Seed torch for the duration; afterwards its generators and grad mode are as before.
 
     Autograd is on inside, whatever the caller's mode: `no_grad` or `inference_mode`.
@@ -48,7 +56,7 @@ def session(seed: int, positions: Iterable[int] | None = None) -> Iterator[None]
             f"seed is {seed!r}: expected an int of at most 31 bits", parameter="seed"
         )
     where = tuple(positions) if positions is not None else None
-    token = _session.set(Session(seed, where))
+    token = _session.set(Session(seed, where, batch_size))
     grad = torch.is_grad_enabled()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
@@ -115,6 +123,40 @@ def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
     scale = images.shape[-1] * images.shape[-2] / cells
     values = sum(_numel(layer.shape) for layer in model.layers.values())
     return max(1, int(MEMORY_BUDGET_BYTES / max(values * 4 * scale, 1)))
+
+
+def images_per_pass(model: HookedModel, images: Tensor) -> int:
+    """How many images a technique may send through the model with a graph at once.
+
+    For techniques that look at many variants of an image: what the caller asked for as
+    `batch_size`, or what keeps the layers' activations within `MEMORY_BUDGET_BYTES`.
+
+    Args:
+        model: the model.
+        images: `(B, 3, H, W)`; their size counts, their number does not.
+    """
+    return chunk_size(model, images, _session.get().batch_size)
+
+
+def images_per_forward(model: HookedModel, images: Tensor) -> int:
+    """How many images of this size may go through the model at once without a graph.
+
+    As many as the running call was asked for with `batch_size`; by default what keeps a forward
+    within `FORWARD_BUDGET_BYTES`, at most 32. Without a graph only a few tensors of the size of
+    the largest layer are alive together.
+    """
+    asked = _session.get().batch_size
+    if asked is not None:
+        return asked
+    scale = images.shape[-1] * images.shape[-2] / (model.input_size[1] * model.input_size[2])
+    largest = max((_numel(layer.shape) for layer in model.layers.values()), default=0)
+    alive = _ALIVE * largest * scale + 3 * images[0].numel()
+    return int(max(1, min(MOST_AT_ONCE, FORWARD_BUDGET_BYTES / (alive * 4))))
+
+
+_ALIVE = 5
+"""Tensors as large as the largest layer that a forward holds at its peak: input, output, skip
+connection, and the copies that convolution kernels make."""
 
 
 def _numel(shape: tuple[int, ...]) -> int:
