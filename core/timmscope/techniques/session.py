@@ -22,8 +22,8 @@ MEMORY_BUDGET_BYTES = 1 << 30
 """Activations that one chunk of a batch may keep alive, by default."""
 FORWARD_BUDGET_BYTES = 1 << 29
 """What one forward without a graph may take beside the weights, by default."""
-MOST_AT_ONCE = 32
-"""Images a forward beyond which processors gain nothing and only memory grows."""
+MOST_AT_ONCE = {"cpu": 8}
+"""Images a forward beyond which a processor's caches overflow, and it slows down."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def images_per_forward(model: HookedModel, images: Tensor) -> int:
     """How many images of this size may go through the model at once without a graph.
 
     As many as the running call was asked for with `batch_size`; by default what keeps a forward
-    within `FORWARD_BUDGET_BYTES`, at most 32. Without a graph only a few tensors of the size of
+    within `FORWARD_BUDGET_BYTES`, on a processor at most 8. Without a graph only a few tensors of the size of
     the largest layer are alive together.
     """
     asked = _session.get().batch_size
@@ -151,7 +151,8 @@ def images_per_forward(model: HookedModel, images: Tensor) -> int:
     scale = images.shape[-1] * images.shape[-2] / (model.input_size[1] * model.input_size[2])
     largest = max((_numel(layer.shape) for layer in model.layers.values()), default=0)
     alive = _ALIVE * largest * scale + 3 * images[0].numel()
-    return int(max(1, min(MOST_AT_ONCE, FORWARD_BUDGET_BYTES / (alive * 4))))
+    fits = int(FORWARD_BUDGET_BYTES / (alive * 4))
+    return max(1, min(fits, MOST_AT_ONCE.get(model.device.type, fits)))
 
 
 _ALIVE = 5
