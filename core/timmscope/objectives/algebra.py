@@ -53,6 +53,11 @@ class Objective(ABC):
         """How many images it names a target for; None where it serves any number."""
         return None
 
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The class of each image, or one for all, where it is a class logit alone and bound."""
+        return None
+
     def rows(self, start: int, stop: int) -> Objective:
         """The objective for a part of the batch: per-image targets are cut to those rows."""
         return self

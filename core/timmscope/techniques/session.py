@@ -142,8 +142,8 @@ def images_per_forward(model: HookedModel, images: Tensor) -> int:
     """How many images of this size may go through the model at once without a graph.
 
     As many as the running call was asked for with `batch_size`; by default what keeps a forward
-    within `FORWARD_BUDGET_BYTES`, on a processor at most 8. Without a graph only a few tensors of the size of
-    the largest layer are alive together.
+    within `FORWARD_BUDGET_BYTES`, on a processor at most 8. Without a graph only a few tensors of
+    the size of the largest layer are alive together.
     """
     asked = _session.get().batch_size
     if asked is not None:
