@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +65,32 @@ def pooled_linear() -> HookedModel:
 def noise() -> Tensor:
     """Three 8×8 images."""
     return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+SMALL = {
+    "resnet18": ("random:resnet18?img_size=96&num_classes=10", "layer4"),
+    "vgg11": ("random:vgg11?img_size=64&num_classes=10&mlp_ratio=0.05", "features"),
+    "densenet121": ("random:densenet121?img_size=64&num_classes=10", "features"),
+}
+
+
+@pytest.fixture(scope="session")
+def small_case(
+    awake: Callable[[str], HookedModel], lite0: HookedModel, photo_paths: dict[str, Path]
+) -> Callable[[str], tuple[HookedModel, Tensor, list[int], str]]:
+    """A model in float64, three photographs of 64×64 px, a class each, the last layer's name."""
+    known: dict[str, HookedModel] = {}
+
+    def get(name: str) -> tuple[HookedModel, Tensor, list[int], str]:
+        where, layer = SMALL.get(name, ("", "bn2"))
+        origin = awake(where) if where else lite0
+        classes = [3, 1, 7] if where else [282, 504, 650]  # tiger cat, coffee mug, microphone
+        if name not in known:
+            module = copy.deepcopy(origin.module).double()
+            known[name] = HookedModel(
+                module, mean=origin.mean, std=origin.std, input_size=(3, 64, 64)
+            )
+        photos = [photo_paths[photo] for photo in ("chelsea", "coffee", "astronaut")]
+        return known[name], known[name].images(photos).double(), classes, layer
+
+    return get

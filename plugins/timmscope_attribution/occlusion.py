@@ -1,0 +1,152 @@
+"""Occlusion: what the score loses when a patch of the image is covered."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from timmscope import (
+    AttributionTechnique,
+    Baseline,
+    HookedModel,
+    Objective,
+    ParameterError,
+    baseline_images,
+    perturbed_scores,
+)
+
+Window = tuple[int, int]
+
+
+class Occlusion(AttributionTechnique):
+    """Occlusion (Zeiler & Fergus, ECCV 2014): `S(I) − S(I with a patch covered)`.
+
+    A patch slides over the image; a pixel's value is the mean drop of the score over the patches
+    that cover it: positive where the pixel speaks for the objective. Patches at the right and
+    lower edge are cut off by it. One forward a patch, as many together as memory allows.
+    """
+
+    patch_px: int | None = Field(default=None, ge=1)
+    """Side of the square patch in pixels; by default a seventh of the image's shorter side."""
+    stride_px: int | None = Field(default=None, ge=1)
+    """Pixels from one patch to the next, at most `patch_px`; by default half of it."""
+    baseline: Baseline = "grey"
+    """What covers the patch: grey 0.5, the model's mean colour, zero (black), the image blurred,
+    or uniform noise."""
+    absolute: bool = False
+    """Take the size of each drop, so that evidence against counts like evidence for."""
+    smooth: bool = False
+    """Interpolate linearly between the patches' centres instead of averaging over what they
+    cover."""
+
+    def attribute(
+        self, model: HookedModel, images: Tensor, objective: Objective
+    ) -> tuple[Tensor, Tensor]:
+        """Maps `(B, H, W)` and scores `(B,)`.
+
+        Raises:
+            ParameterError: the patch is larger than the image, or the stride than the patch.
+        """
+        height, width = images.shape[2:]
+        patch, stride = self._sizes(height, width)
+        rows, columns = _windows(height, patch, stride), _windows(width, patch, stride)
+        covers = baseline_images(model, images, self.baseline, sigma_px=patch / 2)
+        scores = torch.stack(
+            [
+                self._scores(model, image, cover, objective.rows(index, index + 1), rows, columns)
+                for index, (image, cover) in enumerate(zip(images, covers, strict=True))
+            ]
+        )
+        drops = scores[:, :1] - scores[:, 1:]
+        if self.absolute:
+            drops = drops.abs()
+        spread = _between_centres if self.smooth else _covering
+        down, across = (
+            spread(windows, size).to(drops) for windows, size in ((rows, height), (columns, width))
+        )
+        grid = drops.view(-1, len(rows), len(columns))
+        return torch.einsum("yi,bij,xj->byx", down, grid, across), scores[:, 0]
+
+    def is_signed(self) -> bool:
+        """Drops below zero speak against the objective."""
+        return not self.absolute
+
+    def why_zero(self) -> str:
+        """No patch mattered."""
+        return (
+            "covering a patch never changed the score; try a larger patch_px or another baseline "
+            f"than {self.baseline!r} (an image that is all baseline has nothing to cover)"
+        )
+
+    def _sizes(self, height: int, width: int) -> tuple[int, int]:
+        shorter = min(height, width)
+        patch = self.patch_px or max(1, shorter // 7)
+        stride = self.stride_px or max(1, patch // 2)
+        if patch > shorter:
+            raise ParameterError(
+                f"patch_px is {patch}, and the image has {width}×{height} px: the patch must be "
+                f"smaller than the image, at most {shorter}",
+                parameter="patch_px",
+            )
+        if stride > patch:
+            raise ParameterError(
+                f"stride_px is {stride} and patch_px {patch}: patches would leave gaps; "
+                f"choose a stride of at most {patch}",
+                parameter="stride_px",
+            )
+        return patch, stride
+
+    def _scores(
+        self,
+        model: HookedModel,
+        image: Tensor,
+        cover: Tensor,
+        objective: Objective,
+        rows: list[Window],
+        columns: list[Window],
+    ) -> Tensor:
+        """Score of the image itself, then of each patch covered, row by row."""
+        places = [(row, column) for row in rows for column in columns]
+
+        def make(start: int, stop: int) -> Tensor:
+            covered = image.repeat(stop - start, 1, 1, 1)
+            for copy, place in zip(covered, range(start - 1, stop - 1), strict=True):
+                if place >= 0:
+                    (top, bottom), (left, right) = places[place]
+                    copy[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
+            return covered
+
+        count = len(places) + 1
+        return perturbed_scores(model, image, objective, count, make, description="occluding")
+
+
+def _windows(size: int, patch: int, stride: int) -> list[Window]:
+    """First and last + 1 pixel of each patch along one side; the last is clipped."""
+    count = math.ceil((size - patch) / stride) + 1
+    return [(i * stride, min(i * stride + patch, size)) for i in range(count)]
+
+
+def _covering(windows: list[Window], size: int) -> Tensor:
+    """`(size, len(windows))`: for each pixel, equal shares of the windows that cover it."""
+    shares = torch.zeros(size, len(windows), dtype=torch.float64)
+    for index, (start, stop) in enumerate(windows):
+        shares[start:stop, index] = 1
+    return shares / shares.sum(1, keepdim=True)
+
+
+def _between_centres(windows: list[Window], size: int) -> Tensor:
+    """`(size, len(windows))`: for each pixel, linear shares of the two nearest centres."""
+    centres = torch.tensor([(start + stop) / 2 for start, stop in windows], dtype=torch.float64)
+    pixels = torch.arange(size, dtype=torch.float64) + 0.5
+    if len(windows) == 1:
+        return torch.ones(size, 1, dtype=torch.float64)
+    upper = torch.searchsorted(centres, pixels).clamp(1, len(windows) - 1)
+    low, high = centres[upper - 1], centres[upper]
+    share = ((pixels - low) / (high - low)).clamp(0, 1)
+    shares = torch.zeros(size, len(windows), dtype=torch.float64)
+    shares.scatter_(1, (upper - 1)[:, None], (1 - share)[:, None])
+    shares.scatter_(1, upper[:, None], share[:, None])
+    return shares

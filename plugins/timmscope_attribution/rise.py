@@ -1,0 +1,97 @@
+"""RISE: the mean of random masks, each weighted by the score of what it leaves visible."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from timmscope import (
+    AttributionTechnique,
+    HookedModel,
+    Objective,
+    baseline_images,
+    image_generators,
+    perturbed_scores,
+)
+
+
+class RISE(AttributionTechnique):
+    """RISE (Petsiuk et al., BMVC 2018): `Σ_i S(I ⊙ M_i) · M_i / (N · p)`.
+
+    The N masks M are coarse random grids, each cell open with probability p, enlarged bilinearly
+    and shifted at random by less than a cell. What is masked takes the model's mean colour. For a
+    class S is its softmax probability, as in the paper; any other objective is taken as it is.
+    """
+
+    masks: int = Field(default=4000, ge=1)
+    """Number of masks N, and of forwards; the paper takes 4000 to 8000."""
+    cells: int = Field(default=7, ge=1)
+    """Cells along each side of a mask's grid."""
+    keep: float = Field(default=0.5, gt=0, lt=1)
+    """Probability p that a cell is left visible."""
+
+    def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
+        """Maps `(B, H, W)`; the masks of an image depend on the seed and its place alone."""
+        hidden = baseline_images(model, images, "mean")
+        maps = [
+            self._map(model, image, cover, objective.rows(index, index + 1), generator)
+            for index, (image, cover, generator) in enumerate(
+                zip(images, hidden, image_generators(len(images)), strict=True)
+            )
+        ]
+        return torch.stack(maps)
+
+    def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Random masks `(count, *size)` in [0, 1], p in the mean at every pixel.
+
+        The same generator draws the same masks, in however many calls.
+        """
+        cell = [-(-side // self.cells) for side in size]
+        enlarged = [(self.cells + 1) * step for step in cell]
+        grids, shifts = [], []
+        for _ in range(count):
+            numbers = torch.rand(self.cells**2 + 2, generator=generator)
+            grids.append((numbers[2:] < self.keep).float().view(self.cells, self.cells))
+            shifts.append([int(number * step) for number, step in zip(numbers, cell, strict=False)])
+        whole = functional.interpolate(torch.stack(grids)[:, None], enlarged, mode="bilinear")
+        whole.clamp_(0, 1)  # interpolation may end a rounding error above
+        return torch.stack(
+            [
+                mask[0, top : top + size[0], left : left + size[1]]
+                for mask, (top, left) in zip(whole, shifts, strict=True)
+            ]
+        )
+
+    def _map(
+        self,
+        model: HookedModel,
+        image: Tensor,
+        cover: Tensor,
+        objective: Objective,
+        generator: torch.Generator,
+    ) -> Tensor:
+        size = (image.shape[1], image.shape[2])
+        total = torch.zeros(size, dtype=torch.float64, device=image.device)
+        masks = image.new_empty(0)
+
+        def make(start: int, stop: int) -> Tensor:
+            nonlocal masks
+            masks = self.draw(stop - start, size, generator).to(image)
+            return torch.lerp(cover, image, masks[:, None])
+
+        def add(scores: Tensor) -> None:
+            total.add_(torch.einsum("n,nyx->yx", scores.to(image), masks))
+
+        perturbed_scores(
+            model,
+            image,
+            objective,
+            self.masks,
+            make,
+            probability=True,
+            description="masking",
+            each=add,
+        )
+        return (total / (self.masks * self.keep)).to(image)
