@@ -1,0 +1,135 @@
+"""``timmscope evaluate``: which explanations to believe, over a folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from timmscope.cli import output
+from timmscope.cli.text import plain_help
+
+if TYPE_CHECKING:
+    from timmscope import Evaluation
+
+SHOWN = 5
+"""Refused maps and unreadable images named one by one; all are in the records."""
+
+
+@plain_help
+def evaluate(
+    model: str,
+    images: str,
+    /,
+    *,
+    technique: Annotated[tuple[str, ...], Parameter(show_default=False)],
+    metric: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    target: Annotated[str, Parameter(name=["--target", "-t"])] = "top",
+    boxes: Path | None = None,
+    output_dir: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | None = None,
+    json: output.Flag = False,
+) -> None:
+    """Judge explanations of many images: techniques side by side, by several metrics.
+
+    An evaluation that was interrupted goes on where it stopped when the same command is given
+    again.
+
+    Parameters
+    ----------
+    model
+        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
+    images
+        A folder, a text file of paths, an ``.npz`` or HDF5 file, a webdataset ``.tar``.
+    technique
+        Attribution to judge, as in ``grad-cam``; may be repeated.
+    metric
+        ``insertion``, ``deletion``, ``pointing-game``, ``sensitivity-n`` or ``randomisation``; may
+        be repeated. By default all, the pointing game where there are boxes.
+    target
+        What to explain: ``tiger cat``, ``class:282``, a unit ``blocks.4[17]``, or ``top``, the
+        model's own prediction for each image.
+    boxes
+        CSV file with the columns path, left, upper, right and lower, in pixels of the image file:
+        the objects, for the pointing game.
+    output_dir
+        Where to write; by default ``timmscope-out/evaluate-IMAGES``.
+    seed
+        Of random numbers.
+    batch_size
+        Images a forward; by default what fits memory.
+    device
+        Where to run, as in ``cpu`` or ``cuda:0``.
+    json
+        Print JSON.
+    """
+    from timmscope import evaluate as run
+    from timmscope import load_model
+
+    folder = output_dir or Path("timmscope-out") / f"evaluate-{output.slug(Path(images).stem)}"
+    try:
+        result = run(
+            load_model(model, device=device),
+            images,
+            list(technique),
+            objective=target,
+            metrics=list(metric) or None,
+            boxes=boxes,
+            out=folder,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    except KeyboardInterrupt as stopped:
+        stopped.add_note(f"(the same command goes on where it stopped; so far is in {folder})")
+        raise
+    if json:
+        output.print_json(
+            {
+                "output": str(folder),
+                "images": len(result.images),
+                "techniques": result.summary(),
+                "refused": result.refused,
+                "unreadable": result.unreadable,
+            }
+        )
+        return
+    _print(result)
+    output.say(
+        f"\nmeans over images with their 95 % confidence intervals; figure.png, records.jsonl (a "
+        f"line a map) and result.json are in {folder}"
+    )
+
+
+def _print(result: Evaluation) -> None:
+    from timmscope.figures.theme import number
+
+    arrows = {"higher": "↑", "lower": "↓"}
+    heads = [f"{m} {arrows[b]}" for m, b in zip(result.metrics, result.better, strict=True)]
+    rows = []
+    for row, facts in enumerate(result.summary()):
+        cells: list[object] = [facts["technique"], facts["maps"]]
+        for column in range(len(result.metrics)):
+            mean, low, high = (
+                float(values[row, column]) for values in (result.mean, result.low, result.high)
+            )
+            if mean != mean:
+                cells.append("–")
+            elif low != low:
+                cells.append(number(mean))
+            else:
+                cells.append(f"{number(mean)} [{number(low)}, {number(high)}]")
+        rows.append(cells)
+    output.table(("technique", "maps", *heads), rows, right=("maps",), keep=("technique",))
+    for things, what in (
+        ([f"{r['technique']} of {r['image']}: {r['reason']}" for r in result.refused], "no map"),
+        ([f"{r['image']}: {r['reason']}" for r in result.unreadable], "unreadable"),
+    ):
+        if things:
+            output.say()
+            for text in things[:SHOWN]:
+                output.say(f"{what}: {text}")
+            if len(things) > SHOWN:
+                output.say(f"… and {len(things) - SHOWN} more")

@@ -1,0 +1,22 @@
+"""Judging explanations: metrics with known answers, over many images, techniques side by side."""
+
+from timmscope.evaluation.curves import Deletion, Insertion
+from timmscope.evaluation.metric import Case, Measurement, Metric
+from timmscope.evaluation.pointing import PointingGame
+from timmscope.evaluation.randomisation import CascadingRandomisation
+from timmscope.evaluation.result import Evaluation
+from timmscope.evaluation.runner import evaluate
+from timmscope.evaluation.sensitivity import SensitivityN
+
+__all__ = [
+    "CascadingRandomisation",
+    "Case",
+    "Deletion",
+    "Evaluation",
+    "Insertion",
+    "Measurement",
+    "Metric",
+    "PointingGame",
+    "SensitivityN",
+    "evaluate",
+]

@@ -1,0 +1,101 @@
+"""Insertion and deletion: how fast the score comes and goes with the pixels a map ranks first."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from timmscope.evaluation.metric import Case, Measurement, Metric
+from timmscope.techniques.perturbation import Baseline, baseline_images, perturbed_scores
+
+BLUR = 5 / 224
+"""Standard deviation of the blur that insertion starts from, over the image's longer side."""
+
+
+class _Curve(Metric):
+    x_label: ClassVar[str] = "share of pixels"
+    y_label: ClassVar[str] = "probability"
+
+    steps: int = Field(default=100, ge=1)
+    """Equal portions of pixels; each costs a forward."""
+    baseline: Baseline = "mean"
+    """What stands where the image is not."""
+
+    @abstractmethod
+    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
+        """Images `(n, 3, H, W)` whose best pixels, `taken` `(n, 1, H, W)`, are treated."""
+
+    def axis(self, case: Case) -> tuple[float, ...]:
+        """Share of pixels treated at each step, from 0 to 1."""
+        pixels = case.heat.numel()
+        return tuple(count / pixels for count in self._counts(pixels))
+
+    def measure(self, case: Case) -> Measurement:
+        """Area under the curve, by trapezoids.
+
+        The score is the softmax probability of the class; any other objective is taken as it is.
+        Pixels of equal rank go in reading order.
+        """
+        image, pixels = case.image, case.heat.numel()
+        order = case.heat.flatten().argsort(descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(pixels, device=order.device)
+        rank = rank.view(case.heat.shape).to(image.device)
+        counts = torch.tensor(self._counts(pixels), device=image.device)
+        sigma = BLUR * max(image.shape[1:])
+        (empty,) = baseline_images(case.model, image[None], self.baseline, sigma_px=sigma)
+
+        def make(start: int, stop: int) -> Tensor:
+            taken = rank < counts[start:stop, None, None]
+            return self._variants(image, empty, taken[:, None])
+
+        scores = perturbed_scores(
+            case.model,
+            image,
+            case.objective,
+            len(counts),
+            make,
+            probability=True,
+            description=self.name,
+        ).double()
+        area = torch.trapezoid(scores, counts.to(scores) / pixels)
+        return Measurement(float(area), tuple(scores.tolist()))
+
+    def _counts(self, pixels: int) -> list[int]:
+        steps = min(self.steps, pixels)
+        return [round(step * pixels / steps) for step in range(steps + 1)]
+
+
+class Deletion(_Curve):
+    """Deletion (Petsiuk et al., BMVC 2018): pixels are taken away, the highest ranked first.
+
+    `AUC = ∫₀¹ p(image without the first share x of its pixels) dx`. The sooner the score falls the
+    better. What is taken away becomes 0 after normalisation, the model's mean colour.
+    """
+
+    name: ClassVar[str] = "deletion"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
+
+    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
+        return torch.where(taken, empty, image)
+
+
+class Insertion(_Curve):
+    """Insertion (Petsiuk et al., BMVC 2018): pixels appear on the blurred image, the best first.
+
+    `AUC = ∫₀¹ p(blurred image with the first share x of its pixels) dx`. The sooner the score rises
+    the better. The blur is a Gaussian with σ of 5 px at 224 px, in proportion for other sizes.
+    """
+
+    name: ClassVar[str] = "insertion"
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    baseline: Baseline = "blur"
+    """What stands where the image is not yet."""
+
+    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
+        return torch.where(taken, image, empty)

@@ -1,0 +1,101 @@
+"""What an evaluation has found so far, a line a map, so that a killed one goes on.
+
+`evaluation.json` says what is being evaluated; a folder goes on with that alone. `records.jsonl`
+has a line for each map, in a fixed order: its length says where to go on, and a line that a killed
+process left unfinished is taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from timmscope.store.files import write_bytes
+from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
+
+SETTINGS = "evaluation.json"
+RECORDS = "records.jsonl"
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """The records of one evaluation; without a folder they live in memory.
+
+    Args:
+        folder: where they are kept; made where it does not exist.
+        settings: what is evaluated, as JSON values.
+
+    Raises:
+        StoreMismatch: the folder holds an evaluation of something else.
+        StoreCorrupted: a line of it is none of ours.
+        StoreError: the folder cannot be written, or holds other things.
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.records: list[Record] = []
+        if folder is None:
+            return
+        settings = json.loads(json.dumps(settings))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
+        if (folder / SETTINGS).exists():
+            self._agree(folder, settings)
+            self.records = _read(folder / RECORDS)
+        elif any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
+        else:
+            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+            write_bytes(folder / SETTINGS, text.encode("utf-8", "surrogateescape"))
+
+    def add(self, record: Record) -> None:
+        """Keep a record, on disk before the next one is begun."""
+        self.records.append(record)
+        if self.folder is not None:
+            with (self.folder / RECORDS).open("ab") as file:
+                file.write(_line(record))
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _agree(self, folder: Path, settings: dict[str, Any]) -> None:
+        try:
+            known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StoreCorrupted(f"{folder / SETTINGS} cannot be read: {error}") from error
+        if known != settings:
+            keys = [key for key in settings if known.get(key) != settings[key]]
+            raise StoreMismatch(
+                f"{folder} holds an evaluation of something else ({', '.join(keys) or 'more'} "
+                "differ); choose another folder, or repeat its settings",
+                differences=keys,
+            )
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+
+
+def _read(file: Path) -> list[Record]:
+    """The whole lines; what a killed process left after them is cut off."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line.decode("utf-8", "surrogateescape")))
+        except ValueError as error:
+            raise StoreCorrupted(
+                f"{file}, line {number} cannot be read ({error}); delete it and all below it to "
+                "have those maps evaluated again"
+            ) from error
+    if len(whole) < len(data):
+        with file.open("rb+") as opened:
+            opened.truncate(len(whole))
+    return records

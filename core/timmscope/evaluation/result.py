@@ -1,0 +1,144 @@
+"""`Evaluation`: techniques side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timmscope.evaluation.bootstrap import interval
+from timmscope.evaluation.journal import Record
+from timmscope.evaluation.metric import Metric
+from timmscope.techniques.result import Provenance, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Result):
+    """What metrics say of techniques, an image at a time and over all images.
+
+    Attributes:
+        techniques: names, T of them.
+        metrics: names, M of them.
+        better: of each metric, `higher` or `lower`.
+        images: names, N of them.
+        values: `(T, M, N)` float64; NaN where a map was refused or an image says nothing.
+        mean: `(T, M)`, over the images that have a value.
+        low: `(T, M)`, lower end of the 95 % confidence interval of the mean (bootstrap).
+        high: `(T, M)`, its upper end.
+        curves: of each metric that has one, `x`, `x_label`, `y_label` and by technique the `mean`.
+        refused: maps that there are not: image, technique, reason.
+        unreadable: images that could not be read: image, reason.
+    """
+
+    techniques: list[str]
+    metrics: list[str]
+    better: list[str]
+    images: list[str]
+    values: Tensor
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    curves: dict[str, Any]
+    refused: list[dict[str, str]]
+    unreadable: list[dict[str, str]]
+
+    def figure(self) -> Figure:
+        """A column a metric: means with their intervals above, mean curves below."""
+        from timmscope.figures.evaluation import evaluation_figure
+
+        return evaluation_figure(self)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A technique a row: of each metric the mean and its 95 % confidence interval."""
+        rows = []
+        for t, technique in enumerate(self.techniques):
+            row: dict[str, Any] = {
+                "technique": technique,
+                "maps": int(torch.isfinite(self.values[t]).any(0).sum()),
+            }
+            for m, metric in enumerate(self.metrics):
+                row[metric] = _finite(self.mean[t, m])
+                row[f"{metric} 95%"] = [_finite(self.low[t, m]), _finite(self.high[t, m])]
+            rows.append(row)
+        return rows
+
+
+def summarise(
+    records: Sequence[Record],
+    images: list[str],
+    techniques: list[str],
+    metrics: Sequence[Metric],
+    provenance: Provenance,
+) -> Evaluation:
+    """Put the records of all maps together."""
+    names = [metric.name for metric in metrics]
+    values = np.full((len(techniques), len(names), len(images)), np.nan)
+    curves: dict[tuple[str, str], list[list[float]]] = {}
+    axes: dict[str, list[float]] = {}
+    refused, unreadable = [], {}
+    for record in records:
+        if "unreadable" in record:
+            unreadable[record["name"]] = record["unreadable"]
+            continue
+        if "refused" in record:
+            refused.append(
+                {
+                    "image": record["name"],
+                    "technique": record["technique"],
+                    "reason": record["refused"],
+                }
+            )
+            continue
+        row = techniques.index(record["technique"])
+        for column, name in enumerate(names):
+            found = record["metrics"][name]
+            if found is None:
+                continue
+            values[row, column, record["image"]] = found["value"]
+            if "curve" in found:
+                axes.setdefault(name, list(found["axis"]))
+                curves.setdefault((name, record["technique"]), []).append(found["curve"])
+    mean, low, high = (np.full(values.shape[:2], np.nan) for _ in range(3))
+    for t, m in np.ndindex(*values.shape[:2]):
+        known = values[t, m][np.isfinite(values[t, m])]
+        if len(known):
+            mean[t, m] = known.mean()
+            low[t, m], high[t, m] = interval(known, provenance.seed % 2**32)
+    return Evaluation(
+        provenance=provenance,
+        techniques=techniques,
+        metrics=names,
+        better=[metric.better for metric in metrics],
+        images=images,
+        values=torch.from_numpy(values),
+        mean=torch.from_numpy(mean),
+        low=torch.from_numpy(low),
+        high=torch.from_numpy(high),
+        curves={
+            metric.name: {
+                "x": axes[metric.name],
+                "x_label": metric.x_label,
+                "y_label": metric.y_label,
+                "mean": {
+                    technique: np.mean(curves[metric.name, technique], 0).tolist()
+                    for technique in techniques
+                    if (metric.name, technique) in curves
+                },
+            }
+            for metric in metrics
+            if metric.name in axes
+        },
+        refused=refused,
+        unreadable=[{"image": name, "reason": reason} for name, reason in unreadable.items()],
+    )
+
+
+def _finite(value: Tensor) -> float | None:
+    return float(value) if bool(torch.isfinite(value)) else None
