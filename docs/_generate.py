@@ -36,6 +36,7 @@ PUBLIC_GROUPS = {
     "objectives": "Objectives",
     "lookup": "Techniques by name",
     "techniques": "Techniques and results",
+    "evaluation": "Judging explanations",
     "images": "Images",
     "mining": "Mining",
     "store": "Stores",

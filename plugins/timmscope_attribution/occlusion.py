@@ -19,6 +19,8 @@ from timmscope import (
 )
 
 Window = tuple[int, int]
+_SAME = 1e-5
+"""Values this close in [0, 1] are one colour: pictures have steps of 0.004."""
 
 
 class Occlusion(AttributionTechnique):
@@ -110,6 +112,10 @@ class Occlusion(AttributionTechnique):
     ) -> Tensor:
         """Score of the image itself, then of each patch covered, row by row."""
         places = [(row, column) for row in rows for column in columns]
+        unlike = (image - cover).abs().amax(0) > _SAME
+        changes = [
+            bool(unlike[top:bottom, left:right].any()) for (top, bottom), (left, right) in places
+        ]
 
         def make(start: int, stop: int) -> Tensor:
             covered = image.repeat(stop - start, 1, 1, 1)
@@ -120,7 +126,9 @@ class Occlusion(AttributionTechnique):
             return covered
 
         count = len(places) + 1
-        return perturbed_scores(model, image, objective, count, make, description="occluding")
+        scores = perturbed_scores(model, image, objective, count, make, description="occluding")
+        # Nothing was covered there: what differs is rounding, and no map is made of that.
+        return torch.where(torch.tensor([True, *changes], device=scores.device), scores, scores[0])
 
 
 def _windows(size: int, patch: int, stride: int) -> list[Window]:

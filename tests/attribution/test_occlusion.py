@@ -13,6 +13,7 @@ from timmscope import (
     ParameterError,
     TechniqueError,
     class_logit,
+    load_model,
     load_result,
     technique,
 )
@@ -204,6 +205,8 @@ def test_a_stride_that_leaves_gaps_is_refused(one_pixel):
         Occlusion(patch_px=2, stride_px=4)(one_pixel, torch.rand(1, 3, 8, 8), 0)
 
 
-def test_an_image_that_is_all_baseline_has_no_map(one_pixel):
-    with pytest.raises(TechniqueError, match="another baseline than 'grey'"):
-        Occlusion()(one_pixel, torch.full((1, 3, 8, 8), 0.5), 0)
+@pytest.mark.parametrize(("baseline", "value"), [("grey", 0.5), ("zero", 0.0), ("blur", 0.3)])
+def test_an_image_that_is_all_baseline_has_no_map_of_rounding_errors(baseline, value):
+    model = load_model("random:resnet18?img_size=32&num_classes=5")
+    with pytest.raises(TechniqueError, match=f"another baseline than '{baseline}'"):
+        Occlusion(baseline=baseline)(model, torch.full((1, 3, 32, 32), value), 0)

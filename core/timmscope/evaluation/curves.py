@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from timmscope.evaluation.metric import Case, Measurement, Metric
+from timmscope.models import HookedModel
 from timmscope.techniques.perturbation import Baseline, baseline_images, perturbed_scores
 
 BLUR = 5 / 224
@@ -29,9 +30,8 @@ class _Curve(Metric):
     def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
         """Images `(n, 3, H, W)` whose best pixels, `taken` `(n, 1, H, W)`, are treated."""
 
-    def axis(self, case: Case) -> tuple[float, ...]:
+    def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
         """Share of pixels treated at each step, from 0 to 1."""
-        pixels = case.heat.numel()
         return tuple(count / pixels for count in self._counts(pixels))
 
     def measure(self, case: Case) -> Measurement:

@@ -44,10 +44,10 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
-        if (folder / SETTINGS).exists():
+        if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
             self._agree(folder, settings)
             self.records = _read(folder / RECORDS)
-        elif any(entry.name != ".lock" for entry in folder.iterdir()):
+        elif any(entry.name not in (".lock", SETTINGS) for entry in folder.iterdir()):
             raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
         else:
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"

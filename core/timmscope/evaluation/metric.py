@@ -80,6 +80,6 @@ class Metric(BaseModel, ABC):
     def measure(self, case: Case) -> Measurement | None:
         """Judge one map; None where the image says nothing about it."""
 
-    def axis(self, case: Case) -> tuple[float, ...]:
-        """Where on its axis each value of the curve lies."""
+    def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
+        """Where each value of the curve lies, for maps of that many pixels of that model."""
         return ()

@@ -20,6 +20,8 @@ from timmscope_registry import ParameterError
 
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower, in pixels of the image file; right and lower are exclusive."""
+_IN_SIGHT = 0.02
+"""Brightness that resampling leaves of what is out of sight, at most."""
 BOX_COLUMNS = ("path", "left", "upper", "right", "lower")
 
 
@@ -77,7 +79,8 @@ class Boxes:
         """The pixels of the model's input that lie in the boxes of an image, `(H, W)` bool.
 
         The boxes go through the model's own resize and crop, as a picture of the image's size
-        (width, height) that is white in them.
+        (width, height) that is white in them; what they are shrunk to less than a pixel by keeps
+        its brightest one. Boxes that the crop leaves out are in no pixel.
         """
         boxes = self.of(name)
         if not boxes:
@@ -86,7 +89,9 @@ class Boxes:
         draw = ImageDraw.Draw(picture)
         for left, upper, right, lower in boxes:
             draw.rectangle((left, upper, right - 1, lower - 1), fill="white")
-        return model.preprocess(picture)[0] > 0.5
+        white = model.preprocess(picture)[0]
+        brightest = float(white.max())
+        return white > (0.5 * brightest if brightest > _IN_SIGHT else 1.0)
 
 
 def _read(file: Path) -> dict[str, list[Box]]:

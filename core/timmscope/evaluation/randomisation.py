@@ -35,9 +35,9 @@ class CascadingRandomisation(Metric):
     stages: int = Field(default=5, ge=1)
     """How often the map is compared; the first stage is the classifier alone."""
 
-    def axis(self, case: Case) -> tuple[float, ...]:
+    def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
         """Share of the layers with weights that are random, from 0."""
-        groups = _weighted(case.model.module)
+        groups = _weighted(model.module)
         return (0.0, *(count / len(groups) for count in _counts(len(groups), self.stages)))
 
     def measure(self, case: Case) -> Measurement:

@@ -75,13 +75,13 @@ def summarise(
     images: list[str],
     techniques: list[str],
     metrics: Sequence[Metric],
+    axes: dict[str, list[float]],
     provenance: Provenance,
 ) -> Evaluation:
     """Put the records of all maps together."""
     names = [metric.name for metric in metrics]
     values = np.full((len(techniques), len(names), len(images)), np.nan)
     curves: dict[tuple[str, str], list[list[float]]] = {}
-    axes: dict[str, list[float]] = {}
     refused, unreadable = [], {}
     for record in records:
         if "unreadable" in record:
@@ -103,7 +103,6 @@ def summarise(
                 continue
             values[row, column, record["image"]] = found["value"]
             if "curve" in found:
-                axes.setdefault(name, list(found["axis"]))
                 curves.setdefault((name, record["technique"]), []).append(found["curve"])
     mean, low, high = (np.full(values.shape[:2], np.nan) for _ in range(3))
     for t, m in np.ndindex(*values.shape[:2]):
@@ -133,7 +132,7 @@ def summarise(
                 },
             }
             for metric in metrics
-            if metric.name in axes
+            if any(name == metric.name for name, _ in curves)
         },
         refused=refused,
         unreadable=[{"image": name, "reason": reason} for name, reason in unreadable.items()],

@@ -108,6 +108,7 @@ def evaluate(
             subjects.names,
             list(chosen),
             judges,
+            {each.name: list(each.axis(model, subjects.pixels)) for each in judges},
             Provenance.now(
                 technique="timmscope:evaluate",
                 family="evaluation",
@@ -207,16 +208,14 @@ def _judge(
     for metric in metrics:
         with session(own, [0], batch_size), torch.no_grad():
             measured = metric.measure(case)
-        found[metric.name] = _plain(metric, case, measured)
+        found[metric.name] = measured and _plain(measured)
     return {"objective": str(bound), "score": float(result.scores[0]), "metrics": found}
 
 
-def _plain(metric: Metric, case: Case, measured: Measurement | None) -> Any:
-    if measured is None:
-        return None
+def _plain(measured: Measurement) -> dict[str, Any]:
     if not measured.curve:
         return {"value": measured.value}
-    return {"value": measured.value, "axis": metric.axis(case), "curve": measured.curve}
+    return {"value": measured.value, "curve": measured.curve}
 
 
 def _techniques(given: Techniques) -> dict[str, AttributionTechnique]:
@@ -231,7 +230,7 @@ def _techniques(given: Techniques) -> dict[str, AttributionTechnique]:
                 kind = technique(each)
                 if not issubclass(kind, AttributionTechnique):
                     raise ParameterError(
-                        f"{each} is a {kind.family} technique: only attributions are evaluated",
+                        f"{each} is of the family {kind.family}: only attributions are evaluated",
                         parameter="techniques",
                     )
                 each = kind()

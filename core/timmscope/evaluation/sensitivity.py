@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from timmscope.evaluation.metric import Case, Measurement, Metric
+from timmscope.models import HookedModel
 from timmscope.techniques.perturbation import Baseline, baseline_images, perturbed_scores
 from timmscope.techniques.session import image_generators
 
@@ -36,7 +37,7 @@ class SensitivityN(Metric):
     baseline: Baseline = "mean"
     """What removed pixels become."""
 
-    def axis(self, case: Case) -> tuple[float, ...]:
+    def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
         """The sizes."""
         return self.shares
 

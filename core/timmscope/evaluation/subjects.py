@@ -47,6 +47,13 @@ class Subjects:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def pixels(self) -> int:
+        """Pixels of each image as the model sees it."""
+        if self._tensor is not None:
+            return self._tensor.shape[2] * self._tensor.shape[3]
+        return self._model.input_size[1] * self._model.input_size[2]
+
     def load(self, number: int) -> Subject:
         """One image.
 

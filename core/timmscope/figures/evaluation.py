@@ -51,7 +51,7 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
         objective = evaluation.provenance.call.get("objective", "")
         count = len(evaluation.images) - len(evaluation.unreadable)
         images = f"{count} image{'s' if count != 1 else ''}"
-        title = f"{images}, {objective}, {model}"
+        title = f"{images}, target {objective}, {model}"
         room = width - 2 * MARGIN_IN
         page.text(fit(title, room, TITLE_PT, bold=True), MARGIN_IN, MARGIN_IN - 0.02,
                   size=TITLE_PT, bold=True)  # fmt: skip
@@ -103,11 +103,12 @@ def _means(axes: Axes, evaluation: Evaluation, column: int, colours: dict[str, s
 
 def _curves(axes: Axes, found: dict[str, object], colours: dict[str, str]) -> None:
     means, x = found["mean"], found["x"]
+    lines = {name: "--" if index >= len(SERIES) else "-" for index, name in enumerate(colours)}
     assert isinstance(means, dict)
     assert isinstance(x, list)
     for name, curve in means.items():
         marker = "o" if len(curve) < 12 else ""
-        axes.plot(x, curve, color=colours[name], marker=marker, markersize=3)
+        axes.plot(x, curve, color=colours[name], marker=marker, markersize=3, linestyle=lines[name])
     axes.set_xlabel(str(found["x_label"]))
     axes.set_ylabel(str(found["y_label"]), labelpad=2)
     axes.set_xlim(0, max(x))

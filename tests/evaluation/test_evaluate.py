@@ -1,0 +1,263 @@
+"""A whole evaluation: side by side, resumed after any end, refused in one line."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timmscope import (
+    Deletion,
+    HookedModel,
+    ImageError,
+    Insertion,
+    ObjectiveError,
+    ParameterError,
+    PluginError,
+    PointingGame,
+    SensitivityN,
+    StoreCorrupted,
+    StoreError,
+    StoreMismatch,
+    UnsupportedModel,
+    evaluate,
+    load_model,
+    load_result,
+    technique,
+)
+from timmscope.evaluation.bootstrap import interval
+from timmscope_registry.hooks import fingerprint
+
+MODEL = "random:resnet18?seed=0&img_size=32&num_classes=5"
+QUICK = [Insertion(steps=4), Deletion(steps=4), SensitivityN(sets=4, shares=(0.1, 0.5))]
+TECHNIQUES = {
+    "saliency": technique("saliency")(),
+    "occlusion": technique("occlusion")(patch_px=16),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedModel:
+    return load_model(MODEL)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(4):
+        pixels = generator.integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_every_value_is_the_metrics_own_and_means_have_intervals(model, photos, tmp_path):
+    (photos / "bad.png").write_text("no picture")
+    before = fingerprint(model.module)
+    found = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
+    assert fingerprint(model.module).difference(before) == []
+    assert found.techniques == ["saliency", "occlusion"]
+    assert found.metrics == ["insertion", "deletion", "sensitivity-n"]
+    assert found.better == ["higher", "lower", "higher"]
+    assert [row["image"] for row in found.unreadable] == ["bad.png"]
+    bad = found.images.index("bad.png")
+    good = [number for number in range(5) if number != bad]
+    assert bool(found.values[:, :, bad].isnan().all())
+    for t, m in np.ndindex(2, 3):
+        values = found.values[t, m, good].numpy()
+        assert float(found.mean[t, m]) == pytest.approx(values.mean())
+        assert (float(found.low[t, m]), float(found.high[t, m])) == interval(values)
+    number = found.images.index("2.png")
+    image = model.images(photos / "2.png")
+    heat = technique("saliency")()(model, image).maps[0]
+    order = heat.flatten().argsort(descending=True, stable=True)
+    top = int(model(image)[0].argmax())
+    curve = []
+    for count in range(0, 1025, 256):
+        left = image.clone()
+        places = order[:count]
+        left[0].flatten(1)[:, places] = torch.tensor(model.mean)[:, None]
+        curve.append(float(model(left).softmax(1)[0, top]))
+    area = sum((a + b) / 8 for a, b in itertools.pairwise(curve))
+    assert float(found.values[0, 1, number]) == pytest.approx(area, rel=1e-4)
+    kept = load_result(tmp_path / "out")
+    assert torch.equal(kept.mean, found.mean)
+    assert kept.curves == found.curves
+    assert (tmp_path / "out/figure.png").stat().st_size > 10_000
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != ".lock"}
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 7])
+def test_an_evaluation_cut_anywhere_goes_on_to_the_same_bytes(model, photos, tmp_path, kept):
+    whole = tmp_path / "whole"
+    evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=whole)
+    lines = (whole / "records.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 8
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(whole / "evaluation.json", cut)
+    (cut / "records.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:37])
+    evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=cut)
+    assert files_of(cut) == files_of(whole)
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(photos, tmp_path):
+    """SIGKILL, at whatever point it hits; no map that was done is done again."""
+    out = tmp_path / "out"
+    code = (
+        "from tests.evaluation.test_evaluate import *\n"
+        f"evaluate(load_model(MODEL), {str(photos)!r}, TECHNIQUES, metrics=QUICK, out={str(out)!r})"
+    )
+    paths = os.pathsep.join([str(Path.cwd()), *(path for path in sys.path if path)])
+    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    records = out / "records.jsonl"
+    limit = time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < limit:
+        if records.exists() and records.read_bytes().count(b"\n") >= 2:
+            child.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    child.wait()
+    before = records.read_bytes()
+    done = before[: before.rfind(b"\n") + 1]
+    assert done.count(b"\n") >= 2
+    evaluate(load_model(MODEL), photos, TECHNIQUES, metrics=QUICK, out=out)
+    assert records.read_bytes().startswith(done)
+    fresh = tmp_path / "fresh"
+    evaluate(load_model(MODEL), photos, TECHNIQUES, metrics=QUICK, out=fresh)
+    assert files_of(out) == files_of(fresh)
+
+
+def test_a_finished_evaluation_is_read_and_not_made_again(model, photos, tmp_path, monkeypatch):
+    first = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
+    monkeypatch.setattr(type(TECHNIQUES["saliency"]), "attribute", None)
+    again = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
+    assert torch.equal(again.values, first.values)
+
+
+def test_another_evaluation_does_not_go_into_the_same_folder(model, photos, tmp_path):
+    out = tmp_path / "out"
+    evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
+    before = files_of(out)
+    with pytest.raises(StoreMismatch, match=r"something else \(metrics differ\)"):
+        evaluate(model, photos, TECHNIQUES, metrics=[Deletion(steps=5)], out=out)
+    with pytest.raises(StoreMismatch, match=r"\(objective differ\)"):
+        evaluate(model, photos, TECHNIQUES, metrics=QUICK, objective=3, out=out)
+    (photos / "new.png").write_bytes((photos / "0.png").read_bytes())
+    with pytest.raises(StoreMismatch, match=r"\(images differ\)"):
+        evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
+    assert files_of(out) == before
+    with pytest.raises(StoreError, match="not an evaluation, and not empty"):
+        evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=photos)
+
+
+def test_a_start_that_failed_does_not_occupy_the_folder(model, photos, tmp_path):
+    with pytest.raises(UnsupportedModel, match="no attention"):
+        evaluate(model, photos, ["attention-rollout"], metrics=QUICK, out=tmp_path / "out")
+    evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
+
+
+def test_a_line_that_is_none_is_named(model, photos, tmp_path):
+    out = tmp_path / "out"
+    evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
+    lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
+    (out / "records.jsonl").write_text("".join([lines[0], "{broken\n", *lines[2:]]))
+    with pytest.raises(StoreCorrupted, match=r"records.jsonl, line 2 cannot be read"):
+        evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
+
+
+def test_a_map_that_is_refused_is_told_and_leaves_the_others(model, photos):
+    flat = photos / "0.png"
+    Image.new("RGB", (48, 40), (128, 128, 128)).save(flat)
+    blurred = technique("occlusion")(patch_px=16, baseline="blur")
+    cover = {"blurred": blurred, "saliency": TECHNIQUES["saliency"]}
+    found = evaluate(model, photos, cover, metrics=[Deletion(steps=3)])
+    (told,) = found.refused
+    assert (told["image"], told["technique"]) == ("0.png", "blurred")
+    assert "zero everywhere" in told["reason"]
+    assert found.values.isnan().sum() == 1
+    assert [row["maps"] for row in found.summary()] == [3, 4]
+
+
+def test_the_pointing_game_counts_images_with_boxes(model, photos):
+    everywhere, nowhere = (0, 0, 48, 40), (23, 19, 24, 20)
+    boxes = {"0.png": [everywhere], "1.png": [everywhere, nowhere], "2.png": [nowhere]}
+    game = PointingGame(tolerance_px=0)
+    found = evaluate(model, photos, ["saliency"], metrics=[game], boxes=boxes)
+    known = found.values[0, 0][:3].tolist()
+    assert known[:2] == [1, 1]
+    assert known[2] in (0, 1)
+    assert bool(found.values[0, 0, 3].isnan())
+    assert float(found.mean[0, 0]) == pytest.approx(sum(known) / 3)
+    with pytest.raises(ParameterError, match="needs the boxes"):
+        evaluate(model, photos, ["saliency"], metrics=["pointing-game"])
+
+
+def test_images_in_memory_each_have_their_target(model):
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = evaluate(model, images, ["saliency"], objective="class:1|4|2", metrics=QUICK)
+    for row, index in enumerate([1, 4, 2]):
+        alone = evaluate(model, images[row : row + 1], ["saliency"], objective=index,
+                         metrics=QUICK[:2])  # fmt: skip
+        assert torch.equal(found.values[:, :2, row], alone.values[:, :, 0])
+    with pytest.raises(ParameterError, match="targets for 2 images, and there are 3"):
+        evaluate(model, images, ["saliency"], objective="class:1|4")
+    assert not bool(torch.isfinite(alone.low).any()), "one image says nothing of the spread"
+
+
+def test_units_inside_the_model_can_be_evaluated(model, photos):
+    found = evaluate(model, photos, TECHNIQUES, objective="layer2[7]", metrics=QUICK)
+    assert bool(torch.isfinite(found.values).all())
+
+
+def test_by_default_everything_but_the_pointing_game_is_measured(model):
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = evaluate(model, image, [technique("grad-cam")(layer="layer1")])
+    assert found.metrics == ["insertion", "deletion", "sensitivity-n", "randomisation"]
+    assert bool(torch.isfinite(found.values).all())
+    assert -1 <= float(found.values[0, 3, 0]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"techniques": []}, ParameterError, "at least one technique"),
+        ({"techniques": ["grad-can"]}, PluginError, "did you mean 'grad-cam'"),
+        ({"techniques": ["pgd"]}, ParameterError, "family attack: only attributions"),
+        ({"techniques": ["saliency", "saliency"]}, ParameterError, "saliency is there twice"),
+        ({"metrics": ["insertoin"]}, ParameterError, "did you mean 'insertion'"),
+        ({"metrics": []}, ParameterError, "at least one metric"),
+        ({"objective": 77}, ObjectiveError, "there is no class 77"),
+        ({"images": "gone"}, ImageError, "no such file or folder"),
+    ],
+)
+def test_wrong_input_is_one_line(model, photos, given, error, words):
+    arguments = {"images": photos, "techniques": ["saliency"], "metrics": QUICK} | given
+    with pytest.raises(error, match=words) as caught:
+        evaluate(model, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_records_are_plain_json(model, photos, tmp_path):
+    evaluate(model, photos, ["saliency"], metrics=QUICK, out=tmp_path / "out")
+    for line in (tmp_path / "out/records.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["technique"] == "saliency"
+        assert record["objective"].startswith("class:")
+        assert set(record["metrics"]) == {"insertion", "deletion", "sensitivity-n"}
+        assert len(record["metrics"]["deletion"]["curve"]) == 5
