@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tests.bench.pairs import Pair, compare
+from tests.bench.perturbation import ablation_cam, occlusion
 
 from timmscope import HookedModel, load_model, mine, technique
 
@@ -131,5 +132,7 @@ CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "start-up": start_up,
     "record": recording,
     "grad-cam": grad_cam,
+    "occlusion": occlusion,
+    "ablation-cam": ablation_cam,
     "mine": mining,
 }

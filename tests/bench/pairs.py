@@ -35,7 +35,7 @@ def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: i
     """Run A B A B … after one warm-up of each."""
     ours[1]()
     theirs[1]()
-    seconds = [(_timed(ours[1]), _timed(theirs[1])) for _ in range(runs)]
+    seconds = [(seconds_of(ours[1]), seconds_of(theirs[1])) for _ in range(runs)]
     return Pair(
         name=name,
         ours=ours[0],
@@ -47,7 +47,8 @@ def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: i
     )
 
 
-def _timed(work: Work) -> float:
+def seconds_of(work: Work) -> float:
+    """How long it takes once."""
     began = perf_counter()
     work()
     return perf_counter() - began
