@@ -42,6 +42,7 @@ app = App(
 HELP = ("--help", "-h")
 COMMANDS = (
     ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
+    ("evaluate", WORK, "Judge explanations of many images, techniques side by side."),
     ("mine", WORK, "Run a model over images and keep its activations in a store."),
     ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
     ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
