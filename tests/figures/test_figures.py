@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from timmscope.figures import (
+    HeatScale,
     attack_figure,
     attribution_figure,
     sheet_figure,
@@ -197,3 +198,13 @@ def test_sheets_refuse_what_does_not_match():
         sheet_figure(images(3), ["a", "b"])
     with pytest.raises(ParameterError, match="row labels"):
         sheet_figure(images(4), columns=2, row_labels=["a"])
+
+
+def test_a_map_far_above_zero_begins_its_colours_at_its_smallest_value():
+    high = HeatScale.of(torch.linspace(0.8, 1.0, 1000).view(10, 100))
+    assert high.low == pytest.approx(0.8)
+    assert high.high == pytest.approx(0.999, abs=1e-3)
+    low = HeatScale.of(torch.linspace(0.1, 1.0, 1000).view(10, 100))
+    assert low.low == 0
+    flat = HeatScale.of(torch.full((4, 4), 0.3))
+    assert (flat.low, flat.high) == (0.0, pytest.approx(0.3))

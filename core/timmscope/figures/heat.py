@@ -1,6 +1,7 @@
 """Heat maps: their range, their colours, overlays and the attribution figure.
 
 A map that has negative values is signed: it is drawn with a diverging colour map centred at zero.
+A map without sign begins at zero, or at its smallest value where that is far from zero (RISE).
 A few extreme pixels (saliency has them) would leave the rest black, so colours end at a quantile of
 the magnitudes and the colour bar says so with an arrow; the numbers themselves are untouched.
 """
@@ -73,6 +74,8 @@ class HeatScale:
         beyond = top > edge * 1.001
         if signed:
             return cls(-edge, edge, signed=True, clipped=beyond)
+        if top / 4 < low < edge:  # masks and attention give something to every place
+            return cls(low, edge, signed=False, clipped=beyond)
         return cls(0.0, edge, signed=False, clipped=beyond)
 
     @property
