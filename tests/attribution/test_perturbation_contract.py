@@ -191,3 +191,32 @@ def test_long_work_reports_its_progress(small, images):
         made("rise")(small, images[:1], 3)
     assert seen["masking"][0] == seen["masking"][1]
     assert seen["masking"][1] >= 2
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "convnext_atto", "vit_tiny_patch16_224?depth=3"]
+)
+def test_a_forward_of_as_many_as_fit_stays_within_the_budget(name, monkeypatch):
+    """Every allocation of the forward is counted, by torch's own profiler."""
+    budget = 100 << 20
+    monkeypatch.setattr(session, "FORWARD_BUDGET_BYTES", budget)
+    monkeypatch.setattr(session, "MOST_AT_ONCE", {})
+    model = load_model(f"random:{name}")
+    image = torch.rand(1, *model.input_size)
+    count = images_per_forward(model, image)
+    assert count >= 2
+    model(image)
+    sizes: list[int] = []
+    handle = model.module.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        technique("occlusion")(patch_px=112, stride_px=112)(model, image, 3)
+    handle.remove()
+    assert max(sizes) <= count
+    alive = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    assert 0 < peak <= budget

@@ -7,6 +7,7 @@ image came.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -53,11 +54,12 @@ def perturbed_scores(
     Returns:
         `(count,)`, float32, or float64 where the model is.
     """
-    step = images_per_forward(model, image[None])
+    passes = math.ceil(count / images_per_forward(model, image[None]))
+    ends = [count * number // passes for number in range(passes + 1)]  # of equal size, nearly
     scores = []
     with torch.no_grad():
-        for start in track(range(0, count, step), description):
-            variants = make(start, min(start + step, count))
+        for start, stop in track(list(itertools.pairwise(ends)), description):
+            variants = make(start, stop)
             # Convolutions on processors are up to twice as fast in this order of memory.
             variants = variants.contiguous(memory_format=torch.channels_last)
             scores.append(_score(model, variants, objective, probability))
