@@ -204,6 +204,8 @@ def test_the_pointing_game_counts_images_with_boxes(model, photos):
     assert known[2] in (0, 1)
     assert bool(found.values[0, 0, 3].isnan())
     assert float(found.mean[0, 0]) == pytest.approx(sum(known) / 3)
+    with pytest.raises(ParameterError, match=r"boxes are of 'cat.jpg', images are called '0.png'"):
+        evaluate(model, photos, ["saliency"], boxes={"cat.jpg": [everywhere]})
     with pytest.raises(ParameterError, match="needs the boxes"):
         evaluate(model, photos, ["saliency"], metrics=["pointing-game"])
 
@@ -251,6 +253,29 @@ def test_wrong_input_is_one_line(model, photos, given, error, words):
     with pytest.raises(error, match=words) as caught:
         evaluate(model, **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_nothing_readable_is_refused(model, tmp_path):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "a.png").write_text("no picture")
+    with pytest.raises(ImageError, match="not one of the 1 images can be read; the first says"):
+        evaluate(model, folder, ["saliency"], metrics=QUICK, out=tmp_path / "out")
+
+
+def test_mean_curves_are_the_means_of_the_records(model, photos, tmp_path):
+    found = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
+    lines = (tmp_path / "out/records.jsonl").read_text().splitlines()
+    curves = [
+        record["metrics"]["insertion"]["curve"]
+        for record in map(json.loads, lines)
+        if record["technique"] == "occlusion"
+    ]
+    assert len(curves) == 4
+    drawn = found.curves["insertion"]
+    assert drawn["mean"]["occlusion"] == pytest.approx(np.mean(curves, 0))
+    assert drawn["x"] == [0, 0.25, 0.5, 0.75, 1]
+    assert list(drawn["mean"]) == ["saliency", "occlusion"]
 
 
 def test_the_records_are_plain_json(model, photos, tmp_path):

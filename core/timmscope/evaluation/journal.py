@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Journal:
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self.folder = folder
-        self.records: list[Record] = []
+        self.count = 0
+        self._kept: list[Record] = []
         if folder is None:
             return
         settings = json.loads(json.dumps(settings))
@@ -46,7 +48,7 @@ class Journal:
             raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
         if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
             self._agree(folder, settings)
-            self.records = _read(folder / RECORDS)
+            self.count = _cut_to_whole_lines(folder / RECORDS)
         elif any(entry.name not in (".lock", SETTINGS) for entry in folder.iterdir()):
             raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
         else:
@@ -55,12 +57,24 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """Keep a record, on disk before the next one is begun."""
-        self.records.append(record)
-        if self.folder is not None:
+        self.count += 1
+        if self.folder is None:
+            self._kept.append(record)
+        else:
             with (self.folder / RECORDS).open("ab") as file:
                 file.write(_line(record))
                 file.flush()
                 os.fsync(file.fileno())
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records in their order, from disk: a large evaluation does not fit in memory."""
+        if self.folder is None:
+            yield from self._kept
+            return
+        file = self.folder / RECORDS
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield _record(file, number, line)
 
     def _agree(self, folder: Path, settings: dict[str, Any]) -> None:
         try:
@@ -80,22 +94,25 @@ def _line(record: Record) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
 
 
-def _read(file: Path) -> list[Record]:
-    """The whole lines; what a killed process left after them is cut off."""
-    if not file.exists():
-        return []
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            records.append(json.loads(line.decode("utf-8", "surrogateescape")))
-        except ValueError as error:
-            raise StoreCorrupted(
-                f"{file}, line {number} cannot be read ({error}); delete it and all below it to "
-                "have those maps evaluated again"
-            ) from error
-    if len(whole) < len(data):
-        with file.open("rb+") as opened:
-            opened.truncate(len(whole))
-    return records
+def _cut_to_whole_lines(file: Path) -> int:
+    """Count the whole lines, and cut off what a killed process left after them."""
+    count = end = 0
+    with file.open("rb+") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                break
+            _record(file, number, line)
+            count, end = number, end + len(line)
+        lines.truncate(end)
+    return count
+
+
+def _record(file: Path, number: int, line: bytes) -> Record:
+    try:
+        record: Record = json.loads(line.decode("utf-8", "surrogateescape"))
+    except ValueError as error:
+        raise StoreCorrupted(
+            f"{file}, line {number} cannot be read ({error}); delete it and all below it to "
+            "have those maps evaluated again"
+        ) from error
+    return record

@@ -70,6 +70,11 @@ class Boxes:
         """Boxes of an image; none if it has none."""
         return self._by_name.get(name) or self._by_name.get(PurePosixPath(name).name) or []
 
+    @property
+    def example(self) -> str:
+        """Name of one of the images that have boxes."""
+        return repr(next(iter(self._by_name), "nothing"))
+
     def digest(self) -> str:
         """Changes when a box does."""
         text = json.dumps(sorted(self._by_name.items()))

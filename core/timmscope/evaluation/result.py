@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from timmscope.evaluation.bootstrap import interval
@@ -71,7 +72,7 @@ class Evaluation(Result):
 
 
 def summarise(
-    records: Sequence[Record],
+    records: Iterable[Record],
     images: list[str],
     techniques: list[str],
     metrics: Sequence[Metric],
@@ -81,7 +82,7 @@ def summarise(
     """Put the records of all maps together."""
     names = [metric.name for metric in metrics]
     values = np.full((len(techniques), len(names), len(images)), np.nan)
-    curves: dict[tuple[str, str], list[list[float]]] = {}
+    curves: dict[tuple[str, str], tuple[int, NDArray[np.float64]]] = {}
     refused, unreadable = [], {}
     for record in records:
         if "unreadable" in record:
@@ -103,7 +104,8 @@ def summarise(
                 continue
             values[row, column, record["image"]] = found["value"]
             if "curve" in found:
-                curves.setdefault((name, record["technique"]), []).append(found["curve"])
+                count, total = curves.get((name, record["technique"]), (0, np.zeros(1)))
+                curves[name, record["technique"]] = (count + 1, total + np.array(found["curve"]))
     mean, low, high = (np.full(values.shape[:2], np.nan) for _ in range(3))
     for t, m in np.ndindex(*values.shape[:2]):
         known = values[t, m][np.isfinite(values[t, m])]
@@ -126,9 +128,9 @@ def summarise(
                 "x_label": metric.x_label,
                 "y_label": metric.y_label,
                 "mean": {
-                    technique: np.mean(curves[metric.name, technique], 0).tolist()
-                    for technique in techniques
-                    if (metric.name, technique) in curves
+                    technique: (total / count).tolist()
+                    for (name, technique), (count, total) in curves.items()
+                    if name == metric.name
                 },
             }
             for metric in metrics

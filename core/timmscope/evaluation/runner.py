@@ -73,6 +73,12 @@ def evaluate(
     judges = _metrics(metrics, boxes is not None)
     places = None if boxes is None else Boxes(boxes)
     subjects = Subjects(model, images)
+    if places is not None and not any(places.of(name) for name in subjects.names):
+        raise ParameterError(
+            f"not one image has a box: boxes are of {places.example}, images are called "
+            f"{subjects.names[0]!r}",
+            parameter="boxes",
+        )
     goal = as_objective(objective)
     if goal.images_named not in (None, len(subjects)):
         raise ParameterError(
@@ -97,14 +103,8 @@ def evaluate(
     with _only_one(folder):
         journal = Journal(folder, settings)
         _complete(journal, model, subjects, chosen, judges, places, goal, seed, batch_size)
-        readable = [record for record in journal.records if "unreadable" not in record]
-        if not readable:
-            raise ImageError(
-                f"not one of the {len(subjects)} images can be read; the first says: "
-                f"{journal.records[0]['unreadable']}"
-            )
         result = summarise(
-            journal.records,
+            journal,
             subjects.names,
             list(chosen),
             judges,
@@ -119,6 +119,11 @@ def evaluate(
                 call={"objective": str(goal), "images": settings["images"]},
             ),
         )
+        if len(result.unreadable) == len(subjects):
+            raise ImageError(
+                f"not one of the {len(subjects)} images can be read; the first says: "
+                f"{result.unreadable[0]['reason']}"
+            )
         if folder is not None:
             result.save(folder)
     return result
@@ -141,8 +146,8 @@ def _complete(
     subject: Subject | None = None
     at = -1
     with task("evaluating", total=total) as advance:
-        advance(len(journal.records))
-        for place in range(len(journal.records), total):
+        advance(journal.count)
+        for place in range(journal.count, total):
             number, label = place // len(labels), labels[place % len(labels)]
             record: Record = {"image": number, "name": subjects.names[number], "technique": label}
             if at != number:
