@@ -20,6 +20,7 @@ from timmscope.mining.collectors import (
 )
 from timmscope.mining.collectors.rows import cells
 from timmscope_registry import ParameterError, UnsupportedModel
+from timmscope_registry.hooks import Layer
 
 ODD = [np.nan, np.inf, -np.inf, -0.0, 0.0, 3.4e38, -1e-42]
 
@@ -206,6 +207,48 @@ def test_cells_come_in_image_order_in_every_layout(name: str) -> None:
         best = expected.argmax(2)
         assert torch.equal(rows["argmax"], best.to(torch.int32))
         assert torch.equal(rows["max"], expected.gather(2, best[:, :, None])[:, :, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 21, 64])
+@pytest.mark.parametrize("kind", ["channels_last", "tokens", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_maxima_are_the_first_of_equals_and_nan_wins_in_every_memory_layout(
+    channels: int, kind: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(channels)
+    choice = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, np.nan, np.inf, -np.inf])
+    odds = torch.tensor([9.0, 9, 9, 9, 9, 0.3, 0.5, 9])
+    drawn = torch.multinomial(odds, 6 * channels * 20, replacement=True, generator=generator)
+    values = choice[drawn].reshape(6, channels, 4, 5).to(dtype)
+    values[0] = -np.inf
+    layer = Layer(
+        name="x",
+        module_type="Conv2d",
+        shape=(21, channels) if kind == "tokens" else (channels, 4, 5),
+        layout="tokens" if kind == "tokens" else "NCHW",
+        channels=channels,
+        grid=(4, 5),
+        prefix_tokens=int(kind == "tokens"),
+        stride=None,
+        order=0,
+    )
+    given = values
+    if kind == "channels_last":
+        given = values.contiguous(memory_format=torch.channels_last)
+    elif kind == "tokens":
+        given = torch.cat([values[:, :, 0, :1], values.flatten(2)], dim=2).transpose(1, 2)
+        given = given.contiguous()
+    rows = {name: row.numpy() for name, row in Extrema().reduce(layer, given).items()}
+    flat = values.float().flatten(2).numpy()
+    for image in range(6):
+        for unit in range(channels):
+            cells_ = flat[image, unit]
+            if np.isnan(cells_).any():
+                assert np.isnan(rows["max"][image, unit])
+                assert rows["argmax"][image, unit] == -1
+            else:
+                assert rows["max"][image, unit] == cells_.max()
+                assert rows["argmax"][image, unit] == np.flatnonzero(cells_ == cells_.max())[0]
 
 
 def test_a_map_of_another_size_than_the_catalogue_s_is_refused() -> None:

@@ -230,7 +230,7 @@ def test_one_image_is_enough(small_model: HookedModel, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_activations_that_are_not_finite_are_counted_and_poison_nothing(
-    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path, poison: float
+    small_model: HookedModel, pictures: Path, tmp_path: Path, poison: float
 ) -> None:
     def spoil(t: Tensor) -> Tensor:
         t = t.clone()
@@ -239,8 +239,10 @@ def test_activations_that_are_not_finite_are_counted_and_poison_nothing(
 
     with small_model.edit({"layer1": spoil}):
         store = run(small_model, pictures, tmp_path / "s", layers=["layer1"])
+    with small_model.edit({"layer1": torch.clone}):  # an open context: batch norms stay here too
+        other = run(small_model, pictures, tmp_path / "clean", layers=["layer1"])
     firsts = [0, 6, 12, 16, 22, 28, 32, 38]
-    layer, clean = store.layer("layer1"), mined.layer("layer1")
+    layer, clean = store.layer("layer1"), other.layer("layer1")
     for kind in ("max", "pooled"):
         statistics = layer.statistics(kind)
         assert statistics.nonfinite[2] == len(firsts)
@@ -424,6 +426,23 @@ def test_progress_counts_every_image(
         run(small_model, pictures, tmp_path / "s", layers=["layer1"])
     assert seen["total"] == [("mining", COUNT), ("merging", 3)]
     assert sum(seen["steps"]) == COUNT + 3
+
+
+def test_batch_norms_are_folded_unless_someone_listens_and_the_store_says_so(
+    small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path
+) -> None:
+    assert mined.manifest.folded
+    assert mined.manifest.memory_format == "channels_last"
+    with small_model.edit({"layer1": torch.clone}):
+        plain = run(small_model, pictures, tmp_path / "s")
+    assert not plain.manifest.folded
+    good = mined.images.readable
+    for name in mined.layers:
+        for kind in ("pooled", "max"):
+            one, two = mined.layer(name).rows(kind)[good], plain.layer(name).rows(kind)[good]
+            assert np.abs(one - two).max() <= 1e-5 * np.abs(two).max()
+    again = run(small_model, pictures, tmp_path / "s")  # taken from the store
+    assert not again.manifest.folded
 
 
 class Stride:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from timmscope_registry.hooks import Layer
 
 from .plan import Plan
 
@@ -26,21 +28,26 @@ def reduce_batch(
         plan: what to compute.
         images: (B, C, H, W) in [0, 1].
     """
-    names = [layer.name for layer in plan.layers]
+    rows: dict[str, dict[str, Tensor]] = {}
+
+    def reduce(layer: Layer) -> Callable[[Tensor], None]:
+        def look(activation: Tensor) -> None:
+            kinds = rows[layer.name] = {}
+            for collector in plan.rows[layer.name]:
+                kinds.update(collector.reduce(layer, activation))
+
+        return look
+
+    images = images.to(model.device, non_blocking=True)
+    if plan.memory_format == "channels_last":
+        images = images.contiguous(memory_format=torch.channels_last)
+    # Reduced in flight: the values are in the cache, nothing is copied and nothing kept alive.
     with torch.inference_mode(), _repeatable(model, plan.precision):
-        with model.record(*names) as recording:
-            model(images.to(model.device, non_blocking=True))
-        rows = {
-            layer.name: {
-                kind: values
-                for collector in plan.rows[layer.name]
-                for kind, values in collector.reduce(layer, recording[layer.name]).items()
-            }
-            for layer in plan.layers
-        }
+        with model.watch({layer.name: reduce(layer) for layer in plan.layers}):
+            model(images)
         return {
-            name: {kind: values.cpu().numpy() for kind, values in kinds.items()}
-            for name, kinds in rows.items()
+            layer.name: {kind: v.cpu().numpy() for kind, v in rows[layer.name].items()}
+            for layer in plan.layers
         }
 
 

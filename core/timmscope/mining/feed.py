@@ -51,7 +51,7 @@ def feed(
         writer = stack.enter_context(Writer(folder, manifest, plan))
         while batch is not None:
             began = perf_counter()
-            reduced = reduce_batch(model, plan, batch.images)
+            reduced = reduce_batch(plan.folded or model, plan, batch.images)
             ran = perf_counter()
             writer.put(_rows(batch, reduced, source))
             wrote = perf_counter()

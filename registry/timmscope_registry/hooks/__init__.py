@@ -9,6 +9,7 @@ ensure_torchvision()
 
 from timmscope_registry.hooks.attention import plain_attention  # noqa: E402
 from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noqa: E402
+from timmscope_registry.hooks.handover import Handover  # noqa: E402
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue, Layout  # noqa: E402
 from timmscope_registry.hooks.model_hooks import ModelHooks  # noqa: E402
 from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided  # noqa: E402
@@ -19,6 +20,7 @@ __all__ = [
     "BackwardRule",
     "Cut",
     "Fingerprint",
+    "Handover",
     "Layer",
     "LayerCatalogue",
     "Layout",

@@ -13,11 +13,13 @@ from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
+from timmscope_registry.hooks.handover import Handover, handovers
 from timmscope_registry.hooks.layers import LayerCatalogue
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
 from timmscope_registry.hooks.scopes import Cut, Edits, Recording, Watch
 from timmscope_registry.hooks.steady import Steady
+from timmscope_registry.hooks.trace import trace
 
 _Scope = TypeVar("_Scope", bound=Scope)
 
@@ -58,12 +60,28 @@ class ModelHooks:
         """
         return self._trace()[0]
 
+    def handovers(self) -> list[Handover]:
+        """Say which modules hand their output straight to one other module; runs one forward.
+
+        Raises:
+            UnsupportedModel: the model cannot run on the example.
+        """
+        with self._lock:
+            return handovers(trace(self.module, self._placed_example, self._steady))
+
+    def around(self, module: nn.Module) -> ModelHooks:
+        """Hooks of another module that takes the same input."""
+        return ModelHooks(module, self._example)
+
+    @property
+    def _placed_example(self) -> Tensor:
+        parameter = next(self.module.parameters(), self._example)
+        return self._example.to(parameter.device, parameter.dtype)
+
     def _trace(self) -> tuple[LayerCatalogue, HookPoints]:
         with self._lock:
             if self._traced is None:
-                parameter = next(self.module.parameters(), self._example)
-                example = self._example.to(parameter.device, parameter.dtype)
-                self._traced = build_catalogue(self.module, example, self._steady)
+                self._traced = build_catalogue(self.module, self._placed_example, self._steady)
             return self._traced
 
     def __call__(self, x: Tensor) -> Tensor:
