@@ -22,6 +22,7 @@ from timmscope.store import Manifest
 
 from .batch import reduce_batch
 from .loader import Loaded
+from .memory import kept_memory
 from .plan import Plan
 from .shard_writer import Rows
 from .writer import Writer
@@ -48,6 +49,8 @@ def feed(
         batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
         advance = stack.enter_context(task("mining", total=manifest.image_count))
         advance(done)
+        if model.device.type == "cpu":
+            stack.enter_context(kept_memory())
         writer = stack.enter_context(Writer(folder, manifest, plan))
         while batch is not None:
             began = perf_counter()
