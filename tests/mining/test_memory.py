@@ -21,4 +21,4 @@ def faults_of_a_large_tensor() -> int:
 def test_a_large_tensor_is_not_mapped_anew_inside() -> None:
     with kept_memory():  # the system may take pages back at times, so the best of several
         assert min(faults_of_a_large_tensor() for _ in range(12)) < 100
-    assert min(faults_of_a_large_tensor() for _ in range(12)) > 1000
+    assert faults_of_a_large_tensor() > 1000  # handed back on leaving
