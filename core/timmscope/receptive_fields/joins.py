@@ -155,15 +155,18 @@ def attention(op: Op) -> list[Tensor | None]:
         query = query.amax(-1, keepdim=True)
     if tokens is None:
         return [query, *rest]
-    hidden = _hidden(op, bias)
-    if hidden is not None:
-        scores = torch.where(hidden, NONE, tokens.transpose(-1, -2))  # (8, B, heads, q, k)
-        return [union(query, joined(op, [(scores, [scores.ndim - 2])])), *rest]
     repeat = op.given["query"].shape[1] // tokens.shape[2] if tokens.ndim == 5 else 1
     if repeat > 1:  # grouped queries
         tokens = tokens.repeat_interleave(repeat, 2)
-    parts = [(query, []), (tokens, [tokens.ndim - 3])]
-    return [joined(op, parts), *rest]
+    hidden = _hidden(op, bias)
+    if hidden is not None and bool((hidden == hidden[..., :1, :]).all()):
+        # Hidden from every query, as padding is: attention over all the others.
+        tokens = torch.where(hidden[..., :1, :].transpose(-1, -2), NONE, tokens)
+    elif hidden is not None:
+        rows = tokens.transpose(-1, -2)  # (8, B, heads, 1, k); a plane at a time to save memory
+        seen = [torch.where(hidden, NONE, plane).amax(-1, keepdim=True) for plane in rows]
+        return [union(query, torch.stack(seen)), *rest]
+    return [joined(op, [(query, []), (tokens, [tokens.ndim - 3])]), *rest]
 
 
 def _hidden(op: Op, bias: Tensor | None) -> Tensor | None:

@@ -24,7 +24,6 @@ NONE = -(2**15)
 """In every plane: depends on no pixel."""
 FURTHEST = 2**15 - 1
 """Coordinates end here, on either side."""
-_PURGE_EVERY = 64
 
 _Kept = dict[int, tuple[StorageWeakRef, int, Tensor]]
 """By address of the storage: whether it lives, bytes an element, its shadow."""
@@ -36,7 +35,6 @@ class Shadows:
     def __init__(self) -> None:
         self._kept: _Kept = {}
         self._masks: _Kept = {}
-        self._written = 0
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """Shadow `(8, *shape)` int16 of a tensor, a view; None if it depends on no pixel."""
@@ -95,11 +93,9 @@ class Shadows:
         # The weak reference keeps the address from being used again while the entry lives.
         storage = tensor.untyped_storage()
         kept[storage._cdata] = (StorageWeakRef(storage), tensor.element_size(), shadow)
-        self._written += 1
-        if self._written % _PURGE_EVERY == 0:
-            for entries in (self._kept, self._masks):
-                for key in [key for key, entry in entries.items() if entry[0].expired()]:
-                    del entries[key]
+        for entries in (self._kept, self._masks):
+            for key in [key for key, entry in entries.items() if entry[0].expired()]:
+                del entries[key]
 
 
 def _elements(tensor: Tensor) -> int:
