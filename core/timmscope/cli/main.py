@@ -44,6 +44,7 @@ COMMANDS = (
     ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
     ("evaluate", WORK, "Judge explanations of many images, techniques side by side."),
     ("mine", WORK, "Run a model over images and keep its activations in a store."),
+    ("merge", WORK, "Join the parts of a pass that were mined apart."),
     ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
     ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
     ("search", LOOK, "Find the images of a store nearest to an image."),

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
+from timmscope_registry import ParameterError, TimmscopeError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from timmscope import Store
 
 SHOWN = 10
 """Unreadable images named one by one; all are in the store."""
@@ -21,11 +30,15 @@ def mine(
     /,
     *,
     store: Annotated[Path, Parameter(name=["--output", "-o"])],
-    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
+    layers: Annotated[
+        tuple[str, ...], Parameter(name=["--layers", "--layer", "-l"], show_default=False)
+    ] = (),
     maps: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     top_k: int | None = None,
     batch_size: int | None = None,
     shard_size: int | None = None,
+    precision: Literal["float32", "bfloat16", "bf16"] | None = None,
+    ranges: Annotated[str | None, Parameter(show_default=False)] = None,
     workers: int | None = None,
     device: str | None = None,
     json: output.Flag = False,
@@ -42,17 +55,22 @@ def mine(
         A folder, a text file of paths, an ``.npz`` or HDF5 file, a webdataset ``.tar``.
     store
         Folder to make, by custom ``NAME.scope``.
-    layer
-        Layer to mine; may be repeated. By default the last one with a grid and the pooled
-        features.
+    layers
+        Layer to mine; may be repeated, or several with commas between. By default the last one
+        with a grid and the pooled features.
     maps
-        Layer whose full maps to keep as well; large. May be repeated.
+        Layer whose full maps to keep as well; large: their size is said first. May be repeated.
     top_k
         How many of the strongest images to keep for every unit; by default 100.
     batch_size
         Images a forward; by default 32.
     shard_size
         Images in a file of the store; by default 1024.
+    precision
+        Type of number the model runs in; by default float32.
+    ranges
+        ``i/n``: mine only the i-th of n parts, each with its own --output, at the same time or on
+        several machines; ``timmscope merge`` joins them.
     workers
         Processes that decode images; by default one a processor, at most 2.
     device
@@ -60,33 +78,57 @@ def mine(
     json
         Print JSON.
     """
-    from timmscope import load_model
-    from timmscope import mine as run
+    part = None if ranges is None else _part(ranges)
+    with telling(store):
+        from timmscope import load_model
+        from timmscope import mine as run
 
-    made = run(
-        load_model(model, device=device),
-        images,
-        store,
-        layers=list(layer) or None,
-        maps=list(maps),
-        batch_size=batch_size,
-        shard_size=shard_size,
-        top_k=top_k,
-        workers=workers,
-    )
+        made = run(
+            load_model(model, device=device),
+            images,
+            store,
+            layers=_names(layers) or None,
+            maps=_names(maps),
+            batch_size=batch_size,
+            shard_size=shard_size,
+            top_k=top_k,
+            precision="bfloat16" if precision == "bf16" else precision,
+            ranges=part,
+            workers=workers,
+        )
+    summarise(made, store, json=json)
+
+
+def summarise(made: Store, named: Path, *, json: bool) -> None:
+    """Print what a pass, or a merge of parts, left behind.
+
+    Args:
+        made: the store.
+        named: its folder, as the user wrote it.
+        json: print JSON.
+    """
+    from timmscope.store.nonfinite import nonfinite_counts
+
+    manifest = made.manifest
     bad = made.images.unreadable()
+    odd = {layer: counts for layer, counts in nonfinite_counts(made).items() if counts.any()}
     size = sum(file.stat().st_size for file in made.path.rglob("*") if file.is_file())
     if json:
         output.print_json(
             {
-                "store": str(store),
-                "model": made.manifest.model.id,
-                "images": len(made),
+                "store": str(named),
+                "model": manifest.model.id,
+                "images": manifest.image_count,
+                "part": manifest.part,
                 "unreadable": [
                     {"image_id": number, "path": path, "reason": reason}
                     for number, path, reason in bad
                 ],
                 "layers": list(made.layers),
+                "nonfinite_units": {
+                    layer: {int(unit): int(counts[unit]) for unit in counts.nonzero()[0]}
+                    for layer, counts in odd.items()
+                },
                 "bytes": size,
             }
         )
@@ -110,9 +152,70 @@ def mine(
         output.table(("unreadable image", "reason"), [entry[1:] for entry in bad[:SHOWN]])
         if len(bad) > SHOWN:
             output.say(f"… and {len(bad) - SHOWN} more")
+    output.say()
+    for layer, counts in odd.items():
+        output.say(_odd(layer, counts))
     skipped = f", {len(bad)} of them unreadable and skipped" if bad else ""
-    output.say(f"\n{store}: {len(made)} images{skipped}; {size / 1e6:.1f} MB")
+    part = "" if manifest.part is None else ", part {} of {}".format(*manifest.part)
+    output.say(f"{named}: {manifest.image_count} images{part}{skipped}; {size / 1e6:.1f} MB")
+    if manifest.part:
+        output.say("next: timmscope merge PARTS -o WHOLE.scope, once all parts are there")
+        return
     gridded = [name for name, record in made.layers.items() if record.grid]
     seen = (gridded or list(made.layers))[-1]
-    output.say(f"next: timmscope top {store} {seen} 0")
-    output.say(f"      timmscope search {store} IMAGE")
+    output.say(f"next: timmscope top {named} {seen} 0")
+    output.say(f"      timmscope search {named} IMAGE")
+
+
+def _odd(layer: str, counts: np.ndarray) -> str:
+    """One line on the units of a layer that are not always finite."""
+    units = int((counts > 0).sum())
+    worst = int(counts.argmax())
+    return (
+        f"{layer}: {units} of {len(counts)} units are NaN or infinite at some images, most often "
+        f"unit {worst}, at {counts[worst]}; top and statistics leave those values out"
+    )
+
+
+def _names(given: tuple[str, ...]) -> list[str]:
+    return [name for text in given for name in text.split(",") if name]
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.strip().isdecimal() and parts.strip().isdecimal()):
+        raise ParameterError(f"--ranges {text}: expected i/n, as in 2/4", parameter="ranges")
+    return int(number), int(parts)
+
+
+@contextmanager
+def telling(store: Path) -> Iterator[None]:
+    """Show on stderr what mining or merging has to say, and after Ctrl-C how to go on."""
+    log, lines = logging.getLogger("timmscope.mining"), _Lines(logging.INFO)
+    before = log.level
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(_how_to_go_on(store))
+        raise
+    finally:
+        log.setLevel(before)
+        log.removeHandler(lines)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        output.complain(record.getMessage())
+
+
+def _how_to_go_on(store: Path) -> str:
+    from timmscope.store import Manifest
+
+    try:
+        manifest = Manifest.read(store.resolve())
+    except TimmscopeError:
+        return "before the first shard: give the same command to begin again"
+    done, of = len(manifest.shards), len(manifest.own)
+    return f"with {done} of {of} shards done: give the same command again to go on"

@@ -63,7 +63,7 @@ def feed(
             spent["model"] += ran - began
             spent["writing"] += wrote - ran
             spent["reading"] += perf_counter() - wrote
-    log.info("seconds waited: %s", ", ".join(f"{key} {value:.1f}" for key, value in spent.items()))
+    log.debug("seconds waited: %s", ", ".join(f"{key} {value:.1f}" for key, value in spent.items()))
     return writer.manifest
 
 

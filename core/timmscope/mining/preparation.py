@@ -111,6 +111,8 @@ def present(folder: Path, manifest: Manifest) -> Manifest:
     }
     if lost:
         log.warning("%s: mining %d damaged shard(s) again", folder.name, len(lost))
+    if kept := len(manifest.shards) - len(lost):
+        log.info("%s: %d of %d shards were there", folder.name, kept, len(manifest.own))
     merged = manifest.merged
     if lost or (merged and _size(folder / shards.MERGED) != merged.size):
         return manifest.without_shards(lost)
@@ -137,7 +139,9 @@ def require_space(folder: Path, plan: Plan, count: int) -> None:
     """Refuse to start what cannot end."""
     needed = bytes_per_image(plan) * count
     free = shutil.disk_usage(folder).free
-    log.info("%s: about %s for %d images", folder.name, amount(needed), count)
+    large = any("maps" in plan.columns(layer) for layer in plan.layers)
+    level = logging.INFO if large else logging.DEBUG
+    log.log(level, "%s: about %s for %d images", folder.name, amount(needed), count)
     if needed > free:
         raise StoreError(
             f"{folder}: needs about {amount(needed)} for {count} images and the disk has "

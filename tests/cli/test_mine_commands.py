@@ -1,0 +1,121 @@
+"""`mine` and `merge` as a user runs them: parts, what is said beside the result, and defects."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+MODEL = "random:resnet18?seed=0&img_size=32"
+SIZES = ["--batch-size", 4, "--shard-size", 4, "--workers", 0]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(14):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "5.png").write_bytes(b"")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_parts_are_mined_and_merged_to_the_store_of_one_run(
+    cli: Any, photos: Path, tmp_path: Path
+) -> None:
+    settings = ["--layers", "layer1,layer2", "--precision", "bf16", *SIZES]
+    assert cli("mine", MODEL, photos, "-o", "whole.scope", *settings).status == 0
+    for i in (1, 2):
+        part = cli("mine", MODEL, photos, "-o", f"p{i}.scope", "--ranges", f"{i}/2", *settings)
+        assert part.status == 0, part.err
+        assert f"part {i} of 2" in part.out
+        assert "next: timmscope merge PARTS" in part.out
+    merged = cli("merge", "p2.scope", "p1.scope", "-o", "m.scope", "--json")
+    assert (merged.status, merged.err) == (0, "")
+    facts = json.loads(merged.out)
+    assert (facts["images"], facts["part"], facts["layers"]) == (14, None, ["layer1", "layer2"])
+    assert contents(tmp_path / "m.scope") == contents(tmp_path / "whole.scope")
+    missing = cli("merge", "p2.scope", "-o", "n.scope")
+    assert (missing.status, missing.err) == (2, "timmscope: error: part 1 of 2 is missing\n")
+
+
+@pytest.mark.parametrize("ranges", ["3", "a/b", "1/", "/2", "1.5/2", "-1/2"])
+def test_ranges_that_cannot_be_read_are_one_line(cli: Any, photos: Path, ranges: str) -> None:
+    outcome = cli("mine", MODEL, photos, "-o", "s.scope", f"--ranges={ranges}")
+    assert outcome.status == 2
+    assert outcome.err == f"timmscope: error: --ranges {ranges}: expected i/n, as in 2/4\n"
+
+
+def test_the_reason_does_not_repeat_the_name_of_the_image(cli: Any, photos: Path) -> None:
+    outcome = cli("mine", MODEL, photos, "-o", "s.scope", "--layer", "layer1", *SIZES)
+    assert outcome.err == ""
+    (line,) = [line for line in outcome.out.splitlines() if "0 bytes" in line]
+    assert line.split(maxsplit=1) == ["5.png", "the file is empty (0 bytes); replace or remove it"]
+
+
+def test_the_size_of_maps_is_said_first_and_what_was_there_on_going_on(
+    cli: Any, photos: Path
+) -> None:
+    command = ["mine", MODEL, photos, "-o", "s.scope", "--maps", "layer1", *SIZES]
+    first = cli(*command)
+    assert first.err.startswith("timmscope: s.scope: about ")
+    assert first.err.endswith("for 14 images\n")
+    Path("s.scope/shards/00002.h5").unlink()
+    again = cli(*command)
+    assert "mining 1 damaged shard(s) again" in again.err
+    assert "s.scope: 3 of 4 shards were there" in again.err
+
+
+def test_a_folder_without_one_readable_image_may_be_mined_into_again(
+    cli: Any, photos: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "a.png").write_bytes(b"x")
+    outcome = cli("mine", MODEL, bad, "-o", "s.scope", "--layer", "layer1", "--workers", 0)
+    assert outcome.status == 2
+    assert "not one of the 1 images can be read; the first is a.png: not an image" in outcome.err
+    assert cli("mine", MODEL, photos, "-o", "s.scope", "--layer", "layer2", *SIZES).status == 0
+
+
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.scope"
+    code = "from timmscope.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", code, "mine", MODEL, photos, "-o", out, "-l", "layer1"]
+    command += ["--batch-size", "1", "--shard-size", "1", "--workers", "2"]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    end = time.monotonic() + 120
+    while not (out / "shards/00001.h5").exists() and time.monotonic() < end:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the pass was quicker than the signal")
+    assert process.returncode == 130
+    (line,) = err.splitlines()
+    assert line.startswith("timmscope: interrupted with ")
+    assert line.endswith(" of 14 shards done: give the same command again to go on")
