@@ -25,7 +25,6 @@ from timmscope.mining import (
     bytes_per_image,
     default_layers,
     mine,
-    patch_box,
     top_patches,
 )
 from timmscope.mining.plan import make_plan
@@ -443,19 +442,6 @@ def test_batch_norms_are_folded_unless_someone_listens_and_the_store_says_so(
             assert np.abs(one - two).max() <= 1e-5 * np.abs(two).max()
     again = run(small_model, pictures, tmp_path / "s")  # taken from the store
     assert not again.manifest.folded
-
-
-class Stride:
-    stride = (16.0, 8.0)
-
-
-def test_patches_are_centred_on_their_cell_and_shifted_at_the_border() -> None:
-    assert patch_box(Stride(), (2, 5), (128, 128)) == (32, 16, 56, 64)
-    assert patch_box(Stride(), (0, 0), (128, 128)) == (0, 0, 24, 48)
-    assert patch_box(Stride(), (7, 15), (128, 128)) == (104, 80, 128, 128)
-    assert patch_box(Stride(), (2, 5), (128, 128), context=1) == (40, 32, 48, 48)
-    assert patch_box(Stride(), (2, 5), (128, 128), context=99) == (0, 0, 128, 128)
-    assert patch_box(Stride(), (-1, -1), (96, 128)) == (0, 0, 128, 96)
 
 
 def test_patches_show_the_pixels_of_the_strongest_images(

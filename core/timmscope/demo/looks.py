@@ -13,13 +13,13 @@ from timmscope.demo.kept import configured, digest, kept
 from timmscope.demo.tour import FEATURES, LATE, MIDDLE, Tour
 from timmscope.demo.view import Picture, Section, Strip
 from timmscope.figures.theme import number
-from timmscope.mining import patch_box
+from timmscope.receptive_fields import Box, FieldKind, ReceptiveField, receptive_field
 from timmscope.store import TopEntry
 from timmscope.techniques import RepresentationTechnique
 
 UNITS, PATCHES, NEIGHBOURS = 4, 6, 6
-CONTEXT = {MIDDLE: 7.0, LATE: 5.0}
-"""Side of a patch in cells of the layer: 56 and 80 pixels of 224."""
+FIELDS: dict[str, FieldKind] = {MIDDLE: "spatial", LATE: "effective"}
+"""Which receptive field a patch is: 35 and 73 px of 224. The late layer's spatial one is 211."""
 
 
 def predictions(tour: Tour) -> Section:
@@ -43,11 +43,12 @@ def units(tour: Tour) -> Section:
     example = (MIDDLE, 0)
     for layer, where in ((MIDDLE, "a third of the way in"), (LATE, "two thirds of the way in")):
         found = choose.units(tour.store, layer, UNITS, PATCHES, by_photograph=not tour.own)
+        field = receptive_field(tour.model, layer, FIELDS[layer])
         for place, (unit, entries) in enumerate(found):
             example = (layer, unit)
             pictures = [
                 Picture(
-                    data_uri(_patch(tour, layer, entry)),
+                    data_uri(_patch(tour, field, entry)),
                     number(entry.value),
                     tour.name(entry.image_id),
                     f"patch of {tour.name(entry.image_id)}",
@@ -147,9 +148,20 @@ def _found(tour: Tour, result: Neighbours) -> list[Strip]:
     return strips
 
 
-def _patch(tour: Tour, layer: str, entry: TopEntry) -> Tensor:
+def _patch(tour: Tour, field: ReceptiveField, entry: TopEntry) -> Tensor:
     pixels = tour.pixels(entry.image_id)
-    size = (pixels.shape[1], pixels.shape[2])
-    record = tour.store.layer(layer).record
-    left, upper, right, lower = patch_box(record, entry.position, size, context=CONTEXT[layer])
+    left, upper, right, lower = _moved_inside(field, entry.position)
     return pixels[:, upper:lower, left:right]
+
+
+def _moved_inside(field: ReceptiveField, position: tuple[int, int]) -> Box:
+    """The cell's field, moved where it leaves the image: all patches have one size."""
+    edges = field.box(position, clip=False)
+    sides = (edges[2] - edges[0], edges[3] - edges[1])
+    limits = (field.image_size[1], field.image_size[0])
+    starts = [
+        max(0, min(limit - side, edge))
+        for limit, side, edge in zip(limits, sides, edges[:2], strict=True)
+    ]
+    left, upper = starts
+    return (left, upper, min(limits[0], left + sides[0]), min(limits[1], upper + sides[1]))

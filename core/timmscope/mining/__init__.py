@@ -13,7 +13,7 @@ from .collectors import (
 )
 from .merge import merge
 from .mine import mine, resume
-from .patches import Patch, patch_box, top_patches
+from .patches import Patch, top_patches
 from .plan import Plan, bytes_per_image, default_layers
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "default_layers",
     "merge",
     "mine",
-    "patch_box",
     "resume",
     "top_patches",
 ]

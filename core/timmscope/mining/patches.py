@@ -1,33 +1,25 @@
-"""The parts of images that drive a unit highest, cut out.
+"""The parts of images that drive a unit highest, cut out where the unit's cell looks.
 
-A patch is a window around the cell of the maximum. Its size is a multiple of the layer's stride,
-`CONTEXT` cells each way: a readable neighbourhood, not the layer's receptive field, which in the
-deep layers of most models is the whole image.
+A patch is the receptive field of the cell of the maximum, clipped to the image. Where that field is
+the whole image, so is the patch, and `Patch.cell` says where in it the maximum is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from timmscope.images import Images
+from timmscope.receptive_fields import Box, FieldKind, ReceptiveField, receptive_field
 from timmscope.store import Store, TopEntry
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
-
-CONTEXT = 3.0
-"""Default side of a patch, in cells."""
-
-
-class HasStride(Protocol):
-    """A layer of a model's catalogue or of a store."""
-
-    @property
-    def stride(self) -> tuple[float, float] | None:
-        """Vertical and horizontal size of a cell in input pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,49 +28,21 @@ class Patch:
 
     Attributes:
         image: the cut-out, RGB.
-        box: left, upper, right, lower edge in pixels of the preprocessed image.
+        whole: the preprocessed image it was cut from.
+        box: left, upper, right, lower edge of the patch in pixels of that image.
+        cell: the same of the cell of the maximum: its share of the image, one stride wide.
+        field: the receptive field, with its kind and size.
         entry: image id, value and cell.
         path: the image's name.
     """
 
     image: Image.Image
-    box: tuple[int, int, int, int]
+    whole: Image.Image
+    box: Box
+    cell: Box
+    field: ReceptiveField
     entry: TopEntry
     path: str
-
-
-def patch_box(
-    layer: HasStride,
-    position: tuple[int, int],
-    image_size: tuple[int, int],
-    *,
-    context: float = CONTEXT,
-) -> tuple[int, int, int, int]:
-    """Return the window around a cell: left, upper, right, lower edge in pixels.
-
-    It is `context` strides wide and high, centred on the cell, and shifted inwards at the borders
-    of the image, so that all patches of a layer have the same size. A layer without a stride (a
-    vector) gives the whole image.
-
-    Args:
-        layer: the layer, for its stride.
-        position: row and column of the cell.
-        image_size: height and width of the preprocessed image in pixels.
-        context: side of the window in cells.
-    """
-    height, width = image_size
-    if layer.stride is None or min(position) < 0:
-        return (0, 0, width, height)
-    upper, lower = _edges(position[0], layer.stride[0], height, context)
-    left, right = _edges(position[1], layer.stride[1], width, context)
-    return (left, upper, right, lower)
-
-
-def _edges(cell: int, stride: float, size: int, context: float) -> tuple[int, int]:
-    side = max(1, min(size, round(context * stride)))
-    start = round((cell + 0.5) * stride - side / 2)
-    start = max(0, min(size - side, start))
-    return start, start + side
 
 
 def top_patches(
@@ -88,33 +52,51 @@ def top_patches(
     unit: int,
     k: int = 9,
     *,
-    context: float = CONTEXT,
+    field: FieldKind = "spatial",
+    where: str | npt.ArrayLike | None = None,
     images: Images | None = None,
 ) -> list[Patch]:
     """Cut the patches of a unit's `k` strongest images, best first; reads those images only.
 
     Args:
         store: the store.
-        model: its model, for the preprocessing.
+        model: its model, for the preprocessing and the receptive field.
         layer: name of a mined layer.
         unit: channel.
         k: how many.
-        context: side of a patch in cells.
+        field: which receptive field is cut out: ``exact``, ``spatial`` or ``effective``, as in
+            `receptive_field`. The effective one is measured on these very images, at the cells of
+            their maxima: one size for all of them.
+        where: only images that meet a condition; see `ImageTable.where`.
         images: the store's images; by default opened where they were.
 
     Raises:
         ImageError: the images are no longer there.
-        StoreError: the store's images were in memory and `images` is missing.
+        StoreError: no such layer or unit, or the store's images were in memory and `images` is
+            missing.
+        ParameterError: no such kind of field, or the condition is wrong.
     """
     source = store.source(images)
-    found = store.layer(layer)
-    entries = found.top(unit, k)
+    entries = store.layer(layer).top(unit, k, where=where)
+    if not entries:
+        return []
+    pixels = torch.stack(
+        [model.preprocess(source.load(entry.image_id)) for entry in entries]
+    ).clamp(0, 1)  # (k, C, H, W)
+    cells = [entry.position for entry in entries]
+    if field == "effective":
+        found = receptive_field(model, layer, field, pixels, unit=unit, positions=cells)
+    else:
+        found = receptive_field(model, layer, field)
     patches = []
-    for entry in entries:
-        pixels = model.preprocess(source.load(entry.image_id))  # (C, H, W) in [0, 1]
-        array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-        whole = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
-        size = (whole.height, whole.width)
-        box = patch_box(found.record, entry.position, size, context=context)
-        patches.append(Patch(whole.crop(box), box, entry, source.paths[entry.image_id]))
+    for entry, image in zip(entries, pixels, strict=True):
+        whole, box = _picture(image), found.box(entry.position)
+        cell = found.cell(entry.position)
+        path = source.paths[entry.image_id]
+        patches.append(Patch(whole.crop(box), whole, box, cell, found, entry, path))
     return patches
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
