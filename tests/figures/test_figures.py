@@ -100,7 +100,7 @@ def test_pictures_keep_their_aspect(name):
     for axes in figure.axes:
         for picture in axes.get_images():
             height, width = picture.get_array().shape[:2]
-            box = axes.get_window_extent()
+            box = picture.get_window_extent()
             assert box.width / box.height == pytest.approx(width / height, rel=1e-6)
 
 
@@ -115,6 +115,27 @@ def test_labels_of_a_sheet_do_not_overlap():
         row.sort(key=lambda box: box.x0)
         for left, right in itertools.pairwise(row):
             assert left.x1 < right.x0
+
+
+def test_a_sheet_shows_each_picture_whole_in_its_own_place():
+    levels = torch.arange(1, 13) / 16
+    figure = sheet_figure(levels[:, None, None, None].expand(12, 3, 8, 8), columns=4)
+    pixels, (width, height) = render(figure)
+    dpi = pixels.shape[1] / width
+    axes = figure.axes[0]
+    for level, picture in zip(levels.tolist(), axes.get_images(), strict=True):
+        box = picture.get_window_extent()
+        shown = pixels[
+            int(pixels.shape[0] - box.y1) + 3 : int(pixels.shape[0] - box.y0) - 3,
+            int(box.x0) + 3 : int(box.x1) - 3,
+            :3,
+        ]
+        assert (shown == round(level * 255)).all()
+        assert box.width / dpi == pytest.approx(1.6)
+    centres = [(-picture.get_window_extent().y0, picture.get_window_extent().x0)
+               for picture in axes.get_images()]  # fmt: skip
+    assert centres == sorted(centres)
+    assert height > width * 0.7
 
 
 def test_more_rows_than_fit_are_counted():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from timmscope.figures.pixels import to_array
@@ -52,12 +56,7 @@ class Canvas:
         self, array: Any, left: float, top: float, width: float, height: float, **options: Any
     ) -> Axes:
         """An array as `imshow` takes it, centred in the place with its own aspect."""
-        high, wide = array.shape[:2]
-        scale = min(width / wide, height / high)
-        shown_w, shown_h = wide * scale, high * scale
-        axes = self.axes(
-            left + (width - shown_w) / 2, top + (height - shown_h) / 2, shown_w, shown_h
-        )
+        axes = self.axes(*_fitted(array, left, top, width, height))
         # Shrinking averages (antialiased), enlarging keeps the pixels visible.
         axes.imshow(array, aspect="auto", interpolation="antialiased", **options)
         axes.set_xticks([])
@@ -65,6 +64,32 @@ class Canvas:
         axes.grid(visible=False)
         for spine in axes.spines.values():
             spine.set(visible=True, color=RULE, linewidth=0.6)
+        return axes
+
+    def many(self, places: Iterable[tuple[Any, float, float, float, float]]) -> Axes:
+        """Arrays as `array` shows them, each with its left, top, width and height.
+
+        They share one axes that covers the page: axes of their own cost 40 times as much time.
+        """
+        axes = self.axes(0, 0, self.width, self.height)
+        axes.set(xlim=(0, self.width), ylim=(self.height, 0))
+        axes.set_axis_off()
+        frames = []
+        for array, left, top, width, height in places:
+            left, top, width, height = _fitted(array, left, top, width, height)
+            image = AxesImage(
+                axes,
+                interpolation="antialiased",
+                origin="upper",
+                extent=(left, left + width, top + height, top),
+            )
+            image.set_data(array)
+            axes.add_image(image)
+            frames.append(Rectangle((left, top), width, height))
+        axes.add_collection(
+            PatchCollection(frames, facecolor="none", edgecolor=RULE, linewidth=0.6),
+            autolim=False,
+        )
         return axes
 
     def text(
@@ -103,6 +128,16 @@ class Canvas:
             [left / self.width, (left + width) / self.width], [y, y], color=colour, linewidth=0.7
         )
         self.figure.add_artist(line)
+
+
+def _fitted(
+    array: Any, left: float, top: float, width: float, height: float
+) -> tuple[float, float, float, float]:
+    """The place an array takes in the middle of another, with its own aspect."""
+    high, wide = array.shape[:2]
+    scale = min(width / wide, height / high)
+    shown_w, shown_h = wide * scale, high * scale
+    return left + (width - shown_w) / 2, top + (height - shown_h) / 2, shown_w, shown_h
 
 
 def line_height(size_pt: float, lines: int = 1) -> float:

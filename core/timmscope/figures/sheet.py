@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from timmscope.figures.canvas import Canvas, line_height
+from timmscope.figures.pixels import to_array
 from timmscope.figures.theme import (
     GAP_IN,
     LABEL_PT,
@@ -83,13 +84,17 @@ def sheet_figure(
             room = page.width - 2 * MARGIN_IN
             heading = fit(title, room, TITLE_PT, bold=True)
             page.text(heading, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
-        for index, picture in enumerate(pictures):
-            row, column = divmod(index, columns)
-            left, top = MARGIN_IN + side + column * step_x, head + row * step_y
-            page.picture(picture, left, top, cell, tall)
-            if texts:
-                place = (left + cell / 2, top + tall + 0.04)
-                page.text(texts[index], *place, size=SMALL_PT, colour=MUTED, align="center")
+        corners = [
+            (MARGIN_IN + side + column * step_x, head + row * step_y)
+            for row, column in (divmod(index, columns) for index in range(len(pictures)))
+        ]
+        page.many(
+            (to_array(picture), *corner, cell, tall)
+            for picture, corner in zip(pictures, corners, strict=True)
+        )
+        for text, (left, top) in zip(texts, corners, strict=False):
+            place = (left + cell / 2, top + tall + 0.04)
+            page.text(text, *place, size=SMALL_PT, colour=MUTED, align="center")
         for row, text in enumerate(row_labels or []):
             shown = fit(text, side - 0.13, LABEL_PT, lines=3)
             page.text(shown, MARGIN_IN, head + row * step_y, size=LABEL_PT)
