@@ -110,3 +110,13 @@ def timmscope_index_backends() -> Iterator[IndexBackendSpec]:
         summary="Exhaustive search, exact.",
         impl="timmscope.index.flat:FlatBackend",
     )
+    yield IndexBackendSpec(
+        name="ivf",
+        summary="Inverted lists of 4-bit product codes, decided by the rows; for large stores.",
+        impl="timmscope.index.ivf:IVFBackend",
+    )
+    yield IndexBackendSpec(
+        name="hnsw",
+        summary="A graph of near neighbours over 8-bit codes; slow to build, another each time.",
+        impl="timmscope.index.hnsw:HNSWBackend",
+    )

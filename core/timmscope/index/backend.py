@@ -60,7 +60,7 @@ class Exam(NamedTuple):
     space: Space
 
     def recall(self, values: Rows, ids: Ids) -> float:
-        """Share of the true neighbours among the k best found, `(Q, >= k + 1)`, best first."""
+        """Share of the true neighbours among the k best that `search` found, asked for k + 1."""
         others = ids != self.own[:, None]
         first = others & (np.cumsum(others, axis=1) <= self.k)
         worst = self.worst[:, None]
@@ -91,10 +91,14 @@ class Backend(Protocol):
         """Append rows `(n, dim)` under ids `(n,)`, none of which is there; called once a batch."""
         ...
 
-    def finish(self) -> None:
+    def finish(self, held_out: Ids) -> None:
         """All rows of a build have come: train, if there is something to train.
 
-        Called once, before anything but `add`; rows added later come to the trained engine.
+        Called once, before anything but `add` and `ids`; rows added later come to the trained
+        engine.
+
+        Args:
+            held_out: ids of rows that recall is measured by, so better not trained on.
         """
         ...
 
@@ -128,7 +132,7 @@ class Backend(Protocol):
         """Use the cheapest search parameters that reach a recall, or else the best there are.
 
         Args:
-            exam: what recall is measured by; `search` is asked for ``exam.k + 1``.
+            exam: what recall is measured by.
             recall: the share of true neighbours wanted.
             timed: whether to time the parameters, or to estimate their cost so that the choice
                 is the same on every machine.
@@ -143,19 +147,20 @@ class Backend(Protocol):
         ...
 
     @classmethod
-    def load(cls, path: Path, dim: int, space: Space, *, mmap: bool) -> Self:
+    def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
         """Read what `save` wrote; any exception means that the file cannot be used.
 
         Args:
             path: the file.
             dim: width of a row.
             space: what to compare by.
+            facts: what the engine said of itself last, search parameters among it.
             mmap: read rows from the file as they are needed, where the engine can.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Plain values worth keeping beside the file: type, parameters, versions.
+        """Plain values kept beside the file: type, parameters, versions.
 
         `exact` (bool) says whether answers are; `tombstones` how many removed rows are still in
         the file.

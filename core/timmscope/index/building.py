@@ -10,7 +10,7 @@ from timmscope.index.backend import Backend, BuildHints, Exam, find_backend
 from timmscope.index.choice import choose_backend
 from timmscope.index.files import IndexRecord
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
-from timmscope.index.recall import make_exam
+from timmscope.index.recall import held_out, make_exam
 from timmscope.index.source import RowSource
 from timmscope.progress import task
 from timmscope_registry import VectorIndexError
@@ -48,7 +48,7 @@ def build(
     if not len(engine):
         why = f": all {non_finite} hold NaN or infinity" if non_finite else ""
         raise VectorIndexError(f"{source.name} has no row to index{why}")
-    engine.finish()
+    engine.finish(held_out(engine.ids, seed))
     record = IndexRecord(
         layer=source.layer,
         metric=metric,
@@ -63,7 +63,7 @@ def build(
         shards=source.shards,
         facts={"chosen": reason, "seed": seed},
     )
-    return engine, tuned(engine, record, recall, timed=False, seed=seed)
+    return engine, tuned(engine, record, recall, timed=False)
 
 
 def fill(engine: Backend, source: RowSource, metric: Metric) -> int:
@@ -78,15 +78,14 @@ def fill(engine: Backend, source: RowSource, metric: Metric) -> int:
     return non_finite
 
 
-def tuned(
-    engine: Backend, record: IndexRecord, recall: float, *, timed: bool, seed: int = 0
-) -> IndexRecord:
+def tuned(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -> IndexRecord:
     """Choose search parameters for a recall, and note what was reached and how it was measured."""
     check_recall(recall)
     if engine.facts()["exact"]:
         measured: dict[str, object] = {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
     else:
-        exam = make_exam(engine, space_of(record.metric), seed=seed)
+        own = held_out(engine.ids, int(record.facts.get("seed", 0)))
+        exam = make_exam(engine, space_of(record.metric), own)
         measured = _measure(engine, exam, recall, timed)
     facts = {**record.facts, **engine.facts(), "recall": measured}
     return record.model_copy(update={"facts": facts, "count": len(engine)})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from timmscope.index.ivf import code_values, list_count
+
 QUICK_VALUES = 1 << 24
 """Exact search reads every value of every row; so many take a few milliseconds a query."""
 
@@ -9,11 +11,28 @@ QUICK_VALUES = 1 << 24
 def choose_backend(count: int, dim: int, *, recall: float, memory: int | None) -> tuple[str, str]:
     """Name of an engine for `count` rows of width `dim`, and why.
 
+    `hnsw` is never chosen: its graph takes far longer to build than lists, needs several times
+    their memory, and is another one each time.
+
     Args:
         count: number of rows.
         dim: width of a row.
         recall: share of the true neighbours wanted.
         memory: bytes that may stay in memory while it is searched; None for no limit.
+
+    Raises:
+        VectorIndexError: memory suffices for no engine.
     """
     rows = f"{count} rows of {dim}"
-    return "flat", f"{rows}"
+    size = 4 * count * dim
+    fits = memory is None or size <= memory
+    if fits and recall == 1:
+        return "flat", f"flat: only exact search has a recall of 1, and {rows} fit in memory"
+    if fits and count * dim <= QUICK_VALUES:
+        return "flat", f"flat: {rows} are searched exactly in milliseconds"
+    values = code_values(count, dim, memory)
+    reason = "too slow to search exactly" if fits else f"more than the {memory} bytes allowed"
+    return "ivf", (
+        f"ivf: {rows} are {reason}; {list_count(count)} lists, a 4-bit code for every {values} "
+        "values"
+    )

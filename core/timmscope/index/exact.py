@@ -9,11 +9,13 @@ The answer is the exact one and depends on nothing but the query and the rows.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
 from timmscope.index.backend import Ids, Rows, Space
-from timmscope.index.threads import faiss_threads
+from timmscope.index.threads import faiss_library, faiss_threads
 
 Places = npt.NDArray[np.int64]
 """Row numbers, as against ids."""
@@ -28,6 +30,21 @@ _EPS = float(np.finfo(np.float32).eps)
 _OVERFLOW = float(np.finfo(np.float32).max) / 8
 
 
+class RowsAt(Protocol):
+    """Rows that are read a part at a time, as an array's are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of rows and their width."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, places: Any, /) -> Rows:
+        """Rows at some places, or a slice of them."""
+        ...
+
+
 class ExactSearch:
     """Exhaustive search over rows `(N, dim)`, all of them or some.
 
@@ -37,7 +54,7 @@ class ExactSearch:
         space: `ip` or `l2`.
     """
 
-    def __init__(self, data: Rows, ids: Ids, space: Space) -> None:
+    def __init__(self, data: RowsAt, ids: Ids, space: Space) -> None:
         self._data = data
         self._ids = ids
         self._space: Space = space
@@ -98,8 +115,7 @@ class ExactSearch:
         self, queries: Rows, width: int, places: Places | None
     ) -> tuple[Rows, Places, float]:
         """FAISS's `width` best, `(Q, width)` each, and the length of the longest row."""
-        import faiss
-
+        faiss = faiss_library()
         metric = faiss.METRIC_INNER_PRODUCT if self._space == "ip" else faiss.METRIC_L2
         if places is None:
             if self._largest is None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from timmscope.index.backend import BuildHints, Exam, Ids, Rows, Space
 from timmscope.index.exact import ExactSearch
+from timmscope.index.threads import faiss_library
 
 
 class FlatBackend:
@@ -21,8 +22,7 @@ class FlatBackend:
     """
 
     def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
-        import faiss  # 0.3 s, and starts OpenMP: only when an index is really used
-
+        faiss = faiss_library()
         flat = faiss.IndexFlatIP(dim) if space == "ip" else faiss.IndexFlatL2(dim)
         if hints.count:
             flat.codes.resize(hints.count * dim * 4)  # keeps its memory when emptied again
@@ -30,8 +30,7 @@ class FlatBackend:
         self._adopt(faiss.IndexIDMap(flat), space, mapped=False)
 
     def _adopt(self, index: Any, space: Space, *, mapped: bool) -> None:
-        import faiss
-
+        faiss = faiss_library()
         self._index = index
         self._flat: Any = faiss.downcast_index(index.index)
         self._space: Space = space
@@ -49,8 +48,7 @@ class FlatBackend:
     @property
     def ids(self) -> Ids:
         """Ids of the rows `(N,)`."""
-        import faiss
-
+        faiss = faiss_library()
         ids: Ids = faiss.vector_to_array(self._index.id_map)
         return ids
 
@@ -59,7 +57,7 @@ class FlatBackend:
         self._own()
         self._index.add_with_ids(np.ascontiguousarray(rows, np.float32), np.asarray(ids, np.int64))
 
-    def finish(self) -> None:
+    def finish(self, held_out: Ids) -> None:
         """Nothing to train."""
 
     def remove(self, ids: Ids) -> None:
@@ -89,15 +87,13 @@ class FlatBackend:
 
     def save(self, path: Path) -> None:
         """Write a FAISS file, which FAISS alone can read as well."""
-        import faiss
-
+        faiss = faiss_library()
         faiss.write_index(self._index, str(path))
 
     @classmethod
-    def load(cls, path: Path, dim: int, space: Space, *, mmap: bool) -> Self:
+    def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
         """Read a file that `save` wrote."""
-        import faiss
-
+        faiss = faiss_library()
         flag = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if mmap else 0
         index = faiss.read_index(str(path), flag)
         metric = faiss.METRIC_INNER_PRODUCT if space == "ip" else faiss.METRIC_L2
@@ -109,15 +105,13 @@ class FlatBackend:
 
     def facts(self) -> dict[str, Any]:
         """The library's version."""
-        import faiss
-
+        faiss = faiss_library()
         return {"faiss": faiss.__version__, "type": "Flat", "exact": True, "tombstones": 0}
 
     def _own(self) -> None:
         """Have the rows in memory, where they can change: FAISS crashes on those of a file."""
         if self._mapped:
-            import faiss
-
+            faiss = faiss_library()
             dim = self._flat.d
             flat = faiss.IndexFlatIP(dim) if self._space == "ip" else faiss.IndexFlatL2(dim)
             index = faiss.IndexIDMap(flat)
@@ -139,8 +133,7 @@ class FlatBackend:
 
     def _data(self) -> Rows:
         """The rows themselves `(N, dim)`, a view into the index; valid until rows are added."""
-        import faiss
-
+        faiss = faiss_library()
         size = len(self) * self._flat.d
         if not size:
             return np.empty((0, self._flat.d), np.float32)

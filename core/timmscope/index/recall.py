@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from timmscope.index.backend import Backend, Exam, Rows, Space
+from timmscope.index.backend import Backend, Exam, Ids, Rows, Space
 from timmscope.index.exact import ExactSearch
 from timmscope.progress import track
 
@@ -16,10 +16,15 @@ _BLOCK = 1 << 16
 """Rows compared at a time."""
 
 
-def make_exam(engine: Backend, space: Space, *, seed: int = 0) -> Exam | None:
-    """Choose rows of an index as queries, and find their true neighbours among all others.
+def held_out(ids: Ids, seed: int) -> Ids:
+    """Ids of the rows to measure recall by, ascending; the same for the same ids and seed."""
+    ordered = np.sort(ids)
+    chosen = np.random.default_rng([seed, len(ids)]).permutation(len(ids))[:QUERIES]
+    return np.asarray(ordered[np.sort(chosen)])
 
-    Memory does not grow with the number of rows.
+
+def make_exam(engine: Backend, space: Space, own: Ids) -> Exam | None:
+    """Find the true neighbours of rows `own` among all others, in bounded memory.
 
     Returns:
         None where there is only one row.
@@ -28,8 +33,6 @@ def make_exam(engine: Backend, space: Space, *, seed: int = 0) -> Exam | None:
     k = min(RECALL_K, len(ids) - 1)
     if k < 1:
         return None
-    chosen = np.random.default_rng(seed).permutation(len(ids))[:QUERIES]
-    own = ids[np.sort(chosen)]
     queries = engine.rows(own)
     best: Rows = np.empty((len(own), 0), np.float32)
     found = np.empty((len(own), 0), np.int64)

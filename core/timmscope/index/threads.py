@@ -1,4 +1,4 @@
-"""How many threads FAISS may use: no more than torch, and one alone in a forked process."""
+"""FAISS itself, and how many threads it may use: torch's, and one in a forked process."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _owner: int | None = None
+
+
+def faiss_library() -> Any:
+    """FAISS, imported at first use: it takes 0.3 s and starts OpenMP. Its stubs are partial."""
+    import faiss
+
+    return faiss
 
 
 @contextmanager
@@ -18,8 +26,7 @@ def faiss_threads() -> Iterator[int]:
     them for ever; there, FAISS works alone.
     """
     global _owner
-    import faiss
-
+    faiss = faiss_library()
     _owner = _owner or os.getpid()
     torch = sys.modules.get("torch")
     before = faiss.omp_get_max_threads()

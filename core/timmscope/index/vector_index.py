@@ -294,7 +294,7 @@ class VectorIndex:
         record = read_record(path, verify=verify)
         kind, space = find_backend(record.backend), space_of(record.metric)
         try:
-            engine = kind.load(path, record.dim, space, mmap=mmap)
+            engine = kind.load(path, record.dim, space, record.facts, mmap=mmap)
         except VectorIndexError:
             raise
         except Exception as error:  # engines raise what they like on a damaged file

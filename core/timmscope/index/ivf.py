@@ -1,0 +1,133 @@
+"""Inverted lists of 4-bit product codes: quick to build, small in memory, rows decide at the end.
+
+k-means makes about 2 √N lists; a row's code goes to the list of its nearest centre, and a search
+reads the lists nearest to the query. A code gives 4 bits to every 2 values of a row (to more of
+them where memory is short), which FAISS compares in a processor's registers (PQ fast-scan, André et
+al., arXiv:1704.07355), several times as fast as 8-bit scalar codes; that it ranks worse is made up
+for by scoring more candidates by their rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from timmscope.index.backend import Rows
+from timmscope.index.exact import Places
+from timmscope.index.refined import RefinedBackend, sample_places
+from timmscope.index.table import RowTable
+from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope_registry import VectorIndexError
+
+_POINTS = 64
+"""Rows that train a list; FAISS wants 39 to 256."""
+_FEWEST = 39
+_ROUNDS = 10
+"""Rounds of k-means."""
+_MOST_LISTS = 1 << 16
+_ID_BYTES = 8
+
+
+def list_count(rows: int) -> int:
+    """Number of inverted lists: a power of two near 2 √N that leaves enough rows to train each."""
+    wanted = min(2 * rows**0.5, rows / _FEWEST, _MOST_LISTS)
+    return 1 << max(0, round(math.log2(max(1.0, wanted))))
+
+
+def needed_memory(rows: int, dim: int, values: int) -> int:
+    """Bytes of codes, ids and centres when a 4-bit code stands for so many values."""
+    code = -(-dim // values) / 2
+    return int(rows * (code + 2 * _ID_BYTES + 1)) + 4 * dim * list_count(rows)
+
+
+def code_values(rows: int, dim: int, memory: int | None) -> int:
+    """How many values of a row share a 4-bit code: the fewest that memory allows, from 2.
+
+    Raises:
+        VectorIndexError: memory does not suffice for the coarsest codes.
+    """
+    sizes = (2, 4, 8, 16)
+    for values in sizes:
+        if memory is None or needed_memory(rows, dim, values) <= memory:
+            return values
+    raise VectorIndexError(
+        f"an index of {rows} rows of {dim} needs {needed_memory(rows, dim, sizes[-1])} bytes of "
+        f"memory at least, and memory is {memory}: allow more"
+    )
+
+
+class IVFBackend(RefinedBackend):
+    """Inverted lists of PQ fast-scan codes over rows on disk.
+
+    Removed rows stay in their lists, unseen, until `compact` fills these again.
+    """
+
+    def make_index(self, table: RowTable, held_out: Places) -> Any:
+        """Train centres and codes on a sample, 64 rows a list."""
+        faiss = faiss_library()
+        count, dim = len(table), table.dim
+        lists = list_count(count)
+        values = code_values(count, dim, self._hints.memory)
+        parts = -(-dim // values)
+        metric = faiss.METRIC_INNER_PRODUCT if self._space == "ip" else faiss.METRIC_L2
+        width = parts * values
+        coarse = faiss.IndexFlatIP(width) if self._space == "ip" else faiss.IndexFlatL2(width)
+        index = faiss.IndexIVFPQFastScan(coarse, width, lists, parts, 4, metric)
+        index.own_fields = True
+        coarse.this.disown()
+        index.by_residual = False  # one table of distances a query, not one a list
+        for clustering in (index.cp, index.pq.cp):
+            clustering.seed = self._hints.seed + 1
+            clustering.min_points_per_centroid = 1
+            clustering.max_points_per_centroid = 1 << 20  # the sample is ours to choose
+        index.cp.niter = _ROUNDS
+        index.cp.spherical = self._space == "ip"
+        sample = sample_places(count, max(lists, 16) * _POINTS, held_out, self._hints.seed)
+        rows = table[sample]
+        rows = np.pad(rows, ((0, 0), (0, width - dim)))
+        index.train(np.resize(rows, (max(len(rows), 16), width)))  # 16 codes need as many rows
+        return index
+
+    def efforts(self) -> list[int]:
+        """Numbers of lists to read."""
+        lists = int(self._index.nlist)
+        return [1 << power for power in range(lists.bit_length())]
+
+    def candidates(self, queries: Rows, count: int, effort: int, selector: Any | None) -> Places:
+        """Read the lists nearest to each query."""
+        faiss = faiss_library()
+        settings = {"nprobe": effort} if selector is None else {"nprobe": effort, "sel": selector}
+        with faiss_threads():
+            _, places = self._index.search(
+                self.padded(queries), count, params=faiss.SearchParametersIVF(**settings)
+            )
+        found: Places = places
+        return found
+
+    def scan_bytes(self, effort: int) -> float:
+        """Centres, which go through the caches quickly, and the codes in so many lists."""
+        lists = int(self._index.nlist)
+        codes = len(self._table) * int(self._index.code_size)
+        return lists * int(self._index.d) + codes * effort / lists
+
+    def check(self, index: Any) -> Any:
+        """The FAISS index, if it is of this kind."""
+        faiss = faiss_library()
+        metric = faiss.METRIC_INNER_PRODUCT if self._space == "ip" else faiss.METRIC_L2
+        if not isinstance(index, faiss.IndexIVFPQFastScan) or index.metric_type != metric:
+            raise ValueError(f"holds no {self._space} lists of product codes")
+        if index.ntotal != len(self._table) or index.d < self._table.dim:
+            raise ValueError(f"holds {index.ntotal} codes of {len(self._table)} rows")
+        return index
+
+    def describe(self) -> dict[str, Any]:
+        """Lists, codes and how many lists a search reads."""
+        lists, parts = int(self._index.nlist), int(self._index.pq.M)
+        return {
+            "type": f"IVF{lists},PQ{parts}x4fs,refine",
+            "n_probe": self.effort,
+            "memory_bytes": len(self._table) * (int(self._index.code_size) + 2 * _ID_BYTES + 1)
+            + 4 * lists * int(self._index.d),
+        }

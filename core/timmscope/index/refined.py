@@ -1,0 +1,367 @@
+"""Search in two steps: a compressed engine names candidates, the rows themselves decide.
+
+`IVFBackend` and `HNSWBackend` share this: rows on disk, a FAISS index of their codes in memory,
+candidates scored again in float32 and the best of them in float64, filters, removal, and the choice
+of search parameters by measured recall.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope.index.backend import BuildHints, Exam, Ids, Rows, Space
+from timmscope.index.exact import ExactSearch, Places
+from timmscope.index.table import RowTable
+from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope.progress import task, track
+
+_SPARE = 16
+"""Candidates beyond k that are scored in float64, so that near ties come right."""
+_BLOCK = 1 << 16
+"""Rows encoded at a time."""
+_QUERIES = 256
+"""Queries answered at a time."""
+_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Candidates to each neighbour asked for, as tried by `tune`."""
+_NARROW = 64
+"""A filter that leaves fewer than one row in so many is searched exactly,"""
+_FEW = 5_000
+"""and so is one that leaves no more than this."""
+_DOUBT = 4
+"""Estimated costs may be wrong by this factor; within it, settings are timed."""
+_RUNS = 3
+"""How often each setting is timed."""
+
+
+def sample_places(count: int, size: int, held_out: Places, seed: int) -> Places:
+    """Places of rows to train with, ascending; those held out only where there are too few."""
+    places = np.random.default_rng(seed).permutation(count)
+    places = places[np.argsort(np.isin(places, held_out), kind="stable")]
+    return np.sort(places[:size])
+
+
+class RefinedBackend(ABC):
+    """Candidates from a FAISS index of codes, scored by the rows.
+
+    A subclass makes the FAISS index, searches it with a given effort, and says what that costs.
+    In the FAISS index a row's id is its place in the table.
+    """
+
+    def waits(self, count: int) -> int:
+        """How many of the rows held out stay out of the FAISS index until recall is measured."""
+        return 0
+
+    def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
+        self._start(RowTable(dim, hints.scratch), space, hints)
+
+    def _start(self, table: RowTable, space: Space, hints: BuildHints) -> None:
+        self._table = table
+        self._space: Space = space
+        self._hints = hints
+        self._index: Any = None
+        self._waiting: Places = np.empty(0, np.int64)
+        self.effort, self.width = 1, _WIDTHS[-1]
+        self._speed: float | None = None
+
+    # What a subclass says
+
+    @abstractmethod
+    def make_index(self, table: RowTable, held_out: Places) -> Any:
+        """A FAISS index trained on rows of the table, not on `held_out`, and still empty."""
+
+    @abstractmethod
+    def efforts(self) -> list[int]:
+        """How far the FAISS index may look, least first."""
+
+    @abstractmethod
+    def candidates(self, queries: Rows, count: int, effort: int, selector: Any | None) -> Places:
+        """Places `(Q, count)` of likely neighbours, best first; -1 where there are no more."""
+
+    @abstractmethod
+    def scan_bytes(self, effort: int) -> float:
+        """Bytes that one search reads for so much effort; what parameters are compared by."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Type and parameters, for `facts`; what `effort` means among them."""
+
+    # Rows
+
+    def __len__(self) -> int:
+        return len(self._table) - self._table.dropped
+
+    @property
+    def ids(self) -> Ids:
+        """Ids of the rows `(N,)`."""
+        return self._table.live_ids
+
+    def add(self, rows: Rows, ids: Ids) -> None:
+        """Append rows under their ids."""
+        first = len(self._table) if self._index is not None else 0
+        self._table.append(rows, ids)
+        if self._index is not None:
+            self._encode(np.arange(first, len(self._table)))
+
+    def finish(self, held_out: Ids) -> None:
+        """Train the FAISS index on other rows than `held_out`, and give it all rows."""
+        places = self._table.places(held_out)
+        with task("training"), faiss_threads():
+            self._index = self.make_index(self._table, places)
+        self._waiting = places[: self.waits(len(self._table))]
+        self._encode(np.setdiff1d(np.arange(len(self._table)), self._waiting))
+        self.effort = self.efforts()[-1]
+
+    def _encode(self, places: Places) -> None:
+        with task("encoding", total=len(places)) as advance:
+            for start in range(0, len(places), _BLOCK):
+                part = places[start : start + _BLOCK]
+                rows = self.padded(self._table[part])
+                with faiss_threads():
+                    self._index.add_with_ids(rows, part)
+                advance(len(part))
+
+    def remove(self, ids: Ids) -> None:
+        """Leave rows out of all searches; they stay where they are until `compact`.
+
+        FAISS cannot take nodes out of a graph. It can take codes out of fast-scan lists, but what
+        is added to these afterwards gets wrong codes (faiss 1.15.1).
+        """
+        self._table.drop(self._table.places(ids))
+
+    def compact(self) -> None:
+        """Encode the rows that are left anew, without those dropped."""
+        if self._table.dropped:
+            self._table = self._table.compacted()
+            self._index.reset()
+            self._encode(np.arange(len(self._table)))
+
+    def rows(self, ids: Ids) -> Rows:
+        """Rows of ids; `KeyError` for one that is not there."""
+        return self._table[self._table.places(ids)]
+
+    def padded(self, rows: Rows) -> Rows:
+        """Rows as wide as the FAISS index wants them."""
+        missing = self._index_dim - rows.shape[1]
+        rows = np.pad(rows, ((0, 0), (0, missing))) if missing else rows
+        return np.ascontiguousarray(rows, np.float32)
+
+    @property
+    def _index_dim(self) -> int:
+        return self._table.dim if self._index is None else int(self._index.d)
+
+    # Searching
+
+    def search(self, queries: Rows, k: int, allowed: Ids | None = None) -> tuple[Rows, Ids]:
+        """Nearest rows; see `Backend.search`."""
+        places = None if allowed is None else self._table.places(allowed)
+        count = len(self) if places is None else len(places)
+        few = places is not None and count <= max(_FEW, len(self) // _NARROW)
+        if places is None and self._table.dropped:
+            places = np.flatnonzero(self._table.live)
+        selector = None if few or places is None else self._selector(places)
+        values = np.empty((len(queries), k), np.float32)
+        found = np.empty((len(queries), k), np.int64)
+        for start in range(0, len(queries), _QUERIES):
+            block = slice(start, start + _QUERIES)
+            part, into = queries[block], (values[block], found[block])
+            # With one row in n allowed, n times as far must be looked for as many of them.
+            left = np.arange(len(part))
+            if not few:
+                left = self._search_block(part, k, selector, count / len(self), *into)
+            if len(left):
+                everything = ExactSearch(self._table, self._table.ids, self._space)
+                some = np.flatnonzero(self._table.live) if places is None else places
+                into[0][left], into[1][left] = everything.search(part[left], k, some)
+        return values, self._table.ids[found]
+
+    def _search_block(
+        self,
+        queries: Rows,
+        k: int,
+        selector: Any | None,
+        share: float,
+        values: Rows,
+        found: Places,
+    ) -> Places:
+        """Fill in the answers; gives the queries with fewer than `k` however far was looked."""
+        count = self.width * k + _SPARE
+        left = np.arange(len(queries))
+        for effort in self.efforts():
+            if effort < self.effort / share and effort != self.efforts()[-1]:
+                continue
+            places = self.candidates(queries[left], count, effort, selector)
+            enough = np.sum(places >= 0, axis=1) >= k
+            done = left[enough]
+            if len(done):
+                values[done], found[done] = self._decide(queries[done], places[enough], k)
+            left = left[~enough]
+            if not len(left):
+                break
+        return left
+
+    def _selector(self, places: Places) -> Any:
+        """What tells FAISS which rows count."""
+        faiss = faiss_library()
+        mask = np.zeros(len(self._table), bool)
+        mask[places] = True
+        return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+
+    def _decide(self, queries: Rows, places: Places, k: int) -> tuple[Rows, Places]:
+        """The `k` best candidates: by float32 first, those near the top again in float64."""
+        ids = self._table.ids
+        order = self._order(self._scores(queries, places), places)
+        best = np.take_along_axis(places, order[:, : k + _SPARE], 1)
+        valid = best >= 0
+        best = np.where(valid, best, 0)
+        rows = self._table[best.ravel()].reshape(*best.shape, -1).astype(np.float64)
+        wide = queries.astype(np.float64)[:, None]
+        if self._space == "ip":
+            values = np.where(valid, (rows * wide).sum(2), -np.inf).astype(np.float32)
+        else:
+            values = np.where(valid, np.sqrt(np.square(rows - wide).sum(2)), np.inf)
+            values = values.astype(np.float32)
+        keys = -values if self._space == "ip" else values
+        order = np.lexsort((ids[best], keys), axis=1)[:, :k]
+        return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
+
+    def _order(self, scores: Rows, places: Places) -> Places:
+        """Best first, equal scores by id."""
+        keys = -scores if self._space == "ip" else scores
+        return np.lexsort((self._table.ids[places], keys), axis=1)
+
+    def _scores(self, queries: Rows, places: Places) -> Rows:
+        """Inner products or squared distances `(Q, n)` in float32; the worst where place is -1."""
+        faiss = faiss_library()
+        inner = self._space == "ip"
+        function = faiss.fvec_inner_products_by_idx if inner else faiss.fvec_L2sqr_by_idx
+        total = np.full(places.shape, -np.inf if inner else np.inf, np.float32)
+        queries = np.ascontiguousarray(queries, np.float32)
+        for first, rows in self._table.pieces:
+            inside = (places >= first) & (places < first + len(rows))
+            local = np.ascontiguousarray(np.where(inside, places - first, -1))
+            part = np.empty(places.shape, np.float32)
+            pointers = [faiss.swig_ptr(array) for array in (part, queries, rows, local)]
+            with faiss_threads():
+                function(*pointers, rows.shape[1], *places.shape)
+            total = np.where(inside, part, total)
+        return total
+
+    # Choosing
+
+    def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
+        """Use the cheapest effort and width that reach a recall; see `Backend.tune`."""
+        efforts = self.efforts()
+        reached: list[tuple[float, float, int, int]] = []
+        cheapest = np.inf
+        for effort in track(efforts, "measuring recall"):
+            if self.scan_bytes(effort) > cheapest * (_DOUBT if timed else 1):
+                break  # looking further can only cost more
+            for width, share in zip(_WIDTHS, self._recalls(exam, effort).tolist(), strict=True):
+                cost = self.scan_bytes(effort) + self._refine_bytes(width * exam.k)
+                reached.append((share, cost, effort, width))
+                if share >= recall:
+                    cheapest = min(cheapest, cost)
+        enough = sorted((item for item in reached if item[0] >= recall), key=lambda item: item[1])
+        if not enough:
+            best = max(share for share, *_ in reached)
+            enough = [min((r for r in reached if r[0] >= best), key=lambda item: item[1])]
+        if timed:
+            limit = _DOUBT * enough[0][1]
+            self._use_quickest(exam, [item for item in enough if item[1] <= limit])
+        else:
+            (_, _, self.effort, self.width), self._speed = enough[0], None  # the cheapest
+        self._encode(self._waiting)
+        self._waiting = self._waiting[:0]
+        chosen = (self.effort, self.width)
+        return next(share for share, _, *setting in reached if tuple(setting) == chosen)
+
+    def _use_quickest(self, exam: Exam, settings: list[tuple[float, float, int, int]]) -> None:
+        """Time the least width that suffices at each effort, and use the quickest."""
+        least = {item[2]: item for item in reversed(settings)}
+        speeds = []
+        for _, _, effort, width in least.values():
+            self.effort, self.width = effort, width
+            seconds = []
+            for _ in range(_RUNS):
+                began = perf_counter()
+                self.search(exam.queries, min(exam.k + 1, len(self)))
+                seconds.append(perf_counter() - began)
+            speeds.append((len(exam.queries) / min(seconds), effort, width))
+        speed, self.effort, self.width = max(speeds)
+        self._speed = float(f"{speed:.3g}")
+
+    def _recalls(self, exam: Exam, effort: int) -> npt.NDArray[np.float64]:
+        """Recall at each of the widths, from one search with the largest."""
+        counts = []
+        for start in range(0, len(exam.queries), _QUERIES):
+            part = slice(start, start + _QUERIES)
+            block = exam._replace(
+                queries=exam.queries[part], own=exam.own[part], worst=exam.worst[part]
+            )
+            count = _WIDTHS[-1] * exam.k + _SPARE
+            places = self.candidates(block.queries, count, effort, None)
+            waiting = np.broadcast_to(self._waiting, (len(places), len(self._waiting)))
+            found = np.cumsum(self._true(block, places), axis=1)
+            counts.append(found + self._true(block, waiting).sum(1, keepdims=True))
+        hits = np.minimum(np.concatenate(counts), exam.k)
+        ends = [min(width * exam.k + _SPARE, hits.shape[1]) - 1 for width in _WIDTHS]
+        shares: npt.NDArray[np.float64] = hits[:, ends].mean(0) / exam.k
+        return shares
+
+    def _true(self, exam: Exam, places: Places) -> npt.NDArray[np.bool_]:
+        """Which places `(Q, n)` hold a true neighbour of their query."""
+        scores, worst = self._scores(exam.queries, places), exam.worst[:, None]
+        slack = 1e-5 * np.abs(worst)  # float32 rounds scores that are the k-th one's
+        if self._space == "ip":
+            good = scores >= worst - slack
+        else:
+            good = np.sqrt(np.maximum(scores, 0)) <= worst + slack
+        own = self._table.places(exam.own)[:, None]
+        return np.asarray(good & (places >= 0) & (places != own) & self._table.live[places])
+
+    def _refine_bytes(self, candidates: int) -> float:
+        """What scoring candidates costs beside reading in order: three times as much."""
+        return 3.0 * 4 * self._table.dim * candidates
+
+    # Disk
+
+    def save(self, path: Path) -> None:
+        """Write the FAISS index, which FAISS alone can read as well, and behind it the rows."""
+        faiss = faiss_library()
+        faiss.write_index(self._index, str(path))
+        self._table.write(path)
+
+    @classmethod
+    def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
+        """Read a file that `save` wrote; codes are read, rows are mapped."""
+        faiss = faiss_library()
+        backend = cls.__new__(cls)
+        table = RowTable.read(path, dim, mmap=mmap)
+        backend._start(table, space, BuildHints(count=len(table), scratch=path.parent))
+        backend._index = backend.check(faiss.read_index(str(path)))
+        backend.effort, backend.width = int(facts["effort"]), int(facts["width"])
+        backend._speed = facts.get("queries_per_s")
+        return backend
+
+    @abstractmethod
+    def check(self, index: Any) -> Any:
+        """The FAISS index as its own class; ValueError where it is another."""
+
+    def facts(self) -> dict[str, Any]:
+        """Type, parameters, speed where it was measured, and the library's version."""
+        faiss = faiss_library()
+        return {
+            "faiss": faiss.__version__,
+            "exact": False,
+            "tombstones": self._table.dropped,
+            **self.describe(),
+            "effort": self.effort,
+            "width": self.width,
+            "queries_per_s": self._speed,
+        }

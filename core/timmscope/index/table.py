@@ -1,0 +1,193 @@
+"""Rows and ids of an index that keeps codes in memory: on disk, read as they are needed.
+
+While an index is built its rows go to an unnamed file; saved, they lie behind the engine's own part
+of the index file, from where a loaded index maps them. Rows added to a loaded index go to an
+unnamed file again, so there are up to two pieces.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope.index.backend import Ids, Rows
+from timmscope.index.exact import Places
+from timmscope_registry import VectorIndexError
+
+_FOOTER = struct.Struct("<8sQQ")
+"""Magic, rows, width; the last bytes of the file."""
+_MAGIC = b"tmscrows"
+_ALIGNMENT = 4096
+_BLOCK_ROWS = 1 << 14
+
+
+class RowTable:
+    """Rows `(n, dim)` float32 by place, with an id each; some of them dropped.
+
+    Args:
+        dim: width of a row.
+        scratch: folder for the unnamed file; None for the system's.
+    """
+
+    def __init__(self, dim: int, scratch: Path | None = None) -> None:
+        self.dim = dim
+        self.ids: Ids = np.empty(0, np.int64)
+        self.live: npt.NDArray[np.bool_] = np.empty(0, bool)
+        self._scratch = scratch
+        self._saved: Rows = np.empty((0, dim), np.float32)
+        self._spool: IO[bytes] | None = None
+        self._fresh: Rows = np.empty((0, dim), np.float32)
+        self._pending: list[tuple[Ids, npt.NDArray[np.bool_]]] = []
+        self._by_id: tuple[Ids, Places] | None = None
+
+    def __len__(self) -> int:
+        """Number of places, those of dropped rows among them."""
+        return len(self._settled().ids)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Places and width."""
+        return len(self), self.dim
+
+    @property
+    def pieces(self) -> list[tuple[int, Rows]]:
+        """First place and contiguous rows of each piece."""
+        self._settled()
+        first = len(self._saved)
+        return [(at, rows) for at, rows in ((0, self._saved), (first, self._fresh)) if len(rows)]
+
+    @property
+    def live_ids(self) -> Ids:
+        """Ids of the rows that were not dropped, in the order of their places."""
+        self._settled()
+        return self.ids if self.live.all() else self.ids[self.live]
+
+    @property
+    def dropped(self) -> int:
+        """Number of places whose row was dropped."""
+        return len(self) - int(self.live.sum())
+
+    def append(self, rows: Rows, ids: Ids) -> None:
+        """Put rows behind the others.
+
+        Raises:
+            VectorIndexError: the disk is full.
+        """
+        try:
+            if self._spool is None:
+                self._spool = _unnamed(self._scratch)
+            self._spool.write(np.ascontiguousarray(rows, np.float32).data)
+        except OSError as error:
+            raise VectorIndexError(
+                f"rows of the index cannot be kept on disk while it is built: {error}"
+            ) from error
+        self._pending.append((np.asarray(ids, np.int64), np.ones(len(ids), bool)))
+        self._by_id = None
+
+    def __getitem__(self, places: Any) -> Rows:
+        """Rows at some places `(m,)`, or a slice of them, as an array of their own."""
+        self._settled()
+        if isinstance(places, slice):
+            places = np.arange(*places.indices(len(self)))
+        first = len(self._saved)
+        if not len(self._fresh):
+            return np.asarray(self._saved[places])
+        if not first:
+            return np.asarray(self._fresh[places])
+        rows = np.empty((len(places), self.dim), np.float32)
+        old = places < first
+        rows[old], rows[~old] = self._saved[places[old]], self._fresh[places[~old] - first]
+        return rows
+
+    def places(self, ids: Ids) -> Places:
+        """Places of rows that were not dropped; `KeyError` for an id that is not there."""
+        self._settled()
+        if self._by_id is None:
+            live = np.flatnonzero(self.live)
+            order = live[np.argsort(self.ids[live], kind="stable")]
+            self._by_id = (self.ids[order], order)
+        ordered, order = self._by_id
+        if not len(ordered):
+            raise KeyError(int(ids[0]))
+        at = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
+        wrong = ordered[at] != ids
+        if wrong.any():
+            raise KeyError(int(ids[np.argmax(wrong)]))
+        return np.asarray(order[at], np.int64)
+
+    def drop(self, places: Places) -> None:
+        """Forget the rows at some places; the places stay."""
+        self._settled()
+        self.live = self.live.copy()
+        self.live[places] = False
+        self._by_id = None
+
+    def compacted(self) -> RowTable:
+        """A table of the rows that were not dropped."""
+        table = RowTable(self.dim, self._scratch)
+        live = np.flatnonzero(self.live)
+        for start in range(0, len(live), _BLOCK_ROWS):
+            part = live[start : start + _BLOCK_ROWS]
+            table.append(self[part], self.ids[part])
+        return table
+
+    def write(self, path: Path) -> None:
+        """Append everything to a file that holds the engine's own part."""
+        with path.open("ab") as file:
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+            for _, rows in self.pieces:
+                for start in range(0, len(rows), _BLOCK_ROWS):
+                    file.write(np.ascontiguousarray(rows[start : start + _BLOCK_ROWS]).data)
+            file.write(self.ids.data)
+            file.write(self.live.data)
+            file.write(_FOOTER.pack(_MAGIC, len(self), self.dim))
+
+    @classmethod
+    def read(cls, path: Path, dim: int, *, mmap: bool) -> RowTable:
+        """Read what `write` wrote; rows are mapped, or all read now."""
+        with path.open("rb") as file:
+            file.seek(-_FOOTER.size, 2)
+            end = file.tell()
+            magic, count, width = _FOOTER.unpack(file.read(_FOOTER.size))
+            if magic != _MAGIC or width != dim:
+                raise ValueError(f"holds no rows of {dim} values")
+            first = end - count * (4 * dim + 9)
+            if first < 0 or first % _ALIGNMENT:
+                raise ValueError("its rows are not where they should be")
+            file.seek(end - 9 * count)
+            table = cls(dim)
+            table.ids = np.fromfile(file, np.int64, count)
+            table.live = np.fromfile(file, np.bool_, count)
+        if mmap and count:
+            table._saved = np.memmap(path, np.float32, "r", first, (count, dim))
+        elif count:
+            table._saved = np.fromfile(path, np.float32, count * dim, offset=first)
+            table._saved = table._saved.reshape(count, dim)
+        return table
+
+    def _settled(self) -> RowTable:
+        """Map what was appended."""
+        if self._pending and self._spool is not None:
+            self.ids = np.concatenate([self.ids, *(ids for ids, _ in self._pending)])
+            self.live = np.concatenate([self.live, *(live for _, live in self._pending)])
+            self._pending = []
+            self._spool.flush()
+            count = len(self.ids) - len(self._saved)
+            if count:
+                self._fresh = np.memmap(self._spool, np.float32, "r", 0, (count, self.dim))
+        return self
+
+
+def _unnamed(scratch: Path | None) -> IO[bytes]:
+    """A file that vanishes when it is closed; in the system's folder where `scratch` forbids."""
+    try:
+        return tempfile.TemporaryFile(dir=scratch, prefix="timmscope-")
+    except OSError:
+        if scratch is None:
+            raise
+        return tempfile.TemporaryFile(prefix="timmscope-")
