@@ -16,10 +16,87 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Simonyan, Vedaldi & Zisserman, ICLR workshop 2014, arXiv:1312.6034",
     )
     yield TechniqueSpec(
+        name="input-x-gradient",
+        family="attribution",
+        summary="Each pixel's value times the objective's gradient there.",
+        impl="timmscope_attribution.input_x_gradient:InputXGradient",
+        paper="Shrikumar, Greenside, Shcherbina & Kundaje, 2016, arXiv:1605.01713",
+    )
+    yield TechniqueSpec(
+        name="smooth-grad",
+        family="attribution",
+        summary="Gradient averaged over noisy copies of the image.",
+        impl="timmscope_attribution.smooth_grad:SmoothGrad",
+        paper="Smilkov, Thorat, Kim, Viégas & Wattenberg, 2017, arXiv:1706.03825",
+    )
+    yield TechniqueSpec(
+        name="integrated-gradients",
+        family="attribution",
+        summary="Gradient summed along the way from a baseline image.",
+        impl="timmscope_attribution.integrated_gradients:IntegratedGradients",
+        paper="Sundararajan, Taly & Yan, ICML 2017, arXiv:1703.01365",
+    )
+    yield TechniqueSpec(
+        name="guided-backprop",
+        family="attribution",
+        summary="Gradient that every ReLU lets back only where it and its unit are positive.",
+        impl="timmscope_attribution.guided_backprop:GuidedBackprop",
+        paper="Springenberg, Dosovitskiy, Brox & Riedmiller, ICLR workshop 2015, arXiv:1412.6806",
+    )
+    yield TechniqueSpec(
+        name="deconvnet",
+        family="attribution",
+        summary="Gradient that every ReLU lets back only where it is positive.",
+        impl="timmscope_attribution.deconvnet:Deconvnet",
+        paper="Zeiler & Fergus, ECCV 2014, arXiv:1311.2901",
+    )
+    yield TechniqueSpec(
+        name="cam",
+        family="attribution",
+        summary="Pooled feature map weighted by the classifier's weights.",
+        impl="timmscope_attribution.cam:CAM",
+        paper="Zhou, Khosla, Lapedriza, Oliva & Torralba, CVPR 2016, arXiv:1512.04150",
+    )
+    yield TechniqueSpec(
         name="grad-cam",
         family="attribution",
         summary="Channels of a layer weighted by their mean gradient.",
         impl="timmscope_attribution.grad_cam:GradCAM",
+        paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391",
+    )
+    yield TechniqueSpec(
+        name="grad-cam++",
+        family="attribution",
+        summary="Grad-CAM whose weights count several instances of a class alike.",
+        impl="timmscope_attribution.grad_cam_plus_plus:GradCAMPlusPlus",
+        paper="Chattopadhay, Sarkar, Howlader & Balasubramanian, WACV 2018, arXiv:1710.11063",
+    )
+    yield TechniqueSpec(
+        name="xgrad-cam",
+        family="attribution",
+        summary="Channels of a layer weighted by their activation-weighted gradient.",
+        impl="timmscope_attribution.xgrad_cam:XGradCAM",
+        paper="Fu et al., BMVC 2020, arXiv:2008.02312",
+    )
+    yield TechniqueSpec(
+        name="layer-cam",
+        family="attribution",
+        summary="Each cell of a layer weighted by its own positive gradient.",
+        impl="timmscope_attribution.layer_cam:LayerCAM",
+        paper="Jiang, Zhang, Hou, Cheng & Wei, IEEE TIP 2021, doi:10.1109/TIP.2021.3089943",
+    )
+    yield TechniqueSpec(
+        name="eigen-cam",
+        family="attribution",
+        summary="First principal component of a layer's activation.",
+        impl="timmscope_attribution.eigen_cam:EigenCAM",
+        paper="Muhammad & Yeasin, IJCNN 2020, arXiv:2008.00299",
+    )
+    yield TechniqueSpec(
+        name="guided-grad-cam",
+        family="attribution",
+        summary="Guided backpropagation inside the Grad-CAM map.",
+        impl="timmscope_attribution.guided_grad_cam:GuidedGradCAM",
         paper="Selvaraju et al., ICCV 2017, arXiv:1610.02391",
     )
     yield TechniqueSpec(

@@ -19,7 +19,7 @@ GROUP = f"timmscope.v{API_VERSION[0]}"
 Family = Literal["attribution", "synthesis", "attack", "style", "representation"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
-_NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*")
+_NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")
 _IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 

@@ -1,12 +1,12 @@
 """Pixels in files and heat-map colours, checked by hand-computed values."""
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from timmscope.figures import HeatScale, colourise, overlay, png_bytes, to_array, write_png
+from timmscope.figures.diverging import diverging, oklab
 from timmscope_registry import ImageError
 
 
@@ -53,8 +53,15 @@ def test_signed_maps_are_white_at_zero_and_symmetric():
     assert scale.signed
     assert scale.low == -scale.high
     middle = colourise(heat)[:, 0, 1]
-    expected = torch.tensor(matplotlib.colormaps["RdBu_r"](0.5)[:3]).float()
-    assert torch.allclose(middle, expected, atol=1e-6)
+    assert torch.allclose(middle, torch.full((3,), 0.97), atol=1e-6)
+
+
+def test_equal_steps_of_the_signed_colours_look_equally_large():
+    places = oklab(np.asarray(diverging().colors))
+    steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    for side in (steps[:128], steps[128:]):
+        assert np.allclose(side, side.mean(), rtol=1e-3)
+    assert abs(steps[0] / steps[-1] - 1) < 0.15
 
 
 def test_an_isolated_spike_on_nothing_keeps_its_colour():

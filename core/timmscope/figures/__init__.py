@@ -5,17 +5,26 @@ pyplot and the global rc settings are never touched.
 """
 
 from timmscope.figures.attack import attack_figure
+from timmscope.figures.comparison import comparison_figure
 from timmscope.figures.curves import style_figure, synthesis_figure
-from timmscope.figures.heat import HeatScale, attribution_figure, colourise, overlay
+from timmscope.figures.heat import (
+    HeatScale,
+    around_grey,
+    attribution_figure,
+    colourise,
+    overlay,
+)
 from timmscope.figures.pixels import png_bytes, to_array, write_png
 from timmscope.figures.sheet import sheet_figure
 from timmscope.figures.table import table_figure
 
 __all__ = [
     "HeatScale",
+    "around_grey",
     "attack_figure",
     "attribution_figure",
     "colourise",
+    "comparison_figure",
     "overlay",
     "png_bytes",
     "sheet_figure",

@@ -1,6 +1,6 @@
 """Heat maps: their range, their colours, overlays and the attribution figure.
 
-A map that has negative values is signed: it is drawn with a diverging colour map centred at zero.
+A signed map is drawn with a diverging colour map centred at zero.
 A map without sign begins at zero, or at its smallest value where that is far from zero (RISE).
 A few extreme pixels (saliency has them) would leave the rest black, so colours end at a quantile of
 the magnitudes and the colour bar says so with an arrow; the numbers themselves are untouched.
@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from timmscope.figures.canvas import Canvas, line_height
+from timmscope.figures.diverging import diverging
 from timmscope.figures.theme import (
-    DIVERGING,
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,
@@ -57,20 +57,23 @@ class HeatScale:
     clipped: bool
 
     @classmethod
-    def of(cls, heat: Tensor) -> HeatScale:
-        """The range of a map `(H, W)`; NaN and infinities are left out of account."""
+    def of(cls, heat: Tensor, *, signed: bool | None = None) -> HeatScale:
+        """The range of a map `(H, W)`; NaN and infinities are left out of account.
+
+        Args:
+            heat: the map.
+            signed: whether zero is the middle; by default where there are values below zero.
+        """
         values = heat.detach().double().flatten()
         values = values[torch.isfinite(values)]
-        if not len(values):
-            return cls(0.0, 1.0, signed=False, clipped=False)
-        top = float(values.abs().max())
+        top = float(values.abs().max()) if len(values) else 0.0
         if top == 0:
-            return cls(0.0, 1.0, signed=False, clipped=False)
+            return cls(-1.0 if signed else 0.0, 1.0, signed=bool(signed), clipped=False)
         low = float(values.min())
         edge = float(np.quantile(values.abs().numpy(), QUANTILE))
         # A quantile far below the maximum belongs to a few isolated cells on nothing: keep all.
         edge = edge if edge > top / 20 else top
-        signed = low < -1e-6 * top
+        signed = low < -1e-6 * top if signed is None else signed
         beyond = top > edge * 1.001
         if signed:
             return cls(-edge, edge, signed=True, clipped=beyond)
@@ -81,7 +84,7 @@ class HeatScale:
     @property
     def colours(self) -> Colormap:
         """Perceptually uniform for magnitudes, diverging for signed values."""
-        return matplotlib.colormaps[DIVERGING if self.signed else SEQUENTIAL]
+        return diverging() if self.signed else matplotlib.colormaps[SEQUENTIAL]
 
     def unit(self, heat: Tensor) -> Tensor:
         """A map's values as places on the colour map, in [0, 1]."""
@@ -101,13 +104,22 @@ def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(rgba[..., :3].transpose(2, 0, 1))).float()
 
 
-def overlay(image: Tensor, heat: Tensor, *, opacity: float = 0.8) -> Tensor:
+def around_grey(change: Tensor) -> Tensor:
+    """A signed picture `(3, H, W)` in colours around mid-grey: `0.5 + g / (2 max |g|)`."""
+    values = change.detach().float().cpu()
+    return (0.5 + values / (2 * values.abs().max().clamp(min=1e-30))).clamp(0, 1)
+
+
+def overlay(
+    image: Tensor, heat: Tensor, *, opacity: float = 0.8, signed: bool | None = None
+) -> Tensor:
     """A map's colours over a pale grey version of the image.
 
     Args:
         image: `(3, H, W)` in [0, 1].
         heat: `(h, w)`, any scale; resized bilinearly where the size differs.
         opacity: of the strongest colours, in [0, 1]; the others fade with their magnitude.
+        signed: whether the map's zero is the middle; by default where it has values below zero.
 
     Returns:
         `(3, H, W)` in [0, 1].
@@ -116,7 +128,7 @@ def overlay(image: Tensor, heat: Tensor, *, opacity: float = 0.8) -> Tensor:
     if values.shape != picture.shape[1:]:
         size = (picture.shape[1], picture.shape[2])
         values = functional.interpolate(values[None, None], size, mode="bilinear")[0, 0]
-    scale = HeatScale.of(values)
+    scale = HeatScale.of(values, signed=signed)
     luma = (picture * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
     ground = 0.75 * luma + 0.25 * picture
     alpha = opacity * scale.strength(values)
@@ -124,15 +136,23 @@ def overlay(image: Tensor, heat: Tensor, *, opacity: float = 0.8) -> Tensor:
 
 
 def attribution_figure(
-    images: Tensor, maps: Tensor, labels: Sequence[str], *, title: str = ""
+    images: Tensor,
+    maps: Tensor,
+    labels: Sequence[str],
+    *,
+    title: str = "",
+    signed: bool | None = None,
+    pixels: Tensor | None = None,
 ) -> Figure:
-    """A row an image: the image, the map with its colour bar, the overlay.
+    """A row an image: the image, the map with its colour bar, the overlay, the coloured pixels.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
         maps: `(B, H, W)`, any scale; each has a colour bar of its own.
         labels: what each map explains.
         title: of the whole figure, usually the technique's name.
+        signed: whether zero is the middle; by default for maps with values below zero.
+        pixels: `(B, 3, H, W)` signed values by colour channel, shown around grey.
     """
     count = min(len(images), MAX_ROWS)
     height_px, width_px = images.shape[2:]
@@ -143,25 +163,30 @@ def attribution_figure(
     row_height = height + line_height(LABEL_PT) + 0.22
     lefts = [MARGIN_IN, MARGIN_IN + side + GAP_IN]
     lefts.append(lefts[1] + side + 0.07 + bar + bar_text)
+    if pixels is not None:
+        lefts.append(lefts[2] + side + GAP_IN)
     left_out = len(images) - count
     foot = line_height(SMALL_PT) + 0.1 if left_out else 0.0
     with theme():
         page = Canvas(
-            lefts[2] + side + MARGIN_IN,
+            lefts[-1] + side + MARGIN_IN,
             heads + count * row_height + MARGIN_IN - 0.15 + foot,
         )
         if title:
             page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         for row in range(count):
             top = heads + row * row_height
-            caption = fit(labels[row], lefts[2] + side - MARGIN_IN)
+            caption = fit(labels[row], lefts[-1] + side - MARGIN_IN)
             page.text(caption, MARGIN_IN, top)
             top += line_height(LABEL_PT) + 0.04
-            scale = HeatScale.of(maps[row])
+            scale = HeatScale.of(maps[row], signed=signed)
             page.picture(images[row], lefts[0], top, side, height)
             page.picture(colourise(maps[row], scale), lefts[1], top, side, height)
             _colour_bar(page, scale, lefts[1] + side + 0.07, top, bar, height)
-            page.picture(overlay(images[row], maps[row]), lefts[2], top, side, height)
+            over = overlay(images[row], maps[row], signed=signed)
+            page.picture(over, lefts[2], top, side, height)
+            if pixels is not None:
+                page.picture(around_grey(pixels[row]), lefts[3], top, side, height)
         if left_out:
             text = f"{left_out} more image{'s' if left_out > 1 else ''} not shown"
             page.text(text, MARGIN_IN, page.height - foot - 0.1, size=SMALL_PT, colour=MUTED)

@@ -34,8 +34,6 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 
 SEQUENTIAL = "inferno"
 """Perceptually uniform; for maps without sign."""
-DIVERGING = "RdBu_r"
-"""Blue below zero, white at zero, red above; for signed maps."""
 
 MARGIN_IN = 0.25
 GAP_IN = 0.14

@@ -337,7 +337,8 @@ class HookedModel:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             score = self.score(leaf, objective)
-            _require_graph(score, "the images")
+            if not score.requires_grad:
+                raise _no_graph("the images")
             (gradient,) = torch.autograd.grad(score.sum(), leaf)
         return score.detach(), gradient
 
@@ -352,25 +353,56 @@ class HookedModel:
         Raises:
             ObjectiveError: the objective is computed before the layer.
         """
+        score, found = self.layer_gradients(images, objective, (layer,))
+        if layer not in found:
+            raise _no_graph(f"layer {layer!r}")
+        return score, *found[layer]
+
+    def layer_gradients(
+        self, images: Tensor, objective: Objective | str, layers: Sequence[str]
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """Score `(B,)`, and by layer its activation and the score's gradient there.
+
+        One forward and one backward for all, whose graph starts at the first of the layers. Those
+        that the objective does not depend on are missing from the answer.
+        """
         from timmscope.objectives import as_objective
 
         bound = as_objective(objective).bind(self, images)
+        names = list(dict.fromkeys(layers))
+        if len(names) > 1:
+            names.sort(key=lambda name: self.layers[name].order)
+        # Beside the first layer's branch others may run that start at layers of their own.
+        roots = dict.fromkeys(names[1:], _rooted)
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = images.detach().clone()
-            with self.cut(layer) as cut, self.record(*bound.points) as recording:
+            inputs = images.detach().clone(memory_format=torch.channels_last)
+            with (
+                self.cut(names[0]),
+                self.edit(roots),
+                self.record(*dict.fromkeys([*names, *bound.points])) as recording,
+            ):
                 self(inputs)
             score = bound(recording)
-            _require_graph(score, f"layer {layer!r}")
-            (gradient,) = torch.autograd.grad(score.sum(), cut.leaf)
-        return score.detach(), cut.leaf.detach(), gradient
+            values = [recording[name] for name in names]
+            slopes: Sequence[Tensor | None] = [None] * len(names)
+            if score.requires_grad:
+                slopes = torch.autograd.grad(score.sum(), values, allow_unused=True)
+        return score.detach(), {
+            name: (value.detach(), slope)
+            for name, value, slope in zip(names, values, slopes, strict=True)
+            if slope is not None
+        }
 
 
-def _require_graph(score: Tensor, place: str) -> None:
-    if not score.requires_grad:
-        raise ObjectiveError(
-            f"the objective does not depend on {place}: choose an earlier layer, or an "
-            "objective computed later"
-        )
+def _rooted(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.detach().requires_grad_()
+
+
+def _no_graph(place: str) -> ObjectiveError:
+    return ObjectiveError(
+        f"the objective does not depend on {place}: choose an earlier layer, or an "
+        "objective computed later"
+    )
 
 
 class _PixelModule(nn.Module):

@@ -3,6 +3,10 @@
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.base import LayerName, Technique
+from timmscope.techniques.cam import CamTechnique
+from timmscope.techniques.comparison import Comparison, compare
+from timmscope.techniques.default_layer import default_layer
+from timmscope.techniques.layer_views import LayerView, layer_activation, layer_view
 from timmscope.techniques.perturbation import (
     Baseline,
     baseline_images,
@@ -26,7 +30,10 @@ __all__ = [
     "Attribution",
     "AttributionTechnique",
     "Baseline",
+    "CamTechnique",
+    "Comparison",
     "LayerName",
+    "LayerView",
     "Provenance",
     "RepresentationTechnique",
     "Result",
@@ -40,10 +47,14 @@ __all__ = [
     "Table",
     "Technique",
     "baseline_images",
+    "compare",
+    "default_layer",
     "gaussian_blur",
     "image_generators",
     "images_per_forward",
     "images_per_pass",
+    "layer_activation",
+    "layer_view",
     "load_result",
     "noise_like",
     "perturbed_scores",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -12,7 +13,9 @@ from torch.nn import functional
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
+from timmscope.progress import track
 from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.layer_views import sharing
 from timmscope.techniques.result import Result
 from timmscope.techniques.session import chunk_size, session, usable
 from timmscope_registry import TechniqueError
@@ -20,18 +23,26 @@ from timmscope_registry import TechniqueError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Outcome = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""What `attribute` returns: maps, then scores, then pixels by colour channel."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution(Result):
     """Maps of how much each place of an image matters to an objective.
 
+    Maps and scores are float32, or float64 where the model is.
+
     Attributes:
-        maps: `(B, H, W)` float32 at image size (bilinear, corners not aligned), unnormalised.
-        raw: `(B, h, w)` float32 as computed, at the layer's grid.
+        maps: `(B, H, W)` at image size (bilinear, corners not aligned), unnormalised.
+        raw: `(B, h, w)` as computed, at the layer's grid.
         images: `(B, 3, H, W)` in [0, 1], what the model saw.
         scores: `(B,)` value of the objective.
         objective: its text, bound: `class:282|504` where images have targets of their own.
         labels: what each image's objective is called, for titles.
+        signed: whether values below zero speak against the objective: maps are then drawn in two
+            colours around zero.
+        pixels: `(B, 3, H, W)` by colour channel, of techniques that have it; `raw` is made of it.
     """
 
     maps: Tensor
@@ -40,6 +51,8 @@ class Attribution(Result):
     scores: Tensor
     objective: str
     labels: list[str]
+    signed: bool = False
+    pixels: Tensor | None = None
 
     def normalised(self) -> Tensor:
         """`maps` with each image's own range stretched to [0, 1]; a constant map becomes 0."""
@@ -48,20 +61,39 @@ class Attribution(Result):
         return torch.where(span > 0, (self.maps - low) / span, torch.zeros_like(self.maps))
 
     def figure(self) -> Figure:
-        """A row an image: the image, the map with its colour bar, the overlay."""
+        """A row an image: the image, the map with its colour bar, the overlay.
+
+        Where there are `pixels`, they are shown in colour as well.
+        """
         from timmscope.figures import attribution_figure
 
-        title = self.provenance.technique.rpartition(":")[2]
-        return attribution_figure(self.images, self.maps, self.labels, title=title)
+        return attribution_figure(
+            self.images,
+            self.maps,
+            self.labels,
+            title=self._title(),
+            signed=self.signed,
+            pixels=self.pixels,
+        )
+
+    def _title(self) -> str:
+        """The technique, and what stood for nothing where it has such a baseline."""
+        name = self.provenance.technique.rpartition(":")[2]
+        baseline = self.provenance.parameters.get("baseline")
+        return f"{name}, baseline {baseline}" if isinstance(baseline, str) else name
 
     def pictures(self) -> dict[str, Any]:
-        """The overlay of each image."""
-        from timmscope.figures import overlay
+        """Of each image the map in colours, its overlay, and the coloured pixels if any."""
+        from timmscope.figures import HeatScale, around_grey, colourise, overlay
 
-        return {
-            f"overlay-{row:03d}": overlay(image, heat)
-            for row, (image, heat) in enumerate(zip(self.images, self.maps, strict=True))
-        }
+        pictures: dict[str, Any] = {}
+        for row, (image, heat) in enumerate(zip(self.images, self.maps, strict=True)):
+            scale = HeatScale.of(heat, signed=self.signed)
+            pictures[f"map-{row:03d}"] = colourise(heat, scale)
+            pictures[f"overlay-{row:03d}"] = overlay(image, heat, signed=self.signed)
+            if self.pixels is not None:
+                pictures[f"pixels-{row:03d}"] = around_grey(self.pixels[row])
+        return pictures
 
     def summary(self) -> list[dict[str, Any]]:
         """An image a row: objective, score, and where the map peaks in pixels."""
@@ -87,19 +119,26 @@ class AttributionTechnique(Technique):
     family: ClassVar[str] = "attribution"
 
     @abstractmethod
-    def attribute(
-        self, model: HookedModel, images: Tensor, objective: Objective
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Outcome:
         """Maps `(B, h, w)` at any grid; `objective` is bound to the model and these images.
 
         Called with chunks of the batch; an image's map must not depend on its neighbours. A
         technique that has the objective's values `(B,)` at hand returns `(maps, scores)`, which
-        saves a forward.
+        saves a forward; one that computes by colour channel, `(maps, scores, pixels)` with
+        `pixels` `(B, 3, H, W)`.
         """
 
     def why_zero(self) -> str:
         """What to tell people whose map came out zero everywhere, and what to do about it."""
         return "the objective does not depend on what is mapped; choose an earlier layer"
+
+    def is_signed(self) -> bool | None:
+        """Whether negative values speak against the objective; None lets the values tell."""
+        return None
+
+    def shared_layers(self, model: HookedModel, objective: Objective) -> tuple[str, ...]:
+        """Layers that `attribute` will ask `layer_view` for: techniques side by side share them."""
+        return ()
 
     @final
     def __call__(
@@ -126,51 +165,117 @@ class AttributionTechnique(Technique):
             TechniqueError: a map is all zero or not finite, so it explains nothing.
             ParameterError: `batch_size` is less than 1.
         """
-        require_rgb(model)
-        batch = model.images(images).detach()
-        bound = as_objective(objective).bind(model, batch)
-        step = chunk_size(model, batch, batch_size)
-        raws: list[Tensor] = []
-        scores: list[Tensor] = []
-        starts = range(0, len(batch), step)
-        for start in self.track(starts, self.title(), total=len(starts)):
-            stop = min(start + step, len(batch))
-            part, goal = batch[start:stop], bound.rows(start, stop)
-            with session(seed, range(start, stop)):
-                outcome = self.attribute(model, usable(part), goal)
-            raw, score = outcome if isinstance(outcome, tuple) else (outcome, None)
-            raws.append(self._checked(raw, part, start))
-            if score is None:
-                with torch.no_grad():
-                    score = model.score(part, goal)
-            scores.append(score.detach().float().cpu())
-        raw = torch.cat(raws)
-        return Attribution(
-            provenance=self._provenance(model, seed, objective=str(bound)),
-            maps=resize_maps(raw, (batch.shape[2], batch.shape[3])),
-            raw=raw,
-            images=batch.cpu(),
-            scores=torch.cat(scores),
-            objective=str(bound),
-            labels=describe(model, bound, len(batch)),
-        )
+        return attribute_together([self], model, images, objective, seed, batch_size)[0]
 
-    def _checked(self, raw: Tensor, images: Tensor, start: int) -> Tensor:
-        maps = raw.detach().float().cpu()
-        if maps.ndim != 3 or len(maps) != len(images):
-            raise TechniqueError(
-                f"{self.title()} returned maps of shape {tuple(raw.shape)} for {len(images)} "
-                "images; expected (B, h, w)"
-            )
-        if not bool(torch.isfinite(maps).all()):
-            raise TechniqueError(f"{self.title()} returned NaN or infinite values")
-        empty = (maps.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
-        if empty:
-            rows = ", ".join(str(start + row) for row in empty[:5])
-            raise TechniqueError(
-                f"the map of {self.title()} is zero everywhere for image {rows}: {self.why_zero()}"
-            )
-        return maps
+
+def attribute_together(
+    techniques: Sequence[AttributionTechnique],
+    model: HookedModel,
+    images: Any,
+    objective: Objective | str | int,
+    seed: int,
+    batch_size: int | None,
+) -> list[Attribution]:
+    """Run techniques on the same images and objective; what they share is computed once a chunk.
+
+    Arguments, results and errors are those of a technique's own call.
+    """
+    require_rgb(model)
+    batch = model.images(images).detach()
+    if model.dtype == torch.float64:
+        batch = batch.double()
+    bound = as_objective(objective).bind(model, batch)
+    step = chunk_size(model, batch, batch_size)
+    layers = [name for each in techniques for name in each.shared_layers(model, bound)]
+    chunks: list[list[_Chunk]] = [[] for _ in techniques]
+    starts = range(0, len(batch), step)
+    name = techniques[0].title() if len(techniques) == 1 else "comparing"
+    for start in track(starts, name, total=len(starts)):
+        stop = min(start + step, len(batch))
+        part, goal = batch[start:stop], bound.rows(start, stop)
+        with sharing(layers):
+            for technique, done in zip(techniques, chunks, strict=True):
+                with session(seed, range(start, stop), batch_size):
+                    outcome = technique.attribute(model, usable(part), goal)
+                done.append(_checked(technique, model, outcome, part, goal, start))
+    labels = describe(model, bound, len(batch))
+    pictures = batch.cpu()
+    return [
+        _joined(technique, model, done, pictures, bound, labels, seed)
+        for technique, done in zip(techniques, chunks, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    raw: Tensor
+    scores: Tensor
+    pixels: Tensor | None
+
+
+def _joined(
+    technique: AttributionTechnique,
+    model: HookedModel,
+    chunks: list[_Chunk],
+    images: Tensor,
+    objective: Objective,
+    labels: list[str],
+    seed: int,
+) -> Attribution:
+    raw = torch.cat([chunk.raw for chunk in chunks])
+    signed = technique.is_signed()
+    if signed is None:
+        signed = bool((raw.amin((1, 2)) < -1e-6 * raw.abs().amax((1, 2))).any())
+    pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
+    return Attribution(
+        provenance=technique._provenance(model, seed, objective=str(objective)),
+        maps=resize_maps(raw, (images.shape[2], images.shape[3])),
+        raw=raw,
+        images=images,
+        scores=torch.cat([chunk.scores for chunk in chunks]),
+        objective=str(objective),
+        labels=list(labels),
+        signed=signed,
+        pixels=torch.cat(pixels) if pixels else None,
+    )
+
+
+def _checked(
+    technique: AttributionTechnique,
+    model: HookedModel,
+    outcome: Outcome,
+    images: Tensor,
+    objective: Objective,
+    start: int,
+) -> _Chunk:
+    parts = outcome if isinstance(outcome, tuple) else (outcome,)
+    raw = _kept(parts[0], model)
+    title = technique.title()
+    if raw.ndim != 3 or len(raw) != len(images):
+        raise TechniqueError(
+            f"{title} returned maps of shape {tuple(raw.shape)} for {len(images)} images; "
+            "expected (B, h, w)"
+        )
+    if not bool(torch.isfinite(raw).all()):
+        raise TechniqueError(f"{title} returned NaN or infinite values")
+    empty = (raw.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
+    if empty:
+        rows = ", ".join(str(start + row) for row in empty[:5])
+        raise TechniqueError(
+            f"the map of {title} is zero everywhere for image {rows}: {technique.why_zero()}"
+        )
+    if len(parts) > 1:
+        scores = parts[1]
+    else:
+        with torch.no_grad():
+            scores = model.score(images, objective)
+    return _Chunk(raw, _kept(scores, model), _kept(parts[2], model) if len(parts) > 2 else None)
+
+
+def _kept(values: Tensor, model: HookedModel) -> Tensor:
+    """As results hold values: on the processor, float32, or float64 where the model is."""
+    wanted = torch.float64 if model.dtype == torch.float64 else torch.float32
+    return values.detach().to("cpu", wanted)
 
 
 def resize_maps(raw: Tensor, size: tuple[int, int]) -> Tensor:

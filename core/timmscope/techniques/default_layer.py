@@ -13,7 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from timmscope import HookedModel, Objective, TechniqueError
+from timmscope.models import HookedModel
+from timmscope.objectives import Objective
+from timmscope_registry import TechniqueError
 from timmscope_registry.hooks import Layer
 
 _chosen: WeakKeyDictionary[HookedModel, dict[tuple[str, ...], str]] = WeakKeyDictionary()

@@ -1,0 +1,210 @@
+"""Attributions side by side: several techniques, and several layers of each, on the same images.
+
+Class activation maps share one forward and one backward, whatever their number and their layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from timmscope.models import HookedModel
+from timmscope.objectives import Objective
+from timmscope.techniques.attribution import (
+    Attribution,
+    AttributionTechnique,
+    attribute_together,
+)
+from timmscope.techniques.result import Provenance, Result
+from timmscope_registry import ParameterError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Result):
+    """Maps of several techniques for the same images and objective.
+
+    Attributes:
+        maps: `(T, B, H, W)` at image size, unnormalised; scales differ between techniques.
+        names: of the `T` maps, `grad-cam` or `grad-cam at layer3`.
+        signed: for each, whether values below zero speak against the objective.
+        images: `(B, 3, H, W)` in [0, 1].
+        scores: `(B,)` value of the objective.
+        objective: its text, bound.
+        labels: what each image's objective is called.
+    """
+
+    maps: Tensor
+    names: list[str]
+    signed: list[bool]
+    images: Tensor
+    scores: Tensor
+    objective: str
+    labels: list[str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The maps `(B, H, W)` of that name.
+
+        Raises:
+            ParameterError: there are none.
+        """
+        if name not in self.names:
+            raise ParameterError(f"no map is called {name!r}; there are: {', '.join(self.names)}")
+        return self.maps[self.names.index(name)]
+
+    def figure(self) -> Figure:
+        """A row an image, a column a technique: overlays, each with its colour bar."""
+        from timmscope.figures import comparison_figure
+
+        return comparison_figure(self.images, self.maps, self.names, self.labels, self.signed)
+
+    def pictures(self) -> dict[str, Any]:
+        """Each overlay."""
+        from timmscope.figures import overlay
+
+        return {
+            f"{row:03d}-{name.replace(' at ', '-').replace('#', '-')}": overlay(
+                image, maps[row], signed=signed
+            )
+            for name, maps, signed in zip(self.names, self.maps, self.signed, strict=True)
+            for row, image in enumerate(self.images)
+        }
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A map a row: image, objective, technique, and where the map peaks in pixels."""
+        rows = []
+        for image, label in enumerate(self.labels):
+            for name, maps in zip(self.names, self.maps, strict=True):
+                heat = maps[image]
+                y, x = divmod(int(heat.argmax()), heat.shape[1])
+                rows.append(
+                    {
+                        "image": image,
+                        "objective": label,
+                        "technique": name,
+                        "peak_yx_px": [y, x],
+                        "max": float(heat.max()),
+                        "min": float(heat.min()),
+                    }
+                )
+        return rows
+
+
+def compare(
+    techniques: Sequence[AttributionTechnique | str],
+    model: HookedModel,
+    images: Any,
+    objective: Objective | str | int = "top",
+    *,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Comparison:
+    """Attribute an objective by several techniques, side by side.
+
+    Args:
+        techniques: techniques, or names of them for their defaults.
+        model: the model to explain.
+        images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
+        objective: an objective, its text or a class index; `top` is the model's prediction.
+        layers: techniques that have a `layer` and name none are run at each of these.
+        seed: of techniques that draw random numbers.
+        batch_size: images a pass; by default what fits the memory budget.
+
+    Raises:
+        ParameterError: no techniques, the same one twice, or one that is no attribution.
+        TechniqueError: a technique does not fit the model or the objective; its name is in the
+            message.
+    """
+    chosen = _spread([_technique(each) for each in techniques], tuple(layers or ()))
+    results = attribute_together(list(chosen.values()), model, images, objective, seed, batch_size)
+    first = results[0]
+    return Comparison(
+        provenance=_provenance(chosen, model, first, seed),
+        maps=torch.stack([result.maps for result in results]),
+        names=list(chosen),
+        signed=[result.signed for result in results],
+        images=first.images,
+        scores=first.scores,
+        objective=first.objective,
+        labels=first.labels,
+    )
+
+
+def _technique(given: AttributionTechnique | str) -> AttributionTechnique:
+    if isinstance(given, str):
+        from timmscope.lookup import technique
+
+        kind = technique(given)
+        if not issubclass(kind, AttributionTechnique):
+            raise ParameterError(f"{given} is no attribution ({kind.family}): it makes no maps")
+        return kind()
+    if not isinstance(given, AttributionTechnique):
+        raise ParameterError(
+            f"compare takes attribution techniques or their names, not {type(given).__name__}"
+        )
+    return given
+
+
+def _spread(
+    techniques: list[AttributionTechnique], layers: tuple[str, ...]
+) -> dict[str, AttributionTechnique]:
+    """Each technique by its name, those with a layer to choose once for each layer."""
+    if not techniques:
+        raise ParameterError("nothing to compare: name at least one technique")
+    found: list[tuple[str, AttributionTechnique]] = []
+    for each in techniques:
+        given = getattr(each, "layer", None)
+        if "layer" in type(each).model_fields and given is None and layers:
+            for layer in dict.fromkeys(layers):
+                placed = each.model_copy(update={"layer": layer})
+                found.append((f"{each.title()} at {layer}", placed))
+        else:
+            found.append((each.title() + (f" at {given}" if given else ""), each))
+    names: dict[str, AttributionTechnique] = {}
+    for name, each in found:
+        full = name
+        if [other for other, _ in found].count(name) > 1:  # the same one, otherwise set
+            full = " ".join([name, *_settings(each)])
+        if full in names:
+            raise ParameterError(f"{full} is given twice: compare different things")
+        names[full] = each
+    if layers and not any("layer" in type(each).model_fields for each in techniques):
+        titles = ", ".join(each.title() for each in techniques)
+        raise ParameterError(f"no technique has a layer to choose: {titles}", parameter="layers")
+    return names
+
+
+def _settings(technique: AttributionTechnique) -> list[str]:
+    """What is set otherwise than by default, for telling two of a kind apart."""
+    fields = type(technique).model_fields
+    return [
+        f"{name}={value}"
+        for name, value in technique.model_dump().items()
+        if name != "layer" and value != fields[name].get_default(call_default_factory=True)
+    ]
+
+
+def _provenance(
+    chosen: dict[str, AttributionTechnique], model: HookedModel, first: Attribution, seed: int
+) -> Provenance:
+    return Provenance.now(
+        technique="timmscope:compare",
+        family="attribution",
+        parameters={
+            "techniques": [
+                {"technique": each.technique_id(), "parameters": each.model_dump(mode="json")}
+                for each in chosen.values()
+            ]
+        },
+        model=model.id,
+        weights_sha256=model.weights_sha256,
+        seed=seed,
+        call={"objective": first.objective},
+    )
