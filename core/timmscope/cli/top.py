@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
 
 
 @plain_help
@@ -23,6 +19,9 @@ def top(
     /,
     *,
     count: Annotated[int, Parameter(name=["--count", "-k"])] = 9,
+    field: Literal["exact", "spatial", "effective"] = "spatial",
+    where: str | None = None,
+    metadata: Path | None = None,
     images: str | None = None,
     sheet: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     json: output.Flag = False,
@@ -39,6 +38,14 @@ def top(
         Channel of that layer, from 0.
     count
         How many images.
+    field
+        Which receptive field the patches are: all pixels that can matter (``exact``), those that
+        matter locally, global gates left aside (``spatial``), or those with 95 % of the gradient's
+        energy on these images (``effective``).
+    where
+        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
+    metadata
+        CSV file with further columns for conditions, joined by ``path`` or ``name``.
     images
         Where the images are now, if they have moved since.
     sheet
@@ -46,29 +53,38 @@ def top(
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, load_model, top_patches
-    from timmscope.figures import sheet_figure
+    from timmscope import ParameterError, Store, StoreError, load_model, top_patches
+    from timmscope.mining.patch_sheet import patch_figure
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
     opened = Store.open(store)
+    if metadata is not None:
+        opened = opened.with_metadata(metadata)
     record = opened.layer(layer).record
     model = load_model(opened.manifest.model.id)
-    patches = top_patches(opened, model, layer, unit, count, images=images)
-    file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
-    figure = sheet_figure(
-        [_pixels(patch.image) for patch in patches],
-        [f"{patch.entry.value:.4g}" for patch in patches],
-        title=f"{layer}[{unit}] of {model.id}",
-        note="under each: the unit's maximum in that image",
+    patches = top_patches(
+        opened, model, layer, unit, count, field=field, where=where, images=images
     )
-    output.write_figure(figure, file)
+    if not patches:
+        chosen = "" if where is None else f" among the images with {where}"
+        raise StoreError(f"{layer}[{unit}] has no value{chosen}, so it has no strongest image")
+    file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
+    output.write_figure(patch_figure(patches, f"{layer}[{unit}] of {model.id}"), file)
+    seen = patches[0].field
     if json:
         output.print_json(
             {
                 "store": str(store),
                 "layer": layer,
                 "unit": unit,
+                "where": where,
+                "field": {
+                    "kind": seen.kind,
+                    "size_px": seen.size,
+                    "stride_px": seen.stride,
+                    "unknown_operations": seen.unknown,
+                },
                 "sheet": str(file),
                 "top": [
                     {
@@ -77,6 +93,7 @@ def top(
                         "value": patch.entry.value,
                         "position": patch.entry.position,
                         "box_px": patch.box,
+                        "cell_px": patch.cell,
                     }
                     for patch in patches
                 ],
@@ -97,12 +114,6 @@ def top(
         ],
         right=("rank", "value", "cell", "id"),
     )
-    output.say(f"\nwrote {file}")
-
-
-def _pixels(image: Image) -> Tensor:
-    """A picture as (3, h, w) in [0, 1]."""
-    import numpy as np
-    import torch
-
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+    size = "the whole image" if seen.grid is None else f"{seen.size[1]}x{seen.size[0]} px"
+    output.say(f"\n{seen.kind} receptive field: {size}")
+    output.say(f"wrote {file}")
