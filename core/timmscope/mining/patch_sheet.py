@@ -102,7 +102,7 @@ def _framed(patch: Patch) -> Image.Image:
 
 
 def _outline(image: Image.Image, box: Box, scale: float, colour: str) -> None:
-    """A frame around a box: outside of it, so that small boxes stay visible, where there is room."""
+    """A frame outside a box where there is room, so that what is in small ones stays visible."""
     left, upper, right, lower = (round(edge * scale) for edge in box)
     draw = ImageDraw.Draw(image)
     for out, width, ink in ((5, 7, "black"), (4, 4, colour)):
