@@ -47,7 +47,7 @@ def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLik
     The result is the same as that of one pass, byte for byte, in whatever order the parts are
     named. Shards are hard links where the file system allows it, else copies; each is checked
     against its checksum. The images' location is that of the first part. Interrupted and called
-    again, it goes on where it stopped. Layers of which a part has a search index are indexed.
+    again, it goes on where it stopped. Search indices are not joined: build one over the whole.
 
     Args:
         parts: stores, or their folders; any whose shards together are all.
