@@ -41,6 +41,7 @@ PUBLIC_GROUPS = {
     "mining": "Mining",
     "store": "Stores",
     "index": "Search",
+    "receptive_fields": "Receptive fields",
     "progress": "Progress",
 }
 

@@ -77,6 +77,10 @@ if TYPE_CHECKING:
         task,
         track,
     )
+    from timmscope.receptive_fields import (
+        ReceptiveField,
+        receptive_field,
+    )
     from timmscope.store import (
         Store,
         StoreLayer,
@@ -172,6 +176,7 @@ __all__ = [
     "PointingGame",
     "Preprocessing",
     "Provenance",
+    "ReceptiveField",
     "Reporter",
     "RepresentationTechnique",
     "Result",
@@ -223,6 +228,7 @@ __all__ = [
     "open_images",
     "parse_objective",
     "perturbed_scores",
+    "receptive_field",
     "reporting",
     "task",
     "technique",
@@ -288,6 +294,10 @@ _HOMES = {
         "reporting",
         "task",
         "track",
+    ),
+    "timmscope.receptive_fields": (
+        "ReceptiveField",
+        "receptive_field",
     ),
     "timmscope.store": (
         "Store",
