@@ -6,6 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 
 import h5py
 import numpy as np
+import numpy.typing as npt
+
+from timmscope_registry import ParameterError
 
 from .metadata import Metadata
 from .shards import READ, ShardFiles
@@ -31,18 +34,37 @@ def kinds(metadata: Metadata | None) -> dict[str, Kind]:
     return OWN | {name: column.kind for name, column in added.items()}
 
 
-def selected(files: ShardFiles, text: str, metadata: Metadata | None) -> np.ndarray:
-    """Which images meet a condition, (N,) bool.
+def selected(
+    files: ShardFiles, where: str | npt.ArrayLike, metadata: Metadata | None
+) -> np.ndarray:
+    """Which images meet a condition, are true in a mask or are named by id, (N,) bool.
 
     Raises:
-        ParameterError: the condition is wrong.
-        StoreError: the store is not finished.
+        ParameterError: the condition is wrong, the mask is not one of N, or an id is unknown.
+        StoreError: the store is not finished, and there is a condition.
     """
-    condition = Condition(text, kinds(metadata))
+    if not isinstance(where, str):
+        return _mask(np.asarray(where), files.manifest.images.count)
+    condition = Condition(where, kinds(metadata))
     files.require_all()
     result = np.zeros(files.manifest.images.count, dtype=bool)
     for start, stop, block in blocks(files, condition.columns, metadata):
         result[start:stop] = condition(block, stop - start)
+    return result
+
+
+def _mask(chosen: np.ndarray, count: int) -> np.ndarray:
+    if chosen.dtype == bool and chosen.shape == (count,):
+        return chosen
+    whole = chosen.ndim == 1 and (chosen.dtype.kind in "iu" or not chosen.size)
+    if not whole or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
+        raise ParameterError(
+            f"where has shape {chosen.shape} and type {chosen.dtype}: expected a condition in "
+            f"words, a mask of {count} bools, or ids from 0 to {count - 1}",
+            parameter="where",
+        )
+    result = np.zeros(count, dtype=bool)
+    result[chosen.astype(np.int64)] = True
     return result
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from timmscope.images import ByName, ImageSource, LabelTable, StringTable, open_images
 from timmscope.images.tables import decode
@@ -101,18 +102,19 @@ class ImageTable:
                 ]
         return found
 
-    def where(self, condition: str) -> np.ndarray:
+    def where(self, condition: str | npt.ArrayLike) -> np.ndarray:
         """Which images meet a condition, (N,) bool; reads the columns it names, shard by shard.
 
         Args:
-            condition: as in ``label == 'dog' and 300 < width <= 640``. Columns are ``id``,
-                ``path``, ``name`` (after the last slash), ``folder`` (before it), ``label``,
-                ``width``, ``height``, ``readable`` and those of the metadata. Understood are
-                comparisons (``== != < <= > >=``, chained), ``in`` with a list or to find text in
-                text, ``and``, ``or``, ``not``. A missing value is ``None`` and equals only that.
+            condition: a mask (N,), ids, or words as in ``label == 'dog' and 300 < width <= 640``.
+                Columns are ``id``, ``path``, ``name`` (after the last slash), ``folder`` (before
+                it), ``label``, ``width``, ``height``, ``readable`` and those of the metadata.
+                Understood are comparisons (``== != < <= > >=``, chained), ``in`` with a list or
+                to find text in text, ``and``, ``or``, ``not``. A missing value is ``None`` and
+                equals only that.
 
         Raises:
-            ParameterError: the condition is wrong; the message says where.
+            ParameterError: the condition is wrong; the message says where in it.
             StoreError: the store is not finished.
         """
         from .columns import selected

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from timmscope_registry import StoreError
 
@@ -16,6 +17,8 @@ from .shards import MERGED, READ, layer_group
 
 if TYPE_CHECKING:
     from timmscope.mining.collectors import Statistics
+    from timmscope.mining.collectors.statistics import Moments
+    from timmscope.units import Thresholds, UnitReport
 
     from .store import Store
 
@@ -40,6 +43,7 @@ class UnitStatistics:
         minimum: smallest value.
         maximum: largest value.
         zeros: share of values that are exactly zero.
+        positive: share of values above zero.
     """
 
     count: np.ndarray
@@ -49,7 +53,25 @@ class UnitStatistics:
     minimum: np.ndarray
     maximum: np.ndarray
     zeros: np.ndarray
+    positive: np.ndarray
     _quantile: Callable[[float], np.ndarray]
+
+    @classmethod
+    def of(cls, moments: Moments) -> UnitStatistics:
+        """Statistics from what a collector has seen of one kind of row."""
+        some = moments.count > 0
+        count = np.maximum(moments.count, 1)
+        return cls(
+            count=moments.count,
+            nonfinite=moments.nonfinite,
+            mean=np.where(some, moments.mean, np.nan),
+            variance=np.where(some, moments.m2 / count, np.nan),
+            minimum=np.where(some, moments.min, np.nan),
+            maximum=np.where(some, moments.max, np.nan),
+            zeros=np.where(some, moments.zeros / count, np.nan),
+            positive=np.where(some, moments.sketch.positive() / count, np.nan),
+            _quantile=moments.sketch.quantile,
+        )
 
     @property
     def std(self) -> np.ndarray:
@@ -161,46 +183,72 @@ class StoreLayer:
                     ids, part = ids[kept], part[kept]
                 yield ids, part
 
-    def top(self, unit: int, k: int = 9) -> list[TopEntry]:
+    def top(
+        self, unit: int, k: int = 9, *, where: str | npt.ArrayLike | None = None
+    ) -> list[TopEntry]:
         """The images with the highest maximum of a unit, best first, ties by image id.
 
-        Instant up to the pass's own k; beyond it all rows are read.
+        Instant where the pass's own list has k of them; else rows are read, in bounded memory.
+
+        Args:
+            unit: channel.
+            k: how many.
+            where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
 
         Raises:
-            StoreError: no such unit.
+            StoreError: no such unit, or the store is not finished.
+            ParameterError: the condition is wrong.
         """
         if not 0 <= unit < self.channels:
             raise StoreError(
                 f"layer {self.name} has units 0 to {self.channels - 1}, there is no unit {unit}"
             )
+        chosen = None if where is None else self.store.images.where(where)
+        wanted = min(k, len(self) if chosen is None else int(chosen.sum()))
         kept = next((r for r in self.store.manifest.collectors if r.name == "top-k"), None)
-        if kept is None or min(k, len(self)) > int(kept.parameters["k"]):
-            return self._top_of_rows(unit, k)
+        if kept is None:
+            return self._top_of_rows(unit, k, chosen)
         state = self._state("top-k", unit)
-        rows = zip(state["ids"][:k], state["values"][:k], state["positions"][:k], strict=True)
+        ids = state["ids"][state["ids"] >= 0]
+        places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
+        if len(places) < wanted and len(ids) == int(kept.parameters["k"]):
+            return self._top_of_rows(unit, k, chosen)
         return [
             TopEntry(int(image), float(value), self.record.cell(int(position)))
-            for image, value, position in rows
-            if image >= 0
+            for image, value, position in zip(
+                *(state[name][places[:k]] for name in ("ids", "values", "positions")), strict=True
+            )
         ]
 
     def statistics(self, kind: str = "max") -> UnitStatistics:
         """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
         if kind not in ("max", "pooled"):
             raise StoreError(f"statistics are kept of 'max' and 'pooled', not of {kind!r}")
-        moments = cast("Statistics", self.store.collector(self.name, "statistics")).of(kind)
-        some = moments.count > 0
-        count = np.maximum(moments.count, 1)
-        return UnitStatistics(
-            count=moments.count,
-            nonfinite=moments.nonfinite,
-            mean=np.where(some, moments.mean, np.nan),
-            variance=np.where(some, moments.m2 / count, np.nan),
-            minimum=np.where(some, moments.min, np.nan),
-            maximum=np.where(some, moments.max, np.nan),
-            zeros=np.where(some, moments.zeros / count, np.nan),
-            _quantile=moments.sketch.quantile,
-        )
+        collector = cast("Statistics", self.store.collector(self.name, "statistics"))
+        return UnitStatistics.of(collector.of(kind))
+
+    def units(
+        self,
+        *,
+        where: str | npt.ArrayLike | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> UnitReport:
+        """Judge every unit: dead, sparse, saturated, redundant, selective of a class.
+
+        Reads all rows once (twice where images have labels), in memory that depends on the number
+        of units alone.
+
+        Args:
+            where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
+            thresholds: from where a unit counts as what.
+
+        Raises:
+            ParameterError: the condition is wrong, or chooses no image that could be read.
+            StoreError: the store is not finished.
+        """
+        from timmscope.units import judge_units
+
+        return judge_units(self, where, thresholds)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.record.kinds:
@@ -227,12 +275,26 @@ class StoreLayer:
             group = file[f"{collector}/{layer_group(self.name)}"]
             return {name: dataset[unit] for name, dataset in group.items()}
 
-    def _top_of_rows(self, unit: int, k: int) -> list[TopEntry]:
-        best: list[tuple[float, int]] = []
-        for ids, rows in self.iter_rows("max"):
-            column = rows[:, unit].astype(np.float64)
-            finite = np.isfinite(column)
-            found = zip((-column[finite]).tolist(), ids[finite].tolist(), strict=True)
-            best = sorted([*best, *found])[:k]
-        cells = self.argmax
-        return [TopEntry(i, -value, self.record.cell(int(cells[i, unit]))) for value, i in best]
+    def _top_of_rows(self, unit: int, k: int, chosen: np.ndarray | None) -> list[TopEntry]:
+        manifest = self.store.manifest
+        shards = [
+            number
+            for number in range(manifest.shard_count)
+            if chosen is None or chosen[slice(*manifest.span(number))].any()
+        ]
+        best, values = np.empty(0, np.int64), np.empty(0, np.float32)
+        for ids, rows in self.iter_rows("max", shards=shards):
+            column = rows[:, unit]
+            found = np.isfinite(column)
+            if chosen is not None:
+                found &= chosen[ids]
+            if len(values) >= k:
+                found &= column > values[-1]  # of equal values the earlier id stays
+            best, values = np.append(best, ids[found]), np.append(values, column[found])
+            order = np.lexsort((best, -values))[:k]
+            best, values = best[order], values[order]
+        cells = self.argmax[best, unit]
+        return [
+            TopEntry(int(image), float(value), self.record.cell(int(cell)))
+            for image, value, cell in zip(best, values, cells, strict=True)
+        ]

@@ -58,6 +58,11 @@ class Sketch:
                 result[unit] = _middle(self.bins[start:stop][[place]])[0]
         return result
 
+    def positive(self) -> np.ndarray:
+        """Number of values of every unit above zero, (C,) int64; exact beyond 1e-38."""
+        ends = np.concatenate([[0], np.cumsum(np.where(self.bins > _HALF, self.counts, 0))])
+        return np.asarray(ends[self.offsets[1:]] - ends[self.offsets[:-1]])
+
     def _add(self, unit: np.ndarray, bins: np.ndarray, counts: np.ndarray, units: int) -> None:
         own = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
         keys = np.concatenate([own * _BINS + self.bins, unit * _BINS + bins.astype(np.int64)])

@@ -1,0 +1,190 @@
+"""Units judged: each flag from rows made for it, and the report told in every form."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.units.conftest import Keep
+
+from timmscope.mining.collectors.sketch import Sketch
+from timmscope.units import Thresholds, judge_units
+from timmscope.units import judge as judging
+from timmscope_registry import ParameterError
+
+N = 400
+LABELS = [f"class {i % 4}" if i % 10 else None for i in range(N)]
+RNG = np.random.default_rng(0)
+
+
+def rectified_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Means and maxima of ten units, as after a ReLU6."""
+    maxima = np.maximum(RNG.normal(size=(N, 10)), 0)
+    maxima[:, 0] = 0  # dead
+    maxima[:, 1] = 0
+    maxima[[5, 50, 300], 1] = 3  # sparse
+    maxima[:, 2] = np.where(np.arange(N) % 3, 6, 2)  # at its ceiling
+    maxima[:, 3] = 2 + 0.01 * RNG.normal(size=N)  # always the same
+    maxima[:, 5] = 0.5 * maxima[:, 4] + 0.001 * RNG.random(N)  # redundant, varies less
+    maxima[:, 6] = 3 * np.array([label == "class 2" for label in LABELS]) + RNG.random(N)
+    maxima[7, 7] = np.nan
+    pooled = maxima / 2
+    pooled[:, 2] = maxima[:, 2] * RNG.random(N)
+    return pooled, maxima
+
+
+def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
+    report = keep(*rectified_rows(), LABELS).units()
+    assert report.rectified
+    assert np.flatnonzero(report.dead).tolist() == [0]
+    assert np.flatnonzero(report.sparse).tolist() == [1]
+    assert np.flatnonzero(report.saturated).tolist() == [2, 3]
+    assert np.flatnonzero(report.redundant).tolist() == [4, 5]
+    assert report.partner[[4, 5]].tolist() == [5, 4]
+    assert np.flatnonzero(report.selective).tolist() == [6]
+    assert report.best_class[6] == "class 2"
+    assert np.flatnonzero(report.nonfinite).tolist() == [7]
+    assert np.flatnonzero(report.prunable).tolist() == [0, 2, 3, 5]
+    assert (report.images, report.labelled) == (N, N - N // 10)
+    assert report.maxima.positive[1] == 3 / N
+    assert report.summary() == (
+        "x: 10 units over 400 images: 1 dead, 2 saturated, 1 sparse, 2 redundant, "
+        "1 selective of a class; 1 were NaN or infinite on some images; 4 could be pruned"
+    )
+
+
+def test_limits_are_the_callers(keep: Keep) -> None:
+    layer = keep(*rectified_rows(), LABELS)
+    strict = Thresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
+    assert layer.units(thresholds=strict).counts == {
+        "dead": 1, "saturated": 0, "sparse": 0, "redundant": 0, "selective": 0, "prunable": 1,
+        "nonfinite": 1,
+    }  # fmt: skip
+
+
+def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep) -> None:
+    rows = RNG.normal(size=(N, 4))
+    rows[:, 0] = -7  # one value
+    rows[:, 1] = -5 + RNG.random(N)  # never above zero, and alive
+    report = keep(rows).units()
+    assert not report.rectified
+    assert np.flatnonzero(report.dead).tolist() == [0]
+    assert not report.sparse.any()
+    assert "sparse" not in report.summary()
+    assert report.selectivity.tolist() == pytest.approx([np.nan] * 4, nan_ok=True)
+    assert set(report.best_class) == {None}
+    assert "selective" not in report.summary()
+
+
+def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
+    rows = np.abs(RNG.normal(size=(N, 3))) - 0.1
+    rows[:, 0] = -0.1 * RNG.random(N)  # varies, and never fires
+    report = keep(rows).units()
+    assert report.rectified
+    assert report.dead.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("where", ["id < 100 and id != 5", [*range(5), *range(6, 100)]])
+def test_chosen_images_give_what_a_store_of_them_gives(keep: Keep, where: Any) -> None:
+    pooled, maxima = rectified_rows()
+    chosen = [i for i in range(100) if i != 5]
+    some = keep(pooled, maxima, LABELS).units(where=where)
+    alone = keep(pooled[chosen], maxima[chosen], [LABELS[i] for i in chosen]).units()
+    for row, expected in zip(some.table(), alone.table(), strict=True):
+        for name, value in expected.items():
+            plain = value is None or not isinstance(value, float)
+            assert row[name] == (value if plain else pytest.approx(value, rel=1e-9)), name
+
+
+def test_numbers_are_numpys(keep: Keep) -> None:
+    pooled, maxima = rectified_rows()
+    rows = keep(pooled, maxima, unreadable=[9]).units().table()
+    good = np.delete(np.arange(N), 9)
+    finite = maxima[good].astype(np.float32)[:, 4].astype(float)
+    row = rows[4]
+    assert row["max_mean"] == pytest.approx(finite.mean(), rel=1e-9)
+    assert row["max_std"] == pytest.approx(finite.std(), rel=1e-9)
+    assert row["max_max"] == finite.max()
+    assert row["max_zeros"] == pytest.approx((finite == 0).mean())
+    assert row["fires"] == pytest.approx((finite > 0).mean())
+    exact = np.sort(finite)[int(0.75 * (len(finite) - 1))]
+    assert row["max_q75"] == pytest.approx(exact, rel=1 / 64)
+    assert row["count"] == N - 1
+    assert rows[7]["nonfinite"] == 1
+    means = pooled[good].astype(np.float32).astype(float)
+    assert row["correlation"] == pytest.approx(np.corrcoef(means[:, 4], means[:, 5])[0, 1])
+
+
+def test_wide_layers_are_read_in_blocks_with_the_same_result(
+    keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = keep(*rectified_rows(), LABELS)
+    whole = layer.units()
+    monkeypatch.setattr(judging, "CORRELATION_BYTES", 3 * 10 * 8)
+    parts = layer.units()
+    assert parts.correlation == pytest.approx(whole.correlation, abs=1e-14, nan_ok=True)
+    assert parts.partner.tolist() == whole.partner.tolist()
+    assert parts.images == whole.images
+
+
+def test_equal_units_lose_all_but_the_first(keep: Keep) -> None:
+    column = RNG.random((50, 1))
+    report = keep(np.repeat(column, 3, axis=1)).units()
+    assert report.redundant.all()
+    assert report.prunable.tolist() == [False, True, True]
+
+
+def test_choosing_no_image_is_an_error(keep: Keep) -> None:
+    layer = keep(np.ones((5, 2)), unreadable=[2])
+    for where in ("id > 99", "id == 2", []):
+        with pytest.raises(ParameterError, match="no image that could be read is chosen"):
+            judge_units(layer, where)
+    with pytest.raises(ParameterError, match="ids from 0 to 4"):
+        judge_units(layer, [7])
+
+
+def test_one_image_and_one_unit_are_no_reason_to_fail(keep: Keep) -> None:
+    report = keep([[0.5]], labels=["a"]).units()
+    assert report.partner.tolist() == [-1]
+    assert report.table()[0]["correlation"] is None
+    assert report.striking(5) in ([], [0])
+
+
+def test_units_are_ranked_by_any_number(keep: Keep) -> None:
+    report = keep(*rectified_rows(), LABELS).units()
+    assert report.ranked("fires", ascending=True)[:2] == [0, 1]
+    assert set(report.ranked("correlation")[:2]) == {4, 5}
+    assert report.ranked("correlation")[-1] == 0, "no number comes last"
+    assert report.ranked("auroc")[0] == 6
+    with pytest.raises(ParameterError, match="sorted by 'aurok'; did you mean 'auroc'"):
+        report.ranked("aurok")
+
+
+def test_the_striking_ones_are_of_every_kind(keep: Keep) -> None:
+    report = keep(*rectified_rows(), LABELS).units()
+    assert report.striking(7)[:4] == [0, 3, 2, 1], "dead, saturated, sparse"
+    assert set(report.striking(7)) >= {4, 6}
+    assert len(report.striking(3)) == 3
+    assert len(set(report.striking(99))) == len(report.striking(99))
+
+
+def test_the_table_is_plain_and_the_csv_is_the_table(keep: Keep, tmp_path: Path) -> None:
+    report = keep(*rectified_rows(), LABELS).units()
+    rows = report.table()
+    json.dumps(rows, allow_nan=False)
+    with report.to_csv(tmp_path / "new" / "units.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["unit"] for row in read] == [str(unit) for unit in range(10)]
+    assert read[4]["flags"] == "redundant"
+    assert float(read[4]["correlation"]) == rows[4]["correlation"]
+    assert read[0]["correlation"] == ""
+
+
+def test_the_share_above_zero_is_exact(keep: Keep) -> None:
+    values = np.array([[-1, 0, 1e-3, 5, 0], [0, 0, 0, 0, 0], [2, 3, np.inf, np.nan, -0.0]])
+    sketch = Sketch(3)
+    sketch.update(values.astype(np.float32))
+    assert sketch.positive().tolist() == [2, 0, 2]
+    assert Sketch(2).positive().tolist() == [0, 0]
