@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,9 @@ def build(
         shards=source.shards,
         facts={"chosen": reason, "seed": seed},
     )
-    return engine, tuned(engine, record, recall, timed=False)
+    record = tuned(engine, record, recall, timed=False)
+    check_reached(record, recall)
+    return engine, record
 
 
 def fill(engine: Backend, source: RowSource, metric: Metric) -> int:
@@ -101,6 +104,18 @@ def _measure(engine: Backend, exam: Exam | None, recall: float, timed: bool) -> 
         "wanted": recall,
         "reached": round(reached, 6),
     }
+
+
+def check_reached(record: IndexRecord, recall: float) -> float:
+    """Warn when an index stays below the recall that was asked of it; returns what it reaches."""
+    reached = float(record.facts["recall"]["reached"])
+    if reached < recall:
+        warnings.warn(
+            f"the index of {record.layer!r} reaches a recall of {reached:.4f} at best, not "
+            f"{recall}: backend='flat' is exact",
+            stacklevel=3,
+        )
+    return reached
 
 
 def check_recall(recall: float) -> None:

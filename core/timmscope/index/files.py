@@ -97,10 +97,8 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
             write(draft)
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
-            text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
-            draft_record.write_text(text + "\n", encoding="utf-8")
             _sync(draft)
-            _sync(draft_record)
+            _write(draft_record, record)
             draft_record.replace(waiting)
             _sync(path.parent)
             draft.replace(path)
@@ -110,6 +108,27 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
     except (OSError, RuntimeError) as error:
         raise VectorIndexError(f"the index {path} cannot be written: {_line(error)}") from error
     return record
+
+
+def write_record(path: Path, record: IndexRecord) -> None:
+    """Replace the record of an index whose file stays as it is.
+
+    Raises:
+        VectorIndexError: it cannot be written.
+    """
+    try:
+        with _temporary(record_path(path)) as draft:
+            _write(draft, record)
+            draft.replace(record_path(path))
+            _sync(path.parent)
+    except OSError as error:
+        raise VectorIndexError(f"{record_path(path)} cannot be written: {_line(error)}") from error
+
+
+def _write(path: Path, record: IndexRecord) -> None:
+    text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    _sync(path)
 
 
 def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
