@@ -59,6 +59,10 @@ class Exam(NamedTuple):
     k: int
     space: Space
 
+    def part(self, some: slice) -> Exam:
+        """Some of the queries."""
+        return self._replace(queries=self.queries[some], own=self.own[some], worst=self.worst[some])
+
     def recall(self, values: Rows, ids: Ids) -> float:
         """Share of the true neighbours among the k best that `search` found, asked for k + 1."""
         others = ids != self.own[:, None]

@@ -38,8 +38,8 @@ def list_count(rows: int) -> int:
 
 def needed_memory(rows: int, dim: int, values: int) -> int:
     """Bytes of codes, ids and centres when a 4-bit code stands for so many values."""
-    code = -(-dim // values) / 2
-    return int(rows * (code + 2 * _ID_BYTES + 1)) + 4 * dim * list_count(rows)
+    parts = -(-dim // values)
+    return rows * (-(-parts // 2) + 2 * _ID_BYTES + 1) + 4 * parts * values * list_count(rows)
 
 
 def code_values(rows: int, dim: int, memory: int | None) -> int:
@@ -129,5 +129,5 @@ class IVFBackend(RefinedBackend):
             "type": f"IVF{lists},PQ{parts}x4fs,refine",
             "n_probe": self.effort,
             "memory_bytes": len(self._table) * (int(self._index.code_size) + 2 * _ID_BYTES + 1)
-            + 4 * lists * int(self._index.d),
+            + 4 * int(self._index.d) * lists,
         }

@@ -25,9 +25,13 @@ _SPARE = 16
 """Candidates beyond k that are scored in float64, so that near ties come right."""
 _BLOCK = 1 << 16
 """Rows encoded at a time."""
-_QUERIES = 256
-"""Queries answered at a time."""
-_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_QUERIES = 1024
+"""Queries that FAISS sees at a time: those that read the same list share the reading."""
+_DECIDED = 128
+"""Queries whose best candidates are in memory at a time."""
+_FIRST = 100
+"""Queries that tell which efforts are too small to be measured with all."""
+_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Candidates to each neighbour asked for, as tried by `tune`."""
 _NARROW = 64
 """A filter that leaves fewer than one row in so many is searched exactly,"""
@@ -35,6 +39,8 @@ _FEW = 5_000
 """and so is one that leaves no more than this."""
 _DOUBT = 4
 """Estimated costs may be wrong by this factor; within it, settings are timed."""
+_NEAR = 0.05
+"""Efforts that miss the recall by more with the first queries are not measured with all."""
 _RUNS = 3
 """How often each setting is timed."""
 
@@ -199,7 +205,9 @@ class RefinedBackend(ABC):
             enough = np.sum(places >= 0, axis=1) >= k
             done = left[enough]
             if len(done):
-                values[done], found[done] = self._decide(queries[done], places[enough], k)
+                for part in np.array_split(np.arange(len(done)), -(-len(done) // _DECIDED)):
+                    into, candidates = done[part], places[enough][part]
+                    values[into], found[into] = self._decide(queries[into], candidates, k)
             left = left[~enough]
             if not len(left):
                 break
@@ -256,7 +264,9 @@ class RefinedBackend(ABC):
 
     def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
         """Use the cheapest effort and width that reach a recall; see `Backend.tune`."""
-        efforts = self.efforts()
+        few = exam.part(slice(_FIRST))
+        efforts = [e for e in self.efforts() if self._recalls(few, e)[-1] > recall - _NEAR]
+        efforts = efforts or self.efforts()[-1:]
         reached: list[tuple[float, float, int, int]] = []
         cheapest = np.inf
         for effort in track(efforts, "measuring recall"):
@@ -300,10 +310,7 @@ class RefinedBackend(ABC):
         """Recall at each of the widths, from one search with the largest."""
         counts = []
         for start in range(0, len(exam.queries), _QUERIES):
-            part = slice(start, start + _QUERIES)
-            block = exam._replace(
-                queries=exam.queries[part], own=exam.own[part], worst=exam.worst[part]
-            )
+            block = exam.part(slice(start, start + _QUERIES))
             count = _WIDTHS[-1] * exam.k + _SPARE
             places = self.candidates(block.queries, count, effort, None)
             waiting = np.broadcast_to(self._waiting, (len(places), len(self._waiting)))
