@@ -140,7 +140,7 @@ def _box(energy: NDArray[np.float64]) -> tuple[int, int, int, int]:
             + corners[upper, left]
         )
 
-    low, high = 0.0, (1 - SHARE) / 2  # cutting the higher one leaves at most SHARE
+    low, high = 0.0, 1 - SHARE  # more than that at one side alone is too much
     for _ in range(40):
         middle = (low + high) / 2
         if inside(cut(middle)) >= SHARE:
