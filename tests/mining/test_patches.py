@@ -1,0 +1,189 @@
+"""Patches: the receptive fields of a unit's strongest cells, and the sheet that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timmscope import (
+    HookedModel,
+    ParameterError,
+    Patch,
+    Store,
+    TopEntry,
+    load_model,
+    mine,
+    receptive_field,
+    top_patches,
+)
+from timmscope.mining.patch_sheet import patch_figure
+from timmscope.receptive_fields import find
+from timmscope.receptive_fields.field import ReceptiveField, whole_image
+
+KINDS = ("exact", "spatial", "effective")
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedModel:
+    return load_model("random:resnet18?seed=0&img_size=96")
+
+
+@pytest.fixture(scope="module")
+def store(model: HookedModel, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        low = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        place = folder / f"class{number % 2}" / f"{number}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(low).resize((130, 110)).save(place)
+    layers = ["layer1", "layer2", "layer4", "global_pool"]
+    return mine(model, folder, folder.parent / "s.scope", layers=layers, workers=0)
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("kind", ["exact", "spatial"])
+def test_patches_are_the_fields_of_the_cells_of_the_maxima(
+    model: HookedModel, store: Store, kind: str
+) -> None:
+    patches = top_patches(store, model, "layer1", 5, 6, field=kind)
+    field = receptive_field(model, "layer1", kind)
+    assert field.size == (43, 43)
+    source = store.source(None)
+    for patch, entry in zip(patches, store.layer("layer1").top(5, 6), strict=True):
+        assert patch.entry == entry
+        row, column = entry.position
+        edges = (4 * column - 21, 4 * row - 21, 4 * column + 22, 4 * row + 22)
+        assert patch.box == tuple(np.clip(edges, 0, 96))
+        assert patch.cell == (4 * column, 4 * row, 4 * column + 4, 4 * row + 4)
+        assert patch.field.kind == kind
+        image = (model.preprocess(source.load(entry.image_id)) * 255).round().byte()
+        whole = image.permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(pixels_of(patch.whole), whole)
+        left, upper, right, lower = patch.box
+        np.testing.assert_array_equal(pixels_of(patch.image), whole[upper:lower, left:right])
+
+
+def test_what_is_outside_the_patch_does_not_change_the_unit(
+    model: HookedModel, store: Store
+) -> None:
+    """The reason for cutting there: paint over the rest, and the maximum stays."""
+    for patch in top_patches(store, model, "layer1", 3, 4, field="exact"):
+        left, upper, right, lower = patch.box
+        painted = torch.zeros(1, 3, 96, 96)
+        whole = torch.from_numpy(pixels_of(patch.whole).copy()).permute(2, 0, 1)[None] / 255
+        inside = (..., slice(upper, lower), slice(left, right))
+        painted[inside] = whole[inside]
+        row, column = patch.entry.position
+        with torch.no_grad(), model.record("layer1") as recording:
+            model(torch.cat([whole, painted]))
+        before, after = recording["layer1"][:, 3, row, column].tolist()
+        assert after == pytest.approx(before, abs=1e-5)
+        assert before == pytest.approx(patch.entry.value, abs=2e-2)  # of pixels in 8 bits
+
+
+def test_effective_patches_are_measured_on_the_very_images(
+    model: HookedModel, store: Store
+) -> None:
+    patches = top_patches(store, model, "layer2", 9, 5, field="effective")
+    images = torch.stack([model.preprocess(store.source(None).load(p.entry.image_id))
+                          for p in patches])  # fmt: skip
+    cells = [patch.entry.position for patch in patches]
+    field = receptive_field(model, "layer2", "effective", images, unit=9, positions=cells)
+    assert {patch.field.size for patch in patches} == {field.size}
+    assert field.size[0] < receptive_field(model, "layer2", "exact").size[0]
+    assert [patch.box for patch in patches] == [field.box(cell) for cell in cells]
+
+
+def test_fields_as_large_as_the_image_and_layers_without_a_grid_give_whole_images(
+    model: HookedModel, store: Store
+) -> None:
+    for kind in KINDS:
+        for patch in top_patches(store, model, "global_pool", 0, 2, field=kind):
+            assert patch.box == patch.cell == (0, 0, 96, 96)
+            assert patch.field.grid is None
+    for patch in top_patches(store, model, "layer4", 0, 3):
+        assert patch.box == (0, 0, 96, 96)
+        row, column = patch.entry.position
+        assert patch.cell == (32 * column, 32 * row, 32 * column + 32, 32 * row + 32)
+        np.testing.assert_array_equal(pixels_of(patch.image), pixels_of(patch.whole))
+
+
+def test_conditions_choose_the_images(model: HookedModel, store: Store) -> None:
+    patches = top_patches(store, model, "layer1", 2, 4, where="folder == 'class1'")
+    assert len(patches) == 4
+    assert all(Path(patch.path).parent.name == "class1" for patch in patches)
+    values = [entry.value for entry in store.layer("layer1").top(2, 12) if entry.image_id >= 6]
+    assert [patch.entry.value for patch in patches] == values[:4]
+    assert top_patches(store, model, "layer1", 2, 4, where="width > 5000") == []
+
+
+def test_nine_patches_cost_one_search_for_the_field(
+    model: HookedModel, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find._found.clear()
+    found = []
+    follow = find._follow
+    monkeypatch.setattr(find, "_follow", lambda *a: found.append(a) or follow(*a))
+    top_patches(store, model, "layer2", 0, 9)
+    top_patches(store, model, "layer2", 1, 9)
+    assert len(found) == 1
+
+
+def made_up(field: ReceptiveField, positions: list[tuple[int, int]]) -> list[Patch]:
+    """Patches of a white image at some cells."""
+    height, width = field.image_size
+    whole = Image.new("RGB", (width, height), "white")
+    return [
+        Patch(
+            whole.crop(field.box(cell)),
+            whole,
+            field.box(cell),
+            field.cell(cell),
+            field,
+            TopEntry(0, 1.5, cell),
+            "a.png",
+        )
+        for cell in positions
+    ]
+
+
+def tiles(figure) -> list[np.ndarray]:
+    return [image.get_array() for image in figure.axes[0].get_images()]
+
+
+def test_all_patches_of_a_sheet_have_one_scale(model: HookedModel) -> None:
+    field = receptive_field(model, "layer1", "exact")  # 43 px
+    inside, corner = tiles(patch_figure(made_up(field, [(12, 12), (0, 0)])))
+    assert inside.shape == corner.shape
+    side = 448
+    assert (inside[:, :side] == 255).all()
+    cut = round(side * 21 / 43)  # of the corner's field 21 px are outside the image
+    assert (corner[: cut - 12, :side] != 255).all()
+    assert (corner[cut + 12 :, cut + 12 : side] == 255).all()
+
+
+def test_sheets_say_which_field_they_show(model: HookedModel) -> None:
+    def texts(field: ReceptiveField) -> str:
+        figure = patch_figure(made_up(field, [(0, 0)] * 3), "layer[0]")
+        return " | ".join(text.get_text() for text in figure.texts)
+
+    small = receptive_field(model, "layer1", "exact")
+    assert "exact receptive field, 43x43 px, and where it is" in texts(small)
+    large = receptive_field(model, "layer4")
+    assert "outlined: spatial receptive field, 435x435 px, and the cell" in texts(large)
+    assert "1.5" in texts(large)
+    vector = whole_image("global_pool", "spatial", (96, 96))
+    assert "no grid: the unit sees the whole image" in texts(vector)
+
+
+def test_no_patches_make_no_sheet() -> None:
+    with pytest.raises(ParameterError, match="at least one picture"):
+        patch_figure([])
