@@ -123,20 +123,77 @@ def edit_manifest(store: Store, change: Any) -> Store:
     return Store.open(store.path)
 
 
-def test_an_index_older_than_a_shard_warns_how_many_rows_it_lacks(store: Store) -> None:
-    VectorIndex.build(store.layer(LAYER)).save()
-    # As if the last shard (seven images) had been added later.
-    record = store.path / "index" / "layer4.json"
-    values = json.loads(record.read_text())
-    del values["shards"]["2"]
-    record.write_text(json.dumps(values))
+def unfinished(store: Store) -> Store:
+    """The store as it was before its last shard, of seven images."""
+
+    def change(data: Any) -> None:
+        del data["shards"]["2"]
+        data["merged"] = None
+
+    return edit_manifest(store, change)
+
+
+def test_an_index_of_a_running_pass_warns_of_rows_it_lacks_and_adds_them(store: Store) -> None:
+    whole = (store.path / "manifest.json").read_bytes()
+    early = VectorIndex.build(unfinished(store).layer(LAYER))
+    assert early.ids.tolist() == [i for i in range(16) if i != BROKEN]
+    early.save()
+    (store.path / "manifest.json").write_bytes(whole)
     with pytest.warns(UserWarning, match="has 7 rows of layer4 that its index lacks"):
         index = VectorIndex.load(store, LAYER)
-    assert index.missing_rows == 7
+    assert index.missing_rows == index.info()["missing_rows"] == 7
+    assert early.add_missing() == index.add_missing() == 7
+    assert (index.missing_rows, index.record.failed, index.add_missing()) == (0, 1, 0)
+    index.save()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert VectorIndex.of(store.layer(LAYER), keep=True).missing_rows == 0
+        again = VectorIndex.load(store, LAYER)
+    built = VectorIndex.build(store.layer(LAYER))
+    rows = np.asarray(store.layer(LAYER).pooled)[[0, 9, 22]]
+    for found in (early, index, again):
+        np.testing.assert_array_equal(found.search(rows, 22).ids, built.search(rows, 22).ids)
+
+
+def test_an_index_at_hand_is_brought_up_to_date(store: Store) -> None:
+    whole = (store.path / "manifest.json").read_bytes()
+    VectorIndex.of(unfinished(store).layer(LAYER), keep=True)
+    (store.path / "manifest.json").write_bytes(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(VectorIndex.of(Store.open(store.path).layer(LAYER), keep=True)) == 22
         assert VectorIndex.load(store, LAYER).missing_rows == 0
+
+
+def test_a_store_without_a_finished_shard_has_nothing_to_index(store: Store) -> None:
+    empty = edit_manifest(store, lambda data: data.update(shards={}, merged=None))
+    with pytest.raises(VectorIndexError, match="no finished shard yet"):
+        VectorIndex.build(empty.layer(LAYER))
+
+
+def test_images_are_found_among_those_that_a_condition_chooses(store: Store) -> None:
+    index = VectorIndex.build(store.layer(LAYER))
+    chosen = store.images.where("id >= 10 and id < 13")
+    expected = index.search_row(4, 3, where=np.flatnonzero(chosen))
+    assert sorted(expected.ids[0].tolist()) == [10, 11, 12]
+    for where in ("id >= 10 and id < 13", chosen):
+        np.testing.assert_array_equal(index.search_row(4, 5, where=where).ids, expected.ids)
+    assert index.search_row(4, 3, where="id == 4").ids.shape == (1, 0)
+    assert index.search_row(4, 3, where=f"id == {BROKEN}").ids.shape == (1, 0)
+
+
+@pytest.mark.parametrize("backend", ["ivf", "hnsw"])
+def test_the_engines_for_large_stores_index_a_store_as_well(store: Store, backend: str) -> None:
+    index = VectorIndex.build(store.layer(LAYER), backend=backend, metric="l2")
+    flat = VectorIndex.build(store.layer(LAYER), metric="l2")
+    index.save()
+    names = sorted(path.name for path in (store.path / "index").iterdir())
+    assert names == ["layer4.faiss", "layer4.json"]
+    again = VectorIndex.load(store.path)
+    assert again.record.backend == backend
+    for row_id in (0, 22):
+        np.testing.assert_array_equal(
+            again.search_row(row_id, 21).ids, flat.search_row(row_id, 21).ids
+        )
 
 
 @pytest.mark.parametrize(

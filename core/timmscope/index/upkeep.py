@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.index.backend import Backend
+from timmscope.index.backend import Backend, Ids
 from timmscope.index.building import fill
 from timmscope.index.files import IndexRecord, index_path
 from timmscope.index.kept import check_belongs
-from timmscope.index.source import array_source, checked_ids, store_source
+from timmscope.index.source import RowSource, array_source, checked_ids, store_source
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def add_missing(engine: Backend, record: IndexRecord, store: Store) -> tuple[Ind
     """
     check_belongs(index_path(store.path, record.layer), record, store)
     source = store_source(store.layer(record.layer), record.shards)
+    source = without(source, engine.ids)
     before = len(engine)
     non_finite = fill(engine, source, record.metric)
     record = record.model_copy(
@@ -87,6 +89,16 @@ def remove(engine: Backend, record: IndexRecord, ids: npt.ArrayLike) -> tuple[In
         engine.remove(gone)
     record = record.model_copy(update={"removed": record.removed + len(gone)})
     return current(engine, record), len(gone)
+
+
+def without(source: RowSource, ids: Ids) -> RowSource:
+    """A source without the rows that an index has already, as when its owner added them."""
+    batches = (
+        (numbers[new], rows[new])
+        for numbers, rows in source.batches
+        for new in [~np.isin(numbers, ids)]
+    )
+    return replace(source, batches=batches)
 
 
 def current(engine: Backend, record: IndexRecord) -> IndexRecord:

@@ -25,6 +25,7 @@ from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
+    from timmscope.objectives import Objective
     from timmscope.store import Store, StoreLayer
 
 
@@ -450,6 +451,42 @@ class VectorIndex:
         pictures = model.images(images)
         rows = embed(model, pictures, self.layer, precision=self.record.precision)
         return self.search(rows, k, where=where)
+
+    def search_objective(
+        self,
+        objective: Objective | str | int,
+        k: int = 10,
+        *,
+        where: Where | None = None,
+        model: HookedModel | None = None,
+    ) -> Hits:
+        """Find the rows nearest to an objective's direction at this layer, by the index's metric.
+
+        With `ip` scores are the objective's own, but for the offset of a class; with `cosine` rows
+        are compared by direction alone. `Store.strongest` ranks by the objective, without an index.
+
+        Args:
+            objective: units, directions and classes, their sums and multiples, at this layer.
+            k: how many; with fewer rows than that, all of them are returned.
+            where: which rows may be found; see `search`.
+            model: the store's model; by default loaded where the objective needs it.
+
+        Raises:
+            VectorIndexError: the index is of an array, or the objective reads another layer.
+            ObjectiveError: it is no linear function of the layer's rows.
+        """
+        from timmscope.objectives.linear import linear_form
+
+        if self._store is None:
+            raise VectorIndexError(
+                f"the index of {self.layer!r} belongs to no store: search by vector"
+            )
+        form = linear_form(objective, self._store, layer=self.layer, model=model)
+        if set(form.vectors) != {self.layer}:
+            raise VectorIndexError(
+                f"{objective} reads {', '.join(form.vectors)}, the index holds rows of {self.layer}"
+            )
+        return self.search(form.vectors[self.layer], k, where=where)
 
     def _row(self, row_id: int) -> Rows:
         try:
