@@ -14,7 +14,7 @@
     │   ├── StoreCorrupted    a shard is missing, truncated or altered
     │   └── StoreMismatch     a store was made from something else than it is now asked to hold
     ├── VectorIndexError      an index cannot be built, loaded or searched
-    └── PluginError           a plugin cannot be found, loaded or told apart
+    └── PluginError           a plugin cannot be found, loaded or told apart, or fails
 
 A message is one line that says what is wrong, where, what was expected and what to do next.
 The facts are attributes, so that a program need not read the message.
@@ -119,4 +119,4 @@ class VectorIndexError(TimmscopeError):
 
 
 class PluginError(TimmscopeError):
-    """A plugin or one of its contributions cannot be found, loaded or told apart."""
+    """A plugin or a contribution of it cannot be found, loaded or told apart, or fails at work."""

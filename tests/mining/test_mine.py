@@ -331,26 +331,6 @@ def test_a_plugin_s_collector_may_be_named(
         run(small_model, pictures, tmp_path / "t", collectors=["mapz"])
 
 
-class Raising(Sum):
-    """Fails in the second shard."""
-
-    name = "raising"
-
-    def update(self, batch: LayerBatch) -> None:
-        if 16 in batch.ids:
-            raise ZeroDivisionError("a plugin's mistake")
-        super().update(batch)
-
-
-def test_a_raising_collector_loses_no_finished_shard(
-    small_model: HookedModel, pictures: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ZeroDivisionError, match="a plugin's mistake"):
-        run(small_model, pictures, tmp_path / "s", collectors=[Raising()])
-    assert list(Store.open(tmp_path / "s").manifest.shards) == [0]
-    assert not list(tmp_path.rglob("*.tmp"))
-
-
 def test_default_layers_show_the_deepest_grid_and_the_features() -> None:
     for name, expected in {
         "resnet18": ["layer4", "global_pool"],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from timmscope_registry.hooks import Layer
 
+from .blame import blame
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def reduce_batch(
-    model: HookedModel, plan: Plan, images: Tensor
+    model: HookedModel, plan: Plan, images: Tensor, start: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
     """Run the model as far as needed and return rows by layer and kind, reduced on its device.
 
@@ -27,6 +28,10 @@ def reduce_batch(
         model: the model.
         plan: what to compute.
         images: (B, C, H, W) in [0, 1].
+        start: id of the first image, for messages.
+
+    Raises:
+        PluginError: a collector failed; names it, the layer and the images.
     """
     rows: dict[str, dict[str, Tensor]] = {}
 
@@ -34,7 +39,8 @@ def reduce_batch(
         def look(activation: Tensor) -> None:
             kinds = rows[layer.name] = {}
             for collector in plan.rows[layer.name]:
-                kinds.update(collector.reduce(layer, activation))
+                with blame(collector, layer.name, start, start + len(images)):
+                    kinds.update(collector.reduce(layer, activation))
 
         return look
 

@@ -54,7 +54,7 @@ def feed(
         writer = stack.enter_context(Writer(folder, manifest, plan))
         while batch is not None:
             began = perf_counter()
-            reduced = reduce_batch(plan.folded or model, plan, batch.images)
+            reduced = reduce_batch(plan.folded or model, plan, batch.images, batch.start)
             ran = perf_counter()
             writer.put(_rows(batch, reduced, source))
             wrote = perf_counter()

@@ -72,6 +72,7 @@ def mine(
         StoreError: another process writes to the store, the disk is full or too small.
         ImageError: no images, or not one of them can be read.
         LayerNotFound, ParameterError: a wrong name or setting.
+        PluginError: a collector failed; names it, the layer and the images.
     """
     folder = Path(out).resolve()
     if workers is not None and workers < 0:

@@ -11,6 +11,7 @@ from timmscope.store import FileRecord, Manifest, shards
 from timmscope.store.files import new_hdf5
 from timmscope_registry import import_string
 
+from .blame import blame
 from .collectors import Collector, RowCollector
 
 
@@ -24,12 +25,13 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
 
     Raises:
         StoreCorrupted: a shard's reduced state is damaged.
+        PluginError: a collector failed; names it, the layer and the images.
     """
     files = shards.ShardFiles(folder, manifest)
     files.require_all()
     every = list(reducers)
     whole = {
-        f"{reducer.name}/{shards.layer_group(layer.name)}": reducer.fresh()
+        (layer.name, f"{reducer.name}/{shards.layer_group(layer.name)}"): reducer.fresh()
         for layer in manifest.layers
         for reducer in every
     }
@@ -38,14 +40,18 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
         with files.open(name, record.reduced) as file:
             if int(file.attrs["start"]) != record.start:
                 raise files.corrupted(name, "holds another range of images")
-            for group, collector in whole.items():
-                part = collector.fresh()
-                part.load(shards.read_arrays(file[group]))
-                collector.merge(part)
+            for (layer, group), collector in whole.items():
+                state = shards.read_arrays(file[group])
+                with blame(collector, layer, record.start, record.stop):
+                    part = collector.fresh()
+                    part.load(state)
+                    collector.merge(part)
     path = folder / shards.MERGED
     with new_hdf5(path) as (file, _):
-        for group, collector in whole.items():
-            shards.write_arrays(file.require_group(group), collector.state())
+        for (layer, group), collector in whole.items():
+            with blame(collector, layer, 0, manifest.images.count):
+                state = collector.state()
+            shards.write_arrays(file.require_group(group), state)
     done = manifest.model_copy(update={"merged": FileRecord.of(path)})
     done.write(folder)
     return done

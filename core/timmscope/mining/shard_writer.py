@@ -17,6 +17,7 @@ from timmscope.store import FileRecord, ShardRecord, shards
 from timmscope.store.files import GuardedFile, new_hdf5
 from timmscope_registry.hooks import Layer
 
+from .blame import blame
 from .collectors import Collector, LayerBatch
 from .plan import Plan
 
@@ -114,7 +115,7 @@ class ShardWriter:
                     self._streams[name][kind][begin:end] = values
                     streamed[kind] = values
             self._guard.check()
-            self._reduce(name, np.arange(begin, end)[~bad], streamed, begin)
+            self._reduce(name, np.arange(begin, end)[~bad], streamed, begin, end)
         self._names["path"] += map(encode, rows.paths)
         self._names["label"] += map(encode, rows.labels)
         self._names["reason"] += map(encode, rows.reasons)
@@ -122,7 +123,12 @@ class ShardWriter:
         self._done = end
 
     def _reduce(
-        self, name: str, places: np.ndarray, streamed: Mapping[str, np.ndarray], begin: int
+        self,
+        name: str,
+        places: np.ndarray,
+        streamed: Mapping[str, np.ndarray],
+        begin: int,
+        end: int,
     ) -> None:
         """Feed the collectors that read streamed rows; the others wait for the whole shard."""
         for reducer in self._plan.reducers:
@@ -137,7 +143,9 @@ class ShardWriter:
                 for kind in reducer.needs
             }
             batch = LayerBatch(layer=name, ids=places + self._start, rows=rows)
-            self._parts[name, reducer.name].update(batch)
+            part = self._parts[name, reducer.name]
+            with blame(part, name, self._start + begin, self._start + end):
+                part.update(batch)
 
     def finish(self) -> ShardRecord:
         """Write the rest, put both files in place and describe them."""
@@ -178,10 +186,12 @@ class ShardWriter:
         batch = LayerBatch(layer=name, ids=ids, rows=rows)
         for reducer in self._plan.reducers:
             part = self._parts[name, reducer.name]
-            if not any(kind in self._streams[name] for kind in reducer.needs):
-                part.update(batch)
+            with blame(part, name, self._start, self._stop):
+                if not any(kind in self._streams[name] for kind in reducer.needs):
+                    part.update(batch)
+                state = part.state()
             group = file.require_group(f"{reducer.name}/{shards.layer_group(name)}")
-            shards.write_arrays(group, part.state())
+            shards.write_arrays(group, state)
 
     def _span(self, file: h5py.File) -> None:
         file.attrs["start"] = self._start
