@@ -62,6 +62,13 @@ def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
     assert list(FolderSource(tmp_path).paths) == ["1.png"]
 
 
+def test_what_timmscope_wrote_below_the_folder_is_no_part_of_it(tmp_path: Path) -> None:
+    fill(tmp_path, ["1.png", "a/2.png", "timmscope-out/top.png", "a/timmscope-out/x/figure.png"])
+    fill(tmp_path, ["run.scope/3.png", "scope/4.png"])
+    assert list(FolderSource(tmp_path).paths) == ["1.png", "a/2.png", "scope/4.png"]
+    assert list(FolderSource(tmp_path / "timmscope-out").paths) == ["top.png"]
+
+
 def test_symbolic_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
     fill(tmp_path, ["data/a/1.png"])
     (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")

@@ -24,6 +24,11 @@ IMAGE_SUFFIXES = frozenset((
 # fmt: on
 """Suffixes (lower case) that a folder's images have; other files in it are ignored."""
 
+OUTPUT_FOLDER = "timmscope-out"
+"""Where commands write pictures unless told otherwise; never part of a data set."""
+STORE_SUFFIX = ".scope"
+"""What stores are called by custom; they hold no images."""
+
 SAMPLED_FILES = 4096
 """How many files' contents enter a fingerprint."""
 
@@ -88,8 +93,9 @@ class FileSource(ImageSource):
 class FolderSource(FileSource):
     """Every image below a folder, in natural order (``2.jpg`` before ``10.jpg``).
 
-    Hidden files and folders and files without an image suffix are skipped; symbolic links are
-    followed, except back into a folder that contains them. An image's label is the name of the
+    Hidden files and folders, files without an image suffix, and below the folder what timmscope
+    writes (``timmscope-out``, ``*.scope``) are skipped; symbolic links are followed, except back
+    into a folder that contains them. An image's label is the name of the
     folder it lies in (``folder/label/image``), None for images at the top.
     """
 
@@ -156,6 +162,8 @@ def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator
         path = f"{below}/{name}" if below else name
         full = os.path.join(folder, name)  # noqa: PTH118
         if os.path.isdir(full):  # noqa: PTH112
+            if name == OUTPUT_FOLDER or name.endswith(STORE_SUFFIX):
+                continue
             yield from _walk(root, path, (*above, here))
         elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and (  # noqa: PTH122
             os.path.isfile(full) or os.path.islink(full)  # noqa: PTH113, PTH114
