@@ -40,6 +40,7 @@ PUBLIC_GROUPS = {
     "images": "Images",
     "mining": "Mining",
     "store": "Stores",
+    "units": "Units",
     "index": "Search",
     "receptive_fields": "Receptive fields",
     "progress": "Progress",

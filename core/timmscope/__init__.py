@@ -121,6 +121,10 @@ if TYPE_CHECKING:
         noise_like,
         perturbed_scores,
     )
+    from timmscope.units import (
+        UnitReport,
+        UnitThresholds,
+    )
     from timmscope_registry.errors import (
         ImageError,
         LayerNotFound,
@@ -199,6 +203,8 @@ __all__ = [
     "TechniqueError",
     "TimmscopeError",
     "TopEntry",
+    "UnitReport",
+    "UnitThresholds",
     "UnsupportedModel",
     "VectorIndex",
     "VectorIndexError",
@@ -338,6 +344,10 @@ _HOMES = {
         "load_result",
         "noise_like",
         "perturbed_scores",
+    ),
+    "timmscope.units": (
+        "UnitReport",
+        "UnitThresholds",
     ),
     "timmscope_registry.errors": (
         "ImageError",

@@ -10,7 +10,7 @@ import pytest
 from tests.units.conftest import Keep
 
 from timmscope.mining.collectors.sketch import Sketch
-from timmscope.units import Thresholds, judge_units
+from timmscope.units import UnitThresholds, judge_units
 from timmscope.units import judge as judging
 from timmscope_registry import ParameterError
 
@@ -57,7 +57,7 @@ def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
 
 def test_limits_are_the_callers(keep: Keep) -> None:
     layer = keep(*rectified_rows(), LABELS)
-    strict = Thresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
+    strict = UnitThresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
     assert layer.units(thresholds=strict).counts == {
         "dead": 1, "saturated": 0, "sparse": 0, "redundant": 0, "selective": 0, "prunable": 1,
         "nonfinite": 1,

@@ -14,7 +14,6 @@ from timmscope.figures.theme import (
     LABEL_PT,
     MARGIN_IN,
     MUTED,
-    RULE,
     SERIES,
     SMALL_PT,
     TITLE_PT,
@@ -68,11 +67,9 @@ def _firing(report: UnitReport, axes: Axes) -> str:
     """Share of images that each unit fires on, in falling order."""
     shares = np.nan_to_num(report.maxima.positive)
     order = np.argsort(-shares, kind="stable")
-    _bars(report, axes, shares[order], order)
-    axes.set_ylim(0, 1.02)
+    _bars(report, axes, shares[order], order, ("dead", "saturated", "sparse"))
     axes.set_ylabel("share of images")
     axes.set_xlabel("units, most active first")
-    _legend(report, axes)
     what = "fires" if report.rectified else "is above zero"
     return f"On how many images a unit {what}"
 
@@ -89,7 +86,9 @@ def _spread(report: UnitReport, axes: Axes) -> str:
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
     axes.set_ylabel("spatial maximum")
     axes.set_xlabel("units, by median")
-    _note(axes, "line: median   band: middle half   dots: largest")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.15 * (top - bottom))  # room for what the marks are
+    _corner(axes, "line: median   band: middle half   dots: largest", 0.97, colour=MUTED)
     return "How high, over the images"
 
 
@@ -97,9 +96,8 @@ def _redundancy(report: UnitReport, axes: Axes) -> str:
     """Highest correlation of each unit with another, in falling order."""
     size = np.nan_to_num(np.abs(report.correlation))
     order = np.argsort(-size, kind="stable")
-    _bars(report, axes, size[order], order)
+    _bars(report, axes, size[order], order, ("redundant",))
     axes.axhline(report.thresholds.redundant, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_ylim(0, 1.02)
     axes.set_ylabel("highest |correlation|")
     axes.set_xlabel("units, most alike first")
     pairs: dict[frozenset[int], str] = {}
@@ -108,7 +106,7 @@ def _redundancy(report: UnitReport, axes: Axes) -> str:
         if partner >= 0:
             text = f"{unit}, {partner}: {report.correlation[unit]:+.2f}"
             pairs.setdefault(frozenset((unit, partner)), text)
-    _names(axes, list(pairs.values())[:_NAMED])
+    _names(axes, list(pairs.values())[:_NAMED], 0.88)
     return "How alike another unit"
 
 
@@ -123,44 +121,39 @@ def _selectivity(report: UnitReport, axes: Axes) -> str:
     axes.set_ylim(min(0.45, low - 0.02), 1.02)
     axes.set_xlim(-0.02, 1.02)
     best = [u for u in report.ranked("auroc")[:_NAMED] if not np.isnan(report.auroc[u])]
-    _names(axes, [f"{u}: {report.best_class[u]}, {report.auroc[u]:.2f}" for u in best], low=True)
+    _names(
+        axes, [f"{u}: {report.best_class[u]}, {report.auroc[u]:.3f}" for u in best], 0.5, left=True
+    )
     return "How well it tells its best class from the rest"
 
 
-def _bars(report: UnitReport, axes: Axes, heights: np.ndarray, order: np.ndarray) -> None:
-    colours = [_colour(report, unit) for unit in order.tolist()]
+def _bars(
+    report: UnitReport, axes: Axes, heights: np.ndarray, order: np.ndarray, flags: tuple[str, ...]
+) -> None:
+    """Shares as bars, coloured by flag, with the names of the flags that occur."""
+    colours = [_colour(report, unit, flags) for unit in order.tolist()]
     axes.bar(np.arange(len(order)), heights, width=1.0, color=colours, linewidth=0)
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
+    axes.set_ylim(0, 1.02)
+    for place, name in enumerate(name for name in flags if getattr(report, name).any()):
+        _corner(axes, name, 0.88 - 0.1 * place, colour=_COLOURS[name], left=True)
 
 
-def _colour(report: UnitReport, unit: int, flags: tuple[str, ...] = tuple(_COLOURS)) -> str:
+def _colour(report: UnitReport, unit: int, flags: tuple[str, ...]) -> str:
     found = next((name for name in flags if getattr(report, name)[unit]), None)
     return _COLOURS[found] if found else SERIES[0]
 
 
-def _legend(report: UnitReport, axes: Axes) -> None:
-    """Names of the colours that are there."""
-    for place, name in enumerate(name for name in _COLOURS if getattr(report, name).any()):
-        axes.text(
-            0.98, 0.95 - 0.1 * place, name, transform=axes.transAxes, color=_COLOURS[name],
-            ha="right", va="top", fontsize=SMALL_PT, weight="bold", bbox=_PAPER,
-        )  # fmt: skip
+def _names(axes: Axes, lines: list[str], top: float, *, left: bool = False) -> None:
+    _corner(axes, "\n".join(fit(line, 1.6, SMALL_PT) for line in lines), top, left=left)
 
 
-def _names(axes: Axes, lines: list[str], *, low: bool = False) -> None:
-    """A list in a corner of a panel."""
-    shown = "\n".join(fit(line, 1.6, SMALL_PT) for line in lines)
+def _corner(axes: Axes, text: str, top: float, *, colour: str = INK, left: bool = False) -> None:
+    """Small print at the edge of a panel; `top` in its heights."""
     axes.text(
-        0.98, 0.05 if low else 0.95, shown, transform=axes.transAxes, color=INK, ha="right",
-        va="bottom" if low else "top", fontsize=SMALL_PT, parse_math=False, bbox=_PAPER,
+        0.02 if left else 0.98, top, text, transform=axes.transAxes, color=colour, va="top",
+        ha="left" if left else "right", fontsize=SMALL_PT, parse_math=False, bbox=_PAPER,
     )  # fmt: skip
 
 
-def _note(axes: Axes, text: str) -> None:
-    axes.text(
-        0.98, 0.97, text, transform=axes.transAxes, color=MUTED, ha="right", va="top",
-        fontsize=SMALL_PT, bbox=_PAPER,
-    )  # fmt: skip
-
-
-_PAPER = {"facecolor": "white", "edgecolor": RULE, "alpha": 0.85, "linewidth": 0, "pad": 1.5}
+_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}

@@ -18,7 +18,7 @@ from .shards import MERGED, READ, layer_group
 if TYPE_CHECKING:
     from timmscope.mining.collectors import Statistics
     from timmscope.mining.collectors.statistics import Moments
-    from timmscope.units import Thresholds, UnitReport
+    from timmscope.units import UnitReport, UnitThresholds
 
     from .store import Store
 
@@ -231,7 +231,7 @@ class StoreLayer:
         self,
         *,
         where: str | npt.ArrayLike | None = None,
-        thresholds: Thresholds | None = None,
+        thresholds: UnitThresholds | None = None,
     ) -> UnitReport:
         """Judge every unit: dead, sparse, saturated, redundant, selective of a class.
 

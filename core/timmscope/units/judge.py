@@ -31,7 +31,7 @@ _FLOOR_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thresholds:
+class UnitThresholds:
     """From where a unit counts as what.
 
     Attributes:
@@ -55,7 +55,7 @@ class Thresholds:
 def judge_units(
     layer: StoreLayer,
     where: str | npt.ArrayLike | None = None,
-    thresholds: Thresholds | None = None,
+    thresholds: UnitThresholds | None = None,
 ) -> UnitReport:
     """Judge every unit of a layer; see `UnitReport` for what the words mean.
 
@@ -69,7 +69,7 @@ def judge_units(
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
-    limits = thresholds or Thresholds()
+    limits = thresholds or UnitThresholds()
     chosen = None if where is None else layer.store.images.where(where)
     labels = layer.store.images.labels
     codes = labels.codes if chosen is None else np.where(chosen, labels.codes, -1)
@@ -179,7 +179,7 @@ def _flags(
     correlation: np.ndarray,
     area: np.ndarray,
     rectified: bool,
-    limits: Thresholds,
+    limits: UnitThresholds,
 ) -> dict[str, np.ndarray]:
     some = maxima.count > 0
     if rectified:

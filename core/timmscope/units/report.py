@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from timmscope.store import UnitStatistics
 
-    from .judge import Thresholds
+    from .judge import UnitThresholds
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 FLAGS = ("dead", "saturated", "sparse", "redundant", "selective")
@@ -27,7 +27,7 @@ FLAGS = ("dead", "saturated", "sparse", "redundant", "selective")
 
 @dataclass(frozen=True, kw_only=True)
 class UnitReport:
-    """Every unit of a layer judged; arrays (C,). Limits are those of `Thresholds`.
+    """Every unit of a layer judged; arrays (C,). Limits are those of `UnitThresholds`.
 
     A layer counts as rectified when no value lies below -0.4, nor further below zero than a tenth
     of the largest value lies above it: after ReLU, ReLU6, GELU, SiLU or hard swish. There a unit
@@ -62,7 +62,7 @@ class UnitReport:
     images: int
     labelled: int
     rectified: bool
-    thresholds: Thresholds
+    thresholds: UnitThresholds
     pooled: UnitStatistics
     maxima: UnitStatistics
     correlation: np.ndarray

@@ -1,0 +1,139 @@
+"""``timmscope stats``: which units of a layer are dead, sparse, saturated, redundant, selective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from timmscope.cli import output
+from timmscope.cli.text import plain_help
+
+if TYPE_CHECKING:
+    from timmscope import UnitReport
+
+FEW = 100
+"""Images below which a correlation of 0.95 between some two of many units says little."""
+
+
+@plain_help
+def stats(
+    store: Path,
+    layer: str,
+    /,
+    *,
+    count: Annotated[int, Parameter(name=["--count", "-k"])] = 20,
+    sort: Annotated[str | None, Parameter(show_default=False)] = None,
+    ascending: output.Flag = False,
+    where: str | None = None,
+    metadata: Path | None = None,
+    csv: Path | None = None,
+    figure: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    json: output.Flag = False,
+) -> None:
+    """Judge every unit of a layer over the images of a store.
+
+    Dead units never fire, saturated ones hardly depend on the image, sparse ones fire on at most
+    1 % of images, redundant ones correlate with another by 0.95 or more, selective ones tell their
+    best class from all other images with an area under the ROC curve of 0.95 or more. Reads all
+    rows once, in memory that does not grow with the number of images.
+
+    Parameters
+    ----------
+    store
+        Store that ``timmscope mine`` made.
+    layer
+        Layer of the store.
+    count
+        How many units to show; by default those that stand out.
+    sort
+        Show the units with the highest values of a column of --csv, as ``correlation`` (by
+        magnitude), ``fires``, ``mean_std`` or ``auroc``.
+    ascending
+        With --sort, the lowest values first.
+    where
+        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
+    metadata
+        CSV file whose columns --where may name; found by its column path, name or id.
+    csv
+        CSV file to write, one line a unit.
+    figure
+        PNG to write; by default ``timmscope-out/stats-LAYER.png``.
+    json
+        Print JSON, all units.
+    """
+    from timmscope import ParameterError, Store
+
+    if count < 1:
+        raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
+    opened = Store.open(store)
+    rows = opened.layer(layer)
+    if metadata is not None:
+        rows = opened.with_metadata(metadata).layer(layer)
+    report = rows.units(where=where)
+    shown = report.ranked(sort, ascending=ascending)[:count] if sort else report.striking(count)
+    file = figure or Path("timmscope-out") / f"stats-{output.slug(layer)}.png"
+    output.write_figure(report.figure(), file)
+    if csv is not None:
+        report.to_csv(csv)
+    if json:
+        output.print_json(
+            {
+                "store": str(store),
+                "layer": layer,
+                "where": where,
+                "images": report.images,
+                "labelled": report.labelled,
+                "rectified": report.rectified,
+                "counts": report.counts,
+                "thresholds": vars(report.thresholds),
+                "figure": str(file),
+                "units": report.table(),
+            }
+        )
+        return
+    output.say(f"{report.summary()}\n")
+    _table(report, shown, sort)
+    if report.images < FEW:
+        output.say(f"\nOver {report.images} images much of this is chance: correlations above all.")
+    if not report.rectified:
+        output.say(
+            "\nValues go below zero here, so none counts as sparse, and dead is what never changes."
+        )
+    output.say(f"\nwrote {file}{f' and {csv}' if csv else ''}")
+
+
+def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
+    classes = any(name is not None for name in report.best_class)
+    columns = ["unit", "what", "mean", "std", "largest", "fires", "most alike", "r"]
+    columns += ["best class", "selectivity", "area"] if classes else []
+    table = report.table()
+    extra = sort if sort in table[0] and sort not in _SHOWN else None
+    lines = []
+    for unit in units:
+        row = table[unit]
+        fires = row["fires"]
+        line = [
+            unit,
+            ", ".join(row["flags"]),
+            *(None if row[name] is None else f"{row[name]:.3g}" for name in _SIZES),
+            None if fires is None else f"{100 * fires:.3g} %",
+            row["partner"],
+            None if row["correlation"] is None else f"{row['correlation']:+.3f}",
+        ]
+        if classes:
+            line.append(row["best_class"])
+            line += [
+                None if row[name] is None else f"{row[name]:.3f}"
+                for name in ("selectivity", "auroc")
+            ]
+        lines.append([*line, row[extra]] if extra else line)
+    columns += [extra] if extra else []
+    words = ("what", "best class")
+    output.table(columns, lines, right=[c for c in columns if c not in words], keep=["what"])
+
+
+_SIZES = ("mean_mean", "mean_std", "max_max")
+_SHOWN = ("unit", *_SIZES, "fires", "partner", "correlation", "selectivity", "auroc")
+"""Columns that the table has anyway."""

@@ -1,0 +1,181 @@
+"""Objectives that are linear in pooled activations, as vectors to search a store by.
+
+A unit's mean and a direction are linear in the pooled row of their layer by definition. A class
+logit is where the path from a mined layer to the logits is affine, as from the pooled features
+through the classifier: the row of weights is then the logit's gradient at the layer. That it is so
+is checked with numbers, not taken from the architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from timmscope.objectives.algebra import Objective, WeightedSum
+from timmscope.objectives.kinds import (
+    LOGITS,
+    ByName,
+    Channel,
+    ClassLogit,
+    Direction,
+    as_objective,
+)
+from timmscope_registry import ObjectiveError
+
+if TYPE_CHECKING:
+    from timmscope.models import HookedModel
+    from timmscope.store import Store
+
+TOLERANCE = 1e-4
+"""How far, relative to its spread, a logit may be from the linear form of it."""
+_PROBES = 8
+
+
+@dataclass
+class LinearForm:
+    """`offset + Σ vector · pooled row`, over the layers of a store.
+
+    Attributes:
+        vectors: layer to its weights (C,) float64.
+        offset: what is added.
+    """
+
+    vectors: dict[str, np.ndarray] = field(default_factory=dict)
+    offset: float = 0.0
+
+    def add(self, layer: str, vector: np.ndarray, offset: float = 0.0) -> None:
+        """Add a term."""
+        self.vectors[layer] = self.vectors.get(layer, 0.0) + vector
+        self.offset += offset
+
+
+def linear_form(
+    objective: Objective | str | int,
+    store: Store,
+    *,
+    layer: str | None = None,
+    model: HookedModel | None = None,
+) -> LinearForm:
+    """The vectors that give an objective's value for the images of a store.
+
+    Args:
+        objective: units, directions and classes, their sums and multiples.
+        store: whose rows they are for.
+        layer: where classes are read; by default the last mined layer that allows it.
+        model: the store's model; by default loaded where the objective cannot do without, as for
+            classes and names.
+
+    Raises:
+        ObjectiveError: it is no linear function of the rows that the store keeps.
+        LayerNotFound: the store lacks the layer of a unit or direction.
+    """
+    loaded = model
+
+    def load() -> HookedModel:
+        nonlocal loaded
+        if loaded is None:
+            from timmscope.models import load_model
+
+            loaded = load_model(store.manifest.model.id)
+        if loaded.weights_sha256 != store.manifest.model.weights_sha256:
+            raise ObjectiveError(
+                f"{loaded.id} has other weights than the model that {store.path.name} was mined "
+                "with: use that model"
+            )
+        return loaded
+
+    form = LinearForm()
+    for weight, term in _terms(as_objective(objective), load):
+        if isinstance(term, Channel):
+            channels = store.layer(term.layer).channels
+            if not 0 <= term.unit < channels:
+                raise ObjectiveError(
+                    f"layer {term.layer!r} has units 0 to {channels - 1}, there is no unit "
+                    f"{term.unit}"
+                )
+            form.add(term.layer, weight * np.eye(1, channels, term.unit)[0])
+        elif isinstance(term, Direction):
+            vector = np.asarray(term.vector)
+            channels = store.layer(term.layer).channels
+            if len(vector) != channels:
+                raise ObjectiveError(
+                    f"the direction has {len(vector)} numbers, layer {term.layer!r} {channels} "
+                    "channels"
+                )
+            form.add(term.layer, weight * vector)
+        elif isinstance(term, ClassLogit) and len(term.targets) == 1:
+            name, vector, offset = _logit(term, store, layer, load())
+            form.add(name, weight * vector, weight * offset)
+        else:
+            raise ObjectiveError(
+                f"{term} is no linear function of the rows that a store keeps: search by units "
+                "(LAYER[UNIT]), directions (LAYER@FILE.npy), classes, and sums of them"
+            )
+    return form
+
+
+def _terms(
+    objective: Objective, load: Callable[[], HookedModel]
+) -> Iterator[tuple[float, Objective]]:
+    """Weighted terms, with names looked up in the model and classes turned into numbers."""
+    if isinstance(objective, WeightedSum):
+        for weight, term in objective.terms:
+            for inner, single in _terms(term, load):
+                yield weight * inner, single
+    elif isinstance(objective, ByName | ClassLogit):
+        yield 1.0, objective.bind(load(), None)
+    else:
+        yield 1.0, objective
+
+
+def _logit(
+    objective: ClassLogit, store: Store, layer: str | None, model: HookedModel
+) -> tuple[str, np.ndarray, float]:
+    """Layer, weights and offset of a class logit."""
+    names = [store.layer(layer).name] if layer else list(store.layers)[::-1]
+    if LOGITS in names:
+        (target,) = objective.targets
+        return LOGITS, np.eye(1, model.num_classes, int(target))[0], 0.0
+    images = _probes(model)
+    for name in names:
+        found = _affine(objective, name, images, model)
+        if found is not None:
+            return name, *found
+    raise ObjectiveError(
+        f"{objective} is no affine function of the pooled rows of {' or '.join(names)}: mine "
+        "logits, or the pooled features that the classifier reads, as well"
+    )
+
+
+def _affine(
+    objective: ClassLogit, layer: str, images: Tensor, model: HookedModel
+) -> tuple[np.ndarray, float] | None:
+    """Weights (C,) and offset, if weights · pooled + offset is the logit of all probes."""
+    point = model.layers[layer]
+    try:
+        scores, activation, gradient = model.layer_gradient(images, objective, layer)
+    except ObjectiveError:  # the logits are computed without it
+        return None
+    weights = point.spatial(gradient).double().sum((2, 3))  # (B, C)
+    pooled = point.pooled(activation).double()
+    values = scores.double()
+    errors = values - pooled @ weights[0]
+    spread = float(values.std()) * TOLERANCE + float(values.abs().max()) * 1e-6
+    same = (weights - weights[0]).abs().amax() <= TOLERANCE * weights[0].abs().amax()
+    if not bool(same) or float((errors - errors.mean()).abs().max()) > spread:
+        return None
+    return weights[0].cpu().numpy(), float(errors.mean())
+
+
+def _probes(model: HookedModel) -> Tensor:
+    """Images from flat to noisy and from dark to bright, `(B, C, H, W)`."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(_PROBES, *model.input_size, generator=generator)
+    contrast = torch.linspace(0.05, 1, _PROBES).view(-1, 1, 1, 1)
+    level = torch.rand(_PROBES, model.input_size[0], 1, 1, generator=generator)
+    return (level + contrast * (noise - level)).clamp(0, 1).to(model.device)
