@@ -155,6 +155,13 @@ def test_a_technique_takes_a_hooked_model_and_images_only(linear_model, images):
 def test_a_saved_result_loads_the_same(linear_model, images, tmp_path):
     result = Noisy()(linear_model, images[:2], "class:0|2", seed=4)
     loaded = load_result(result.save(tmp_path / "öut"))
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(
+            TimmscopeError, match="a file stands where the result's folder"
+        ) as caught:
+            result.save(folder)
+        assert "Errno" not in str(caught.value)
     assert isinstance(loaded, Attribution)
     for name in ("maps", "raw", "images", "scores"):
         assert torch.equal(getattr(loaded, name), getattr(result, name))

@@ -124,6 +124,11 @@ class Result(ABC):
             self._write_arrays(directory / "arrays.h5")
             text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
             (directory / "result.json").write_text(text + "\n", encoding="utf-8")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise TimmscopeError(
+                f"{directory}: a file stands where the result's folder should be; "
+                "name another folder"
+            ) from error
         except OSError as error:
             raise TimmscopeError(f"cannot write the result to {directory}: {error}") from error
         return directory
