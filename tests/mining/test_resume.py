@@ -310,6 +310,44 @@ with StoreLock(Path({str(tmp_path / "s")!r})):
     assert run(small_model, pictures, tmp_path / "s").complete
 
 
+def test_of_two_mine_commands_on_one_store_the_second_is_refused_in_one_line(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    slow = f"""
+import time
+from timmscope import load_model, mine
+from timmscope.images import FolderSource
+class Slow(FolderSource):
+    def load(self, index):
+        if index == 15:
+            print("mining", flush=True)
+            time.sleep(600)
+        return super().load(index)
+mine(load_model("random:resnet18?seed=0&img_size=32"), Slow({str(pictures)!r}),
+     {str(tmp_path / "s")!r}, **{SETTINGS!r})
+"""
+    command = [
+        str(Path(sys.executable).with_name("timmscope")),
+        "mine",
+        "random:resnet18?seed=0&img_size=32",
+    ]
+    command += [str(pictures), "-o", str(tmp_path / "s"), "--workers", "0"]
+    first = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    try:
+        assert first.stdout.readline() == "mining\n"
+        second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert second.returncode == 2
+        assert f"process {first.pid} is writing to this store" in second.stderr
+        assert second.stderr.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+        first.stdout.close()
+    assert run(small_model, pictures, tmp_path / "s").complete
+    assert verify(tmp_path / "s").ok
+
+
 def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
     code = f"""
 import os, signal, time
