@@ -3,4 +3,4 @@
 from .judge import UnitThresholds, judge_units
 from .report import UnitReport
 
-__all__ = ["UnitThresholds", "UnitReport", "judge_units"]
+__all__ = ["UnitReport", "UnitThresholds", "judge_units"]
