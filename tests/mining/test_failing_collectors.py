@@ -50,6 +50,7 @@ class Fragile(Collector):
         self.total = self.total + other.total
 
     def state(self) -> dict[str, np.ndarray]:
+        fail("state")
         return {"total": np.asarray(self.total)}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
@@ -84,6 +85,7 @@ class FragileRows(RowCollector):
     [
         (Fragile, "update", "fragile failed in layer layer1, images 12 to 23", [0]),
         (FragileStream, "update", "fragile-stream failed in layer layer1, images 16 to 19", [0]),
+        (Fragile, "state", "fragile failed in layer layer1, images 0 to 11", []),
         (Fragile, "load", "fragile failed in layer layer1, images 0 to 11", [0, 1, 2, 3]),
         (Fragile, "merge", "fragile failed in layer layer1, images 0 to 11", [0, 1, 2, 3]),
         (FragileRows, "reduce", "fragile-rows failed in layer global_pool, images 8 to 11", []),
