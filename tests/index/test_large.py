@@ -157,6 +157,16 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path, threads: int) -> None
     assert len(digests) == 1
 
 
+def test_an_index_knows_how_it_can_be_built_again(tmp_path: Path) -> None:
+    index = VectorIndex.from_array(ROWS, metric="ip", recall=0.9, seed=3, memory=10_000_000)
+    again = VectorIndex.from_array(
+        ROWS, **VectorIndex.load(index.save(tmp_path / "a.faiss")).settings
+    )
+    again.save(tmp_path / "b.faiss")
+    assert again.record == index.record
+    assert (tmp_path / "a.faiss").read_bytes() == (tmp_path / "b.faiss").read_bytes()
+
+
 @pytest.mark.parametrize("backend", LARGE)
 @pytest.mark.parametrize("count", [1, 2, 17, 40])
 def test_a_handful_of_rows_is_enough(backend: str, count: int) -> None:

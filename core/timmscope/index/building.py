@@ -40,7 +40,8 @@ def build(
             f"no metric is called {metric!r}: use one of {', '.join(SCORE_NAMES)}"
         )
     check_recall(recall)
-    reason = "asked for"
+    asked = {"backend": backend, "recall": recall, "memory": memory, "seed": seed}
+    reason = f"{backend}: asked for"
     if backend == "auto":
         backend, reason = choose_backend(source.count, source.dim, recall=recall, memory=memory)
     hints = BuildHints(count=source.count, memory=memory, seed=seed, scratch=scratch)
@@ -62,7 +63,7 @@ def build(
         weights_sha256=source.weights_sha256,
         precision=source.precision,
         shards=source.shards,
-        facts={"chosen": reason, "seed": seed},
+        facts={"asked": asked, "chosen": reason},
     )
     record = tuned(engine, record, recall, timed=False)
     check_reached(record, recall)
@@ -87,7 +88,7 @@ def tuned(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -
     if engine.facts()["exact"]:
         measured: dict[str, object] = {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
     else:
-        own = held_out(engine.ids, int(record.facts.get("seed", 0)))
+        own = held_out(engine.ids, int(record.facts["asked"]["seed"]))
         exam = make_exam(engine, space_of(record.metric), own)
         measured = _measure(engine, exam, recall, timed)
     facts = {**record.facts, **engine.facts(), "recall": measured}

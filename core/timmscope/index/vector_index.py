@@ -267,12 +267,15 @@ class VectorIndex:
         return index
 
     @classmethod
-    def of(cls, layer: StoreLayer, *, metric: Metric = "cosine", keep: bool = False) -> VectorIndex:
+    def of(
+        cls, layer: StoreLayer, *, metric: Metric | None = "cosine", keep: bool = False
+    ) -> VectorIndex:
         """The saved index of a layer if it is whole, current and of that metric; else a new one.
 
         Args:
             layer: as `store.layer(name)` gives it.
-            metric: `cosine`, `l2` or `ip`; see `Hits`.
+            metric: `cosine`, `l2` or `ip`, see `Hits`; None for that of the saved one, and cosine
+                for a new one.
             keep: save a new one, unless a good one of another metric is there.
 
         Raises:
@@ -283,13 +286,13 @@ class VectorIndex:
         if path.exists():
             with contextlib.suppress(VectorIndexError):
                 found = cls._load(path, layer.store, None, True)
-        if found is not None and found.metric == metric:
+        if found is not None and metric in (None, found.metric):
             if found.missing_rows:
                 found.add_missing()
                 if keep:
                     found.save()
             return found
-        index = cls.build(layer, metric=metric)
+        index = cls.build(layer, metric=metric or "cosine")
         if keep and found is None:
             index.save()
         return index
@@ -339,6 +342,11 @@ class VectorIndex:
     def dim(self) -> int:
         """Width of a row."""
         return self.record.dim
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `build` that this index was made with."""
+        return {"metric": self.metric, **self.record.facts.get("asked", {})}
 
     @property
     def ids(self) -> Ids:
