@@ -51,12 +51,13 @@ COMMANDS = (
     ("stats", LOOK, "Judge every unit of a layer: dead, sparse, saturated, redundant, selective."),
     ("top", LOOK, "Show the images of a store that drive a unit highest."),
     ("doctor", KEEP, "Explain every problem with plugins and packages, and what to do."),
+    ("index", KEEP, "Build, extend, thin out, tune or look at the index of a layer."),
     ("plugins", KEEP, "List techniques, collectors, sources and index backends."),
     ("verify", KEEP, "Check every shard of a store, and repair it if asked."),
 )
 for name, group, summary in COMMANDS:
-    if name == "run":  # an application of its own: its help depends on the technique
-        app.command("timmscope.cli.run:app", name=name, group=group, help=summary)
+    if name in ("run", "index"):  # applications of their own, with commands below them
+        app.command(f"timmscope.cli.{name}:app", name=name, group=group, help=summary)
     else:
         path = f"timmscope.cli.{name}:{name}"
         app.command(path, name=name, group=group, help=summary, help_flags=HELP)

@@ -1,9 +1,10 @@
-"""``timmscope search``: the images that a layer finds most like a given one."""
+"""``timmscope search``: images by likeness to an image, a row or a vector, or by an objective."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -11,25 +12,38 @@ from timmscope.cli import output
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
-    from timmscope import Store, VectorIndex
+    import numpy as np
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from timmscope import Hits, ImageSource, Store
+
+Metric = Literal["cosine", "l2", "ip"]
 
 
 @plain_help
 def search(
     store: Path,
-    image: Path,
+    image: Path | None = None,
     /,
     *,
+    row: int | None = None,
+    objective: str | None = None,
+    vector: Path | None = None,
     layer: Annotated[str | None, Parameter(name=["--layer", "-l"])] = None,
     count: Annotated[int, Parameter(name=["--count", "-k"])] = 10,
+    metric: Metric | None = None,
+    where: str | None = None,
+    metadata: Path | None = None,
     images: str | None = None,
     sheet: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     device: str | None = None,
     json: output.Flag = False,
 ) -> None:
-    """Find the images of a store nearest to an image, and write a sheet of them.
+    """Find images of a store nearest to an image, a row or a vector, or highest in an objective.
 
-    The index is built at the first search and kept in the store.
+    Nearest images are found by an index, which is built at the first search and kept in the store
+    (``timmscope index`` builds it otherwise). An objective needs none: all rows are scored.
 
     Parameters
     ----------
@@ -37,50 +51,73 @@ def search(
         Store that ``timmscope mine`` made.
     image
         Image file to start from.
+    row
+        Instead of an image: the id of an image of the store.
+    objective
+        Instead of an image: units, directions and classes, as in ``blocks.4[12]``,
+        ``0.5*blocks.4[12] - blocks.4[3]``, ``blocks.4@vector.npy`` or ``class:espresso``. Images
+        are ranked by its value; with --metric, by nearness to its direction.
+    vector
+        Instead of an image: a ``.npy`` file of one row as long as the layer has units.
     layer
-        Layer whose features decide; by default the last one mined before the logits.
+        Layer whose features decide; by default the last one mined before the logits. For classes,
+        the layer that they are read from.
     count
         How many images.
+    metric
+        What near means; by default that of the index kept, and cosine for a new one.
+    where
+        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
+    metadata
+        CSV file whose columns --where may name; found by its column path, name or id.
     images
         Where the store's images are now, if they have moved since.
     sheet
-        PNG to write; by default ``timmscope-out/search-IMAGE.png``.
+        PNG to write; by default ``timmscope-out/search-QUERY.png``.
     device
         Where to run the model, as in ``cpu`` or ``cuda:0``.
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, load_model
-    from timmscope.figures import sheet_figure
+    from timmscope import ImageError, ParameterError, Store, StoreError
 
+    queries = {"IMAGE": image, "--row": row, "--objective": objective, "--vector": vector}
+    given = [name for name, value in queries.items() if value is not None]
+    if len(given) != 1:
+        what = f"{' and '.join(given)} are given" if given else "nothing to search by is given"
+        raise ParameterError(f"{what}: expected one of {', '.join(queries)}")
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
     opened = Store.open(store)
-    name = layer or next((n for n in reversed(list(opened.layers)) if n != "logits"), "logits")
-    index = _index(opened, name)
-    model = load_model(opened.manifest.model.id, device=device)
-    query = model.images(image)
-    hits = index.search_image(model, query, count)
-    ids, scores = hits.ids[0].tolist(), hits.scores[0].tolist()
-    source = opened.source(images)
-    found = [model.preprocess(source.load(number)) for number in ids]
-    file = sheet or Path("timmscope-out") / f"search-{output.slug(image.stem)}.png"
-    figure = sheet_figure(
-        [query[0].cpu(), *found],
-        ["query", *[f"{score:.3f}" for score in scores]],
-        title=f"nearest in {name} of {model.id}",
-        note=f"under each: {index.score_name}",
-    )
-    output.write_figure(figure, file)
+    if metadata is not None:
+        opened = opened.with_metadata(metadata)
+    asked = _Query(image, row, objective, vector, layer, metric, device)
+    found = asked.find(opened, count, where)
+    ids, scores = found.hits.ids[0].tolist(), found.hits.scores[0].tolist()
+    if not ids:
+        raise StoreError(f"{store} has no row with {where}" if where else f"{store} has no row")
+    query = str(next(value for value in queries.values() if value is not None))
+    target = sheet or Path("timmscope-out") / f"search-{asked.slug}.png"
+    file: Path | None = target
+    try:
+        source = opened.source(images)
+    except (StoreError, ImageError) as error:
+        if sheet is not None or images is not None:
+            raise
+        output.complain(f"warning: no sheet: {error}")
+        file = None
+    else:
+        output.write_figure(_sheet(opened, source, found, row, where), target)
     paths = opened.images.paths
     if json:
         output.print_json(
             {
                 "store": str(store),
-                "layer": name,
-                "metric": index.metric,
-                "query": str(image),
-                "sheet": str(file),
+                "layer": found.layer,
+                "metric": found.metric,
+                "query": query,
+                "where": where,
+                "sheet": None if file is None else str(file),
                 "nearest": [
                     {"image_id": number, "path": paths[number], "score": score}
                     for number, score in zip(ids, scores, strict=True)
@@ -88,25 +125,144 @@ def search(
             }
         )
         return
+    labels = opened.images.labels
+    classes = bool(labels.names)
     output.table(
-        ("rank", index.score_name, "id", "image"),
+        ("rank", found.score_name, "id", *(["label"] if classes else []), "image"),
         [
-            (rank, score, number, paths[number])
+            (rank, score, number, *([labels[number]] if classes else []), paths[number])
             for rank, (number, score) in enumerate(zip(ids, scores, strict=True), start=1)
         ],
-        right=("rank", index.score_name, "id"),
+        right=("rank", found.score_name, "id"),
     )
-    output.say(f"\nwrote {file}")
+    if len(ids) < count and where is not None:
+        output.say(f"\nno more rows with {where}")
+    if file is not None:
+        output.say(f"\nwrote {file}")
 
 
-def _index(store: Store, layer: str) -> VectorIndex:
-    """The kept index of a layer, or a new one where none was kept."""
-    from timmscope import VectorIndex
-    from timmscope.index.files import index_path
+@dataclass(frozen=True)
+class _Found:
+    """What was found, and how to tell of it."""
 
-    rows = store.layer(layer)
-    if index_path(store.path, layer).exists():
-        return VectorIndex.load(store, layer)
-    index = VectorIndex.build(rows)
-    index.save()
-    return index
+    hits: Hits
+    layer: str | None
+    metric: str
+    score_name: str
+    title: str
+    query: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Query:
+    image: Path | None
+    row: int | None
+    objective: str | None
+    vector: Path | None
+    layer: str | None
+    metric: Metric | None
+    device: str | None
+
+    @property
+    def slug(self) -> str:
+        """Part of a file name."""
+        if self.row is not None:
+            return f"row-{self.row}"
+        file = self.image or self.vector
+        return output.slug(self.objective or (file.stem if file else ""))
+
+    def find(self, store: Store, count: int, where: str | None) -> _Found:
+        """Ask the store or an index of it."""
+        from timmscope import VectorIndex, load_model
+
+        model_id = store.manifest.model.id
+        chosen = None if where is None else store.images.where(where)
+        if self.objective is not None and self.metric is None:
+            hits = store.strongest(self.objective, count, where=chosen, layer=self.layer)
+            name = f"highest in {self.objective} of {model_id}"
+            return _Found(hits, self.layer, "objective", "value", name)
+        last = next((n for n in reversed(list(store.layers)) if n != "logits"), "logits")
+        layer = store.layer(self.layer or self._layer_of_objective(store) or last)
+        index = VectorIndex.of(layer, metric=self.metric, keep=True)
+        query = None
+        if self.image is not None:
+            model = load_model(model_id, device=self.device)
+            query = model.images(self.image)
+            hits = index.search_image(model, query, count, where=chosen)
+        elif self.row is not None:
+            hits = index.search_row(self.row, count, where=chosen)
+        elif self.vector is not None:
+            hits = index.search(_read_vector(self.vector), count, where=chosen)
+        else:
+            hits = index.search_objective(self.objective or "", count, where=chosen)
+        near = f"near {self.objective} " if self.objective else "nearest "
+        title = f"{near}in {layer.name} of {model_id}"
+        picture = None if query is None else query[0].cpu()
+        return _Found(hits, layer.name, index.metric, index.score_name, title, picture)
+
+    def _layer_of_objective(self, store: Store) -> str | None:
+        """The layer that an objective reads, where it reads one."""
+        if self.objective is None:
+            return None
+        from timmscope.objectives.linear import linear_form
+
+        layers = list(linear_form(self.objective, store).vectors)
+        return layers[0] if len(layers) == 1 else None
+
+
+def _read_vector(file: Path) -> np.ndarray:
+    import numpy as np
+
+    from timmscope import ParameterError
+
+    try:
+        vector = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ParameterError(
+            f"{file}: not a .npy file of numbers; write one with numpy.save",
+            parameter="vector",
+        ) from error
+    if not isinstance(vector, np.ndarray) or vector.size not in vector.shape:
+        shape = getattr(vector, "shape", "several arrays")
+        raise ParameterError(
+            f"{file}: holds {shape}, expected one row of numbers", parameter="vector"
+        )
+    return vector.reshape(-1)
+
+
+def _sheet(
+    store: Store,
+    source: ImageSource,
+    found: _Found,
+    row: int | None,
+    where: str | None,
+) -> Figure:
+    """The images found, after the query where it is one."""
+    import torch
+
+    from timmscope import ImageError, Preprocessing
+    from timmscope.figures import sheet_figure
+
+    saved: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in store.manifest.model.preprocessing.items()
+    }
+    prepare = Preprocessing(**saved)
+    pictures: list[Tensor] = [] if found.query is None else [found.query]
+    titles = [] if found.query is None else ["query"]
+    numbers = found.hits.ids[0].tolist()
+    scores = [f"{score:.4g}" for score in found.hits.scores[0].tolist()]
+    if row is not None:
+        numbers, titles = [row, *numbers], ["query"]
+    for number in numbers:
+        try:
+            pictures.append(prepare(source.load(number)))
+        except ImageError as error:
+            output.complain(f"warning: {error}")
+            pictures.append(torch.full(prepare.input_size, 0.9))
+    return sheet_figure(
+        pictures,
+        [*titles, *scores],
+        title=found.title,
+        note=f"below: {found.score_name}{f'; only {where}' if where else ''}",
+    )

@@ -38,14 +38,17 @@ def strongest(
         if chosen is None or chosen[slice(*manifest.span(number))].any()
     ]
     best, values = np.empty(0, np.int64), np.empty(0, np.float32)
+    # Units without weight are left out: zero times a NaN would be one.
+    weights = [(np.flatnonzero(vector), vector[vector != 0]) for vector in form.vectors.values()]
     streams = [store.layer(name).iter_rows(shards=shards) for name in form.vectors]
     with task("scoring", total=len(store)) as advance:
         for parts in zip(*streams, strict=True):
             ids = parts[0][0]
             scores = np.full(len(ids), form.offset)
             with np.errstate(invalid="ignore", over="ignore"):
-                for (_, rows), vector in zip(parts, form.vectors.values(), strict=True):
-                    scores += (rows * vector).sum(axis=1)
+                for (_, rows), (units, weight) in zip(parts, weights, strict=True):
+                    part = rows if len(units) == rows.shape[1] else rows[:, units]
+                    scores += (part * weight).sum(axis=1)
                 found = scores.astype(np.float32)
             kept = np.isfinite(found)
             if chosen is not None:
