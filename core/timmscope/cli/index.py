@@ -233,10 +233,15 @@ def _tell(
     for what, count in (done or {}).items():
         verb = what.removeprefix("rows_")
         output.say(f"{verb} {count:,} row{'' if count == 1 else 's'}\n")
-    output.table(("index", str(facts["layer"])), _lines(store, facts), keep=["index"])
+    output.table(("index", str(facts["layer"])), _lines(facts), keep=["index"])
+    place = f"{store} {facts['layer']}"  # commands stand below, where they are never wrapped
+    if facts["missing_rows"]:
+        output.say(f"\nthe missing rows are added by: timmscope index add {place}")
+    if facts["facts"].get("tombstones"):
+        output.say(f"\nspace is given back by: timmscope index remove {place} --compact")
 
 
-def _lines(store: Path, facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """What is known of an index, in words."""
     engine: dict[str, Any] = facts["facts"]
     lines = [
@@ -258,17 +263,15 @@ def _lines(store: Path, facts: dict[str, Any]) -> list[tuple[str, str]]:
     if parameters:
         lines.append(("settings", ", ".join(f"{k} {v}" for k, v in parameters.items())))
     if engine.get("tombstones"):
-        advice = f"timmscope index remove {store} {facts['layer']} --compact"
-        lines.append(("removed, still stored", f"{engine['tombstones']:,} rows: {advice}"))
-    if facts["removed"]:
+        lines.append(("removed, still stored", f"{engine['tombstones']:,} rows"))
+    elif facts["removed"]:
         lines.append(("removed", f"{facts['removed']:,} rows"))
     if facts["failed"]:
         lines.append(("left out", f"{facts['failed']:,} images that could not be read"))
     if facts["non_finite"]:
         lines.append(("left out", f"{facts['non_finite']:,} rows with NaN or infinity"))
     if facts["missing_rows"]:
-        advice = f"timmscope index add {store} {facts['layer']}"
-        lines.append(("missing", f"{facts['missing_rows']:,} rows of the store: {advice}"))
+        lines.append(("missing", f"{facts['missing_rows']:,} rows of the store"))
     lines.append(("size", f"{facts['size'] / 1e6:,.1f} MB"))
     if facts["path"]:
         lines.append(("file", str(facts["path"])))
