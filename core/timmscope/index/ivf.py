@@ -78,10 +78,9 @@ class IVFBackend(RefinedBackend):
         index.own_fields = True
         coarse.this.disown()
         index.by_residual = False  # one table of distances a query, not one a list
-        for clustering in (index.cp, index.pq.cp):
-            clustering.seed = self._hints.seed + 1
-            clustering.min_points_per_centroid = 1
-            clustering.max_points_per_centroid = 1 << 20  # the sample is ours to choose
+        index.cp.seed = index.pq.cp.seed = self._hints.seed + 1
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+        index.cp.max_points_per_centroid = 1 << 20  # the sample is ours to choose
         index.cp.niter = _ROUNDS
         index.cp.spherical = self._space == "ip"
         sample = sample_places(count, max(lists, 16) * _POINTS, held_out, self._hints.seed)
