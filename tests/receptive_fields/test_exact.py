@@ -174,6 +174,53 @@ def test_branches_gates_and_reshapes_of_ones_own_are_followed():
     assert field.box((0, 4)) == (2, 0, 8, 4)
 
 
+def test_constant_masks_and_indices_choose_what_is_seen():
+    class Net(nn.Module):
+        num_classes = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Identity()
+            self.head = nn.Linear(4, 2)
+            self.register_buffer("even", torch.arange(8) % 2 == 0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            odd = x.masked_fill(self.even, 0.0)
+            even = torch.where(self.even, x, odd.roll(1, -1))  # odd columns get the empty ones
+            turned = even.index_select(3, torch.arange(7, -1, -1))  # even columns are empty now
+            x = x.clone()
+            x[..., ~self.even] = turned[..., ~self.even]
+            return self.head(self.last(x).mean((2, 3)))
+
+    field = receptive_field(plain(Net(), (8, 8)), "last", "exact")
+    assert field.unknown == ()
+    for column in range(8):
+        source = column if column % 2 == 0 else 7 - column
+        left, _, right, _ = field.box((4, column))
+        assert (left, right) == (max(0, source - 1), min(8, source + 2)), column
+
+
+def test_transformers_of_torch_are_followed_without_their_fast_path():
+    class Net(nn.Module):
+        num_classes = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, 16, 4, 4)
+            layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(16, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.encoder(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    model = plain(Net(), (16, 24))
+    assert receptive_field(model, "encoder").box((1, 2)) == (8, 4, 12, 8)
+    assert receptive_field(model, "encoder", "exact").sees_all((1, 2))
+    assert receptive_field(model, "encoder", "exact").unknown == ()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize(
     ("name", "size", "options", "layers"),
     [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -119,6 +120,7 @@ def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField
         torch.inference_mode(False),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
+        _attention_in_parts(),
         trace,
     ):
         trace.start(image)
@@ -130,3 +132,14 @@ def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField
         return whole_image(layer.name, kind, (height, width))
     planes = shadow[:, 0].amax(1).cpu().numpy().astype("int64")  # (8, h, w)
     return from_planes(layer.name, kind, (height, width), planes, tuple(trace.unknown))
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """Keep `nn.MultiheadAttention` and its like from running as one operation without a rule."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -90,6 +90,11 @@ def moved(op: Op) -> list[Tensor | None]:
     return [(torch.stack(parts) + NONE).to(torch.int16) for parts in zip(*results, strict=True)]
 
 
+def placed(op: Op) -> list[Tensor | None]:
+    """Assignment to places that constants name; added up, all may depend on all."""
+    return [everything(op)] if op.given.get("accumulate") else moved(op)
+
+
 def padded(op: Op) -> Tensor | None:
     """Padding of any kind: zeros depend on no pixel, mirrored and repeated ones on some."""
     shadow = op.shadow("self")

@@ -19,6 +19,7 @@ _TABLE: tuple[tuple[Rule, str], ...] = (
     ),
     (moves.chosen, "where masked_fill"),
     (moves.copied, "copy"),
+    (moves.placed, "index_put _index_put_impl"),
     (
         moves.moved,
         "cat stack index _unsafe_index index_select gather roll flip repeat im2col _unsafe_view "
@@ -51,7 +52,7 @@ _TABLE: tuple[tuple[Rule, str], ...] = (
     (
         joins.reduced,
         "sum nansum mean prod var var_mean std std_mean norm linalg_vector_norm logsumexp amax "
-        "amin max min argmax argmin any all median",
+        "amin max min argmax argmin any all median topk",
     ),
     (joins.along, "cumsum cumprod cummax logcumsumexp sort"),
     (joins.softmax, "_softmax _safe_softmax _log_softmax"),
