@@ -43,7 +43,7 @@ def refuse(outcome: Any, *words: str) -> None:
         (["layers", "a", "--alll"], ["--alll", "Did you mean --all?"]),
         (["mine", "a", "b", "-o", "c", "--top-k", "x"], ['"x" into int']),
         (["mine", "a", "b"], ["--output requires an argument"]),
-        (["run", "grad-kam", "m"], ["unknown technique 'grad-kam': did you mean 'grad-cam'?"]),
+        (["run", "grad-kam", "m"], ["unknown technique 'grad-kam': did you mean 'grad-cam'"]),
         (["run", "--seed", "1", "pgd"], ["the technique comes before its flags"]),
         (["plugins", "remove"], ["remove"]),
         (["--plugin", "none.py", "plugins"], ["plugin file none.py does not exist"]),
