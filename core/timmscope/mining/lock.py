@@ -21,14 +21,16 @@ class StoreLock:
     """Holds a store for writing inside a ``with`` block.
 
     The operating system drops the lock when the process ends, however it ends, so a killed run
-    blocks nobody. The file stays; only the lock on it counts.
+    blocks nobody. The file stays; only the lock on it counts. An evaluation is held likewise:
+    `what` is the word for the folder in messages.
 
     Raises:
         StoreError: another process is writing to the store; the message has its number.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, what: str = "store") -> None:
         self._path = folder / NAME
+        self._what = what
 
     def __enter__(self) -> StoreLock:
         try:
@@ -36,7 +38,7 @@ class StoreLock:
         except OSError as error:
             raise StoreError(
                 f"{self._path.parent}: cannot write to this folder ({error.strerror}); "
-                "choose another one for the store"
+                f"choose another one for the {self._what}"
             ) from error
         if fcntl is not None:
             try:
@@ -45,8 +47,8 @@ class StoreLock:
                 owner = os.read(self._file, 20).decode("ascii", "replace").strip()
                 os.close(self._file)
                 raise StoreError(
-                    f"{self._path.parent}: process {owner or 'unknown'} is writing to this store; "
-                    "wait until it has finished, or choose another folder"
+                    f"{self._path.parent}: process {owner or 'unknown'} is writing to this "
+                    f"{self._what}; wait until it has finished, or choose another folder"
                 ) from error
         _held.add(self._file)
         with suppress(OSError):  # a full disk must not hide behind a courtesy
