@@ -61,12 +61,27 @@ def test_techniques_stand_side_by_side_and_a_second_run_goes_on(
     assert told["unreadable"][0]["image"] == "bad.png"
 
 
+def test_one_technique_is_judged_under_two_settings(cli: Cli, pictures: Path) -> None:
+    outcome = cli(
+        "evaluate", MODEL, pictures, "--technique", "rise masks=4", "--technique",
+        "rise masks=6 keep=0.3", "--metric", "deletion", "-o", "judged", "--json",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = json.loads(outcome.out)["techniques"]
+    assert [row["technique"] for row in rows] == ["rise masks=4", "rise masks=6 keep=0.3"]
+    result = load_result(Path("judged"))
+    told = result.provenance.parameters["techniques"]["rise masks=6 keep=0.3"]
+    assert told["parameters"]["masks"] == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "--technique"),
+        (["--technique", "rise", "--technique", "rise masks=4000"], "rise is there twice"),
+        (["--technique", "rise masks=0"], "parameter 'masks' of rise"),
         (["--technique", "grad-can"], "did you mean 'grad-cam'"),
-        (["--technique", "pgd"], "only attributions are evaluated"),
+        (["--technique", "pgd"], "it makes no maps, and only attributions do"),
         (["--technique", "saliency", "--metric", "pointing"], "did you mean 'pointing-game'"),
         (["--technique", "saliency", "--metric", "pointing-game"], "needs the boxes"),
         (["--technique", "saliency", "--boxes", "gone.csv"], "no boxes can be read from gone.csv"),

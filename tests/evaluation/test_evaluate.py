@@ -240,7 +240,7 @@ def test_by_default_everything_but_the_pointing_game_is_measured(model):
     [
         ({"techniques": []}, ParameterError, "at least one technique"),
         ({"techniques": ["grad-can"]}, PluginError, "did you mean 'grad-cam'"),
-        ({"techniques": ["pgd"]}, ParameterError, "family attack: only attributions"),
+        ({"techniques": ["pgd"]}, ParameterError, "family attack: it makes no maps"),
         ({"techniques": ["saliency", "saliency"]}, ParameterError, "saliency is there twice"),
         ({"metrics": ["insertoin"]}, ParameterError, "did you mean 'insertion'"),
         ({"metrics": []}, ParameterError, "at least one metric"),

@@ -45,7 +45,8 @@ def evaluate(
     images
         A folder, a text file of paths, an ``.npz`` or HDF5 file, a webdataset ``.tar``.
     technique
-        Attribution to judge, as in ``grad-cam``; may be repeated.
+        Attribution to judge, as in ``grad-cam``, with parameters behind it if need be, as in
+        ``"occlusion patch_px=56 baseline=blur"``; may be repeated.
     metric
         ``insertion``, ``deletion``, ``pointing-game``, ``sensitivity-n`` or ``randomisation``; may
         be repeated. By default all, the pointing game where there are boxes.

@@ -5,7 +5,6 @@ Imported by ``timmscope run`` once a technique is chosen, so torch is in memory 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
@@ -23,6 +22,7 @@ from timmscope import (
     load_model,
 )
 from timmscope.cli import output
+from timmscope.cli.deliver import default_folder, deliver
 from timmscope_registry import ParameterError
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
@@ -294,12 +294,5 @@ def _classes(given: tuple[str, ...], images: int, flag: str) -> int | str | list
 def _deliver(
     result: Result, technique: Technique, subject: str, directory: Path | None, as_json: bool
 ) -> None:
-    """Save a result, and say what came out and where it is."""
-    folder = directory or Path("timmscope-out") / f"{technique.title()}-{output.slug(subject)}"
-    result.save(folder)
-    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if as_json:
-        output.print_json(record)
-        return
-    output.records(record["summary"])
-    output.say(f"\nwrote {', '.join(record['files'])}, arrays.h5 and result.json to {folder}")
+    """Save a result where it was asked for, or by technique and subject."""
+    deliver(result, directory or default_folder(technique.title(), subject), as_json=as_json)

@@ -41,6 +41,7 @@ app = App(
 )
 HELP = ("--help", "-h")
 COMMANDS = (
+    ("compare", WORK, "Explain images by several techniques and layers, side by side."),
     ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
     ("evaluate", WORK, "Judge explanations of many images, techniques side by side."),
     ("mine", WORK, "Run a model over images and keep its activations in a store."),

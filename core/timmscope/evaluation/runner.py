@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -22,9 +22,10 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import task
 from timmscope.techniques.attribution import AttributionTechnique
-from timmscope.techniques.base import require_rgb
+from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.result import Provenance
 from timmscope.techniques.session import session
+from timmscope.techniques.text import attribution, told_apart
 from timmscope_registry import ImageError, ParameterError, TechniqueError, nearest
 
 Techniques = Sequence[str | AttributionTechnique] | Mapping[str, AttributionTechnique]
@@ -47,7 +48,8 @@ def evaluate(
     Args:
         model: the model explained.
         images: a folder, list, array or tar (`timmscope.open_images`), or `(B, 3, H, W)`.
-        techniques: names, techniques, or techniques by the names they shall have in the table.
+        techniques: techniques, texts of them (`grad-cam`, `occlusion patch_px=56`), or techniques
+            by the names they shall have in the table.
         objective: what to explain; `top` is the model's prediction for each image.
         metrics: names or metrics; by default insertion, deletion, sensitivity-n and randomisation,
             and the pointing game where there are boxes.
@@ -224,37 +226,34 @@ def _plain(measured: Measurement) -> dict[str, Any]:
 
 
 def _techniques(given: Techniques) -> dict[str, AttributionTechnique]:
-    from timmscope.lookup import technique
-
     if isinstance(given, Mapping):
         chosen = dict(given)
     else:
-        chosen = {}
-        for each in [given] if isinstance(given, str) else given:
-            if isinstance(each, str):
-                kind = technique(each)
-                if not issubclass(kind, AttributionTechnique):
-                    raise ParameterError(
-                        f"{each} is of the family {kind.family}: only attributions are evaluated",
-                        parameter="techniques",
-                    )
-                each = kind()
-            label = each.title()
-            if label in chosen:
+        listed = [given] if isinstance(given, str) else given
+        made = [attribution(each) if isinstance(each, str) else each for each in listed]
+        titles = [each.title() if isinstance(each, Technique) else repr(each) for each in made]
+        _only_attributions(zip(titles, made, strict=True))
+        labels = told_apart(made, titles)
+        for label in labels:
+            if labels.count(label) > 1:
                 raise ParameterError(
-                    f"{label} is there twice: name them, as in "
+                    f"{label} is there twice: judge different things, or name them, as in "
                     f"{{'a': technique({label!r})(…), 'b': …}}",
                     parameter="techniques",
                 )
-            chosen[label] = each
-    for label, each in chosen.items():
+        chosen = dict(zip(labels, made, strict=True))
+    _only_attributions(chosen.items())
+    if not chosen:
+        raise ParameterError("name at least one technique to evaluate", parameter="techniques")
+    return chosen
+
+
+def _only_attributions(named: Iterable[tuple[str, object]]) -> None:
+    for label, each in named:
         if not isinstance(each, AttributionTechnique):
             raise ParameterError(
                 f"{label!r} is {each!r}: expected an attribution technique", parameter="techniques"
             )
-    if not chosen:
-        raise ParameterError("name at least one technique to evaluate", parameter="techniques")
-    return chosen
 
 
 def _metrics(given: Sequence[str | Metric] | None, boxes: bool) -> list[Metric]:
@@ -289,4 +288,4 @@ def _only_one(folder: Path | None) -> Any:
     if folder is None:
         return nullcontext()
     folder.mkdir(parents=True, exist_ok=True)
-    return cast("Any", StoreLock(folder))
+    return cast("Any", StoreLock(folder, "evaluation"))

@@ -43,15 +43,15 @@ def comparison_figure(
         names: what the `T` maps are called.
         labels: what each image's maps explain.
         signed: for each of the `T`, whether zero is the middle of its colours.
-        columns: pictures a line; the maps of one image go on in lines below.
+        columns: pictures a line at most; the maps of one image go on in lines below.
     """
     count = min(len(images), max(1, MAX_ROWS // (1 + len(names) // columns)))
-    columns = min(columns, len(names) + 1)
+    lines = -(-(len(names) + 1) // columns)
+    columns = -(-(len(names) + 1) // lines)  # lines of equal length
     height = _SIDE * images.shape[2] / images.shape[3]
     heads = [fit(name.replace(" at ", "\n"), _SIDE, lines=2) for name in names]
     head = line_height(LABEL_PT, max(text.count("\n") + 1 for text in heads)) + 0.04
     cell = head + height + 0.05 + _BAR + line_height(SMALL_PT) + 0.12
-    lines = -(-(len(names) + 1) // columns)
     block = line_height(LABEL_PT) + 0.08 + lines * cell + 0.1
     left_out = len(images) - count
     foot = line_height(SMALL_PT) + 0.1 if left_out else 0.0

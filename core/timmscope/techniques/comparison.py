@@ -5,6 +5,7 @@ Class activation maps share one forward and one backward, whatever their number 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from timmscope.techniques.attribution import (
     attribute_together,
 )
 from timmscope.techniques.result import Provenance, Result
+from timmscope.techniques.text import attribution, told_apart
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Comparison(Result):
         from timmscope.figures import overlay
 
         return {
-            f"{row:03d}-{name.replace(' at ', '-').replace('#', '-')}": overlay(
+            f"{row:03d}-{re.sub(r'[^a-z0-9.+=_-]+', '-', name, flags=re.I)}": overlay(
                 image, maps[row], signed=signed
             )
             for name, maps, signed in zip(self.names, self.maps, self.signed, strict=True)
@@ -109,7 +111,7 @@ def compare(
     """Attribute an objective by several techniques, side by side.
 
     Args:
-        techniques: techniques, or names of them for their defaults.
+        techniques: techniques, or texts: `grad-cam`, `occlusion patch_px=56 baseline=blur`.
         model: the model to explain.
         images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
         objective: an objective, its text or a class index; `top` is the model's prediction.
@@ -139,12 +141,7 @@ def compare(
 
 def _technique(given: AttributionTechnique | str) -> AttributionTechnique:
     if isinstance(given, str):
-        from timmscope.lookup import technique
-
-        kind = technique(given)
-        if not issubclass(kind, AttributionTechnique):
-            raise ParameterError(f"{given} is no attribution ({kind.family}): it makes no maps")
-        return kind()
+        return attribution(given)
     if not isinstance(given, AttributionTechnique):
         raise ParameterError(
             f"compare takes attribution techniques or their names, not {type(given).__name__}"
@@ -158,37 +155,27 @@ def _spread(
     """Each technique by its name, those with a layer to choose once for each layer."""
     if not techniques:
         raise ParameterError("nothing to compare: name at least one technique")
-    found: list[tuple[str, AttributionTechnique]] = []
-    for each in techniques:
-        given = getattr(each, "layer", None)
-        if "layer" in type(each).model_fields and given is None and layers:
-            for layer in dict.fromkeys(layers):
-                placed = each.model_copy(update={"layer": layer})
-                found.append((f"{each.title()} at {layer}", placed))
-        else:
-            found.append((each.title() + (f" at {given}" if given else ""), each))
-    names: dict[str, AttributionTechnique] = {}
-    for name, each in found:
-        full = name
-        if [other for other, _ in found].count(name) > 1:  # the same one, otherwise set
-            full = " ".join([name, *_settings(each)])
-        if full in names:
-            raise ParameterError(f"{full} is given twice: compare different things")
-        names[full] = each
     if layers and not any("layer" in type(each).model_fields for each in techniques):
         titles = ", ".join(each.title() for each in techniques)
         raise ParameterError(f"no technique has a layer to choose: {titles}", parameter="layers")
-    return names
-
-
-def _settings(technique: AttributionTechnique) -> list[str]:
-    """What is set otherwise than by default, for telling two of a kind apart."""
-    fields = type(technique).model_fields
-    return [
-        f"{name}={value}"
-        for name, value in technique.model_dump().items()
-        if name != "layer" and value != fields[name].get_default(call_default_factory=True)
-    ]
+    placed: list[AttributionTechnique] = []
+    for each in techniques:
+        if layers and "layer" in type(each).model_fields and each.model_dump()["layer"] is None:
+            placed += [each.model_copy(update={"layer": layer}) for layer in dict.fromkeys(layers)]
+        else:
+            placed.append(each)
+    layer_of = [getattr(each, "layer", None) for each in placed]
+    names = told_apart(
+        placed,
+        [
+            each.title() + (f" at {layer}" if layer else "")
+            for each, layer in zip(placed, layer_of, strict=True)
+        ],
+    )
+    for name in names:
+        if names.count(name) > 1:
+            raise ParameterError(f"{name} is given twice: compare different things")
+    return dict(zip(names, placed, strict=True))
 
 
 def _provenance(

@@ -1,0 +1,28 @@
+"""What a command does with a result: save it, and say what came out and where it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from timmscope.cli import output
+
+if TYPE_CHECKING:
+    from timmscope import Result
+
+
+def deliver(result: Result, folder: Path, *, as_json: bool) -> None:
+    """Save a result to a folder; print its summary, or for programs its whole record."""
+    result.save(folder)
+    record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if as_json:
+        output.print_json(record)
+        return
+    output.records(record["summary"])
+    output.say(f"\nwrote {', '.join(record['files'])}, arrays.h5 and result.json to {folder}")
+
+
+def default_folder(kind: str, subject: str) -> Path:
+    """Where results go when nobody says: ``timmscope-out/KIND-SUBJECT``."""
+    return Path("timmscope-out") / f"{kind}-{output.slug(subject)}"
