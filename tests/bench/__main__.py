@@ -15,7 +15,7 @@ from timmscope.techniques.result import environment_versions
 
 
 def main(names: list[str]) -> None:
-    """Run, print a table, write `bench.json`."""
+    """Run, name each pair when it is measured, print a table of all, write `bench.json`."""
     unknown = set(names) - CASES.keys()
     if unknown:
         sys.exit(f"no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(CASES)}")
@@ -24,6 +24,7 @@ def main(names: list[str]) -> None:
     for name in names or CASES:
         for pair in CASES[name]():
             rows.append(pair.row())
+            print(f"{pair.name}: {pair.ours} / {pair.theirs} = {pair.ratio:.2f}", file=sys.stderr)
             numbers = (f"{pair.ours_s:.4f}", f"{pair.theirs_s:.4f}", f"{pair.ratio:.2f}")
             table.add_row(pair.name, pair.ours, pair.theirs, *numbers)
     Console(width=140).print(table)

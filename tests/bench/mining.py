@@ -2,10 +2,12 @@
 
 Every pass runs in a process of its own, so that none inherits another's memory settings. It is
 done twice there: over few images, which warms up and shows what a pass costs once, and over all.
+The bare forward comes with glibc as it is and with glibc told to keep freed memory, as a pass does.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -20,30 +22,44 @@ from tests.bench.pairs import Pair, seconds_of
 
 from timmscope import HookedModel, load_model, mine
 from timmscope.images import open_images
-from timmscope.mining.loader import Batches, load_batches
+from timmscope.mining.batch import reduce_batch
+from timmscope.mining.loader import Batches, Loaded, load_batches
+from timmscope.mining.plan import make_plan
+from timmscope.mining.shard_writer import Rows, ShardWriter
 
 ARCHITECTURES = ("pip:efficientnet-lite0", "random:resnet18", "random:vit_tiny_patch16_224")
 IMAGES, FEW, BATCH, WORKERS, LAYERS = 1024, 64, 32, 2, 10
 
 
-def mining(names: tuple[str, ...] = ARCHITECTURES, runs: int = 1) -> Iterator[Pair]:
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+PEERS = {
+    "bare": "the same loader, bare forward",
+    "kept": "the same, freed memory kept",
+    "script": "timm, DataLoader, hooks, np.save",
+}
+
+
+def mining(names: tuple[str, ...] = ARCHITECTURES, runs: int = 3) -> Iterator[Pair]:
     """A pass that keeps ten layers, beside the bare forward and a script of thirty lines.
 
-    Beside the bare forward there is a second row, of the steady state: the seconds of the images
-    beyond the first few.
+    Beside the bare forwards there is a second row, of the steady state: the seconds of the images
+    beyond the first few. Then what each stage costs, one after the other, beside a bare forward.
     """
-    peers = {"bare": "the same loader, bare forward", "script": "timm, DataLoader, hooks, np.save"}
     with tempfile.TemporaryDirectory() as folder:
         pictures(Path(folder) / "images", IMAGES)
         for name in names:
             rounds = [
-                {arm: _measure(arm, name, folder) for arm in ("ours", *peers)} for _ in range(runs)
+                {arm: _measure(arm, name, folder) for arm in ("ours", *PEERS)} for _ in range(runs)
             ]
-            for peer, title in peers.items():
+            for peer, title in PEERS.items():
                 yield _pair(f"mine {name}", title, [(r["ours"][1], r[peer][1]) for r in rounds])
-                if peer == "bare":
+                if peer != "script":
                     steady = [(_steady(r["ours"]), _steady(r[peer])) for r in rounds]
                     yield _pair(f"mine {name}", f"{title}, steady", steady)
+            costs = [_measure("stages", name, folder) for _ in range(runs)]
+            for stage, part in enumerate(STAGES[1:], start=1):
+                seconds = [(run[stage], run[0]) for run in costs]
+                yield _pair(f"mine {name}, {FEW} images", STAGES[0], seconds, ours=part)
 
 
 def pictures(folder: Path, count: int) -> None:
@@ -56,10 +72,15 @@ def pictures(folder: Path, count: int) -> None:
         picture.save(folder / f"{number:04d}.jpg", quality=90)
 
 
-def _pair(name: str, theirs: str, seconds: list[tuple[float, float]]) -> Pair:
+def _pair(
+    name: str,
+    theirs: str,
+    seconds: list[tuple[float, float]],
+    ours: str = f"{LAYERS} layers kept",
+) -> Pair:
     return Pair(
         name=name,
-        ours=f"{LAYERS} layers kept",
+        ours=ours,
         theirs=theirs,
         ours_s=statistics.median(a for a, _ in seconds),
         theirs_s=statistics.median(b for _, b in seconds),
@@ -68,16 +89,16 @@ def _pair(name: str, theirs: str, seconds: list[tuple[float, float]]) -> Pair:
     )
 
 
-def _steady(seconds: tuple[float, float]) -> float:
+def _steady(seconds: list[float]) -> float:
     return seconds[1] - seconds[0]
 
 
-def _measure(arm: str, name: str, folder: str) -> tuple[float, float]:
-    """Seconds for few images and for all, in a new process."""
+def _measure(arm: str, name: str, folder: str) -> list[float]:
+    """Seconds for few images and for all, or for every stage, in a new process."""
     line = [sys.executable, "-m", "tests.bench.mining", arm, name, folder]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    few, every = map(float, done.stdout.split()[-2:])
-    return few, every
+    environment = os.environ | (KEPT if arm in ("kept", "stages") else {})
+    done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return [float(line) for line in done.stdout.splitlines()]
 
 
 def _ours(model: HookedModel, images: list[Path], folder: Path) -> None:
@@ -143,6 +164,68 @@ def _script(model: HookedModel, images: list[Path], folder: Path) -> None:
             np.save(folder / f"{name}.{fact}.npy", array)
 
 
+STAGES = ("bare forward", "decoding, one process", "forward", "reducing", "writing, one thread")
+_SHARD = 1024
+
+
+def _stages(model: HookedModel, images: list[Path], folder: Path) -> list[float]:
+    """Seconds of each stage for the images, one stage after the other."""
+    plan = make_plan(
+        model,
+        None,
+        layers=spread(model, LAYERS),
+        maps=(),
+        collectors=(),
+        top_k=None,
+        batch_size=BATCH,
+        shard_size=_SHARD,
+        precision=None,
+    )
+    ranges = plan.ranges(0, len(images))
+    batches = Batches(open_images(images), model.preprocessing, ranges)
+    loaded: list[Loaded] = []
+    decoding = seconds_of(lambda: loaded.extend(load_batches(batches, workers=0)))
+    inner = torch.channels_last if _convolutional(model) else torch.contiguous_format
+    pixels = [batch.images.contiguous(memory_format=inner) for batch in loaded]
+
+    def forwards(some: HookedModel) -> None:
+        with torch.inference_mode():
+            for batch in pixels:
+                some(batch)
+
+    reduced: list[dict[str, dict[str, np.ndarray]]] = []
+
+    def recorded() -> None:
+        reduced[:] = [reduce_batch(plan.folded or model, plan, batch) for batch in pixels]
+
+    def written() -> None:
+        shard = ShardWriter(folder, 0, (0, _SHARD), plan)
+        for start in range(0, _SHARD, BATCH):
+            rows = reduced[start // BATCH % len(reduced)]
+            names = [f"{number:07d}.jpg" for number in range(start, start + BATCH)]
+            blank = [""] * BATCH
+            shard.add(
+                Rows(
+                    start=start,
+                    layers=rows,
+                    paths=names,
+                    labels=blank,
+                    sizes=[(400, 320)] * BATCH,
+                    reasons=blank,
+                )
+            )
+        shard.finish()
+
+    for _ in range(2):  # the first time warms up
+        bare = seconds_of(lambda: forwards(model))
+        folded = seconds_of(lambda: forwards(plan.folded or model))
+        reducing = seconds_of(recorded) - folded
+    for place in ("shards", "reduced"):
+        (folder / place).mkdir()
+    writing = seconds_of(written) * len(images) / _SHARD
+    return [bare, decoding, folded, reducing, writing]
+
+
 def _convolutional(model: HookedModel) -> bool:
     layouts = [layer.layout for layer in model.layers.values() if layer.grid is not None]
     return layouts.count("NCHW") * 2 > len(layouts)
@@ -156,10 +239,14 @@ def spread(model: HookedModel, count: int) -> list[str]:
 
 
 def main(arm: str, name: str, folder: str) -> None:
-    """One way of the three, over few images and over all; prints the seconds of both."""
+    """One way of the four, over few images and over all, or the stages; prints the seconds."""
     model = load_model(name)
     images = sorted((Path(folder) / "images").iterdir())
-    run = {"ours": _ours, "bare": _bare, "script": _script}[arm]
+    if arm == "stages":
+        with tempfile.TemporaryDirectory() as out:
+            print(*_stages(model, images[:FEW], Path(out)), sep="\n")
+        return
+    run = {"ours": _ours, "bare": _bare, "kept": _bare, "script": _script}[arm]
     for some in (images[:FEW], images):
         with tempfile.TemporaryDirectory() as out:
             print(seconds_of(lambda some=some, out=out: run(model, some, Path(out))))
