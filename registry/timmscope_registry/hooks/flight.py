@@ -104,9 +104,11 @@ class Flight:
                 if signal is not stop:
                     raise
                 output = x.new_empty((len(x), 0))
+                stopped = True
             else:
+                stopped = False
                 self._check_reached()
-            self._attach_rules(x, output)
+            self._attach_rules(x, output, may_be_linear=needs_graph or stopped)
         return output
 
     def _hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
@@ -155,7 +157,7 @@ class Flight:
                 "its dropout and softmax: open plain_attention() for those"
             )
 
-    def _attach_rules(self, x: Tensor, output: object) -> None:
+    def _attach_rules(self, x: Tensor, output: object, *, may_be_linear: bool) -> None:
         ends = [value for recording in self._recordings for value in recording.values()]
         if isinstance(output, Tensor):
             ends.append(output)
@@ -167,5 +169,5 @@ class Flight:
                 ends,
                 [x],
                 type(self._module).__name__,
-                may_be_linear=bool(self._cuts),
+                may_be_linear=may_be_linear,
             )

@@ -17,12 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from timmscope_registry.errors import UnsupportedModel
 
-NodeRule = Callable[[Tensor, Tensor], Tensor]
-"""(gradient at the node's input by the chain rule, gradient at its output) -> new input gradient"""
+ActivationRule = Callable[[Tensor, Tensor], Tensor]
+"""(gradient at its input by the chain rule, gradient at its output) -> new gradient at its input"""
 
 ACTIVATIONS = {
     "ReluBackward0": "ReLU",
-    "HardtanhBackward0": "ReLU6",
     "ThresholdBackward0": "Threshold",
     "GeluBackward0": "GELU",
     "SiluBackward0": "SiLU",
@@ -35,7 +34,23 @@ ACTIVATIONS = {
     "RreluWithNoiseBackward0": "RReLU",
     "TanhBackward0": "Tanh",
 }
-"""Autograd nodes of activations (gates such as the sigmoid aside) and what people call them."""
+"""Autograd nodes that are one activation alone (gates such as the sigmoid aside)."""
+
+_CLAMPS = ("ClampBackward1", "ClampMinBackward0")
+
+
+def activation_of(node: Node) -> str | None:
+    """The activation that an autograd node is, by the name people call it; None if it is none.
+
+    `hardtanh` is ReLU6 where it begins at 0 (whatever its upper end), and `clamp` is ReLU or ReLU6
+    where it begins at 0 and ends nowhere or at 6; with other bounds a clamp is no activation.
+    """
+    name = node.name()
+    if name == "HardtanhBackward0":
+        return "ReLU6" if node._saved_min_val == 0 else "Hardtanh"  # type: ignore[attr-defined]
+    if name in _CLAMPS and node._saved_min == 0:  # type: ignore[attr-defined]
+        return {None: "ReLU", 6: "ReLU6"}.get(getattr(node, "_saved_max", None))
+    return ACTIVATIONS.get(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +59,11 @@ class BackwardRule:
 
     Attributes:
         name: for messages.
-        nodes: by autograd node name, the rule for its input gradient.
+        activations: by activation (`ReLU`, `ReLU6`, `GELU` …), the rule for its input gradient.
     """
 
     name: str
-    nodes: Mapping[str, NodeRule]
+    activations: Mapping[str, ActivationRule]
 
 
 def _guided(grad_input: Tensor, grad_output: Tensor) -> Tensor:
@@ -60,12 +75,10 @@ def _deconvnet(grad_input: Tensor, grad_output: Tensor) -> Tensor:
     return grad_output.clamp(min=0)
 
 
-guided = BackwardRule(name="guided", nodes={"ReluBackward0": _guided, "HardtanhBackward0": _guided})
+guided = BackwardRule(name="guided", activations={"ReLU": _guided, "ReLU6": _guided})
 """Guided backpropagation (Springenberg et al. 2015): g_in = g_out * 1[x > 0] * 1[g_out > 0]."""
 
-deconvnet = BackwardRule(
-    name="deconvnet", nodes={"ReluBackward0": _deconvnet, "HardtanhBackward0": _deconvnet}
-)
+deconvnet = BackwardRule(name="deconvnet", activations={"ReLU": _deconvnet, "ReLU6": _deconvnet})
 """Deconvnet (Zeiler and Fergus 2014): g_in = g_out * 1[g_out > 0]."""
 
 
@@ -79,31 +92,43 @@ def attach(
 ) -> list[RemovableHandle]:
     """Put the rule on every matching node between the outputs and `stop` (the input images).
 
-    A graph that starts at a cut `may_be_linear`: there the rule changes nothing, rightly.
+    A graph that starts at a cut, or ends before the model does, `may_be_linear`: there the rule
+    changes nothing, rightly, as at the first convolution.
 
     Raises:
         UnsupportedModel: no node matches, or there are activations that the rule does not cover.
     """
-    nodes = list(_walk(outputs, stop))
-    found = Counter(node.name() for node in nodes)
-    foreign = {
-        ACTIVATIONS[name]: count
-        for name, count in found.items()
-        if name in ACTIVATIONS and name not in rule.nodes
-    }
-    matching = [node for node in nodes if node.name() in rule.nodes]
-    if foreign or not (matching or may_be_linear):
-        covered = ", ".join(ACTIVATIONS.get(name, name) for name in rule.nodes)
+    found = [
+        (node, activation)
+        for node in _walk(outputs, stop)
+        if (activation := activation_of(node)) is not None
+    ]
+    foreign = Counter(activation for _, activation in found if activation not in rule.activations)
+    if foreign or not (found or may_be_linear):
+        covered = ", ".join(rule.activations)
         what = ", ".join(f"{count} {name}" for name, count in foreign.items()) or "no activation"
         raise UnsupportedModel(
             f"the {rule.name} backward rule is defined for {covered}; {model} has {what} "
             "in this graph, where it would be a plain gradient"
         )
-    return [node.register_hook(_hook(rule.nodes[node.name()])) for node in matching]
+    return [
+        node.register_hook(_hook(rule.activations[activation], _between_the_kinks(node)))
+        for node, activation in found
+    ]
+
+
+def _between_the_kinks(node: Node) -> Tensor | None:
+    """Where a clamp's input is inside its bounds: at the very bounds, ReLUs let nothing back."""
+    if node.name() not in _CLAMPS:
+        return None
+    values: Tensor = node._saved_self  # type: ignore[attr-defined]
+    inside = values.detach() > 0
+    highest = getattr(node, "_saved_max", None)
+    return inside if highest is None else inside & (values.detach() < highest)
 
 
 def _hook(
-    rule: NodeRule,
+    rule: ActivationRule, inside: Tensor | None
 ) -> Callable[[tuple[Tensor | None, ...], tuple[Tensor | None, ...]], tuple[Tensor | None, ...]]:
     def hook(
         grad_inputs: tuple[Tensor | None, ...], grad_outputs: tuple[Tensor | None, ...]
@@ -111,7 +136,10 @@ def _hook(
         grad_output = grad_outputs[0]
         if grad_output is None:
             return grad_inputs
-        return tuple(g if g is None else rule(g, grad_output) for g in grad_inputs)
+        return tuple(
+            None if g is None else rule(g if inside is None else g * inside, grad_output)
+            for g in grad_inputs
+        )
 
     return hook
 

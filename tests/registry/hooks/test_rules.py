@@ -200,7 +200,7 @@ def test_a_rule_of_ones_own_works_alike() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.GELU())
     images = torch.randn(2, 3, 2, 2, requires_grad=True)
     hooks = ModelHooks(model, images)
-    straight = BackwardRule(name="straight", nodes={"GeluBackward0": lambda g_in, g_out: g_out})
+    straight = BackwardRule(name="straight", activations={"GELU": lambda g_in, g_out: g_out})
     with hooks.backward_rule(straight):
         hooks(images).sum().backward()
     expected = (torch.ones(2, 12) @ model[1].weight).reshape(images.shape)
