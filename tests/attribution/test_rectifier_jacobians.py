@@ -1,7 +1,7 @@
-"""Guided backpropagation and deconvnet beside a slow version without autograd: NumPy, layer by layer.
+"""Guided backpropagation and deconvnet beside a slow version without autograd, layer by layer.
 
-Each network is written twice: as a module, with its rectifiers in every way that people write them,
-and as a list of steps whose Jacobian matrices are multiplied by hand.
+The network is written twice: as a module, with its rectifiers in every way that people write them,
+and in NumPy as a list of steps whose Jacobian matrices are multiplied by hand.
 """
 
 from __future__ import annotations
