@@ -12,7 +12,7 @@ from torch import Tensor
 
 from timmscope_registry.hooks import Layer
 
-from .blame import blame
+from .blame import blame, declared_rows
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def reduce_batch(
         start: id of the first image, for messages.
 
     Raises:
-        PluginError: a collector failed; names it, the layer and the images.
+        PluginError: a collector failed, or returned other rows than it declared; names it, the
+            layer and the images.
     """
     rows: dict[str, dict[str, Tensor]] = {}
 
@@ -40,7 +41,8 @@ def reduce_batch(
             kinds = rows[layer.name] = {}
             for collector in plan.rows[layer.name]:
                 with blame(collector, layer.name, start, start + len(images)):
-                    kinds.update(collector.reduce(layer, activation))
+                    found = collector.reduce(layer, activation)
+                    kinds.update(declared_rows(collector, layer, found, len(images)))
 
         return look
 

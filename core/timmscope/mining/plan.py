@@ -27,6 +27,7 @@ from timmscope_registry import (
 )
 from timmscope_registry.hooks import LOGITS, Layer
 
+from .blame import declared_columns, storable_state
 from .collectors import (
     Collector,
     Column,
@@ -107,7 +108,13 @@ class Plan:
         """Every kind of row kept of a layer."""
         found: dict[str, Column] = {}
         for collector in self.rows[layer.name]:
-            found |= collector.columns(layer)
+            for kind, column in declared_columns(collector, layer).items():
+                if found.setdefault(kind, column) is not column:
+                    raise ParameterError(
+                        f"the collector {collector.name} keeps rows {kind!r} of {layer.name}, "
+                        "which another collector keeps too; give them another name",
+                        parameter="collectors",
+                    )
         return found
 
     def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
@@ -223,6 +230,11 @@ def _folded(model: HookedModel, layers: Iterable[Layer]) -> HookedModel | None:
 
 
 def _by_name(name: str) -> Collector:
+    if not isinstance(name, str):
+        raise ParameterError(
+            f"{name!r} is no collector; give an instance of a Collector, or a plugin's name",
+            parameter="collectors",
+        )
     kind = cast("type[Collector]", get_registry().collector(name).load())
     return kind()
 
@@ -305,7 +317,7 @@ def _typical_state(collector: Collector, layer: Layer, plan: Plan) -> dict[str, 
     with suppress(Exception):  # an estimate ends no pass; the pass itself says which one failed
         sample = collector.fresh()
         sample.update(LayerBatch(layer=layer.name, ids=np.arange(count), rows=rows))
-        return sample.state()
+        return storable_state(sample.state())
     return {}
 
 

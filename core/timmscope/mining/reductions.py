@@ -11,7 +11,7 @@ from timmscope.store import FileRecord, Manifest, shards
 from timmscope.store.files import new_hdf5
 from timmscope_registry import import_string
 
-from .blame import blame
+from .blame import blame, storable_state
 from .collectors import Collector, RowCollector
 
 
@@ -50,7 +50,7 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     with new_hdf5(path) as (file, _):
         for (layer, group), collector in whole.items():
             with blame(collector, layer, 0, manifest.images.count):
-                state = collector.state()
+                state = storable_state(collector.state())
             shards.write_arrays(file.require_group(group), state)
     done = manifest.model_copy(update={"merged": FileRecord.of(path)})
     done.write(folder)

@@ -17,7 +17,7 @@ from timmscope.store import FileRecord, ShardRecord, shards
 from timmscope.store.files import GuardedFile, new_hdf5
 from timmscope_registry.hooks import Layer
 
-from .blame import blame
+from .blame import blame, storable_state
 from .collectors import Collector, LayerBatch
 from .plan import Plan
 
@@ -189,7 +189,7 @@ class ShardWriter:
             with blame(part, name, self._start, self._stop):
                 if not any(kind in self._streams[name] for kind in reducer.needs):
                     part.update(batch)
-                state = part.state()
+                state = storable_state(part.state())
             group = file.require_group(f"{reducer.name}/{shards.layer_group(name)}")
             shards.write_arrays(group, state)
 
