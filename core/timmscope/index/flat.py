@@ -10,6 +10,7 @@ import numpy as np
 from timmscope.index.backend import BuildHints, Exam, Ids, Rows, Space
 from timmscope.index.exact import ExactSearch
 from timmscope.index.threads import faiss_library
+from timmscope_registry import VectorIndexError
 
 
 class FlatBackend:
@@ -22,10 +23,16 @@ class FlatBackend:
     """
 
     def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
+        size = 4 * hints.count * dim
+        if hints.memory is not None and size > hints.memory:
+            raise VectorIndexError(
+                f"exact search keeps all rows in memory, {size} bytes for {hints.count} rows of "
+                f"{dim}, and memory is {hints.memory}: allow more, or use backend='ivf'"
+            )
         faiss = faiss_library()
         flat = faiss.IndexFlatIP(dim) if space == "ip" else faiss.IndexFlatL2(dim)
         if hints.count:
-            flat.codes.resize(hints.count * dim * 4)  # keeps its memory when emptied again
+            flat.codes.resize(size)  # keeps its memory when emptied again
             flat.codes.resize(0)
         self._adopt(faiss.IndexIDMap(flat), space, mapped=False)
 

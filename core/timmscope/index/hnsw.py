@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from timmscope.index.backend import Rows
+import numpy as np
+
+from timmscope.index.backend import BuildHints, Rows, Space
 from timmscope.index.exact import Places
-from timmscope.index.refined import RefinedBackend, sample_places
+from timmscope.index.refined import Mask, RefinedBackend, sample_places
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope_registry import VectorIndexError
 
 _LINKS = 32
 _EFFORT_BUILDING = 80
+_THIN = 0.5
+"""A filter empties a neighbourhood that keeps less than so much of its share of the rows."""
 _SAMPLE = 1 << 16
 """Rows that set the range of the codes."""
+
+
+def _needed_memory(rows: int, dim: int) -> int:
+    """Bytes of codes, links and ids."""
+    return rows * (dim + 8 * _LINKS + 17)
 
 
 class HNSWBackend(RefinedBackend):
@@ -25,6 +35,15 @@ class HNSWBackend(RefinedBackend):
 
     Removed rows stay in the graph, unseen, until `compact` builds it again.
     """
+
+    def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
+        needed = _needed_memory(hints.count, dim)
+        if hints.memory is not None and needed > hints.memory:
+            raise VectorIndexError(
+                f"a graph of {hints.count} rows of {dim} needs {needed} bytes of memory, and "
+                f"memory is {hints.memory}: allow more, or use backend='ivf'"
+            )
+        super().__init__(dim, space, hints)
 
     def make_index(self, table: RowTable, held_out: Places) -> Any:
         """An empty graph, with codes of the range that a sample of the rows has."""
@@ -43,18 +62,27 @@ class HNSWBackend(RefinedBackend):
         """Numbers of nodes kept in view during a search."""
         return [16 << power for power in range(9)]
 
-    def candidates(self, queries: Rows, count: int, effort: int, selector: Any | None) -> Places:
+    def candidates(
+        self, queries: Rows, count: int, effort: int, selector: Any | None
+    ) -> tuple[Rows, Places]:
         """Walk the graph; no more candidates than nodes in view."""
         faiss = faiss_library()
         settings = {} if selector is None else {"sel": selector}
         with faiss_threads():
-            _, places = self._index.search(
+            found: tuple[Rows, Places] = self._index.search(
                 self.padded(queries),
                 min(count, effort),
                 params=faiss.SearchParametersHNSW(efSearch=effort, **settings),
             )
-        found: Places = places
         return found
+
+    def astray(
+        self, queries: Rows, found: tuple[Rows, Places], k: int, effort: int, allowed: Mask
+    ) -> Mask:
+        """Whether less than half of their share of the nodes nearest to a query may be found."""
+        _, near = self.candidates(queries, self.effort, self.effort, None)
+        share = (allowed[near] & (near >= 0)).mean(1)
+        return np.asarray(share < _THIN * allowed.mean())
 
     def scan_bytes(self, effort: int) -> float:
         """Codes of the neighbours of the nodes in view, read here and there."""
@@ -77,5 +105,5 @@ class HNSWBackend(RefinedBackend):
             "type": f"HNSW{_LINKS},SQ8,refine",
             "ef_search": self.effort,
             "deterministic": False,
-            "memory_bytes": len(self._table) * (self._table.dim + 8 * _LINKS + 17),
+            "memory_bytes": _needed_memory(len(self._table), self._table.dim),
         }

@@ -13,10 +13,12 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from timmscope.index.backend import Rows
 from timmscope.index.exact import Places
-from timmscope.index.refined import RefinedBackend, sample_places
+from timmscope.index.refined import Mask, RefinedBackend, sample_places
+from timmscope.index.scoring import scores
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
 from timmscope_registry import VectorIndexError
@@ -27,6 +29,11 @@ _FEWEST = 39
 _ROUNDS = 10
 """Rounds of k-means."""
 _MOST_LISTS = 1 << 16
+_THIN = 0.5
+"""A filter empties a neighbourhood that keeps less than so much of its share of the rows."""
+_SURE = 3
+"""Standard deviations of the codes' error by which the last candidate must be worse than the k-th
+answer, for there to be none better behind it."""
 _ID_BYTES = 8
 
 
@@ -64,6 +71,8 @@ class IVFBackend(RefinedBackend):
     Removed rows stay in their lists, unseen, until `compact` fills these again.
     """
 
+    _list_of: tuple[RowTable, npt.NDArray[np.int32]] | None = None
+
     def make_index(self, table: RowTable, held_out: Places) -> Any:
         """Train centres and codes on a sample, 64 rows a list."""
         faiss = faiss_library()
@@ -94,16 +103,60 @@ class IVFBackend(RefinedBackend):
         lists = int(self._index.nlist)
         return [1 << power for power in range(lists.bit_length())]
 
-    def candidates(self, queries: Rows, count: int, effort: int, selector: Any | None) -> Places:
+    def candidates(
+        self, queries: Rows, count: int, effort: int, selector: Any | None
+    ) -> tuple[Rows, Places]:
         """Read the lists nearest to each query."""
         faiss = faiss_library()
         settings = {"nprobe": effort} if selector is None else {"nprobe": effort, "sel": selector}
         with faiss_threads():
-            _, places = self._index.search(
+            found: tuple[Rows, Places] = self._index.search(
                 self.padded(queries), count, params=faiss.SearchParametersIVF(**settings)
             )
-        found: Places = places
         return found
+
+    def astray(
+        self, queries: Rows, found: tuple[Rows, Places], k: int, effort: int, allowed: Mask
+    ) -> Mask:
+        """Whether the lists nearest to a query hold less than half of their share of the rows.
+
+        With all lists read, whether a row that codes ranked behind all candidates may yet be one
+        of the `k` best: codes are wrong by as much for it as for the candidates.
+        """
+        if effort == self._index.nlist:
+            return self._unsure(queries, *found, k, int(allowed.sum()))
+        lists = self._lists()
+        sizes = np.bincount(lists, minlength=self._index.nlist)
+        kept = np.bincount(lists[allowed], minlength=self._index.nlist)
+        with faiss_threads():
+            _, near = self._index.quantizer.search(self.padded(queries), effort)
+        least = _THIN * allowed.mean()
+        thin = np.zeros(len(queries), bool)
+        for some in (near[:, : self.effort], near):
+            thin |= kept[some].sum(1) < least * sizes[some].sum(1)
+        return thin
+
+    def _unsure(self, queries: Rows, estimates: Rows, places: Places, k: int, allowed: int) -> Mask:
+        if places.shape[1] >= allowed:
+            return np.zeros(len(queries), bool)
+        sign = -1 if self._space == "ip" else 1
+        true = sign * scores(self._table, self._space, queries, places)
+        error = true - sign * estimates
+        bound = sign * estimates[:, -1] + error.mean(1) - _SURE * error.std(1)
+        return np.asarray(np.partition(true, k - 1, axis=1)[:, k - 1] > bound)
+
+    def _lists(self) -> npt.NDArray[np.int32]:
+        """The list of every row, by place."""
+        known = self._list_of
+        if known is not None and known[0] is self._table and len(known[1]) == len(self._table):
+            return known[1]
+        faiss = faiss_library()
+        lists = np.empty(len(self._table), np.int32)
+        for number in range(self._index.nlist):
+            if size := self._index.invlists.list_size(number):
+                lists[faiss.rev_swig_ptr(self._index.invlists.get_ids(number), size)] = number
+        self._list_of = (self._table, lists)
+        return lists
 
     def scan_bytes(self, effort: int) -> float:
         """Centres, which go through the caches quickly, and the codes in so many lists."""

@@ -17,18 +17,19 @@ import numpy.typing as npt
 
 from timmscope.index.backend import BuildHints, Exam, Ids, Rows, Space
 from timmscope.index.exact import ExactSearch, Places
+from timmscope.index.scoring import SPARE, decide, scores
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
 from timmscope.progress import task, track
+from timmscope_registry import VectorIndexError
 
-_SPARE = 16
-"""Candidates beyond k that are scored in float64, so that near ties come right."""
 _BLOCK = 1 << 16
 """Rows encoded at a time."""
 _QUERIES = 1024
 """Queries that FAISS sees at a time: those that read the same list share the reading."""
-_DECIDED = 128
-"""Queries whose best candidates are in memory at a time."""
+Mask = npt.NDArray[np.bool_]
+_CANDIDATES = 1 << 22
+"""Candidates in memory at a time."""
 _FIRST = 100
 """Queries that tell which efforts are too small to be measured with all."""
 _WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -43,6 +44,8 @@ _NEAR = 0.05
 """Efforts that miss the recall by more with the first queries are not measured with all."""
 _RUNS = 3
 """How often each setting is timed."""
+_LONGEST = 4e18
+"""Length of vectors whose squared distances fit in float32; FAISS aborts where they do not."""
 
 
 def sample_places(count: int, size: int, held_out: Places, seed: int) -> Places:
@@ -50,6 +53,12 @@ def sample_places(count: int, size: int, held_out: Places, seed: int) -> Places:
     places = np.random.default_rng(seed).permutation(count)
     places = places[np.argsort(np.isin(places, held_out), kind="stable")]
     return np.sort(places[:size])
+
+
+def _long(rows: Rows) -> Places:
+    """Numbers of the rows whose distances may leave float32."""
+    with np.errstate(over="ignore"):
+        return np.flatnonzero(np.einsum("ij,ij->i", rows, rows) > _LONGEST**2)
 
 
 class RefinedBackend(ABC):
@@ -86,8 +95,29 @@ class RefinedBackend(ABC):
         """How far the FAISS index may look, least first."""
 
     @abstractmethod
-    def candidates(self, queries: Rows, count: int, effort: int, selector: Any | None) -> Places:
-        """Places `(Q, count)` of likely neighbours, best first; -1 where there are no more."""
+    def candidates(
+        self, queries: Rows, count: int, effort: int, selector: Any | None
+    ) -> tuple[Rows, Places]:
+        """Likely neighbours, best first: estimated inner products or squared distances `(Q, count)`
+        and places `(Q, count)`, -1 where there are no more."""
+
+    @abstractmethod
+    def astray(
+        self, queries: Rows, found: tuple[Rows, Places], k: int, effort: int, allowed: Mask
+    ) -> Mask:
+        """Queries `(Q,)` around which a filter leaves too few rows for an effort to be enough.
+
+        Recall was measured without a filter: an effort reaches it when allowed rows are as
+        frequent near the query as everywhere. Those that a query wants may all be far from it
+        (cats, asked for with a dog), where codes and effort have to prove that they suffice.
+
+        Args:
+            queries: `(Q, dim)`.
+            found: what `candidates` gave.
+            k: how many are wanted.
+            effort: that was spent on them.
+            allowed: `(places,)`, which rows may be found.
+        """
 
     @abstractmethod
     def scan_bytes(self, effort: int) -> float:
@@ -108,7 +138,17 @@ class RefinedBackend(ABC):
         return self._table.live_ids
 
     def add(self, rows: Rows, ids: Ids) -> None:
-        """Append rows under their ids."""
+        """Append rows under their ids.
+
+        Raises:
+            VectorIndexError: a row is so long that distances leave float32.
+        """
+        long = _long(rows)
+        if len(long):
+            raise VectorIndexError(
+                f"the row with id {ids[long[0]]} is longer than {_LONGEST:.0e}, too long for codes "
+                "to compare in float32: use backend='flat' or metric='cosine'"
+            )
         first = len(self._table) if self._index is not None else 0
         self._table.append(rows, ids)
         if self._index is not None:
@@ -170,95 +210,59 @@ class RefinedBackend(ABC):
         few = places is not None and count <= max(_FEW, len(self) // _NARROW)
         if places is None and self._table.dropped:
             places = np.flatnonzero(self._table.live)
-        selector = None if few or places is None else self._selector(places)
+        mask = None
+        if places is not None:
+            mask = np.zeros(len(self._table), bool)
+            mask[places] = True
+        exactly = few or k * self.width > count // 2
         values = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
-        for start in range(0, len(queries), _QUERIES):
-            block = slice(start, start + _QUERIES)
+        step = max(1, min(_QUERIES, _CANDIDATES // (k * _WIDTHS[-1] + SPARE)))
+        for start in range(0, len(queries), step):
+            block = slice(start, start + step)
             part, into = queries[block], (values[block], found[block])
-            # With one row in n allowed, n times as far must be looked for as many of them.
             left = np.arange(len(part))
-            if not few:
-                left = self._search_block(part, k, selector, count / len(self), *into)
+            if not exactly and not len(_long(part)):
+                left = self._search_block(part, k, mask, *into)
             if len(left):
                 everything = ExactSearch(self._table, self._table.ids, self._space)
-                some = np.flatnonzero(self._table.live) if places is None else places
-                into[0][left], into[1][left] = everything.search(part[left], k, some)
+                into[0][left], into[1][left] = everything.search(part[left], k, places)
         return values, self._table.ids[found]
 
     def _search_block(
         self,
         queries: Rows,
         k: int,
-        selector: Any | None,
-        share: float,
+        allowed: Mask | None,
         values: Rows,
         found: Places,
     ) -> Places:
-        """Fill in the answers; gives the queries with fewer than `k` however far was looked."""
-        count = self.width * k + _SPARE
+        """Fill in the answers; gives the queries that only exact search can answer."""
         left = np.arange(len(queries))
-        for effort in self.efforts():
-            if effort < self.effort / share and effort != self.efforts()[-1]:
-                continue
-            places = self.candidates(queries[left], count, effort, selector)
-            enough = np.sum(places >= 0, axis=1) >= k
-            done = left[enough]
+        # With one row in n allowed, n times as far must be looked for as many of them.
+        effort = self.effort if allowed is None else self.effort / allowed.mean()
+        first = min((e for e in self.efforts() if e >= effort), default=self.efforts()[-1])
+        for effort, width in ((first, self.width), (self.efforts()[-1], _WIDTHS[-1])):
+            count = min(width * k + SPARE, len(self._table))
+            named = self.candidates(queries[left], count, effort, self._selector(allowed))
+            places = named[1]
+            good = np.sum(places >= 0, axis=1) >= k
+            if allowed is not None:
+                good &= ~self.astray(queries[left], named, k, effort, allowed)
+            done = left[good]
             if len(done):
-                for part in np.array_split(np.arange(len(done)), -(-len(done) // _DECIDED)):
-                    into, candidates = done[part], places[enough][part]
-                    values[into], found[into] = self._decide(queries[into], candidates, k)
-            left = left[~enough]
+                answers = decide(self._table, self._space, queries[done], places[good], k)
+                values[done], found[done] = answers
+            left = left[~good]
             if not len(left):
                 break
         return left
 
-    def _selector(self, places: Places) -> Any:
+    def _selector(self, allowed: Mask | None) -> Any | None:
         """What tells FAISS which rows count."""
-        faiss = faiss_library()
-        mask = np.zeros(len(self._table), bool)
-        mask[places] = True
-        return faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-
-    def _decide(self, queries: Rows, places: Places, k: int) -> tuple[Rows, Places]:
-        """The `k` best candidates: by float32 first, those near the top again in float64."""
-        ids = self._table.ids
-        order = self._order(self._scores(queries, places), places)
-        best = np.take_along_axis(places, order[:, : k + _SPARE], 1)
-        valid = best >= 0
-        best = np.where(valid, best, 0)
-        rows = self._table[best.ravel()].reshape(*best.shape, -1).astype(np.float64)
-        wide = queries.astype(np.float64)[:, None]
-        if self._space == "ip":
-            values = np.where(valid, (rows * wide).sum(2), -np.inf).astype(np.float32)
-        else:
-            values = np.where(valid, np.sqrt(np.square(rows - wide).sum(2)), np.inf)
-            values = values.astype(np.float32)
-        keys = -values if self._space == "ip" else values
-        order = np.lexsort((ids[best], keys), axis=1)[:, :k]
-        return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
-
-    def _order(self, scores: Rows, places: Places) -> Places:
-        """Best first, equal scores by id."""
-        keys = -scores if self._space == "ip" else scores
-        return np.lexsort((self._table.ids[places], keys), axis=1)
-
-    def _scores(self, queries: Rows, places: Places) -> Rows:
-        """Inner products or squared distances `(Q, n)` in float32; the worst where place is -1."""
-        faiss = faiss_library()
-        inner = self._space == "ip"
-        function = faiss.fvec_inner_products_by_idx if inner else faiss.fvec_L2sqr_by_idx
-        total = np.full(places.shape, -np.inf if inner else np.inf, np.float32)
-        queries = np.ascontiguousarray(queries, np.float32)
-        for first, rows in self._table.pieces:
-            inside = (places >= first) & (places < first + len(rows))
-            local = np.ascontiguousarray(np.where(inside, places - first, -1))
-            part = np.empty(places.shape, np.float32)
-            pointers = [faiss.swig_ptr(array) for array in (part, queries, rows, local)]
-            with faiss_threads():
-                function(*pointers, rows.shape[1], *places.shape)
-            total = np.where(inside, part, total)
-        return total
+        if allowed is None:
+            return None
+        return faiss_library().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
     # Choosing
 
@@ -311,24 +315,25 @@ class RefinedBackend(ABC):
         counts = []
         for start in range(0, len(exam.queries), _QUERIES):
             block = exam.part(slice(start, start + _QUERIES))
-            count = _WIDTHS[-1] * exam.k + _SPARE
-            places = self.candidates(block.queries, count, effort, None)
+            count = _WIDTHS[-1] * exam.k + SPARE
+            _, places = self.candidates(block.queries, count, effort, None)
             waiting = np.broadcast_to(self._waiting, (len(places), len(self._waiting)))
             found = np.cumsum(self._true(block, places), axis=1)
             counts.append(found + self._true(block, waiting).sum(1, keepdims=True))
         hits = np.minimum(np.concatenate(counts), exam.k)
-        ends = [min(width * exam.k + _SPARE, hits.shape[1]) - 1 for width in _WIDTHS]
+        ends = [min(width * exam.k + SPARE, hits.shape[1]) - 1 for width in _WIDTHS]
         shares: npt.NDArray[np.float64] = hits[:, ends].mean(0) / exam.k
         return shares
 
-    def _true(self, exam: Exam, places: Places) -> npt.NDArray[np.bool_]:
+    def _true(self, exam: Exam, places: Places) -> Mask:
         """Which places `(Q, n)` hold a true neighbour of their query."""
-        scores, worst = self._scores(exam.queries, places), exam.worst[:, None]
+        found = scores(self._table, self._space, exam.queries, places)
+        worst = exam.worst[:, None]
         slack = 1e-5 * np.abs(worst)  # float32 rounds scores that are the k-th one's
         if self._space == "ip":
-            good = scores >= worst - slack
+            good = found >= worst - slack
         else:
-            good = np.sqrt(np.maximum(scores, 0)) <= worst + slack
+            good = np.sqrt(np.maximum(found, 0)) <= worst + slack
         own = self._table.places(exam.own)[:, None]
         return np.asarray(good & (places >= 0) & (places != own) & self._table.live[places])
 

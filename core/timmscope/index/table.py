@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +82,7 @@ class RowTable:
         try:
             if self._spool is None:
                 self._spool = _unnamed(self._scratch)
+                weakref.finalize(self, self._spool.close)
             self._spool.write(np.ascontiguousarray(rows, np.float32).data)
         except OSError as error:
             raise VectorIndexError(

@@ -209,18 +209,22 @@ class VectorIndex:
         After `tune` alone only the record is written.
 
         Args:
-            path: by default ``STORE/index/LAYER.faiss``; needed for an index of an array.
+            path: by default ``STORE/index/LAYER.faiss``, or where an index of an array was loaded
+                from or saved to before.
 
         Raises:
             VectorIndexError: no path is known, or it cannot be written.
         """
         if path is None:
-            if self._store is None:
+            if self._store is not None:
+                target = index_path(self._store.path, self.record.layer)
+            elif self.path is not None:
+                target = self.path
+            else:
                 raise VectorIndexError(
                     f"the index of {self.record.layer!r} belongs to no store: "
                     "say where to, save('NAME.faiss')"
                 )
-            target = index_path(self._store.path, self.record.layer)
         else:
             target = Path(path)
         if self._changed or target != self.path:
@@ -388,7 +392,13 @@ class VectorIndex:
             VectorIndexError: wrong width, values that are not finite, `k` below 1, or a filter
                 that does not fit.
         """
-        queries = np.atleast_2d(np.asarray(vectors, np.float32))
+        try:
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused as such
+                queries = np.atleast_2d(np.asarray(vectors, np.float32))
+        except (TypeError, ValueError) as error:
+            raise VectorIndexError(
+                f"queries are no table of numbers ({error}): expected (Q, {self.dim})"
+            ) from error
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise VectorIndexError(
                 f"queries have shape {np.shape(vectors)}; the rows of {self.layer!r} have "
@@ -422,7 +432,7 @@ class VectorIndex:
                 fit.
         """
         row = self._row(row_id)
-        hits = self._search(row, k + 1 if exclude_self and k > 0 else k, where)
+        hits = self._search(row, _wanted(k) + exclude_self, where)
         if not exclude_self:
             return hits
         keep = np.flatnonzero(hits.ids[0] != row_id)[:k]
@@ -507,10 +517,9 @@ class VectorIndex:
             ) from None
 
     def _search(self, queries: Rows, k: int, where: Where | None) -> Hits:
-        if k < 1:
-            raise VectorIndexError(f"k is {k}: ask for at least one neighbour")
+        k = _wanted(k)
         allowed = None if where is None else allowed_ids(where, self.ids, self._store)
-        count = min(int(k), len(self) if allowed is None else len(allowed))
+        count = min(k, len(self) if allowed is None else len(allowed))
         if not count:
             empty = (len(queries), 0)
             return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32))
@@ -520,3 +529,14 @@ class VectorIndex:
         if self.metric == "cosine":
             values = np.clip(values, -1, 1)  # rounding of normalised rows
         return Hits(ids, values)
+
+
+def _wanted(k: int) -> int:
+    """Number of neighbours asked for.
+
+    Raises:
+        VectorIndexError: it is no whole number, or below 1.
+    """
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise VectorIndexError(f"k is {k}: expected a whole number of at least 1")
+    return int(k)

@@ -1,0 +1,79 @@
+"""The rows decide: candidates that codes named are scored by the rows themselves.
+
+Float32 ranks all of them, float64 those near the top, so that scores are exact and near ties come
+in the right order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from timmscope.index.backend import Rows, Space
+from timmscope.index.exact import Places
+from timmscope.index.table import RowTable
+from timmscope.index.threads import faiss_library, faiss_threads
+
+SPARE = 16
+"""Candidates beyond k that are scored in float64, so that near ties come right."""
+_BLOCK_BYTES = 64 << 20
+"""Size of the largest temporary, in float64."""
+
+
+def decide(
+    table: RowTable, space: Space, queries: Rows, places: Places, k: int
+) -> tuple[Rows, Places]:
+    """The `k` best candidates of each query, best first, equal values by ascending id.
+
+    Args:
+        table: the rows.
+        space: `ip` or `l2`.
+        queries: `(Q, dim)`.
+        places: `(Q, n)` of the candidates, at least `k` of each query not -1.
+        k: how many.
+
+    Returns:
+        Values `(Q, k)`, rounded from float64, and places `(Q, k)`.
+    """
+    values = np.empty((len(queries), k), np.float32)
+    found = np.empty((len(queries), k), np.int64)
+    step = max(1, _BLOCK_BYTES // (8 * table.dim * (k + SPARE)))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        values[part], found[part] = _decide(table, space, queries[part], places[part], k)
+    return values, found
+
+
+def _decide(
+    table: RowTable, space: Space, queries: Rows, places: Places, k: int
+) -> tuple[Rows, Places]:
+    keys = scores(table, space, queries, places)
+    order = np.lexsort((table.ids[places], -keys if space == "ip" else keys), axis=1)
+    best = np.take_along_axis(places, order[:, : k + SPARE], 1)
+    valid = best >= 0
+    best = np.where(valid, best, 0)
+    rows = table[best.ravel()].reshape(*best.shape, -1).astype(np.float64)
+    wide = queries.astype(np.float64)[:, None]
+    if space == "ip":
+        values = np.where(valid, (rows * wide).sum(2), -np.inf).astype(np.float32)
+    else:
+        values = np.where(valid, np.sqrt(np.square(rows - wide).sum(2)), np.inf).astype(np.float32)
+    order = np.lexsort((table.ids[best], -values if space == "ip" else values), axis=1)[:, :k]
+    return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
+
+
+def scores(table: RowTable, space: Space, queries: Rows, places: Places) -> Rows:
+    """Inner products or squared distances `(Q, n)` in float32; the worst where place is -1."""
+    faiss = faiss_library()
+    inner = space == "ip"
+    function = faiss.fvec_inner_products_by_idx if inner else faiss.fvec_L2sqr_by_idx
+    total = np.full(places.shape, -np.inf if inner else np.inf, np.float32)
+    queries = np.ascontiguousarray(queries, np.float32)
+    for first, rows in table.pieces:
+        inside = (places >= first) & (places < first + len(rows))
+        local = np.ascontiguousarray(np.where(inside, places - first, -1))
+        part = np.empty(places.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (part, queries, rows, local)]
+        with faiss_threads():
+            function(*pointers, rows.shape[1], *places.shape)
+        total = np.where(inside, part, total)
+    return total
