@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,42 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(VectorIndexError, match="cannot be written"):
         VectorIndex.from_array(ROWS).save(tmp_path / "file" / "rows.faiss")
+
+
+def test_what_a_killed_writer_left_is_cleared_away_by_the_next(saved: Path) -> None:
+    other = saved.with_name(".rows2.faiss.123.tmp")
+    for name in (".rows.faiss.123.tmp", ".rows.json.123.tmp", other.name):
+        saved.with_name(name).write_text("half")
+    VectorIndex.load(saved).save(saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == [
+        other.name,  # of another index
+        "rows.faiss",
+        "rows.json",
+    ]
+
+
+def test_writers_and_readers_at_the_same_time_see_whole_pairs(saved: Path) -> None:
+    indexes = [VectorIndex.from_array(ROWS[:n], backend="flat") for n in (20, 30)]
+    done = threading.Event()
+    seen: list[int] = []
+
+    def write(index: VectorIndex) -> None:
+        for number in range(40):
+            index.save(saved.with_name("other.faiss") if number % 4 == 0 else saved)
+
+    def read() -> None:
+        while not done.is_set():
+            index = VectorIndex.load(saved)
+            assert len(index) == index.record.count == len(index.search(ROWS[0], 50).ids[0])
+            seen.append(len(index))
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        writers = [pool.submit(write, index) for index in indexes]
+        for job in writers:
+            job.result(60)
+        done.set()
+        for job in readers:
+            job.result(60)
+    assert set(seen) <= {20, 30, 50}
+    assert len(seen) > 2

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +21,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from timmscope.index.metrics import Metric
 from timmscope_registry import VectorIndexError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, two writers are not told apart
+    fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
 _QUICK_BYTES = 64 << 20
@@ -92,8 +98,12 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
     waiting = _waiting(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _settle(path)
-        with _temporary(path) as draft, _temporary(record_path(path)) as draft_record:
+        with (
+            _alone(path),
+            _temporary(path) as draft,
+            _temporary(record_path(path)) as draft_record,
+        ):
+            _settle(path)
             write(draft)
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
@@ -117,7 +127,7 @@ def write_record(path: Path, record: IndexRecord) -> None:
         VectorIndexError: it cannot be written.
     """
     try:
-        with _temporary(record_path(path)) as draft:
+        with _alone(path), _temporary(record_path(path)) as draft:
             _write(draft, record)
             draft.replace(record_path(path))
             _sync(path.parent)
@@ -188,6 +198,34 @@ def _settle(path: Path) -> None:
 
 def _waiting(path: Path) -> Path:
     return record_path(path).with_suffix(".json.next")
+
+
+def stamp(path: Path) -> tuple[tuple[int, int, int] | None, ...]:
+    """Changes whenever an index or its record is replaced; a reader takes both from one time."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for file in (path, record_path(path)):
+        try:
+            status = file.stat()
+            stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        except OSError:
+            stamps.append(None)
+    return tuple(stamps)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for other writers to the folder, and clear away what killed ones left of this index."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+        for name in (path.name, record_path(path).name):
+            for draft in path.parent.glob(f".{escape(name)}.*.tmp"):
+                draft.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager

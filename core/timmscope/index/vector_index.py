@@ -16,7 +16,14 @@ import numpy.typing as npt
 
 from timmscope.index import building, upkeep
 from timmscope.index.backend import Backend, Ids, Rows, find_backend
-from timmscope.index.files import IndexRecord, index_path, read_record, write_index, write_record
+from timmscope.index.files import (
+    IndexRecord,
+    index_path,
+    read_record,
+    stamp,
+    write_index,
+    write_record,
+)
 from timmscope.index.filters import Where, allowed_ids
 from timmscope.index.kept import check_belongs, locate, missing_rows
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
@@ -303,6 +310,19 @@ class VectorIndex:
 
     @classmethod
     def _load(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
+        while True:
+            before = stamp(path)
+            try:
+                index = cls._read(path, store, verify, mmap)
+            except VectorIndexError:
+                if stamp(path) == before:
+                    raise
+            else:
+                if stamp(path) == before:
+                    return index
+
+    @classmethod
+    def _read(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
         record = read_record(path, verify=verify)
         kind, space = find_backend(record.backend), space_of(record.metric)
         try:
