@@ -57,6 +57,45 @@ def test_parts_are_mined_and_merged_to_the_store_of_one_run(
     assert (missing.status, missing.err) == (2, "timmscope: error: part 1 of 2 is missing\n")
 
 
+def test_a_batch_size_left_to_the_program_is_told_with_its_reason(
+    cli: Any, photos: Path, tmp_path: Path
+) -> None:
+    command = ["mine", MODEL, photos, "-l", "layer1", "--shard-size", 8, "--workers", 0]
+    said = cli(*command, "-o", "a.scope", "--batch-size", "auto")
+    assert said.status == 0
+    assert "timmscope: batch size 8: takes " in said.err
+    assert said.err.count("\n") == 1
+    facts = json.loads(cli(*command, "-o", "a.scope", "--json").out)
+    assert facts["batch_size"] == 8
+    assert json.loads((tmp_path / "a.scope" / "manifest.json").read_text())["batch_size"] == 8
+
+
+@pytest.mark.parametrize("text", ["auto ", "Auto", "0", "-3", "1.5", ""])
+def test_a_batch_size_that_is_none_is_one_clear_line(cli: Any, photos: Path, text: str) -> None:
+    said = cli("mine", MODEL, photos, "-o", "a.scope", f"--batch-size={text}")
+    wanted = f"timmscope: error: --batch-size {text!r}: expected a number of images, or auto\n"
+    assert (said.status, said.err) == (2, wanted)
+
+
+def test_what_bfloat16_costs_is_told_at_the_end_and_kept(
+    cli: Any, photos: Path, tmp_path: Path
+) -> None:
+    command = ["mine", MODEL, photos, "-o", "b.scope", "-l", "layer1,layer4", *SIZES]
+    said = cli(*command, "--precision", "bf16")
+    assert said.status == 0, said.err
+    table = said.out[said.out.index("bfloat16 error") :].splitlines()
+    assert table[0].split() == ["bfloat16", "error", "pooled", "max"]
+    kept = json.loads((tmp_path / "b.scope" / "manifest.json").read_text())["precision_error"]
+    assert kept["images"] == 4
+    for line, (layer, shares) in zip(table[2:4], kept["layers"].items(), strict=True):
+        expected = [f"{100 * shares[kind]:.2g}" for kind in ("pooled", "max")]
+        assert line.replace("%", "").split() == [layer, *expected]
+    assert table[4].endswith("on the first 4 images")
+    again = json.loads(cli(*command, "--json").out)
+    assert again["precision"] == "bfloat16"
+    assert again["precision_error"] == kept["layers"]
+
+
 @pytest.mark.parametrize("ranges", ["3", "a/b", "1/", "/2", "1.5/2", "-1/2"])
 def test_ranges_that_cannot_be_read_are_one_line(cli: Any, photos: Path, ranges: str) -> None:
     outcome = cli("mine", MODEL, photos, "-o", "s.scope", f"--ranges={ranges}")

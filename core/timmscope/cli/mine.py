@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from timmscope import Store
+    from timmscope.store.manifest import PrecisionError
 
 SHOWN = 10
 """Unreadable images named one by one; all are in the store."""
@@ -35,7 +36,7 @@ def mine(
     ] = (),
     maps: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     top_k: int | None = None,
-    batch_size: int | None = None,
+    batch_size: str | None = None,
     shard_size: int | None = None,
     precision: Literal["float32", "bfloat16", "bf16"] | None = None,
     ranges: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -63,11 +64,13 @@ def mine(
     top_k
         How many of the strongest images to keep for every unit; by default 100.
     batch_size
-        Images a forward; by default 32.
+        Images a forward; by default 32. ``auto``: as many as memory allows, up to 64 (256 on an
+        accelerator).
     shard_size
         Images in a file of the store; by default 1024.
     precision
-        Type of number the model runs in; by default float32.
+        Type of number the model runs in; by default float32. The error of bf16 (bfloat16) is
+        measured on the first images, told at the end and kept in the store.
     ranges
         ``i/n``: mine only the i-th of n parts, each with its own --output, at the same time or on
         several machines; ``timmscope merge`` joins them.
@@ -89,10 +92,10 @@ def mine(
             store,
             layers=_names(layers) or None,
             maps=_names(maps),
-            batch_size=batch_size,
+            batch_size=None if batch_size is None else _batch_size(batch_size),
             shard_size=shard_size,
             top_k=top_k,
-            precision="bfloat16" if precision == "bf16" else precision,
+            precision=precision,
             ranges=part,
             workers=workers,
         )
@@ -129,10 +132,40 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
                     layer: {int(unit): int(counts[unit]) for unit in counts.nonzero()[0]}
                     for layer, counts in odd.items()
                 },
+                "batch_size": manifest.batch_size,
+                "precision": manifest.precision,
+                "precision_error": manifest.precision_error and manifest.precision_error.layers,
                 "bytes": size,
             }
         )
         return
+    _layers(made)
+    if bad:
+        output.say()
+        output.table(("unreadable image", "reason"), [entry[1:] for entry in bad[:SHOWN]])
+        if len(bad) > SHOWN:
+            output.say(f"… and {len(bad) - SHOWN} more")
+    if manifest.precision_error is not None:
+        _precision(manifest.precision, manifest.precision_error)
+    output.say()
+    for layer, counts in odd.items():
+        output.say(_odd(layer, counts))
+    skipped = f", {len(bad)} of them unreadable and skipped" if bad else ""
+    part = "" if manifest.part is None else ", part {} of {}".format(*manifest.part)
+    output.say(
+        f"{named}: {manifest.image_count} images{part}{skipped}, through {manifest.model.id}; "
+        f"{size / 1e6:.1f} MB"
+    )
+    if manifest.part:
+        output.say("next: timmscope merge PARTS -o WHOLE.scope, once all parts are there")
+        return
+    gridded = [name for name, record in made.layers.items() if record.grid]
+    seen = (gridded or list(made.layers))[-1]
+    output.say(f"next: timmscope top {named} {seen} 0")
+    output.say(f"      timmscope search {named} IMAGE")
+
+
+def _layers(made: Store) -> None:
     output.table(
         ("layer", "layout", "units", "grid", "kept"),
         [
@@ -147,24 +180,28 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
         ],
         right=("units",),
     )
-    if bad:
-        output.say()
-        output.table(("unreadable image", "reason"), [entry[1:] for entry in bad[:SHOWN]])
-        if len(bad) > SHOWN:
-            output.say(f"… and {len(bad) - SHOWN} more")
+
+
+def _precision(name: str, error: PrecisionError) -> None:
+    """A table of a lower precision's error, layer by layer."""
+    kinds = list(dict.fromkeys(kind for row in error.layers.values() for kind in row))
     output.say()
-    for layer, counts in odd.items():
-        output.say(_odd(layer, counts))
-    skipped = f", {len(bad)} of them unreadable and skipped" if bad else ""
-    part = "" if manifest.part is None else ", part {} of {}".format(*manifest.part)
-    output.say(f"{named}: {manifest.image_count} images{part}{skipped}; {size / 1e6:.1f} MB")
-    if manifest.part:
-        output.say("next: timmscope merge PARTS -o WHOLE.scope, once all parts are there")
-        return
-    gridded = [name for name, record in made.layers.items() if record.grid]
-    seen = (gridded or list(made.layers))[-1]
-    output.say(f"next: timmscope top {named} {seen} 0")
-    output.say(f"      timmscope search {named} IMAGE")
+    output.table(
+        (f"{name} error", *kinds),
+        [
+            (layer, *("" if kind not in row else _percent(row[kind]) for kind in kinds))
+            for layer, row in error.layers.items()
+        ],
+        right=kinds,
+    )
+    output.say(
+        f"root mean square of the difference to float32, over that of the values; on the first "
+        f"{error.images} images"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "overflow" if share is None else f"{100 * share:.2g} %"
 
 
 def _odd(layer: str, counts: np.ndarray) -> str:
@@ -179,6 +216,16 @@ def _odd(layer: str, counts: np.ndarray) -> str:
 
 def _names(given: tuple[str, ...]) -> list[str]:
     return [name for text in given for name in text.split(",") if name]
+
+
+def _batch_size(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise ParameterError(
+            f"--batch-size {text!r}: expected a number of images, or auto", parameter="batch_size"
+        )
+    return int(text)
 
 
 def _part(text: str) -> tuple[int, int]:

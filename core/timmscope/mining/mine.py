@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from timmscope.images import Images, ImageSource, open_images
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ImageError, ParameterError, StoreError
 
+from .batch_size import choose_batch_size
 from .collectors import Collector
 from .feed import feed
 from .loader import Batches, load_batches
 from .lock import StoreLock
 from .plan import Plan, make_plan, plan_of
+from .precision import precision_error
 from .preparation import agree, part_of, prepare, present, require_some, require_space
 from .reductions import write_merged
 
@@ -36,7 +39,7 @@ def mine(
     maps: Sequence[str] = (),
     collectors: Iterable[Collector | str] = (),
     top_k: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int | Literal["auto"] | None = None,
     shard_size: int | None = None,
     precision: str | None = None,
     ranges: tuple[int, int] | None = None,
@@ -58,9 +61,12 @@ def mine(
         collectors: more collectors, beside pooled, extrema, top-k and statistics; a name stands
             for a plugin's, with its default parameters.
         top_k: strongest images kept of every unit (100).
-        batch_size: images a forward (32).
+        batch_size: images a forward (32); ``auto`` takes the largest power of two, up to 64 on a
+            processor and 256 on an accelerator, that the free memory allows, and says which. It
+            is part of the store: a pass that goes on keeps it, whatever is free by then.
         shard_size: images a shard (1024); at most that much work is lost when killed.
-        precision: ``float32`` (default) or ``bfloat16`` (autocast; rows are float32).
+        precision: ``float32`` (default), or ``bfloat16`` or ``bf16`` (autocast; rows are float32).
+            Its error against float32 is kept in ``store.manifest.precision_error``.
         ranges: (i, n) to mine only the i-th of n parts, counted from 1, each in a folder of its
             own, at the same time or on several machines; `merge` joins them.
         workers: processes that read images; the result does not depend on it. By default one a
@@ -77,6 +83,16 @@ def mine(
     folder = Path(out).resolve()
     if workers is not None and workers < 0:
         raise ParameterError(f"workers must not be negative: {workers}", parameter="workers")
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise ParameterError(
+            f"batch_size {batch_size!r}: expected a number of images, or auto",
+            parameter="batch_size",
+        )
+    if batch_size == "auto" and ranges is not None:
+        raise ParameterError(
+            "batch_size auto may come out differently for each part; give all parts one number",
+            parameter="batch_size",
+        )
     source = open_images(images)
     if not len(source):
         raise ImageError(f"{source!r} holds no image; name at least one")
@@ -90,10 +106,12 @@ def mine(
             maps=maps,
             collectors=collectors,
             top_k=top_k,
-            batch_size=batch_size,
+            batch_size=None if batch_size == "auto" else batch_size,
             shard_size=shard_size,
             precision=precision,
         )
+        if batch_size == "auto" and (old is None or not old.shards):
+            plan = replace(plan, batch_size=choose_batch_size(model, plan))
         new = plan.manifest(model, source)
         part = ranges if ranges is not None or old is None else old.part
         manifest = agree(folder, old, part_of(new, part), source)
@@ -151,6 +169,9 @@ def _run(
     if todo := manifest.missing:
         ranges = [batch for n in todo for batch in plan.ranges(*manifest.span(n))]
         require_space(folder, plan, sum(stop - start for start, stop in ranges))
+        if manifest.precision_error is None:
+            error = precision_error(model, plan, source)
+            manifest = manifest.model_copy(update={"precision_error": error})
         manifest.write(folder)
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
         batches = Batches(source, model.preprocessing, ranges)

@@ -48,6 +48,8 @@ SHARD_SIZE = 1024
 TOP_K = 100
 PRECISION = "float32"
 PRECISIONS = ("float32", "bfloat16")
+SHORT = {"bf16": "bfloat16"}
+"""Other names of precisions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,8 @@ class Plan:
                 raise ParameterError(f"{name} must be at least 1", parameter=name)
         if self.precision not in PRECISIONS:
             raise ParameterError(
-                f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}",
+                f"unknown precision {self.precision!r}; "
+                f"choose one of {', '.join([*PRECISIONS, *SHORT])}",
                 parameter="precision",
             )
         names = [collector.name for collector in self.collectors]
@@ -207,7 +210,7 @@ def make_plan(
         ),
         batch_size=BATCH_SIZE if batch_size is None else batch_size,
         shard_size=SHARD_SIZE if shard_size is None else shard_size,
-        precision=precision or PRECISION,
+        precision=SHORT.get(precision or "", precision or PRECISION),
         memory_format=_memory_format(model) if old is None else old.memory_format,
         folded=_folded(model, chosen) if old is None or old.folded else None,
     )

@@ -96,6 +96,17 @@ class ShardRecord(_Record):
     reduced: FileRecord
 
 
+class PrecisionError(_Record):
+    """How far a pass in a lower precision is from float32.
+
+    `layers` has, by layer and kind of row, the root mean square of the difference over that of the
+    values in float32, on the first `images` images; None where the lower precision overflowed.
+    """
+
+    images: int
+    layers: dict[str, dict[str, float | None]]
+
+
 class Manifest(_Record):
     """All of a store but its rows. `shards` maps a shard's number to its files."""
 
@@ -107,6 +118,8 @@ class Manifest(_Record):
     batch_size: int
     shard_size: int
     precision: str
+    precision_error: PrecisionError | None = None
+    """Of a pass in bfloat16: its error against float32. No part of the store's identity."""
     memory_format: str = "contiguous"
     """How the model's activations lie in memory: ``contiguous`` or ``channels_last``."""
     folded: bool = False
