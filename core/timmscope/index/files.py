@@ -109,30 +109,42 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
             record = record.model_copy(update={"size": size, "sha256": digest})
             _sync(draft)
             _write(draft_record, record)
-            draft_record.replace(waiting)
-            _sync(path.parent)
-            draft.replace(path)
-            _sync(path.parent)
-            waiting.replace(record_path(path))
-            _sync(path.parent)
+            with held(path, writing=True), held(draft, writing=True):
+                draft_record.replace(waiting)
+                _sync(path.parent)
+                draft.replace(path)
+                _sync(path.parent)
+                waiting.replace(record_path(path))
+                _sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise VectorIndexError(f"the index {path} cannot be written: {_line(error)}") from error
     return record
 
 
-def write_record(path: Path, record: IndexRecord) -> None:
+def write_record(path: Path, record: IndexRecord) -> bool:
     """Replace the record of an index whose file stays as it is.
+
+    Returns:
+        False, and nothing was written, where another index is there now.
 
     Raises:
         VectorIndexError: it cannot be written.
     """
     try:
         with _alone(path), _temporary(record_path(path)) as draft:
+            try:
+                old = read_record(path, verify=False)
+            except VectorIndexError:
+                return False
+            if old.sha256 != record.sha256:
+                return False
             _write(draft, record)
-            draft.replace(record_path(path))
-            _sync(path.parent)
+            with held(path, writing=True):
+                draft.replace(record_path(path))
+                _sync(path.parent)
     except OSError as error:
         raise VectorIndexError(f"{record_path(path)} cannot be written: {_line(error)}") from error
+    return True
 
 
 def _write(path: Path, record: IndexRecord) -> None:
@@ -200,16 +212,36 @@ def _waiting(path: Path) -> Path:
     return record_path(path).with_suffix(".json.next")
 
 
-def stamp(path: Path) -> tuple[tuple[int, int, int] | None, ...]:
-    """Changes whenever an index or its record is replaced; a reader takes both from one time."""
-    stamps: list[tuple[int, int, int] | None] = []
-    for file in (path, record_path(path)):
+@contextmanager
+def held(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Keep an index and its record a pair: nobody replaces them while another reads them."""
+    while True:
         try:
-            status = file.stat()
-            stamps.append((status.st_ino, status.st_mtime_ns, status.st_size))
-        except OSError:
-            stamps.append(None)
-    return tuple(stamps)
+            file = os.open(path, os.O_RDONLY)
+        except OSError:  # there is none to hold
+            yield
+            return
+        try:
+            _lock(file, writing=writing)
+            if _is_still(path, file):  # nobody replaced it meanwhile
+                yield
+                return
+        finally:
+            os.close(file)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _lock(descriptor: int, *, writing: bool) -> None:
+    """Wait for a lock that goes when the file is closed; some network file systems have none."""
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
 
 
 @contextmanager
@@ -217,9 +249,7 @@ def _alone(path: Path) -> Iterator[None]:
     """Wait for other writers to the folder, and clear away what killed ones left of this index."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(folder, fcntl.LOCK_EX)
+        _lock(folder, writing=True)
         for name in (path.name, record_path(path).name):
             for draft in path.parent.glob(f".{escape(name)}.*.tmp"):
                 draft.unlink(missing_ok=True)

@@ -18,9 +18,9 @@ from timmscope.index import building, upkeep
 from timmscope.index.backend import Backend, Ids, Rows, find_backend
 from timmscope.index.files import (
     IndexRecord,
+    held,
     index_path,
     read_record,
-    stamp,
     write_index,
     write_record,
 )
@@ -234,10 +234,9 @@ class VectorIndex:
                 )
         else:
             target = Path(path)
-        if self._changed or target != self.path:
+        unchanged = not self._changed and target == self.path
+        if not (unchanged and write_record(target, self.record)):
             self.record = write_index(target, self.record, self._backend.save)
-        else:
-            write_record(target, self.record)
         self.path, self._changed = target, False
         return target
 
@@ -310,16 +309,8 @@ class VectorIndex:
 
     @classmethod
     def _load(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
-        while True:
-            before = stamp(path)
-            try:
-                index = cls._read(path, store, verify, mmap)
-            except VectorIndexError:
-                if stamp(path) == before:
-                    raise
-            else:
-                if stamp(path) == before:
-                    return index
+        with held(path):
+            return cls._read(path, store, verify, mmap)
 
     @classmethod
     def _read(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
