@@ -7,13 +7,17 @@ import os
 import pickle
 import shutil
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from timmscope import reporting
 from timmscope.images import (
     ArraySource,
     FolderSource,
@@ -230,6 +234,111 @@ def test_a_damaged_member_is_one_bad_image(tmp_path: Path) -> None:
     for row in (0, 2):
         with pytest.raises(ImageError, match=rf"a.tar/{row}.png"):
             source.load(row)
+
+
+def test_a_tar_cut_or_damaged_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
+    members = {"0.png": png(0), "0.cls": b"7", "x" * 120 + ".png": png(1), "2.png": png(2)}
+    whole = make_tar(tmp_path / "whole.tar", members).read_bytes()
+    images = list(WebDatasetSource(tmp_path / "whole.tar").paths)
+    assert len(images) == 3
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        ends = [member.offset for member in archive.getmembers()]
+        end = archive.offset
+    cut = tmp_path / "cut.tar"
+    for size in sorted({*range(0, end + 512, 97), *ends, *(at + 512 for at in ends), end}):
+        cut.write_bytes(whole[:size])
+        if size < end + 512:
+            with pytest.raises(ImageError, match=r"cut\.tar: .*(cut short after|cannot read this)"):
+                WebDatasetSource(cut)
+        else:
+            assert len(WebDatasetSource(cut)) == 3
+    for at in ends[1:]:  # a header whose checksum is wrong ends the archive for tarfile
+        cut.write_bytes(whole[: at + 3] + b"\xff" + whole[at + 4 :])
+        with pytest.raises(ImageError, match=r"damaged after its member|cannot read this"):
+            WebDatasetSource(cut)
+
+
+def test_links_in_circles_keep_their_place_and_fail_to_load(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "2.png").symlink_to("3.png")
+    (tmp_path / "3.png").symlink_to("2.png")
+    source = FolderSource(tmp_path)
+    assert list(source.paths) == ["1.png", "2.png", "3.png"]
+    with pytest.raises(ImageError, match="Too many levels of symbolic links"):
+        source.load(1)
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "array", "tar"])
+def test_a_source_says_that_it_is_lost_only_when_nothing_is_left_of_it(
+    tmp_path: Path, kind: str
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    for number in range(40):
+        picture(number).save(home / f"{number}.png")
+    (home / "l.txt").write_text("\n".join(["absent.png", *(f"{n}.png" for n in range(40))]))
+    np.save(home / "a.npy", RAMP)
+    for number in range(3):
+        make_tar(home / f"{number}.tar", {"x.png": png(number)})
+    source = open_images(
+        {
+            "folder": home,
+            "list": home / "l.txt",
+            "array": home / "a.npy",
+            "tar": f"webdataset:{home}",
+        }[kind]
+    )
+    assert source.lost() == ""
+    for number in (0, 7, 39):
+        (home / f"{number}.png").unlink()
+    (home / "0.tar").unlink()
+    assert source.lost() == ""
+    copy = pickle.loads(pickle.dumps(source))
+    home.rename(tmp_path / "away")
+    assert source.lost() == copy.lost() == "No such file or directory"
+    (tmp_path / "away").rename(home)
+    assert copy.lost() == ""
+
+
+def test_a_large_folder_shows_progress_and_a_small_one_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for number in range(50):
+            (tmp_path / folder / f"{number}.jpg").touch()
+    seen: list[list[Any]] = []
+
+    class Recorder:
+        @contextmanager
+        def open(self, description: str, total: int | None) -> Iterator[Any]:
+            seen.append([description, total, 0])
+
+            def advance(steps: int) -> None:
+                seen[-1][2] += steps
+
+            yield advance
+
+    with reporting(Recorder()):
+        FolderSource(tmp_path).fingerprint()
+        assert seen == []
+        monkeypatch.setattr("timmscope.images.presence._PATIENCE_S", 0)
+        FolderSource(tmp_path).fingerprint()
+    assert seen == [["listing images", None, 102], ["checking images", 100, 100]]
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (4, 8, 8, 2), (4, 2, 8, 8, 3), (4, 5, 8, 8)])
+def test_an_array_of_another_shape_is_refused_with_those_that_fit(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(ImageError, match=r"holds \(4, .*expected images of shape \(N, H, W, 3\)"):
+        ArraySource(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", np.zeros((4, 8, 8), np.int64))
+    with pytest.raises(ImageError, match="images of type int64; expected uint8"):
+        ArraySource(tmp_path / "b.npy")
 
 
 def test_open_images_chooses_by_scheme_suffix_and_kind(tmp_path: Path) -> None:

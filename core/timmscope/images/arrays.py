@@ -15,6 +15,7 @@ from PIL import Image
 from timmscope_registry import ImageError
 
 from .decode import array_to_rgb
+from .presence import Presence
 from .source import ImageSource, PerProcess, digest_file
 from .tables import LabelTable, StringTable
 
@@ -54,6 +55,7 @@ class ArraySource(ImageSource):
         self._labels = self._read_labels(arrays)
         self._paths = StringTable(f"{self._file.name}[{i}]" for i in range(self._shape[0]))
         self._array: PerProcess[Any] = PerProcess(self._open)
+        self._presence = Presence(1, lambda _: str(self._file))
         self.location = f"array:{self._file}?key={self._key}"
 
     def __len__(self) -> int:
@@ -77,6 +79,10 @@ class ArraySource(ImageSource):
         except (OSError, ValueError, KeyError) as error:
             raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
         return array_to_rgb(pixels, name)
+
+    def lost(self) -> str:
+        """Say why the file can no longer be reached, or nothing."""
+        return self._presence.lost()
 
     def fingerprint(self) -> str:
         """Digest of the array's name, shape and type, and of 1,024 samples of the file."""
@@ -131,7 +137,8 @@ class ArraySource(ImageSource):
 
 
 def _choose(arrays: dict[str, tuple[tuple[int, ...], str]], wanted: str, file: Path) -> str:
-    listing = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "nothing"
+    listing = ", ".join(f"{name} {shape}".strip() for name, (shape, _) in arrays.items())
+    listing = listing or "nothing"
     if wanted:
         if wanted not in arrays:
             raise ImageError(f"{file}: no array {wanted!r}; it holds {listing}", path=file)
@@ -140,6 +147,12 @@ def _choose(arrays: dict[str, tuple[tuple[int, ...], str]], wanted: str, file: P
     for name in fitting:
         if len(fitting) == 1 or name.rsplit("/", 1)[-1].lower() in _IMAGE_NAMES[:2]:
             return name
+    if not fitting:
+        raise ImageError(
+            f"{file}: holds {listing}; expected images of shape (N, H, W, 3), (N, H, W) or "
+            "(N, 3, H, W)",
+            path=file,
+        )
     raise ImageError(
         f"{file}: {len(fitting)} arrays look like images (N, H, W, 3); it holds {listing}; "
         "pick one with ?key=NAME",

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,9 @@ from timmscope_registry import ImageError
 
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
+
+# Pillow warns from half its limit on; here an image is read or refused. Others' filters go first.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 _ALPHA_MODES = ("PA", "RGBA", "LA", "La", "RGBa")
 
@@ -88,11 +93,9 @@ def _open(path: str | os.PathLike[str] | BinaryIO, label: str, max_pixels: int) 
         if image.width * image.height > max_pixels:
             raise _too_large(label, f"{image.width}x{image.height} pixels", max_pixels)
         image.load()
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # a damaged EXIF block says nothing about the pixels
-            upright = image
-        rgb = to_rgb(upright, label)
+        with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+            ImageOps.exif_transpose(image, in_place=True)  # a copy of a panorama takes 0.5 GB
+        rgb = to_rgb(image, label)
         return rgb.copy() if rgb is image else rgb
 
 

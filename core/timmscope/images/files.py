@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from natsort import natsorted
@@ -13,6 +13,7 @@ from PIL import Image
 from timmscope_registry import ImageError
 
 from .decode import open_image
+from .presence import Presence, tracked, unless_quick
 from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, decode, encode
 
@@ -50,9 +51,11 @@ class FileSource(ImageSource):
         location: str = "",
     ) -> None:
         self._root = os.fspath(root)
-        self._paths = StringTable(os.fspath(path) for path in paths)
+        names = (os.fspath(path) for path in paths)
+        self._paths = paths if isinstance(paths, StringTable) else StringTable(names)
         table = None if labels is None else LabelTable(labels)
         self._labels = table if table is not None and table.names else None
+        self._presence = Presence(len(self._paths), self._name)
         self.location = location
 
     def __len__(self) -> int:
@@ -70,18 +73,25 @@ class FileSource(ImageSource):
 
     def file(self, index: int) -> Path:
         """Where the image lies on disk."""
-        return Path(self._root, self._paths[index])
+        return Path(self._name(index))
+
+    def _name(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index])  # noqa: PTH118 (a million times)
 
     def load(self, index: int) -> Image.Image:
         """Return one image as upright 8-bit RGB; `ImageError` when it cannot be read."""
         return open_image(self.file(index))
 
+    def lost(self) -> str:
+        """Say why none of up to 16 files that were there at first can be reached, or nothing."""
+        return self._presence.lost()
+
     def fingerprint(self) -> str:
         """Digest of names, sizes and sampled contents."""
         digest = hashlib.sha256()
         stride = max(1, -(-len(self) // SAMPLED_FILES))
-        for index, path in enumerate(self._paths):
-            file = self.file(index)
+        for index, path in enumerate(tracked(self._paths, "checking images")):
+            file = os.path.join(self._root, path)  # noqa: PTH118
             digest.update(encode(path) + b"\0" + encode(_label(self._labels, index)) + b"\0")
             if index % stride == 0:
                 digest.update(digest_file(file, 2))
@@ -104,8 +114,9 @@ class FolderSource(FileSource):
         if not root.is_dir():
             what = "not a folder" if root.exists() else "no such folder"
             raise ImageError(f"{root}: {what}; name a folder of images", path=root)
-        paths = list(_walk(os.fspath(root), "", ()))
-        if not paths:
+        with unless_quick("listing images") as step:
+            paths = StringTable(_walk(os.fspath(root), "", (), step))
+        if not len(paths):
             raise ImageError(
                 f"{root}: no images in this folder or below it (looked for "
                 f"{', '.join(sorted(IMAGE_SUFFIXES)[:6])} …)",
@@ -146,37 +157,54 @@ class ListSource(FileSource):
         )
 
 
-def _walk(root: str, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(
+    root: str, below: str, above: tuple[tuple[int, int], ...], step: Callable[[], None]
+) -> Iterator[str]:
     """Yield relative paths; `above` holds the folders that contain this one, against loops."""
     folder = os.path.join(root, below)  # noqa: PTH118 (a million times: strings, not Path)
+    wanted: dict[str, bool] = {}  # name to whether it is a folder
     try:
         status = os.stat(folder)  # noqa: PTH116
-        names = os.listdir(folder)  # noqa: PTH208
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        with os.scandir(folder) as entries:  # knows most types without asking for each
+            for entry in entries:
+                step()
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    if name != OUTPUT_FOLDER and not name.endswith(STORE_SUFFIX):
+                        wanted[name] = True
+                elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and (  # noqa: PTH122
+                    entry.is_symlink() or entry.is_file()
+                ):
+                    wanted[name] = False  # a broken link fails to load, and is reported
     except OSError as error:
         raise ImageError(f"{folder}: cannot read this folder ({error.strerror})") from error
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
     # sorted() first: names that natural order deems equal must not depend on the file system
-    for name in natsorted(sorted(name for name in names if not name.startswith("."))):
+    for name in natsorted(sorted(wanted)):
         path = f"{below}/{name}" if below else name
-        full = os.path.join(folder, name)  # noqa: PTH118
-        if os.path.isdir(full):  # noqa: PTH112
-            if name == OUTPUT_FOLDER or name.endswith(STORE_SUFFIX):
-                continue
-            yield from _walk(root, path, (*above, here))
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and (  # noqa: PTH122
-            os.path.isfile(full) or os.path.islink(full)  # noqa: PTH113, PTH114
-        ):
-            yield path  # a broken link is an image that fails to load, and is reported
+        if wanted[name]:
+            yield from _walk(root, path, (*above, here), step)
+        else:
+            yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in circles
+        return False
 
 
 def _label(labels: Sequence[str | None] | None, index: int) -> str:
     return "" if labels is None else labels[index] or ""
 
 
-def _size(file: Path) -> int:
+def _size(file: str) -> int:
     try:
-        return file.stat().st_size
+        return os.stat(file).st_size  # noqa: PTH116
     except OSError:
         return -1

@@ -57,6 +57,14 @@ class ImageSource(ABC):
     def fingerprint(self) -> str:
         """A digest that changes when the names, their order or the images change."""
 
+    def lost(self) -> str:
+        """Say why no image can be reached any more, or nothing while some can.
+
+        A pass asks after an image that it could not read: a disk that goes away ends it, instead
+        of being recorded as a million unreadable images.
+        """
+        return ""
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.location!r}, {len(self)} images>"
 
@@ -88,6 +96,10 @@ class ByName(ImageSource):
     def paths(self) -> Sequence[str]:
         """The names."""
         return self._names
+
+    def lost(self) -> str:
+        """What the other source says."""
+        return self._source.lost()
 
     def fingerprint(self) -> str:
         """Digest of the other source and the names."""

@@ -17,6 +17,7 @@ from timmscope_registry import ImageError
 
 from .decode import open_image
 from .files import IMAGE_SUFFIXES
+from .presence import Presence, tracked
 from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, encode
 
@@ -38,7 +39,7 @@ class WebDatasetSource(ImageSource):
         names: list[str] = []
         labels: list[str | None] = []
         where: list[tuple[int, int, int]] = []
-        for number, tar in enumerate(self._tars):
+        for number, tar in enumerate(tracked(self._tars, "listing archives")):
             self._index(number, tar, names, labels, where)
         if not names:
             raise ImageError(f"{location}: no image in {len(self._tars)} archive(s)")
@@ -46,6 +47,7 @@ class WebDatasetSource(ImageSource):
         table = LabelTable(labels)
         self._labels = table if table.names else None
         self._where = np.asarray(where, dtype=np.int64)  # (N, 3): archive, offset, bytes
+        self._presence = Presence(len(self._tars), lambda number: str(self._tars[number]))
         pattern = Path(os.fspath(location)).absolute()
         self.location = f"webdataset:{pattern}"
 
@@ -77,6 +79,10 @@ class WebDatasetSource(ImageSource):
         if not data:
             raise ImageError(f"{name}: the file is empty (0 bytes)", path=name)
         return open_image(io.BytesIO(data), name=name)
+
+    def lost(self) -> str:
+        """Say why none of up to 16 archives can be reached any more, or nothing."""
+        return self._presence.lost()
 
     def fingerprint(self) -> str:
         """Digest of the members' names, labels, sizes and of 1,024 samples of each archive."""
@@ -114,12 +120,32 @@ class WebDatasetSource(ImageSource):
                         content = archive.extractfile(member)
                         assert content is not None  # a regular file has content
                         classes[key] = content.read().decode("utf-8", "replace").strip()
+                _require_end(archive, tar)
         except (tarfile.TarError, OSError) as error:
             raise ImageError(
-                f"{tar}: cannot read this archive ({error}); expected a plain, uncompressed tar",
+                f"{tar}: cannot read this archive ({error}); expected a whole, uncompressed tar",
                 path=tar,
             ) from error
         labels.extend(classes.get(key) for key in keys)
+
+
+def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
+    """`tarfile` takes a damaged or cut header for the end, and all that follows would be missing.
+
+    Raises:
+        ImageError: there is no end mark where the last member ends.
+    """
+    with tar.open("rb") as file:
+        file.seek(archive.offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != tarfile.NUL * tarfile.BLOCKSIZE:
+        what = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut short"
+        last = archive.getmembers()[-1].name
+        raise ImageError(
+            f"{tar}: the archive is {what} after its member {last} (byte {archive.offset}); "
+            "fetch or make it again, or leave it out",
+            path=tar,
+        )
 
 
 def _tars(location: str) -> list[Path]:
