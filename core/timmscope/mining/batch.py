@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from timmscope_registry.hooks import Layer
+from timmscope_registry import UnsupportedModel
 
 from .blame import blame, declared_rows
 from .plan import Plan
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
+    from timmscope_registry.hooks import Layer
 
 
 def reduce_batch(
@@ -31,6 +32,7 @@ def reduce_batch(
         start: id of the first image, for messages.
 
     Raises:
+        UnsupportedModel: a layer's shape varies with the images.
         PluginError: a collector failed, or returned other rows than it declared; names it, the
             layer and the images.
     """
@@ -38,6 +40,11 @@ def reduce_batch(
 
     def reduce(layer: Layer) -> Callable[[Tensor], None]:
         def look(activation: Tensor) -> None:
+            if len(activation) != len(images):
+                raise UnsupportedModel(
+                    f"layer {layer.name} gave {len(activation)} rows for the {len(images)} images "
+                    f"from {start} on; choose a layer of constant shape"
+                )
             kinds = rows[layer.name] = {}
             for collector in plan.rows[layer.name]:
                 with blame(collector, layer.name, start, start + len(images)):

@@ -7,6 +7,7 @@ cannot be read. So every forward sees the same batches whatever was killed or da
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from timmscope.images import ImageSource
-from timmscope_registry import ImageError, StoreError
+from timmscope_registry import ImageError, StoreError, TimmscopeError
 
 if TYPE_CHECKING:
     from timmscope.models import Preprocessing
@@ -44,11 +45,12 @@ class Loaded:
     reasons: list[str]
 
 
-class Batches(Dataset[Loaded | StoreError]):
+class Batches(Dataset[Loaded | TimmscopeError]):
     """Ranges of ids as loaded batches; pickles to a worker as long as its source does.
 
     A batch that finds no room in shared memory is an error handed over as a value: torch would
-    lose an exception of the thread that sends it, and its reader would wait for ever.
+    lose an exception of the thread that sends it, and its reader would wait for ever. So is one
+    whose images are all gone with their disk, which torch would wrap in a traceback.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Batches(Dataset[Loaded | StoreError]):
     def __len__(self) -> int:
         return len(self._ranges)
 
-    def __getitem__(self, index: int) -> Loaded | StoreError:
+    def __getitem__(self, index: int) -> Loaded | TimmscopeError:
         start, stop = self._ranges[index]
         images = torch.empty((stop - start, *self._preprocessing.input_size))
         if get_worker_info() is not None:
@@ -88,6 +90,11 @@ class Batches(Dataset[Loaded | StoreError]):
             except Exception as error:  # one image must not end a pass over a million
                 reason = f"{type(error).__name__}: {error}"
             if reason:
+                if lost := self._source.lost():
+                    return ImageError(
+                        f"{self._source.location or 'the images'}: can no longer be reached "
+                        f"({lost}); bring them back and start again: finished shards are kept"
+                    )
                 images[row] = GREY
                 reason = " ".join(reason.split())[:_LONGEST_REASON]
             sizes.append(size)
@@ -107,6 +114,7 @@ def load_batches(
 
     Raises:
         StoreError: a worker died, or found no memory to hand its images over.
+        ImageError: the images as a whole are gone.
     """
     loader = DataLoader(
         batches,
@@ -119,21 +127,24 @@ def load_batches(
         generator=torch.Generator(),  # else it would draw from the caller's random state
     )
     iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise StoreError(
-                "a process that reads images died, most likely for lack of memory; "
-                "start again with fewer workers: finished shards are kept"
-            ) from error
-        if isinstance(batch, StoreError):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise StoreError(
+                    "a process that reads images died, most likely for lack of memory; "
+                    "start again with fewer workers: finished shards are kept"
+                ) from error.with_traceback(None)
+            if isinstance(batch, TimmscopeError):
+                raise batch
+            yield batch
+    finally:  # an error that is remembered must not keep the workers; collected later, they hang
+        del iterator
 
 
 def _as_is(batch: T) -> T:
@@ -142,3 +153,4 @@ def _as_is(batch: T) -> T:
 
 def _quiet(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    warnings.filterwarnings("ignore", module="PIL")  # an odd image that can be read is no news
