@@ -18,14 +18,15 @@ def verify(
     device: str | None = None,
     json: output.Flag = False,
 ) -> None:
-    """Check every shard of a store by checksum and by reading it; exit status 2 if damaged.
+    """Check every shard and index of a store by checksum and by reading; exit status 2 if damaged.
 
     Parameters
     ----------
     store
         Store that ``timmscope mine`` made.
     repair
-        Mine damaged and missing shards again; the others stay as they are.
+        Mine damaged and missing shards again, and build damaged indexes again; the others stay as
+        they are.
     images
         Where the images are now, if they have moved since; for --repair.
     device

@@ -73,6 +73,11 @@ class IndexRecord(BaseModel):
     size: int = 0
     sha256: str = ""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `VectorIndex.build` that the index was made with."""
+        return {"metric": self.metric, **self.facts.get("asked", {})}
+
 
 def index_path(store: Path, layer: str) -> Path:
     """Where a store keeps the index of a layer."""
@@ -182,6 +187,14 @@ def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
     else:
         what = "was altered: its SHA-256 is not the one recorded"
     raise VectorIndexError(f"the index {path} {what}: build it again")
+
+
+def any_record(path: Path) -> IndexRecord | None:
+    """The record of an index file, which may be damaged or gone; None where it is lost as well."""
+    for candidate in (record_path(path), _waiting(path)):
+        with suppress(VectorIndexError):
+            return _parse(candidate)
+    return None
 
 
 def _parse(path: Path) -> IndexRecord:

@@ -361,7 +361,7 @@ class VectorIndex:
     @property
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `build` that this index was made with."""
-        return {"metric": self.metric, **self.record.facts.get("asked", {})}
+        return self.record.settings
 
     @property
     def ids(self) -> Ids:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from timmscope.index.joining import join_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
 from timmscope.store.files import place
@@ -47,7 +48,8 @@ def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLik
     The result is the same as that of one pass, byte for byte, in whatever order the parts are
     named. Shards are hard links where the file system allows it, else copies; each is checked
     against its checksum. The images' location is that of the first part. Interrupted and called
-    again, it goes on where it stopped. Search indices are not joined: build one over the whole.
+    again, it goes on where it stopped. Where parts have an index of a layer, one over all rows is
+    built with the settings of the first of them.
 
     Args:
         parts: stores, or their folders; any whose shards together are all.
@@ -92,6 +94,7 @@ def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLik
         require_some(folder, whole)
         if not whole.complete:
             whole = write_merged(folder, whole, reducers_of(whole))
+        join_indexes([(part.name, part.folder) for part in found], Store(folder, whole))
     return Store(folder, whole)
 
 

@@ -1,4 +1,4 @@
-"""Checks every file of a store, and mines the damaged ones again."""
+"""Checks every file of a store, and makes the damaged ones again."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def verify(
     model: HookedModel | None = None,
     images: Images | None = None,
 ) -> Report:
-    """Check every file of a store against its checksum, and read it.
+    """Check every file of a store against its checksum, and read it; its indexes as well.
 
     Args:
         path: the store.
-        repair: mine damaged shards again (and those the pass has not reached); all others stay
-            as they are.
+        repair: mine damaged shards again (and those the pass has not reached), and build damaged
+            indexes again with their settings; all others stay as they are.
         model: the model for that; by default the manifest's, loaded by its id.
         images: the images for that; by default the manifest's, opened at their location.
 
@@ -74,6 +74,10 @@ def verify(
         StoreError: no store there, or the manifest's model or images cannot be opened.
         StoreMismatch: model or images are not those the store was made from.
     """
+    from timmscope.index.checking import examine_indexes, index_files, rebuild_index
+
+    from .store import Store
+
     folder = Path(path).resolve()
     manifest = Manifest.read(folder)
     files = ShardFiles(folder, manifest)
@@ -83,26 +87,35 @@ def verify(
         for name, record in track(expected.items(), "verifying", total=len(expected))
         if (reason := _examine(files, name, record))
     ]
+    indexes = examine_indexes(Store(folder, manifest))
+    checked = len(expected) + len(index_files(folder))
     missing = tuple(manifest.missing)
-    if not repair or not (damage or missing):
-        return Report(checked=len(expected), damage=tuple(damage), missing=missing)
+    if not repair:
+        damage += [Damage(item.file, item.reason) for item in indexes]
+        return Report(checked=checked, damage=tuple(damage), missing=missing)
 
-    from timmscope.mining import resume  # mining writes stores, so it imports this package
+    repaired: list[str] = []
+    changed: list[str] = []
+    if damage or missing:
+        from timmscope.mining import resume  # mining writes stores, so it imports this package
 
-    bad = {item.file for item in damage}
-    redo = {
-        number
-        for number in manifest.shards
-        if bad & {shards.rows_file(number), shards.reduced_file(number)}
-    }
-    resume(folder, redo=redo, model=model, images=images)
-    after = _expected(Manifest.read(folder))
-    repaired = tuple(item.file for item in damage if item.file in after)
+        bad = {item.file for item in damage}
+        redo = {
+            number
+            for number in manifest.shards
+            if bad & {shards.rows_file(number), shards.reduced_file(number)}
+        }
+        resume(folder, redo=redo, model=model, images=images)
+        manifest = Manifest.read(folder)
+        after = _expected(manifest)
+        repaired = [item.file for item in damage if item.file in after]
+        changed = [name for name in repaired if after[name] != expected[name]]
+        if changed:  # an index of the lost rows is out of date now
+            indexes = examine_indexes(Store(folder, manifest))
+    repaired += [item.file for item in indexes if rebuild_index(Store(folder, manifest), item)]
+    damage += [Damage(item.file, item.reason) for item in indexes]
     return Report(
-        checked=len(expected),
-        damage=tuple(damage),
-        repaired=repaired,
-        changed=tuple(name for name in repaired if after[name] != expected[name]),
+        checked=checked, damage=tuple(damage), repaired=tuple(repaired), changed=tuple(changed)
     )
 
 

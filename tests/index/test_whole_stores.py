@@ -1,0 +1,263 @@
+"""`verify` looks at indexes, and `merge` joins them, as both do with rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.mining.synthetic import LAYER, write_synthetic
+
+from timmscope import Store, VectorIndex
+from timmscope.mining import merge
+from timmscope.progress import reporting
+from timmscope.store import verify
+
+FILE = f"index/{LAYER}.faiss"
+COUNT, SHARD = 3000, 250
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with an index of lists. Do not change it."""
+    store = write_synthetic(
+        tmp_path_factory.mktemp("store") / "s.scope",
+        COUNT,
+        width=16,
+        shard_size=SHARD,
+        unreadable=[7],
+    )
+    VectorIndex.build(store.layer(LAYER), metric="l2", backend="ivf", recall=0.9, seed=2).save()
+    return store.path
+
+
+@pytest.fixture
+def own(mined: Path, tmp_path: Path) -> Path:
+    """A copy, to be damaged."""
+    return shutil.copytree(mined, tmp_path / "own.scope")
+
+
+def truncate(store: Path) -> None:
+    os.truncate(store / FILE, 5000)
+
+
+def flip(store: Path) -> None:
+    data = bytearray((store / FILE).read_bytes())
+    data[len(data) // 2] ^= 4
+    (store / FILE).write_bytes(data)
+
+
+def edit_record(store: Path, **changes: Any) -> None:
+    path = (store / FILE).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def other_rows(store: Path) -> None:
+    edit_record(store, shards={"0": "0" * 64})
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    r"has 5000 bytes, \d+ were written": truncate,
+    "was altered: its SHA-256": flip,
+    "there is no index": lambda store: (store / FILE).unlink(),
+    r"was built before 1 of the shards \(first 0\) of .* changed": other_rows,
+    "holds rows of module:synthetic, and .* other weights": lambda store: edit_record(
+        store, weights_sha256="1" * 64
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGE)
+def test_a_damaged_index_is_named_and_made_again_with_its_settings(
+    own: Path, mined: Path, reason: str
+) -> None:
+    assert verify(own).ok
+    assert verify(own).checked == COUNT // SHARD * 2 + 2  # of shards, reductions and the index
+    DAMAGE[reason](own)
+    report = verify(own)
+    assert [item.file for item in report.damage] == [FILE]
+    assert not report.ok
+    assert re.search(reason, report.damage[0].reason)
+    repaired = verify(own, repair=True)
+    assert (repaired.repaired, repaired.changed, repaired.ok) == ((FILE,), (), True)
+    assert (own / FILE).read_bytes() == (mined / FILE).read_bytes()
+    assert VectorIndex.load(own).settings == VectorIndex.load(mined).settings
+    assert verify(own).ok
+
+
+def test_an_index_whose_settings_are_lost_is_left_and_said_to_be(own: Path) -> None:
+    (own / FILE).with_suffix(".json").unlink()
+    before = (own / FILE).read_bytes()
+    with pytest.warns(UserWarning, match="cannot be made again .*settings.*timmscope index build"):
+        report = verify(own, repair=True)
+    assert (report.repaired, report.ok) == ((), False)
+    assert "json is missing" in report.damage[0].reason
+    assert (own / FILE).read_bytes() == before
+
+
+def test_an_index_that_rows_were_taken_out_of_is_not_made_again_with_them(own: Path) -> None:
+    index = VectorIndex.load(own)
+    index.remove([3, 4])
+    index.save()
+    flip(own)
+    with pytest.warns(UserWarning, match="2 rows were taken out of it"):
+        assert not verify(own, repair=True).ok
+
+
+def test_an_index_that_lacks_new_rows_is_no_damage(tmp_path: Path) -> None:
+    store = write_synthetic(tmp_path / "s", 40, width=8, shard_size=10, shards=[0, 1])
+    VectorIndex.build(store.layer(LAYER)).save()
+    write_synthetic(tmp_path / "s", 40, width=8, shard_size=10)
+    report = verify(tmp_path / "s")
+    assert report.ok
+    with pytest.warns(UserWarning, match="20 rows"):
+        VectorIndex.load(tmp_path / "s")
+
+
+def test_the_command_names_a_damaged_index_and_exits_with_2(own: Path) -> None:
+    def run(*arguments: str) -> Any:
+        return subprocess.run(
+            [Path(sys.executable).with_name("timmscope"), "verify", own, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    truncate(own)
+    found = run("--json")
+    assert found.returncode == 2
+    assert json.loads(found.stdout)["damage"][0]["file"] == FILE
+    assert run("--repair").returncode == 0
+    assert json.loads(run("--json").stdout)["ok"]
+
+
+# Parts
+
+
+def parts_of(folder: Path, settings: dict[str, Any] | None) -> list[Path]:
+    """The store in two parts, each with an index."""
+    half = COUNT // SHARD // 2
+    made = []
+    for number, shards in enumerate((range(half), range(half, 2 * half))):
+        part = write_synthetic(
+            folder / f"p{number}.scope",
+            COUNT,
+            width=16,
+            shard_size=SHARD,
+            unreadable=[7],
+            shards=list(shards),
+        )
+        if settings is not None:
+            VectorIndex.build(part.layer(LAYER), **settings).save()
+        made.append(part.path)
+    return made
+
+
+SETTINGS: dict[str, Any] = {"metric": "l2", "backend": "ivf", "recall": 0.9, "seed": 2}
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    files = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(store)): path.read_bytes() for path in files}
+
+
+def test_merged_parts_have_the_index_of_one_run(mined: Path, tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, SETTINGS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = merge(parts, tmp_path / "whole.scope")
+    assert contents(whole.path) == contents(mined)
+    status = (whole.path / FILE).stat()
+    merge(parts[::-1], whole.path)  # again: nothing to do
+    assert (whole.path / FILE).stat().st_ino == status.st_ino
+
+
+def test_the_first_part_with_an_index_decides_and_the_others_are_named(
+    mined: Path, tmp_path: Path
+) -> None:
+    first, second = parts_of(tmp_path, SETTINGS)
+    VectorIndex.build(Store.open(second).layer(LAYER), metric="cosine", recall=0.8).save()
+    with pytest.warns(UserWarning, match=r"settings of p0.scope; p1.scope has another \(metric="):
+        whole = merge([second, first], tmp_path / "a.scope")
+    assert (whole.path / FILE).read_bytes() == (mined / FILE).read_bytes()
+    shutil.rmtree(first / "index")
+    with pytest.warns(UserWarning, match=r"settings of p1.scope; p0.scope has none"):
+        whole = merge([first, second], tmp_path / "b.scope")
+    assert VectorIndex.load(whole).settings["metric"] == "cosine"
+    (second / FILE).with_suffix(".json").unlink()
+    with pytest.warns(UserWarning, match=r"an index of p1.scope is left out: .*json is missing"):
+        whole = merge([first, second], tmp_path / "c.scope")
+    assert not (whole.path / "index").exists()
+
+
+def test_parts_without_an_index_merge_to_a_store_without_one(tmp_path: Path) -> None:
+    whole = merge(parts_of(tmp_path, None), tmp_path / "whole.scope")
+    assert not (whole.path / "index").exists()
+
+
+def test_rows_taken_out_of_a_part_are_said_to_be_back(tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, SETTINGS)
+    index = VectorIndex.load(parts[0])
+    index.remove([1, 2])
+    index.save()
+    with pytest.warns(UserWarning, match=r"2 rows that were taken out of that of p0.scope"):
+        whole = merge(parts, tmp_path / "whole.scope")
+    assert len(VectorIndex.load(whole)) == COUNT - 1
+
+
+def test_an_index_that_cannot_be_built_leaves_the_store_merged(tmp_path: Path) -> None:
+    half = parts_of(tmp_path, {**SETTINGS, "memory": 40_000})
+    with pytest.warns(UserWarning, match=r"whole.scope gets no index of features: .*needs"):
+        whole = merge(half, tmp_path / "whole.scope")
+    assert whole.complete
+    assert np.isfinite(whole.layer(LAYER).pooled[:5]).all()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["indexing", "training", "measuring recall"])
+def test_a_merge_stopped_while_it_builds_an_index_ends_well(
+    mined: Path, tmp_path: Path, moment: str
+) -> None:
+    class Stopping:
+        @contextmanager
+        def open(self, description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+            if description == moment:
+                raise Killed
+            yield lambda steps: None
+
+    parts = parts_of(tmp_path, SETTINGS)
+    with pytest.raises(Killed), reporting(Stopping()):
+        merge(parts, tmp_path / "whole.scope")
+    assert not (tmp_path / "whole.scope" / FILE).exists()
+    whole = merge(parts, tmp_path / "whole.scope")
+    assert contents(whole.path) == contents(mined)
+
+
+def test_a_merge_killed_while_it_saves_an_index_ends_well(mined: Path, tmp_path: Path) -> None:
+    parts = parts_of(tmp_path, SETTINGS)
+    code = f"""
+import os
+from timmscope.index.table import RowTable
+from timmscope.mining import merge
+from timmscope.progress import reporting
+RowTable.write = lambda *arguments: os.kill(os.getpid(), 9)  # the codes are written
+merge({[str(part) for part in parts]!r}, {str(tmp_path / "whole.scope")!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -9
+    assert [path.suffix for path in (tmp_path / "whole.scope" / "index").iterdir()] == [".tmp"]
+    whole = merge(parts, tmp_path / "whole.scope")
+    assert contents(whole.path) == contents(mined)
