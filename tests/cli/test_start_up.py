@@ -51,3 +51,13 @@ def test_importing_the_package_imports_nothing_heavy(fresh: Fresh) -> None:
     version, *modules = done.stdout.split()
     assert version[0].isdigit()
     assert set(modules) & HEAVY == set()
+
+
+def test_reading_a_store_imports_no_models(fresh: Fresh) -> None:
+    done = fresh(
+        "import sys\n"
+        "from timmscope import Collector, Store, UnitReport, VectorIndex, mine, top_patches\n"
+        "print(*sys.modules)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) & {"timm", "torchvision"} == set()

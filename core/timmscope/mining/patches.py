@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.images import Images
-from timmscope.receptive_fields import Box, FieldKind, ReceptiveField, receptive_field
 from timmscope.store import Store, TopEntry
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
+    from timmscope.receptive_fields import Box, FieldKind, ReceptiveField
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def top_patches(
             missing.
         ParameterError: no such kind of field, or the condition is wrong.
     """
+    from timmscope.receptive_fields import receptive_field
+
     source = store.source(images)
     entries = store.layer(layer).top(unit, k, where=where)
     if not entries:

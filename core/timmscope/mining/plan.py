@@ -25,7 +25,6 @@ from timmscope_registry import (
     get_registry,
     import_string,
 )
-from timmscope_registry.hooks import LOGITS, Layer
 
 from .blame import declared_columns, storable_state
 from .collectors import (
@@ -42,6 +41,7 @@ from .collectors import (
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
+    from timmscope_registry.hooks import Layer
 
 BATCH_SIZE = 32
 SHARD_SIZE = 1024
@@ -276,6 +276,8 @@ def default_layers(model: HookedModel) -> list[str]:
     configuration calls so, or else the first of those that end the model with as many units as it
     has classes.
     """
+    from timmscope_registry.hooks import LOGITS
+
     spatial, feature = None, None
     config = getattr(model.module, "pretrained_cfg", None) or {}
     heads = config.get("classifier") or ()

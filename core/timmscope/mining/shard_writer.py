@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -15,11 +16,13 @@ import numpy as np
 from timmscope.images.tables import encode
 from timmscope.store import FileRecord, ShardRecord, shards
 from timmscope.store.files import GuardedFile, new_hdf5
-from timmscope_registry.hooks import Layer
 
 from .blame import blame, storable_state
 from .collectors import Collector, LayerBatch
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from timmscope_registry.hooks import Layer
 
 CRASH_VARIABLE = "TIMMSCOPE_CRASH_AT"
 """For tests: ``point:shard`` kills the process there; points are `begun`, `reduced`, `rows` and
