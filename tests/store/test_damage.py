@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from tests.mining.synthetic import write_synthetic
 
 from timmscope.store import Store, files, verify
 from timmscope_registry import StoreCorrupted, StoreError, TimmscopeError
@@ -91,14 +92,29 @@ def test_only_readers_of_the_damaged_shard_are_stopped(known: Any) -> None:
     assert caught.value.shard == "shards/00002.h5"
 
 
-def test_swapped_shards_are_noticed(known: Any) -> None:
-    one, two = known.path / "shards/00000.h5", known.path / "shards/00001.h5"
-    keep = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(keep)
-    assert {d.file for d in verify(known.path).damage} == {"shards/00000.h5", "shards/00001.h5"}
-    with pytest.raises(StoreCorrupted, match=r"instead of"):
+def swap(one: Path, two: Path) -> None:
+    keep = one.with_name("keep")
+    one.rename(keep)
+    two.rename(one)
+    keep.rename(two)
+
+
+def test_swapped_shards_are_noticed_and_both_named(known: Any, tmp_path: Path) -> None:
+    even = write_synthetic(tmp_path / "even", 30, shard_size=10, width=4, clusters=10).path
+    sizes = {}
+    for store in (known.path, even):
+        one, two = store / "shards/00000.h5", store / "shards/00001.h5"
+        sizes[store] = len({one.stat().st_size, two.stat().st_size})
+        swap(one, two)
+        assert {d.file: d.reason for d in verify(store).damage} == {
+            "shards/00000.h5": "it holds what belongs into shards/00001.h5",
+            "shards/00001.h5": "it holds what belongs into shards/00000.h5",
+        }
+    assert sizes == {known.path: 2, even: 1}
+    with pytest.raises(StoreCorrupted, match=r"bytes instead of"):
         known.open().layer("head").pooled[0]
+    with pytest.raises(StoreCorrupted, match=r"holds images 10 to 19 instead of 0 to 9"):
+        Store.open(even).layer("features").pooled[0]
 
 
 def test_a_shard_of_another_range_is_refused_even_at_equal_size(known: Any) -> None:

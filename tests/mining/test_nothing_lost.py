@@ -1,0 +1,141 @@
+"""Merges killed at any moment and disks that fill up cost nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from timmscope import HookedModel
+from timmscope.mining import merge, mine
+from timmscope.store import Manifest, Store, verify
+from timmscope.store.shards import rows_file
+from timmscope_registry import StoreError
+
+SETTINGS: dict[str, Any] = {
+    "layers": ["layer1", "global_pool"],
+    "maps": ["layer2"],
+    "batch_size": 5,
+    "shard_size": 6,
+    "top_k": 6,
+    "workers": 0,
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(
+    small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """One uninterrupted pass. Do not change it."""
+    return mine(small_model, pictures, tmp_path_factory.mktemp("w") / "whole", **SETTINGS).path
+
+
+@pytest.fixture(scope="module")
+def halves(
+    small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """The same in two parts. Do not change them."""
+    folder = tmp_path_factory.mktemp("h")
+    return [
+        mine(small_model, pictures, folder / f"p{i}", ranges=(i, 2), **SETTINGS).path
+        for i in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.soak)])
+def test_merges_killed_at_random_moments_end_in_the_bytes_of_one_pass(
+    halves: list[Path], whole: Path, tmp_path: Path, kills: int
+) -> None:
+    script = Path(__file__).with_name("killing_merges.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(kills), *map(str, halves)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(0 < count < 7 for count in json.loads(done.stdout)), "no kill hit a merge"
+    expected = contents(whole)
+    others = list(tmp_path.iterdir())
+    assert len(others) > kills // 4
+    for other in others:
+        assert contents(other) == expected, other.name
+        assert not list(other.rglob("*.tmp"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A small disk of its own; call it with a number of bytes to give it another size."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def resize(size: int) -> Path:
+        option = f"size={-(-size // 4096) * 4096}" + (",remount" if place.is_mount() else "")
+        command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(place)]
+        subprocess.run(command, check=True, capture_output=True)
+        return place
+
+    try:
+        resize(1 << 20)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("may not mount a file system here")
+    yield resize
+    with suppress(OSError):
+        subprocess.run(["umount", "-l", str(place)], check=False, capture_output=True)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["mine", "merge"])
+def test_a_disk_that_fills_up_is_one_line_and_once_there_is_room_the_rest_follows(
+    small_model: HookedModel,
+    pictures: Path,
+    halves: list[Path],
+    whole: Path,
+    disk: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    share: float,
+) -> None:
+    def run(out: Path) -> Store:
+        if kind == "merge":
+            return merge(halves, out)
+        return mine(small_model, pictures, out, **SETTINGS)
+
+    expected = contents(whole)
+    total = sum(-(-len(data) // 4096) * 4096 for data in expected.values())
+    usage = shutil.disk_usage(whole)
+    with monkeypatch.context() as lie:  # the disk is filled by others, after it was asked
+        lie.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
+        out = disk(int(share * total)) / "s"
+        with pytest.raises(StoreError, match="the disk is full") as caught:
+            run(out)
+        assert "\n" not in str(caught.value)
+        assert not list(out.rglob("*.tmp"))
+        left = {name: data for name, data in contents(out).items() if name.endswith(".h5")}
+        assert all(expected[name] == data for name, data in left.items())
+        assert bool(left) == (share > 0.2)
+        if left:
+            assert verify(out).damage == ()
+    disk(4 * total)
+    listed = Manifest.read(out).shards if left else {}
+    kept = {n: (out / rows_file(n)).stat().st_ino for n in listed}
+    assert contents(run(out).path) == expected
+    assert {n: (out / rows_file(n)).stat().st_ino for n in kept} == kept
