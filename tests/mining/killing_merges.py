@@ -25,7 +25,7 @@ def child(parts: list[Path], out: Path, copy: bool) -> int:
     pid = os.fork()
     if pid == 0:
         if copy:
-            Path.hardlink_to = no_links  # type: ignore[method-assign,assignment]
+            Path.hardlink_to = no_links  # type: ignore[method-assign]
         try:
             merge(parts, out)
         except BaseException as error:
