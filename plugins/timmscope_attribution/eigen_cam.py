@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timmscope import CamTechnique, HookedModel, Objective, layer_activation
+from timmscope import CamTechnique, HookedModel, Objective, TechniqueError, layer_activation
 
 
 class EigenCAM(CamTechnique):
@@ -28,12 +28,17 @@ class EigenCAM(CamTechnique):
 
         Raises:
             LayerNotFound: there is no such layer.
-            TechniqueError: the layer has no grid.
+            TechniqueError: the layer has no grid, or its activation is not finite.
         """
         layer = self.mapped_layer(model, objective)
         score, activation = layer_activation(model, images, objective, layer.name)
         cells = layer.spatial(activation)
         cells = cells if cells.dtype == torch.float64 else cells.float()
+        if not bool(torch.isfinite(cells).all()):
+            raise TechniqueError(
+                f"the activation of {layer.name!r} holds NaN or infinite values, which have no "
+                "principal component; choose an earlier layer"
+            )
         maps = self.weigh(cells, cells)
         return (maps.relu() if self.relu else maps), score
 

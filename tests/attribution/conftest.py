@@ -17,12 +17,15 @@ def _awaken(module: nn.Module, seed: int = 7) -> None:
     """Fresh models are half asleep (last norms of residual branches start at zero): wake them."""
     generator = torch.Generator().manual_seed(seed)
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             shape = part.weight.shape
             part.weight.data = 0.5 + torch.rand(shape, generator=generator)
             part.bias.data = 0.2 * torch.randn(shape, generator=generator)
             part.running_mean = 0.1 * torch.randn(shape, generator=generator)
             part.running_var = 0.5 + torch.rand(shape, generator=generator)
+        biases = getattr(part, "attention_biases", None)
+        if isinstance(biases, nn.Parameter):  # LeViT's tokens would all come out alike
+            biases.data = 3 * torch.randn(biases.shape, generator=generator)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from timmscope import HookedModel, class_logit, load_model, technique
+from timmscope import HookedModel, TechniqueError, class_logit, technique
 from timmscope_registry.hooks import fingerprint
 
 GradCAM = technique("grad-cam")
@@ -62,11 +62,48 @@ def by_hand(
     return total
 
 
+def with_ten_classes(name: str) -> str:
+    return f"random:{name.replace('&num_classes=10', '')}&num_classes=10"
+
+
+GRADIENT_CAMS = ["grad-cam", "grad-cam++", "xgrad-cam", "layer-cam", "eigen-cam"]
+POOLED_AND_LINEAR = ("resnet18", "efficientnet", "tf_", "densenet", "regnety", "swin", "mixer",
+                     "levit")  # fmt: skip
+RECTIFIED = ("resnet18", "tf_", "vgg", "densenet", "regnety")
+
+
+@pytest.mark.parametrize("name", [row[0] for row in ARCHITECTURES])
+def test_every_class_activation_map_has_the_layers_grid_or_says_why_not(name, awake):
+    model = awake(with_ten_classes(name))
+    images = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
+    grid = model.layers[dict((row[0], row[1]) for row in ARCHITECTURES)[name]].grid
+
+    def found(kind: str) -> tuple[int, ...]:
+        raw = technique(kind)(relu=False)(model, images, class_logit(CLASSES)).raw
+        assert bool((raw.amax((1, 2)) > raw.amin((1, 2))).all())
+        return tuple(raw.shape[1:])
+
+    for kind in GRADIENT_CAMS:
+        assert found(kind) == grid
+    if name.startswith(POOLED_AND_LINEAR):
+        assert found("cam") == grid
+    else:
+        with pytest.raises(TechniqueError, match=r"one linear layer to the classes.*use grad-cam"):
+            found("cam")
+    if name.startswith(RECTIFIED):
+        assert found("guided-grad-cam") == model.input_size[1:]
+    else:
+        with pytest.raises(TechniqueError, match=r"has \d+ (GELU|SiLU|Hardswish) .*use saliency"):
+            found("guided-grad-cam")
+
+
 @pytest.mark.parametrize(
     ("name", "layer", "layout", "prefix"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES]
 )
-def test_the_default_layer_gives_the_map_by_hand_and_leaves_no_trace(name, layer, layout, prefix):
-    model = load_model(f"random:{name}")
+def test_the_default_layer_gives_the_map_by_hand_and_leaves_no_trace(
+    name, layer, layout, prefix, awake
+):
+    model = awake(with_ten_classes(name))
     images = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
     before = fingerprint(model.module)
     result = GradCAM(relu=False)(model, images, class_logit(CLASSES))

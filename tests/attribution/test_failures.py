@@ -100,3 +100,9 @@ def test_classes_that_do_not_fit_are_refused(vit, images, goal):
 def test_a_batch_size_below_one_is_refused(vit, images):
     with pytest.raises(ParameterError, match="batch_size is 0: expected an int, 1 or more"):
         Saliency()(vit, images, 3, batch_size=0)
+
+
+def test_an_activation_that_is_not_finite_has_no_eigen_cam(pooled_linear, noise):
+    pooled_linear.module.features.weight.data[2] = float("nan")
+    with pytest.raises(TechniqueError, match=r"'features' holds NaN or infinite values"):
+        technique("eigen-cam")(layer="features")(pooled_linear, noise, 1)

@@ -8,6 +8,7 @@ from torch import nn
 
 from timmscope import (
     HookedModel,
+    TechniqueError,
     channel,
     class_logit,
     direction,
@@ -144,11 +145,23 @@ def test_a_batch_in_pieces_gives_the_same_maps(name, pooled_linear, noise):
     assert torch.equal(whole.maps, again.maps)
 
 
-def test_a_constant_map_is_shown_without_nan(pooled_linear):
+def test_a_layer_that_is_alike_in_all_cells_has_no_map(pooled_linear, noise):
     flat = torch.full((1, 3, 8, 8), 0.5)
-    result = SignedCAM(pooled_linear, flat, 1)
-    assert float(result.raw.max() - result.raw.min()) < 1e-7 < float(result.raw.abs().max())
-    assert bool(torch.isfinite(result.normalised()).all())
+    mixed = torch.cat([noise[:1].float(), flat])
+    with pytest.raises(TechniqueError, match=r"same everywhere for image 1: .* is of one colour"):
+        SignedCAM(pooled_linear, mixed, 1)
+    tiled = noise[:1, :, :2, :2].repeat(1, 1, 4, 4)  # each cell sees the same patch
+    with pytest.raises(TechniqueError, match=r"image 0: what is mapped is alike in all its cells"):
+        SignedCAM(pooled_linear, tiled, 1)
+    with pytest.raises(TechniqueError, match=r"it has one cell; choose an earlier layer"):
+        SignedCAM(pooled_linear, noise[:1, :, :2, :2], 1)
+
+
+def test_a_constant_map_is_shown_without_nan(linear_model):
+    linear_model.module.fc.weight.data[1] = 2
+    result = Saliency()(linear_model, torch.full((1, 3, 4, 4), 0.5), 1)
+    assert bool((result.maps == 2).all())
+    assert bool((result.normalised() == 0).all())
     picture = result.pictures()["overlay-000"]
     assert bool(torch.isfinite(picture).all())
     result.figure()

@@ -162,7 +162,8 @@ class AttributionTechnique(Technique):
         Raises:
             ImageError: the images are not RGB in [0, 1].
             ObjectiveError: the objective does not fit the model.
-            TechniqueError: a map is all zero or not finite, so it explains nothing.
+            TechniqueError: a map is zero everywhere, not finite, or over a layer's grid and the
+                same in all cells: it explains nothing.
             ParameterError: `batch_size` is less than 1.
         """
         return attribute_together([self], model, images, objective, seed, batch_size)[0]
@@ -264,12 +265,31 @@ def _checked(
         raise TechniqueError(
             f"the map of {title} is zero everywhere for image {rows}: {technique.why_zero()}"
         )
+    flat = _flat(raw).nonzero().flatten().tolist()
+    if flat and raw.shape[1:] != images.shape[2:]:  # over a layer's grid
+        rows = ", ".join(str(start + row) for row in flat[:5])
+        why = _why_flat(raw, images[flat[0]])
+        raise TechniqueError(f"the map of {title} is the same everywhere for image {rows}: {why}")
     if len(parts) > 1:
         scores = parts[1]
     else:
         with torch.no_grad():
             scores = model.score(images, objective)
     return _Chunk(raw, _kept(scores, model), _kept(parts[2], model) if len(parts) > 2 else None)
+
+
+def _flat(maps: Tensor) -> Tensor:
+    """Whether a map `(B, h, w)` has one value but for rounding, `(B,)`."""
+    span = maps.amax((1, 2)) - maps.amin((1, 2))
+    return span <= 16 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2))
+
+
+def _why_flat(raw: Tensor, image: Tensor) -> str:
+    if raw[0].numel() == 1:
+        return "it has one cell; choose an earlier layer, or give larger images"
+    if bool(_flat(image).all()):
+        return "the image is of one colour, so no place differs from another"
+    return "what is mapped is alike in all its cells; choose an earlier layer"
 
 
 def _kept(values: Tensor, model: HookedModel) -> Tensor:
