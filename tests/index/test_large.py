@@ -232,7 +232,8 @@ def test_tuning_is_kept_without_writing_the_rows_again(tmp_path: Path) -> None:
 def test_a_recall_out_of_reach_is_a_warning_with_the_best_reached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("timmscope.index.refined._WIDTHS", (1, 2))
+    monkeypatch.setattr("timmscope.index.refined.WIDTHS", (1, 2))
+    monkeypatch.setattr("timmscope.index.tuning.WIDTHS", (1, 2))
     with pytest.warns(UserWarning, match=r"reaches a recall of 0\.\d+ at best, not 1\.0"):
         index = VectorIndex.from_array(
             np.random.default_rng(2).normal(size=(5000, 64)),

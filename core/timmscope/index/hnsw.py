@@ -15,6 +15,7 @@ from timmscope.index.exact import Places
 from timmscope.index.refined import Mask, RefinedBackend, sample_places
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope.index.tuning import steps
 from timmscope_registry import VectorIndexError
 
 _LINKS = 32
@@ -60,7 +61,7 @@ class HNSWBackend(RefinedBackend):
 
     def efforts(self) -> list[int]:
         """Numbers of nodes kept in view during a search."""
-        return [16 << power for power in range(9)]
+        return steps(16, 4096)
 
     def candidates(
         self, queries: Rows, count: int, effort: int, selector: Any | None

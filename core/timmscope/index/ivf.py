@@ -21,6 +21,7 @@ from timmscope.index.refined import Mask, RefinedBackend, sample_places
 from timmscope.index.scoring import scores
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope.index.tuning import steps
 from timmscope_registry import VectorIndexError
 
 _POINTS = 64
@@ -100,8 +101,7 @@ class IVFBackend(RefinedBackend):
 
     def efforts(self) -> list[int]:
         """Numbers of lists to read."""
-        lists = int(self._index.nlist)
-        return [1 << power for power in range(lists.bit_length())]
+        return steps(1, int(self._index.nlist))
 
     def candidates(
         self, queries: Rows, count: int, effort: int, selector: Any | None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Self
 
 import numpy as np
@@ -20,7 +19,8 @@ from timmscope.index.exact import ExactSearch, Places
 from timmscope.index.scoring import SPARE, decide, scores
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
-from timmscope.progress import task, track
+from timmscope.index.tuning import WIDTHS, Setting, Shares, quickest, settings_for
+from timmscope.progress import task
 from timmscope_registry import VectorIndexError
 
 _BLOCK = 1 << 16
@@ -30,20 +30,10 @@ _QUERIES = 1024
 Mask = npt.NDArray[np.bool_]
 _CANDIDATES = 1 << 22
 """Candidates in memory at a time."""
-_FIRST = 100
-"""Queries that tell which efforts are too small to be measured with all."""
-_WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128)
-"""Candidates to each neighbour asked for, as tried by `tune`."""
 _NARROW = 64
 """A filter that leaves fewer than one row in so many is searched exactly,"""
 _FEW = 5_000
 """and so is one that leaves no more than this."""
-_DOUBT = 4
-"""Estimated costs may be wrong by this factor; within it, settings are timed."""
-_NEAR = 0.05
-"""Efforts that miss the recall by more with the first queries are not measured with all."""
-_RUNS = 3
-"""How often each setting is timed."""
 _LONGEST = 4e18
 """Length of vectors whose squared distances fit in float32; FAISS aborts where they do not."""
 
@@ -81,7 +71,7 @@ class RefinedBackend(ABC):
         self._hints = hints
         self._index: Any = None
         self._waiting: Places = np.empty(0, np.int64)
-        self.effort, self.width = 1, _WIDTHS[-1]
+        self.effort, self.width = 1, WIDTHS[-1]
         self._speed: float | None = None
 
     # What a subclass says
@@ -217,7 +207,7 @@ class RefinedBackend(ABC):
         exactly = few or k * self.width > count // 2
         values = np.empty((len(queries), k), np.float32)
         found = np.empty((len(queries), k), np.int64)
-        step = max(1, min(_QUERIES, _CANDIDATES // (k * _WIDTHS[-1] + SPARE)))
+        step = max(1, min(_QUERIES, _CANDIDATES // (k * WIDTHS[-1] + SPARE)))
         for start in range(0, len(queries), step):
             block = slice(start, start + step)
             part, into = queries[block], (values[block], found[block])
@@ -242,7 +232,7 @@ class RefinedBackend(ABC):
         # With one row in n allowed, n times as far must be looked for as many of them.
         effort = self.effort if allowed is None else self.effort / allowed.mean()
         first = min((e for e in self.efforts() if e >= effort), default=self.efforts()[-1])
-        for effort, width in ((first, self.width), (self.efforts()[-1], _WIDTHS[-1])):
+        for effort, width in ((first, self.width), (self.efforts()[-1], WIDTHS[-1])):
             count = min(width * k + SPARE, len(self._table))
             named = self.candidates(queries[left], count, effort, self._selector(allowed))
             places = named[1]
@@ -268,62 +258,35 @@ class RefinedBackend(ABC):
 
     def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
         """Use the cheapest effort and width that reach a recall; see `Backend.tune`."""
-        few = exam.part(slice(_FIRST))
-        efforts = [e for e in self.efforts() if self._recalls(few, e)[-1] > recall - _NEAR]
-        efforts = efforts or self.efforts()[-1:]
-        reached: list[tuple[float, float, int, int]] = []
-        cheapest = np.inf
-        for effort in track(efforts, "measuring recall"):
-            if self.scan_bytes(effort) > cheapest * (_DOUBT if timed else 1):
-                break  # looking further can only cost more
-            for width, share in zip(_WIDTHS, self._recalls(exam, effort).tolist(), strict=True):
-                cost = self.scan_bytes(effort) + self._refine_bytes(width * exam.k)
-                reached.append((share, cost, effort, width))
-                if share >= recall:
-                    cheapest = min(cheapest, cost)
-        enough = sorted((item for item in reached if item[0] >= recall), key=lambda item: item[1])
-        if not enough:
-            best = max(share for share, *_ in reached)
-            enough = [min((r for r in reached if r[0] >= best), key=lambda item: item[1])]
+        enough = settings_for(self, exam, recall, doubt=timed)
+        chosen, self._speed = enough[0], None
         if timed:
-            limit = _DOUBT * enough[0][1]
-            self._use_quickest(exam, [item for item in enough if item[1] <= limit])
-        else:
-            (_, _, self.effort, self.width), self._speed = enough[0], None  # the cheapest
+
+            def search(setting: Setting) -> object:
+                self.effort, self.width = setting.effort, setting.width
+                return self.search(exam.queries, min(exam.k + 1, len(self)))
+
+            chosen, seconds = quickest(enough, search)
+            self._speed = float(f"{len(exam.queries) / seconds:.3g}")
+        self.effort, self.width = chosen.effort, chosen.width
         self._encode(self._waiting)
         self._waiting = self._waiting[:0]
-        chosen = (self.effort, self.width)
-        return next(share for share, _, *setting in reached if tuple(setting) == chosen)
+        return chosen.share
 
-    def _use_quickest(self, exam: Exam, settings: list[tuple[float, float, int, int]]) -> None:
-        """Time the least width that suffices at each effort, and use the quickest."""
-        least = {item[2]: item for item in reversed(settings)}
-        speeds = []
-        for _, _, effort, width in least.values():
-            self.effort, self.width = effort, width
-            seconds = []
-            for _ in range(_RUNS):
-                began = perf_counter()
-                self.search(exam.queries, min(exam.k + 1, len(self)))
-                seconds.append(perf_counter() - began)
-            speeds.append((len(exam.queries) / min(seconds), effort, width))
-        speed, self.effort, self.width = max(speeds)
-        self._speed = float(f"{speed:.3g}")
-
-    def _recalls(self, exam: Exam, effort: int) -> npt.NDArray[np.float64]:
-        """Recall at each of the widths, from one search with the largest."""
+    def recalls(self, exam: Exam, effort: int) -> tuple[Shares, Shares]:
+        """Recall at each of the widths and its standard error, from one search with the largest."""
         counts = []
         for start in range(0, len(exam.queries), _QUERIES):
             block = exam.part(slice(start, start + _QUERIES))
-            count = _WIDTHS[-1] * exam.k + SPARE
+            count = WIDTHS[-1] * exam.k + SPARE
             _, places = self.candidates(block.queries, count, effort, None)
             waiting = np.broadcast_to(self._waiting, (len(places), len(self._waiting)))
             found = np.cumsum(self._true(block, places), axis=1)
             counts.append(found + self._true(block, waiting).sum(1, keepdims=True))
         hits = np.minimum(np.concatenate(counts), exam.k)
-        ends = [min(width * exam.k + SPARE, hits.shape[1]) - 1 for width in _WIDTHS]
-        shares: npt.NDArray[np.float64] = hits[:, ends].mean(0) / exam.k
-        return shares
+        ends = [min(width * exam.k + SPARE, hits.shape[1]) - 1 for width in WIDTHS]
+        shares = hits[:, ends] / exam.k
+        return shares.mean(0), shares.std(0) / len(shares) ** 0.5
 
     def _true(self, exam: Exam, places: Places) -> Mask:
         """Which places `(Q, n)` hold a true neighbour of their query."""
@@ -337,7 +300,7 @@ class RefinedBackend(ABC):
         own = self._table.places(exam.own)[:, None]
         return np.asarray(good & (places >= 0) & (places != own) & self._table.live[places])
 
-    def _refine_bytes(self, candidates: int) -> float:
+    def refine_bytes(self, candidates: int) -> float:
         """What scoring candidates costs beside reading in order: three times as much."""
         return 3.0 * 4 * self._table.dim * candidates
 
