@@ -403,7 +403,7 @@ def test_progress_counts_every_image(
 
     with reporting(Recorder()):
         run(small_model, pictures, tmp_path / "s", layers=["layer1"])
-    assert seen["total"] == [("mining", COUNT), ("merging", 3)]
+    assert seen["total"] == [("mining images", COUNT), ("merging", 3)]
     assert sum(seen["steps"]) == COUNT + 3
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from timmscope.images import ImageSource
-from timmscope.progress import task
+from timmscope.progress import remark, task
 from timmscope.store import Manifest
 
 from .batch import reduce_batch
@@ -44,10 +44,11 @@ def feed(
     """Feed batches through the model to the writer; returns the manifest with all shards."""
     spent = {"reading": 0.0, "model": 0.0, "writing": 0.0}
     done = sum(shard.stop - shard.start for shard in manifest.shards.values())
+    unreadable = sum(shard.unreadable for shard in manifest.shards.values())
     with ExitStack() as stack:
         stack.enter_context(closing(loaded))  # ends the workers now, not when an error is forgotten
         batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
-        advance = stack.enter_context(task("mining", total=manifest.image_count))
+        advance = stack.enter_context(task("mining images", total=manifest.image_count))
         advance(done)
         if model.device.type == "cpu":
             stack.enter_context(kept_memory())
@@ -59,6 +60,10 @@ def feed(
             writer.put(_rows(batch, reduced, source))
             wrote = perf_counter()
             advance(len(batch.images))
+            unreadable += sum(map(bool, batch.reasons))
+            bad = f"{unreadable} unreadable, " if unreadable else ""
+            shard = manifest.own.index(batch.start // manifest.shard_size) + 1
+            remark(f"{bad}shard {shard} of {len(manifest.own)}")
             batch = next(loaded, None)
             spent["model"] += ran - began
             spent["writing"] += wrote - ran
