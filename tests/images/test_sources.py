@@ -329,6 +329,41 @@ def test_a_large_folder_shows_progress_and_a_small_one_none(
     assert seen == [["listing images", None, 102], ["checking images", 100, 100]]
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_labels_of_an_array_are_text_numbers_or_missing_but_never_pickles(
+    tmp_path: Path, save: Any
+) -> None:
+    for labels, expected in (
+        (np.array(["a", "", "b"]), ["a", None, "b"]),
+        (np.array([b"a", b"\xff", b""]), ["a", "\udcff", None]),
+        (np.array([1.0, np.nan, 2.0]), ["1.0", None, "2.0"]),
+        (np.array([3, 0, -1]), ["3", "0", "-1"]),
+    ):
+        save(tmp_path / "a.npz", images=RAMP, labels=labels)
+        found = ArraySource(tmp_path / "a.npz").labels
+        assert found is not None
+        assert list(found) == expected
+    save(tmp_path / "a.npz", images=RAMP, labels=np.array(["a", None, "b"], dtype=object))
+    with pytest.raises(ImageError, match="'labels' holds Python objects, which are never unpic"):
+        ArraySource(tmp_path / "a.npz")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["labels"] = RAMP, ["a", "", "ü"]
+    found = ArraySource(tmp_path / "a.h5").labels
+    assert found is not None
+    assert list(found) == ["a", None, "ü"]
+
+
+def test_a_list_in_another_encoding_is_refused_or_understood(tmp_path: Path) -> None:
+    picture(1).save(tmp_path / "1.png")
+    names = tmp_path / "l.txt"
+    names.write_bytes("1.png\tü\n".encode("utf-16"))
+    with pytest.raises(ImageError, match=r"l\.txt: not a list of images \(a NUL byte in it\)"):
+        ListSource(names)
+    names.write_bytes("1.png\tü\r\n".encode("utf-8-sig"))
+    assert value(ListSource(names), 0) == 1
+    assert list(ListSource(names).labels or ()) == ["ü"]
+
+
 @pytest.mark.parametrize("shape", [(4, 8), (4, 8, 8, 2), (4, 2, 8, 8, 3), (4, 5, 8, 8)])
 def test_an_array_of_another_shape_is_refused_with_those_that_fit(
     tmp_path: Path, shape: tuple[int, ...]

@@ -17,7 +17,7 @@ from timmscope_registry import ImageError
 from .decode import array_to_rgb
 from .presence import Presence
 from .source import ImageSource, PerProcess, digest_file
-from .tables import LabelTable, StringTable
+from .tables import LabelTable, StringTable, decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,9 +101,10 @@ class ArraySource(ImageSource):
             if self._file.suffix == ".npz":
                 with zipfile.ZipFile(self._file) as archive:
                     return {
-                        name.removesuffix(".npy"): _npy_header(archive, name)[:2]
+                        name.removesuffix(".npy"): (shape, str(dtype))
                         for name in archive.namelist()
                         if name.endswith(".npy")
+                        for shape, dtype, _, _ in [_npy_header(archive, name)]
                     }
             found: dict[str, tuple[tuple[int, ...], str]] = {}
             with h5py.File(self._file, "r") as file:
@@ -132,7 +133,7 @@ class ArraySource(ImageSource):
         for name, (shape, _) in arrays.items():
             if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and shape == self._shape[:1]:
                 column = self._open(name)[:]
-                return LabelTable(v.decode() if isinstance(v, bytes) else str(v) for v in column)
+                return LabelTable(map(_label, column))
         return None
 
 
@@ -165,7 +166,15 @@ def _is_images(shape: tuple[int, ...]) -> bool:
     return channels or len(shape) == 3
 
 
-def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], str, int, bool]:
+def _label(value: Any) -> str | None:
+    """A label's text; None where there is none: empty text, or NaN among numbers."""
+    text = decode(value) if isinstance(value, bytes) else str(value)
+    return None if isinstance(value, float | np.floating) and np.isnan(value) else text or None
+
+
+def _npy_header(
+    archive: zipfile.ZipFile, name: str
+) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
     """Shape, type, length of the header in bytes and order of one member of an .npz."""
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
@@ -175,17 +184,23 @@ def _npy_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], s
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = read(member)
-        return shape, str(dtype), member.tell(), fortran
+        return shape, dtype, member.tell(), fortran
 
 
 def _open_npz(file: Path, name: str) -> Any:
     """Map a stored member straight from the file; read a compressed one."""
     with zipfile.ZipFile(file) as archive:
         info = archive.getinfo(f"{name}.npy")
+        shape, dtype, header, fortran = _npy_header(archive, info.filename)
+        if dtype.hasobject:  # mapped, its bytes would be taken for addresses
+            raise ImageError(
+                f"{file}: the array {name!r} holds Python objects, which are never unpickled; "
+                "save it as text or numbers",
+                path=file,
+            )
         if info.compress_type != zipfile.ZIP_STORED:
             with np.load(file, allow_pickle=False) as arrays:
                 return arrays[name]
-        shape, dtype, header, fortran = _npy_header(archive, info.filename)
     with file.open("rb") as raw:  # the local header's length is not in the zip's directory
         raw.seek(info.header_offset + 26)
         name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")

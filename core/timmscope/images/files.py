@@ -140,11 +140,16 @@ class ListSource(FileSource):
     def __init__(self, location: str | os.PathLike[str]) -> None:
         file = Path(location)
         try:
-            text = decode(file.read_bytes())
+            text = decode(file.read_bytes()).removeprefix("\ufeff")  # what Windows puts first
         except OSError as error:
             raise ImageError(
                 f"{file}: cannot read this list of images ({error.strerror})", path=file
             ) from error
+        if "\0" in text:
+            raise ImageError(
+                f"{file}: not a list of images (a NUL byte in it); write one path a line, in UTF-8",
+                path=file,
+            )
         rows = [line.removesuffix("\r").partition("\t") for line in text.split("\n")]
         rows = [row for row in rows if row[0].strip()]
         if not rows:
