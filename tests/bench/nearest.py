@@ -1,18 +1,26 @@
 """Neighbour search beside hnswlib, usearch and plain FAISS, at equal recall.
 
-The rows are a mixture: 100 to each centre, centres normal with variance 1 in every direction, noise
-normal with variance 6.25, so that clusters overlap: reading the nearest list of IVF1024 finds about
-half of the 10 nearest rows. `TIMMSCOPE_BENCH_ROWS` says how many there are (100,000).
+Rows are a mixture, 100 to each centre; centres are normal with variance 1 in every direction. Two
+sorts are measured: `clear`, noise of standard deviation 0.5, where clusters are clusters, and
+`hard`, noise of 2.5, where they overlap so much that half of all lists have to be read.
+
+Graphs of a million rows take a quarter of an hour and more. With a folder in
+`TIMMSCOPE_BENCH_CACHE`, rows, true neighbours and engines are kept there, graphs after every 50,000
+rows, so that a run that was stopped goes on, and one on a quiet machine only searches.
+`TIMMSCOPE_BENCH_ROWS` says how many rows there are (100,000), `TIMMSCOPE_BENCH_SORTS` which sorts
+(`clear,hard`), `TIMMSCOPE_BENCH_PEERS` beside which engines (all that are installed).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tests.bench.pairs import Pair, compare
@@ -21,67 +29,278 @@ from timmscope import VectorIndex
 
 ROWS = int(os.environ.get("TIMMSCOPE_BENCH_ROWS", "100000"))
 DIM, QUERIES, K = 512, 1000, 10
-NOISE = 2.5
+NOISE = {"clear": 0.5, "hard": 2.5}
 RECALL = 0.95
 LINKS, EFFORT_BUILDING = 16, 100
-EFFORTS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCK = 50_000
+EFFORTS = (1, 2, 4, 8, 16, 32, 64, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
 
 
-class Engine(NamedTuple):
-    """A peer: how it searches with an effort, and how long it took to build."""
+class Peer(ABC):
+    """Another engine, empty when it is made."""
 
     name: str
-    search: Callable[[int], Any]
-    efforts: tuple[int, ...]
-    seconds: float
+    efforts = EFFORTS
+
+    def train(self, rows: Any) -> None:  # noqa: B027 -- graphs need no training
+        """See some rows first."""
+
+    @abstractmethod
+    def add(self, rows: Any, first: int) -> None:
+        """Append rows, whose numbers begin with `first`."""
+
+    @abstractmethod
+    def search(self, queries: Any, effort: int) -> Any:
+        """Numbers `(Q, K)` of the nearest rows."""
+
+    @abstractmethod
+    def save(self, path: Path) -> None:
+        """Write it to a file."""
+
+    @abstractmethod
+    def load(self, path: Path) -> None:
+        """Read it from a file."""
 
 
-def mixture(rows: int, seed: int = 0) -> Any:
-    """Overlapping clusters `(rows, 512)`, made a part at a time."""
-    generator = np.random.default_rng(seed)
-    centres = generator.standard_normal((max(1, rows // 100), DIM), dtype=np.float32)
-    table = np.empty((rows, DIM), np.float32)
-    for start in range(0, rows, 50_000):
-        part = table[start : start + 50_000]
-        part[:] = generator.standard_normal(part.shape, dtype=np.float32) * NOISE
-        part += centres[generator.integers(len(centres), size=len(part))]
-    return table
+class _Faiss(Peer):
+    index: Any
+
+    def train(self, rows: Any) -> None:
+        self.index.train(rows)
+
+    def add(self, rows: Any, first: int) -> None:
+        self.index.add(rows)
+
+    def search(self, queries: Any, effort: int) -> Any:
+        return self.index.search(queries, K, params=self.settings(effort))[1]
+
+    def settings(self, effort: int) -> Any:
+        return None
+
+    def save(self, path: Path) -> None:
+        import faiss
+
+        faiss.write_index(self.index, str(path))
+
+    def load(self, path: Path) -> None:
+        import faiss
+
+        self.index = faiss.read_index(str(path))
+
+
+class FaissFlat(_Faiss):
+    name, efforts = "faiss-flat", (0,)
+
+    def __init__(self) -> None:
+        import faiss
+
+        self.index = faiss.IndexFlatL2(DIM)
+
+
+class FaissLists(_Faiss):
+    name = "faiss-ivf-sq8"
+    codes = "SQ8"
+
+    def __init__(self) -> None:
+        import faiss
+
+        lists = 1024 if ROWS < 500_000 else 2048
+        self.efforts = tuple(effort for effort in EFFORTS if effort <= lists)
+        self.index = faiss.index_factory(DIM, f"IVF{lists},{self.codes}")
+
+    def settings(self, effort: int) -> Any:
+        import faiss
+
+        return faiss.SearchParametersIVF(nprobe=effort)
+
+
+class FaissCodes(FaissLists):
+    name = "faiss-ivf-pq4fs-refine"
+    codes = "PQ256x4fs,RFlat"
+
+    def settings(self, effort: int) -> Any:
+        import faiss
+
+        return faiss.IndexRefineSearchParameters(
+            k_factor=33, base_index_params=super().settings(effort)
+        )
+
+
+class FaissGraph(_Faiss):
+    name = "faiss-hnsw-sq8"
+
+    def __init__(self) -> None:
+        import faiss
+
+        self.index = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, LINKS)
+        self.index.hnsw.efConstruction = EFFORT_BUILDING
+
+    def settings(self, effort: int) -> Any:
+        import faiss
+
+        return faiss.SearchParametersHNSW(efSearch=effort)
+
+
+class Hnswlib(Peer):
+    name = "hnswlib"
+
+    def __init__(self) -> None:
+        import hnswlib
+
+        self.index = hnswlib.Index("l2", DIM)
+        self.index.init_index(ROWS, ef_construction=EFFORT_BUILDING, M=LINKS, random_seed=0)
+
+    def add(self, rows: Any, first: int) -> None:
+        self.index.add_items(rows, np.arange(first, first + len(rows)))
+
+    def search(self, queries: Any, effort: int) -> Any:
+        self.index.set_ef(max(effort, K))
+        return self.index.knn_query(queries, K)[0].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        self.index.save_index(str(path))
+
+    def load(self, path: Path) -> None:
+        import hnswlib
+
+        self.index = hnswlib.Index("l2", DIM)
+        self.index.load_index(str(path), max_elements=ROWS)
+
+
+class Usearch(Peer):
+    name = "usearch"
+
+    def __init__(self) -> None:
+        from usearch.index import Index
+
+        self.index = Index(
+            ndim=DIM,
+            metric="l2sq",
+            dtype="f16",
+            connectivity=LINKS,
+            expansion_add=EFFORT_BUILDING,
+        )
+
+    def add(self, rows: Any, first: int) -> None:
+        self.index.add(np.arange(first, first + len(rows)), rows)
+
+    def search(self, queries: Any, effort: int) -> Any:
+        self.index.expansion_search = max(effort, K)
+        return self.index.search(queries, K).keys.astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        self.index.save(str(path))
+
+    def load(self, path: Path) -> None:
+        self.index.load(str(path))
+
+
+PEERS = (FaissFlat, FaissLists, FaissCodes, FaissGraph, Hnswlib, Usearch)
 
 
 def nearest() -> Iterator[Pair]:
     """1,000 queries at once, each engine at the least effort that finds 95 % of the neighbours."""
-    table = mixture(ROWS + QUERIES)
-    rows, queries = table[:ROWS], table[ROWS:]
-    truth = VectorIndex.from_array(rows, metric="l2", backend="flat").search(queries, K).ids
-    began = perf_counter()
-    index = VectorIndex.from_array(rows, metric="l2", recall=RECALL, backend="ivf")
-    seconds = perf_counter() - began
+    sorts = os.environ.get("TIMMSCOPE_BENCH_SORTS", "clear,hard").split(",")
+    peers = os.environ.get("TIMMSCOPE_BENCH_PEERS", ",".join(peer.name for peer in PEERS))
     with tempfile.TemporaryDirectory() as folder:
-        index = VectorIndex.load(index.save(Path(folder) / "rows.faiss"))
-        index.tune(RECALL)
-        share = _recall(index.search(queries, K).ids, truth)
-        ours = f"{index.record.facts['type']}, recall {share:.3f}, built in {seconds:.0f} s"
-        for make in (_flat, _scalar_lists, _faiss_graph, _hnswlib, _usearch):
-            try:
-                peer = make(rows, queries)
-            except ImportError as error:
-                print(f"without {error.name}: not installed")
-                continue
-            effort, reached = _effort(peer, truth)
-            theirs = f"{peer.name} {effort}, recall {reached:.3f}, built in {peer.seconds:.0f} s"
-            yield compare(
-                f"search {ROWS} x {DIM}",
-                (ours, lambda: index.search(queries, K)),
-                (theirs, lambda peer=peer, effort=effort: peer.search(effort)),
-                runs=5,
-            )
-            del peer
+        cache = Path(os.environ.get("TIMMSCOPE_BENCH_CACHE", folder))
+        for sort in sorts:
+            yield from _measured(sort, peers.split(","), cache)
 
 
-def _effort(peer: Engine, truth: Any) -> tuple[int, float]:
+def _measured(sort: str, peers: list[str], cache: Path) -> Iterator[Pair]:
+    base = cache / f"{sort}-{ROWS}x{DIM}"
+    table = _table(base, NOISE[sort])
+    rows, queries = table[:ROWS], np.array(table[ROWS:])
+    truth = _truth(base, rows, queries)
+    index, seconds = _ours(base, rows)
+    share = _recall(index.search(queries, K).ids, truth)
+    ours = f"{index.record.facts['type']}, recall {share:.3f}, built in {seconds:.0f} s"
+    for kind in PEERS:
+        if kind.name not in peers:
+            continue
+        try:
+            peer = kind()
+        except ImportError as error:
+            print(f"without {error.name}: not installed")
+            continue
+        seconds = _built(base, peer, rows)
+        effort, reached = _effort(peer, queries, truth)
+        theirs = f"{peer.name} {effort}, recall {reached:.3f}, built in {seconds:.0f} s"
+        yield compare(
+            f"search {sort} {ROWS} x {DIM}",
+            (ours, lambda: index.search(queries, K)),
+            (theirs, lambda peer=peer, effort=effort: peer.search(queries, effort)),
+            runs=5,
+        )
+        del peer
+
+
+def _table(base: Path, noise: float) -> Any:
+    """Rows and queries `(ROWS + QUERIES, 512)`, mapped from a file."""
+    path = base.with_name(f"{base.name}.npy")
+    if not path.exists():
+        generator = np.random.default_rng(0)
+        centres = generator.standard_normal((max(1, ROWS // 100), DIM), dtype=np.float32)
+        draft = path.with_suffix(".tmp")
+        table = np.lib.format.open_memmap(draft, "w+", np.float32, (ROWS + QUERIES, DIM))
+        for start in range(0, len(table), BLOCK):
+            part = table[start : start + BLOCK]
+            part[:] = centres[generator.integers(len(centres), size=len(part))]
+            part += noise * generator.standard_normal(part.shape, dtype=np.float32)
+        table.flush()
+        draft.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _truth(base: Path, rows: Any, queries: Any) -> Any:
+    path = base.with_name(f"{base.name}-truth.npy")
+    if not path.exists():
+        found = VectorIndex.from_array(rows, metric="l2", backend="flat").search(queries, K)
+        np.save(path, found.ids)
+    return np.load(path)
+
+
+def _ours(base: Path, rows: Any) -> tuple[VectorIndex, float]:
+    """Our index as it is chosen for so many rows, loaded, and the seconds that it took."""
+    path = base.with_name(f"{base.name}-timmscope.faiss")
+    note = path.with_suffix(".seconds")
+    if not note.exists():
+        began = perf_counter()
+        index = VectorIndex.from_array(rows, metric="l2", recall=RECALL, backend="ivf")
+        seconds = perf_counter() - began
+        index.save(path)
+        note.write_text(str(seconds))
+    return VectorIndex.load(path), float(note.read_text())
+
+
+def _built(base: Path, peer: Peer, rows: Any) -> float:
+    """Fill a peer, going on where an earlier run stopped; the seconds that it took in all."""
+    path = base.with_name(f"{base.name}-{peer.name}")
+    note = path.with_name(f"{path.name}.json")
+    state = json.loads(note.read_text()) if note.exists() else {"rows": 0, "seconds": 0.0}
+    began = perf_counter() - state["seconds"]
+    if state["rows"]:
+        peer.load(path)
+        began = perf_counter() - state["seconds"]
+    else:
+        peer.train(np.array(rows[: 1 << 17]))
+    for start in range(state["rows"], len(rows), BLOCK):
+        part = np.array(rows[start : start + BLOCK])
+        peer.add(part, start)
+        seconds = perf_counter() - began
+        draft = path.with_name(f"{path.name}.tmp")
+        peer.save(draft)
+        draft.replace(path)
+        note.write_text(json.dumps({"rows": start + len(part), "seconds": seconds}))
+        began = perf_counter() - seconds  # without the saving
+    return float(json.loads(note.read_text())["seconds"])
+
+
+def _effort(peer: Peer, queries: Any, truth: Any) -> tuple[int, float]:
     """The least effort that reaches the recall, or the largest."""
     for effort in peer.efforts:
-        reached = _recall(peer.search(effort), truth)
+        reached = _recall(peer.search(queries, effort), truth)
         if reached >= RECALL:
             break
     return effort, reached
@@ -90,76 +309,3 @@ def _effort(peer: Engine, truth: Any) -> tuple[int, float]:
 def _recall(found: Any, truth: Any) -> float:
     pairs = zip(found, truth, strict=True)
     return float(np.mean([len(set(a.tolist()) & set(b.tolist())) / K for a, b in pairs]))
-
-
-def _flat(rows: Any, queries: Any) -> Engine:
-    import faiss
-
-    index = faiss.IndexFlatL2(DIM)
-    index.add(rows)
-    return Engine("faiss Flat", lambda effort: index.search(queries, K)[1], (0,), 0)
-
-
-def _scalar_lists(rows: Any, queries: Any) -> Engine:
-    import faiss
-
-    began = perf_counter()
-    index = faiss.index_factory(DIM, f"IVF{1024 if len(rows) < 500_000 else 2048},SQ8")
-    index.train(rows[: 64 * index.nlist])
-    index.add(rows)
-
-    def search(effort: int) -> Any:
-        return index.search(queries, K, params=faiss.SearchParametersIVF(nprobe=effort))[1]
-
-    efforts = tuple(effort for effort in EFFORTS if effort <= index.nlist)
-    return Engine("faiss IVF,SQ8 nprobe", search, efforts, perf_counter() - began)
-
-
-def _faiss_graph(rows: Any, queries: Any) -> Engine:
-    import faiss
-
-    began = perf_counter()
-    index = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, LINKS)
-    index.hnsw.efConstruction = EFFORT_BUILDING
-    index.train(rows[:65536])
-    index.add(rows)
-
-    def search(effort: int) -> Any:
-        return index.search(queries, K, params=faiss.SearchParametersHNSW(efSearch=effort))[1]
-
-    return Engine("faiss HNSW,SQ8 ef", search, EFFORTS, perf_counter() - began)
-
-
-def _hnswlib(rows: Any, queries: Any) -> Engine:
-    import hnswlib
-
-    began = perf_counter()
-    index = hnswlib.Index("l2", DIM)
-    index.init_index(len(rows), ef_construction=EFFORT_BUILDING, M=LINKS, random_seed=0)
-    index.add_items(rows)
-
-    def search(effort: int) -> Any:
-        index.set_ef(effort)
-        return index.knn_query(queries, K)[0].astype(np.int64)
-
-    return Engine("hnswlib ef", search, EFFORTS, perf_counter() - began)
-
-
-def _usearch(rows: Any, queries: Any) -> Engine:
-    from usearch.index import Index
-
-    began = perf_counter()
-    index = Index(
-        ndim=DIM,
-        metric="l2sq",
-        dtype="f16",
-        connectivity=LINKS,
-        expansion_add=EFFORT_BUILDING,
-    )
-    index.add(np.arange(len(rows)), rows)
-
-    def search(effort: int) -> Any:
-        index.expansion_search = effort
-        return index.search(queries, K).keys.astype(np.int64)
-
-    return Engine("usearch f16 ef", search, EFFORTS, perf_counter() - began)
