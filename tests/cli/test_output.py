@@ -1,5 +1,6 @@
 """What commands print and write, whatever files are called."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def test_names_of_files_neither_steer_the_terminal_nor_vanish(
     assert told.out.count(SEEN) == 3
     assert SEEN.replace(r"\n", " ") in told.out
     assert told.err == f"timmscope: error: {SEEN}\n".replace(r"\n", " ", 1)
+
+
+def test_names_that_are_not_utf_8_keep_the_columns_of_a_table_straight(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    output.table(("name", "reason"), [(os.fsdecode(b"\xff\xfe.png"), "odd"), ("plain.png", "even")])
+    lines = capsys.readouterr().out.splitlines()
+    assert r"\udcff\udcfe.png" in lines[2]
+    assert lines[2].index("odd") == lines[3].index("even")
 
 
 def test_names_that_stdout_cannot_encode_are_escaped(

@@ -27,8 +27,8 @@ PIPED_WIDTH = 160
 GAP = 3
 """Blanks between columns."""
 MOST_SIDE_BY_SIDE = 5
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-"""What a terminal would obey instead of showing; names of files may hold any of it."""
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal would obey, or cannot show; names of files may hold any of it."""
 
 
 def console(*, stderr: bool = False) -> Console:
