@@ -76,7 +76,7 @@ RECTIFIED = ("resnet18", "tf_", "vgg", "densenet", "regnety")
 def test_every_class_activation_map_has_the_layers_grid_or_says_why_not(name, awake):
     model = awake(with_ten_classes(name))
     images = torch.rand(2, *model.input_size, generator=torch.Generator().manual_seed(0))
-    grid = model.layers[dict((row[0], row[1]) for row in ARCHITECTURES)[name]].grid
+    grid = model.layers[{row[0]: row[1] for row in ARCHITECTURES}[name]].grid
 
     def found(kind: str) -> tuple[int, ...]:
         raw = technique(kind)(relu=False)(model, images, class_logit(CLASSES)).raw

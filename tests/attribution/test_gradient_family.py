@@ -32,7 +32,6 @@ from timmscope import (
     technique,
 )
 from timmscope.techniques.session import session
-from timmscope_registry.hooks import fingerprint
 
 CLASSES = [3, 1, 7]
 MODELS = {
@@ -201,23 +200,6 @@ def test_cam_and_bias_average_to_the_logit(case):
 GRADIENT_CAMS = ["grad-cam", "grad-cam++", "xgrad-cam", "layer-cam", "eigen-cam"]
 FINE = ["input-x-gradient", "guided-backprop", "deconvnet", "guided-grad-cam"]
 SLOW = {"smooth-grad": {"samples": 3}, "integrated-gradients": {"steps": 3}}
-
-
-@pytest.mark.parametrize("name", [*GRADIENT_CAMS, "cam", *FINE, *SLOW])
-def test_an_image_has_the_same_map_alone_and_nothing_is_left_behind(name, awake):
-    model = awake(MODELS["resnet18"][0])
-    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    fields = SLOW.get(name, {}) | ({"relu": False} if "cam" in name else {})
-    kind = technique(name)(**fields)
-    model.module.train()
-    before = fingerprint(model.module)
-    with torch.no_grad():
-        whole = kind(model, images, class_logit(CLASSES)).maps
-        pieces = kind(model, images, class_logit(CLASSES), batch_size=1).maps
-    assert fingerprint(model.module).difference(before) == []
-    model.module.eval()
-    # Single precision may take another side of a few kinks.
-    assert float((whole - pieces).abs().max()) <= 1e-3 * float(whole.abs().max())
 
 
 @pytest.mark.parametrize("name", [*GRADIENT_CAMS, *FINE, *SLOW])

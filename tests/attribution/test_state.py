@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from timmscope import HookedModel, channel, class_logit, load_model, technique
@@ -13,6 +14,29 @@ from timmscope_registry.hooks import fingerprint
 
 GradCAM = technique("grad-cam")
 TECHNIQUES = [technique("saliency")(), GradCAM(relu=False)]
+FIELDS = {
+    "saliency": {},
+    "input-x-gradient": {},
+    "smooth-grad": {"samples": 3},
+    "integrated-gradients": {"steps": 3, "baseline": "noise"},
+    "guided-backprop": {},
+    "deconvnet": {},
+    "cam": {},
+    "grad-cam": {"relu": False},
+    "grad-cam++": {"relu": False},
+    "xgrad-cam": {"relu": False},
+    "layer-cam": {"relu": False},
+    "eigen-cam": {"relu": False},
+    "guided-grad-cam": {"relu": False},
+    "score-cam": {"relu": False},
+    "ablation-cam": {"relu": False},
+    "occlusion": {"patch_px": 4, "stride_px": 2, "baseline": "noise"},
+    "rise": {"masks": 9},
+    "grabcut": {"saliency": "occlusion", "foreground": 0.6, "background": 0.5, "largest": False},
+    "attention-rollout": {},
+    "attention-map": {"head": 1},
+}
+ALL = pytest.mark.parametrize("name", FIELDS)
 
 
 class Fragile(nn.Module):
@@ -39,6 +63,31 @@ class Fragile(nn.Module):
         return self.fc(self.drop(self.deep(x)).mean((2, 3)))
 
 
+class Attentive(nn.Module):
+    """A vision transformer of timm's in miniature, with dropout; breaks when told to."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.broken = False
+        self.vit = VisionTransformer(
+            img_size=8,
+            patch_size=4,
+            embed_dim=8,
+            depth=2,
+            num_heads=2,
+            num_classes=3,
+            drop_rate=0.5,
+        )
+
+    def forward(self, x):
+        x = self.vit.forward_features(x)
+        if self.broken:
+            raise RuntimeError("lost in mid-forward")
+        return self.vit.forward_head(x)
+
+
 @pytest.fixture
 def model() -> HookedModel:
     torch.manual_seed(0)
@@ -46,35 +95,87 @@ def model() -> HookedModel:
 
 
 @pytest.fixture
+def model_for(model: HookedModel):
+    """The fragile model, or a transformer for techniques that read attention."""
+
+    def get(name: str) -> HookedModel:
+        if not name.startswith("attention"):
+            return model
+        torch.manual_seed(0)
+        module = Attentive()
+        nn.init.normal_(module.vit.head.weight)
+        return HookedModel(module, mean=(0.4,) * 3, std=(0.2,) * 3, input_size=(3, 8, 8))
+
+    return get
+
+
+@pytest.fixture
 def images() -> torch.Tensor:
-    return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    """A brighter square on noise, so that there is something to cut out."""
+    pixels = 0.4 * torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(42))
+    pixels[..., 2:6, 2:6] += 0.5
+    return pixels
 
 
-@pytest.mark.parametrize("attribution", TECHNIQUES, ids=lambda t: t.title())
+GOAL = class_logit([0, 2, 1])
+
+
+@ALL
 @pytest.mark.parametrize("where", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
-def test_a_training_model_with_gradients_comes_back_untouched(attribution, where, model, images):
+def test_a_training_model_with_gradients_comes_back_untouched(name, where, model_for, images):
+    attribution, model = technique(name)(**FIELDS[name]), model_for(name)
     model.module.eval()
-    expected = attribution(model, images, class_logit([0, 2])).maps
+    expected = attribution(model, images, GOAL).maps
     model.module.train()
     for weight in model.module.parameters():
         weight.grad = torch.ones_like(weight)
-    model.module.conv.weight.requires_grad_(False)
+    next(model.module.parameters()).requires_grad_(False)
     with where():
         before = fingerprint(model.module)
-        maps = attribution(model, images, class_logit([0, 2])).maps
+        maps = attribution(model, images, GOAL).maps
         assert fingerprint(model.module).difference(before) == []
     assert torch.equal(maps, expected)
+    model.module.requires_grad_(False)  # a frozen model
+    assert torch.equal(attribution(model, images, GOAL).maps, expected)
 
 
-@pytest.mark.parametrize("attribution", TECHNIQUES, ids=lambda t: t.title())
-def test_a_failure_in_mid_forward_leaves_no_trace(attribution, model, images):
-    attribution(model, images, 1)
+@ALL
+def test_a_failure_in_mid_forward_leaves_no_trace(name, model_for, images):
+    attribution, model = technique(name)(**FIELDS[name]), model_for(name)
+    attribution(model, images, GOAL)
     model.module.train()
     model.module.broken = True
     before = fingerprint(model.module)
     with pytest.raises(RuntimeError, match="lost in mid-forward"):
-        attribution(model, images, 1)
+        attribution(model, images, GOAL)
     assert fingerprint(model.module).difference(before) == []
+    assert not model.hooks.open_contexts
+
+
+@ALL
+def test_an_image_has_the_same_map_alone_as_in_a_batch(name, model_for, images):
+    """In double precision: in single, another kernel may fall on another side of a kink."""
+    attribution, model = technique(name)(**FIELDS[name]), model_for(name)
+    model.module.double()
+    whole = attribution(model, images.double(), GOAL, seed=3)
+    for size in (1, 2):
+        pieces = attribution(model, images.double(), GOAL, seed=3, batch_size=size)
+        assert torch.allclose(pieces.raw, whole.raw, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(pieces.scores, whole.scores, rtol=1e-12)
+    again = attribution(model, images.double(), GOAL, seed=3)
+    assert torch.equal(again.raw, whole.raw)
+    assert torch.equal(again.scores, whole.scores)
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "grabcut"])
+def test_a_bfloat16_model_gives_nearly_the_same_map_in_float32(name, model_for, images):
+    attribution, model = technique(name)(**FIELDS[name]), model_for(name)
+    expected = attribution(model, images, GOAL).raw
+    model.module.to(torch.bfloat16)
+    found = attribution(model, images, GOAL).raw
+    assert found.dtype == torch.float32
+    likeness = torch.nn.functional.cosine_similarity(found.flatten(1), expected.flatten(1))
+    assert float(likeness.min()) > 0.9
 
 
 @pytest.mark.parametrize("attribution", TECHNIQUES, ids=lambda t: t.title())

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from tests.bench.gradients import eigen_cam, grad_cam, guided_grad_cam
 from tests.bench.mining import ARCHITECTURES, mining, spread
 from tests.bench.nearest import nearest
 from tests.bench.pairs import Pair, compare
 from tests.bench.perturbation import ablation_cam, occlusion
 
-from timmscope import load_model, technique
+from timmscope import load_model
 
 
 def start_up() -> Iterator[Pair]:
@@ -52,38 +53,12 @@ def recording() -> Iterator[Pair]:
         yield compare(f"record {model.id}", ("10 layers", ours), ("bare forward", bare))
 
 
-def grad_cam() -> Iterator[Pair]:
-    """Grad-CAM beside captum and pytorch-grad-cam at one layer."""
-    from captum.attr import LayerGradCam
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    model = load_model("random:resnet50?img_size=160")
-    images = torch.rand(4, 3, 160, 160)
-    # The peers raise on a frozen model unless the image itself requires grad.
-    normal = model.preprocessing.normalise(images).requires_grad_()
-    ours = technique("grad-cam")(layer="layer4", relu=False)
-    captum = LayerGradCam(model.module, model.module.layer4)
-    peer = GradCAM(model.module, [model.module.layer4])
-    targets = [ClassifierOutputTarget(3)] * 4
-
-    def run() -> object:
-        return ours(model, images, "class:3")
-
-    yield compare(
-        "grad-cam resnet50", ("timmscope", run), ("captum", lambda: captum.attribute(normal, 3))
-    )
-    yield compare(
-        "grad-cam resnet50",
-        ("timmscope", run),
-        ("pytorch-grad-cam", lambda: peer(normal, targets)),
-    )
-
-
 CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "start-up": start_up,
     "record": recording,
     "grad-cam": grad_cam,
+    "guided-grad-cam": guided_grad_cam,
+    "eigen-cam": eigen_cam,
     "occlusion": occlusion,
     "ablation-cam": ablation_cam,
     "mine": mining,

@@ -11,6 +11,7 @@ import io
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -61,13 +62,15 @@ class Provenance:
 
 def environment_versions() -> dict[str, str]:
     """Versions of timmscope and the packages that decide its numbers."""
-    found = {}
-    for name in ("timmscope", "torch", "timm", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    return {name: _version(name) for name in ("timmscope", "torch", "timm", "numpy")}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)  # parses a file: as long as a forward of a small model
+    except PackageNotFoundError:
+        return "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
