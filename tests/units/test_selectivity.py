@@ -78,3 +78,11 @@ def test_values_that_are_not_finite_and_units_of_zeros_have_a_place() -> None:
     found = OneAgainstRest(np.array([0, 0]), np.array([0.0, 3.0]))
     found.update(rows, np.array([0, 0, 1, 1]))
     assert found.areas().tolist() == [0.5, 0.0]
+
+
+def test_a_constant_unit_has_no_best_class() -> None:
+    rows = np.array([[5, 1], [5, 1], [5, 1], [5, 2]], np.float32)
+    best, index = best_classes(means_of(rows, np.array([0, 0, 1, 1])), rows.min(axis=0))
+    assert best.tolist() == [-1, 1]
+    assert np.isnan(index[0])
+    assert index[1] == pytest.approx(0.5 / 2.5)

@@ -121,9 +121,7 @@ def _selectivity(report: UnitReport, axes: Axes) -> str:
     axes.set_ylim(min(0.45, low - 0.02), 1.02)
     axes.set_xlim(-0.02, 1.02)
     best = [u for u in report.ranked("auroc")[:_NAMED] if not np.isnan(report.auroc[u])]
-    _names(
-        axes, [f"{u}: {report.best_class[u]}, {report.auroc[u]:.3f}" for u in best], 0.5, left=True
-    )
+    _names(axes, [f"{u}: {report.best_class[u]}, {report.auroc[u]:.3f}" for u in best], 0.4)
     return "How well it tells its best class from the rest"
 
 

@@ -60,14 +60,15 @@ def best_classes(means: np.ndarray, lowest: np.ndarray) -> tuple[np.ndarray, np.
         lowest: (C,) lowest value of every unit; negative ones are the zero of the index.
 
     Returns:
-        Classes (C,) int64, -1 where fewer than two count; indices (C,), NaN there and for a unit
-        that is zero everywhere.
+        Classes (C,) int64, -1 where fewer than two count or all have one mean, as of a constant
+        unit; indices (C,), NaN there.
     """
     known = ~np.isnan(means)
     if len(means) < 2:
         return np.full(means.shape[1], -1), np.full(means.shape[1], np.nan)
     enough = known.sum(axis=0) >= 2
     above = np.where(known, means - np.minimum(lowest, 0), -np.inf)  # (K, C), not negative
+    enough &= above.max(axis=0) > np.where(known, above, np.inf).min(axis=0)
     best = np.where(enough, np.argmax(above, axis=0), -1)
     units = np.arange(means.shape[1])
     highest = above[best, units]
