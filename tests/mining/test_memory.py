@@ -53,7 +53,8 @@ def test_a_pass_holds_the_same_whatever_the_number_of_images(
         assert store.complete
 
     run(images(100))  # what is imported and traced once
-    few, many = (peak(lambda file=images(count): run(file)) for count in (FEW, MANY))
+    files = [images(count) for count in (FEW, MANY)]
+    few, many = (peak(lambda file=file: run(file)) for file in files)
     assert few > 100 * 3 * 4 * 64, "a shard's rows are counted"
     assert many < 1.05 * few + 64 * (MANY - FEW)  # names and labels
 
