@@ -110,18 +110,55 @@ def test_smooth_grad_is_the_mean_signed_gradient_over_its_noise(case):
     assert relative(ours.pixels, expected) <= 1e-5
 
 
-@pytest.mark.parametrize(
+RECTIFIED = pytest.mark.parametrize(
     ("name", "peer"), [("guided-backprop", GuidedBackprop), ("deconvnet", Deconvolution)]
 )
-def test_rectified_gradients_are_captums_on_a_plain_network(name, peer, awake, photos):
-    model = awake(MODELS["vgg11"][0])
-    module = copy.deepcopy(model.module).double()
-    double = HookedModel(module, mean=model.mean, std=model.std, input_size=model.input_size)
-    images = torch.nn.functional.interpolate(photos, (64, 64), mode="area").double()
-    ours = technique(name)()(double, images, class_logit(CLASSES))
-    theirs = peer(plain_copy(double)).attribute(images.clone().requires_grad_(), target=CLASSES)
+
+
+@RECTIFIED
+def test_rectified_gradients_are_captums(name, peer, case):
+    model, images, classes, layer = case
+    if layer == "bn2":
+        pytest.skip("captum's module hooks know no ReLU6")
+    ours = technique(name)()(model, images, class_logit(classes))
+    theirs = peer(plain_copy(model)).attribute(images.clone().requires_grad_(), target=classes)
     assert relative(ours.pixels, theirs.detach()) <= 1e-5
     assert relative(ours.maps, theirs.detach().abs().amax(1)) <= 1e-5
+
+
+class ByDefinition(torch.autograd.Function):
+    """ReLU or ReLU6 whose backward is one of the two papers'."""
+
+    @staticmethod
+    def forward(ctx, x, cap, only_active):
+        ctx.save_for_backward((x > 0) & (x < cap) if only_active else torch.ones_like(x).bool())
+        return x.clamp(0, cap)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (passing,) = ctx.saved_tensors
+        return torch.where(passing & (gradient > 0), gradient, 0), None, None
+
+
+@RECTIFIED
+def test_rectified_gradients_are_the_definitions_with_relu_and_relu6(name, peer, case):
+    model, images, classes, _ = case
+    twin = plain_copy(model)
+    for part in list(twin.modules()):
+        for key, child in part.named_children():
+            if isinstance(child, torch.nn.ReLU | torch.nn.ReLU6):
+                cap = 6.0 if isinstance(child, torch.nn.ReLU6) else float("inf")
+                written = torch.nn.Module()
+                written.forward = lambda x, cap=cap: ByDefinition.apply(
+                    x, cap, name == "guided-backprop"
+                )
+                setattr(part, key, written)
+    leaf = images.clone().requires_grad_()
+    scores = twin(leaf).gather(1, torch.tensor(classes)[:, None])
+    (expected,) = torch.autograd.grad(scores.sum(), leaf)
+    ours = technique(name)(reduce="l2")(model, images, class_logit(classes))
+    assert relative(ours.pixels, expected) <= 1e-5
+    assert relative(ours.maps, expected.square().sum(1).sqrt()) <= 1e-5
 
 
 def test_guided_grad_cam_is_captums_with_bilinear_maps(case):
