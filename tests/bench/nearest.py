@@ -5,8 +5,8 @@ sorts are measured: `clear`, noise of standard deviation 0.5, where clusters are
 `hard`, noise of 2.5, where they overlap so much that half of all lists have to be read.
 
 Graphs of a million rows take a quarter of an hour and more. With a folder in
-`TIMMSCOPE_BENCH_CACHE`, rows, true neighbours and engines are kept there, graphs after every 50,000
-rows, so that a run that was stopped goes on, and one on a quiet machine only searches.
+`TIMMSCOPE_BENCH_CACHE`, rows, true neighbours and engines are kept there, unfinished ones every two
+minutes, so that a run that was stopped goes on, and one on a quiet machine only searches.
 `TIMMSCOPE_BENCH_ROWS` says how many rows there are (100,000), `TIMMSCOPE_BENCH_SORTS` which sorts
 (`clear,hard`), `TIMMSCOPE_BENCH_PEERS` beside which engines (all that are installed).
 """
@@ -23,7 +23,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from tests.bench.pairs import Pair, compare
+from tests.bench.pairs import Pair, compare, seconds_of
 
 from timmscope import VectorIndex
 
@@ -279,22 +279,22 @@ def _built(base: Path, peer: Peer, rows: Any) -> float:
     path = base.with_name(f"{base.name}-{peer.name}")
     note = path.with_name(f"{path.name}.json")
     state = json.loads(note.read_text()) if note.exists() else {"rows": 0, "seconds": 0.0}
-    began = perf_counter() - state["seconds"]
+    seconds = float(state["seconds"])
+    saved = seconds
     if state["rows"]:
         peer.load(path)
-        began = perf_counter() - state["seconds"]
     else:
-        peer.train(np.array(rows[: 1 << 17]))
+        seconds += seconds_of(lambda: peer.train(np.array(rows[: 1 << 17])))
     for start in range(state["rows"], len(rows), BLOCK):
         part = np.array(rows[start : start + BLOCK])
-        peer.add(part, start)
-        seconds = perf_counter() - began
-        draft = path.with_name(f"{path.name}.tmp")
-        peer.save(draft)
-        draft.replace(path)
-        note.write_text(json.dumps({"rows": start + len(part), "seconds": seconds}))
-        began = perf_counter() - seconds  # without the saving
-    return float(json.loads(note.read_text())["seconds"])
+        seconds += seconds_of(lambda part=part, start=start: peer.add(part, start))
+        if seconds > saved + 120 or start + len(part) == len(rows):
+            draft = path.with_name(f"{path.name}.tmp")
+            peer.save(draft)
+            draft.replace(path)
+            note.write_text(json.dumps({"rows": start + len(part), "seconds": seconds}))
+            saved = seconds
+    return seconds
 
 
 def _effort(peer: Peer, queries: Any, truth: Any) -> tuple[int, float]:

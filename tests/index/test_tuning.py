@@ -77,6 +77,6 @@ def test_the_clock_overrules_the_estimate(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_efforts_are_four_to_a_doubling_and_end_where_they_should() -> None:
-    assert steps(1, 1) == [1]
-    assert steps(1, 8) == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert steps(16, 64) == [16, 19, 23, 27, 32, 38, 45, 54, 64]
+    assert steps(1, 1) == (1,)
+    assert steps(1, 8) == (1, 2, 3, 4, 5, 6, 7, 8)
+    assert steps(16, 64) == (16, 19, 23, 27, 32, 38, 45, 54, 64)

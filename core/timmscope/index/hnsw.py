@@ -6,6 +6,7 @@ so the same rows give another graph each time, of the same quality; `auto` does 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from timmscope_registry import VectorIndexError
 
 _LINKS = 32
 _EFFORT_BUILDING = 80
-_THIN = 0.5
+_THIN = 0.75
 """A filter empties a neighbourhood that keeps less than so much of its share of the rows."""
 _SAMPLE = 1 << 16
 """Rows that set the range of the codes."""
@@ -59,7 +60,7 @@ class HNSWBackend(RefinedBackend):
         """A node finds its own neighbours too easily, so recall is measured by rows outside."""
         return count // 10
 
-    def efforts(self) -> list[int]:
+    def efforts(self) -> Sequence[int]:
         """Numbers of nodes kept in view during a search."""
         return steps(16, 4096)
 
@@ -80,7 +81,7 @@ class HNSWBackend(RefinedBackend):
     def astray(
         self, queries: Rows, found: tuple[Rows, Places], k: int, effort: int, allowed: Mask
     ) -> Mask:
-        """Whether less than half of their share of the nodes nearest to a query may be found."""
+        """Whether fewer nodes near a query may be found than three quarters of their share."""
         _, near = self.candidates(queries, self.effort, self.effort, None)
         share = (allowed[near] & (near >= 0)).mean(1)
         return np.asarray(share < _THIN * allowed.mean())

@@ -10,6 +10,7 @@ for by scoring more candidates by their rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ _FEWEST = 39
 _ROUNDS = 10
 """Rounds of k-means."""
 _MOST_LISTS = 1 << 16
-_THIN = 0.5
+_THIN = 0.75
 """A filter empties a neighbourhood that keeps less than so much of its share of the rows."""
 _SURE = 3
 """Standard deviations of the codes' error by which the last candidate must be worse than the k-th
@@ -99,7 +100,7 @@ class IVFBackend(RefinedBackend):
         index.train(np.resize(rows, (max(len(rows), 16), width)))  # 16 codes need as many rows
         return index
 
-    def efforts(self) -> list[int]:
+    def efforts(self) -> Sequence[int]:
         """Numbers of lists to read."""
         return steps(1, int(self._index.nlist))
 
@@ -118,7 +119,7 @@ class IVFBackend(RefinedBackend):
     def astray(
         self, queries: Rows, found: tuple[Rows, Places], k: int, effort: int, allowed: Mask
     ) -> Mask:
-        """Whether the lists nearest to a query hold less than half of their share of the rows.
+        """Whether lists nearest to a query hold less than three quarters of their share of rows.
 
         With all lists read, whether a row that codes ranked behind all candidates may yet be one
         of the `k` best: codes are wrong by as much for it as for the candidates.

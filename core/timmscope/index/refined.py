@@ -8,6 +8,7 @@ of search parameters by measured recall.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -81,7 +82,7 @@ class RefinedBackend(ABC):
         """A FAISS index trained on rows of the table, not on `held_out`, and still empty."""
 
     @abstractmethod
-    def efforts(self) -> list[int]:
+    def efforts(self) -> Sequence[int]:
         """How far the FAISS index may look, least first."""
 
     @abstractmethod

@@ -13,10 +13,10 @@ from timmscope.index.exact import Places
 from timmscope.index.table import RowTable
 from timmscope.index.threads import faiss_library, faiss_threads
 
-SPARE = 16
+SPARE = 8
 """Candidates beyond k that are scored in float64, so that near ties come right."""
-_BLOCK_BYTES = 64 << 20
-"""Size of the largest temporary, in float64."""
+_BLOCK_BYTES = 1 << 20
+"""Size of the largest temporary, in float64: what a processor's cache holds."""
 
 
 def decide(
@@ -34,29 +34,32 @@ def decide(
     Returns:
         Values `(Q, k)`, rounded from float64, and places `(Q, k)`.
     """
+    keys = scores(table, space, queries, places)
+    order = np.lexsort((table.ids[places], -keys if space == "ip" else keys), axis=1)
+    places = np.take_along_axis(places, order[:, : k + SPARE], 1)
     values = np.empty((len(queries), k), np.float32)
     found = np.empty((len(queries), k), np.int64)
     step = max(1, _BLOCK_BYTES // (8 * table.dim * (k + SPARE)))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        values[part], found[part] = _decide(table, space, queries[part], places[part], k)
+        values[part], found[part] = _best(table, space, queries[part], places[part], k)
     return values, found
 
 
-def _decide(
+def _best(
     table: RowTable, space: Space, queries: Rows, places: Places, k: int
 ) -> tuple[Rows, Places]:
-    keys = scores(table, space, queries, places)
-    order = np.lexsort((table.ids[places], -keys if space == "ip" else keys), axis=1)
-    best = np.take_along_axis(places, order[:, : k + SPARE], 1)
-    valid = best >= 0
-    best = np.where(valid, best, 0)
-    rows = table[best.ravel()].reshape(*best.shape, -1).astype(np.float64)
+    """The same in float64, of a few candidates."""
+    valid = places >= 0
+    best = np.where(valid, places, 0)
+    rows = table[best.ravel()].reshape(*best.shape, -1)
     wide = queries.astype(np.float64)[:, None]
     if space == "ip":
-        values = np.where(valid, (rows * wide).sum(2), -np.inf).astype(np.float32)
+        values = np.where(valid, np.multiply(rows, wide).sum(2), -np.inf).astype(np.float32)
     else:
-        values = np.where(valid, np.sqrt(np.square(rows - wide).sum(2)), np.inf).astype(np.float32)
+        apart = np.subtract(rows, wide)
+        np.multiply(apart, apart, out=apart)
+        values = np.where(valid, np.sqrt(apart.sum(2)), np.inf).astype(np.float32)
     order = np.lexsort((table.ids[best], -values if space == "ip" else values), axis=1)[:, :k]
     return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
 
@@ -73,7 +76,7 @@ def scores(table: RowTable, space: Space, queries: Rows, places: Places) -> Rows
         local = np.ascontiguousarray(np.where(inside, places - first, -1))
         part = np.empty(places.shape, np.float32)
         pointers = [faiss.swig_ptr(array) for array in (part, queries, rows, local)]
-        with faiss_threads():
+        with faiss_threads(len(queries)):
             function(*pointers, rows.shape[1], *places.shape)
         total = np.where(inside, part, total)
     return total

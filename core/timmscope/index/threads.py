@@ -19,8 +19,10 @@ def faiss_library() -> Any:
 
 
 @contextmanager
-def faiss_threads() -> Iterator[int]:
+def faiss_threads(most: int | None = None) -> Iterator[int]:
     """Let FAISS use as many threads as torch may, and hand its setting back; gives their number.
+
+    Threads without work make the others wait for them, so `most` says how many have some.
 
     A process forked after FAISS ran has OpenMP's locks but not its threads and would wait for
     them for ever; there, FAISS works alone.
@@ -31,6 +33,7 @@ def faiss_threads() -> Iterator[int]:
     torch = sys.modules.get("torch")
     before = faiss.omp_get_max_threads()
     wanted = before if torch is None else min(before, torch.get_num_threads())
+    wanted = wanted if most is None else min(wanted, most)
     wanted = 1 if os.getpid() != _owner else max(1, wanted)
     faiss.omp_set_num_threads(wanted)
     try:

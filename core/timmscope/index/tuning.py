@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
@@ -41,7 +42,7 @@ class Setting(NamedTuple):
 class Tunable(Protocol):
     """What is to be tuned."""
 
-    def efforts(self) -> list[int]:
+    def efforts(self) -> Sequence[int]:
         """How far it may look, least first."""
         ...
 
@@ -70,11 +71,14 @@ def settings_for(engine: Tunable, exam: Exam, recall: float, *, doubt: bool) -> 
         recall: the share of true neighbours wanted.
         doubt: look on, at settings that should cost more, in case the estimate is wrong.
     """
-    few = exam.part(slice(_FIRST))
-    efforts = [e for e in engine.efforts() if engine.recalls(few, e)[0][-1] > recall - _NEAR]
+    few, near = exam.part(slice(_FIRST)), False
     reached: list[Setting] = []
     cheapest = np.inf
-    for effort in track(efforts or engine.efforts()[-1:], "measuring recall"):
+    for effort in track(engine.efforts(), "measuring recall"):
+        near = near or effort == engine.efforts()[-1]
+        near = near or engine.recalls(few, effort)[0][-1] > recall - _NEAR
+        if not near:
+            continue
         if engine.scan_bytes(effort) > cheapest * (_DOUBT if doubt else 1):
             break  # looking further can only cost more
         for width, share, error in zip(WIDTHS, *engine.recalls(exam, effort), strict=True):
@@ -106,7 +110,8 @@ def quickest(settings: list[Setting], search: Callable[[Setting], object]) -> tu
     return chosen, seconds_taken
 
 
-def steps(first: int, last: int) -> list[int]:
+@cache
+def steps(first: int, last: int) -> tuple[int, ...]:
     """Whole numbers from `first` to `last`, four to a doubling."""
     count = round(4 * np.log2(last / first))
-    return sorted({round(first * 2 ** (step / 4)) for step in range(count)} | {last})
+    return tuple(sorted({round(first * 2 ** (step / 4)) for step in range(count)} | {last}))
