@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -22,7 +23,7 @@ from timmscope import HookedModel
 from timmscope.images import FolderSource, ListSource, WebDatasetSource
 from timmscope.mining import mine
 from timmscope.store import Store
-from timmscope_registry import ImageError, UnsupportedModel
+from timmscope_registry import ImageError, StoreError, UnsupportedModel
 
 MODEL = "random:resnet18?seed=0&img_size=32"
 SETTINGS: dict[str, Any] = {
@@ -205,6 +206,26 @@ def test_a_slow_source_gives_the_same_bytes(
 
     slow = run(small_model, Slow(folder), tmp_path / "slow", workers=2)
     assert contents(slow.path) == contents(run(small_model, folder, tmp_path / "s").path)
+
+
+class Dying(FolderSource):
+    """The process that reads one of its images is killed, as for lack of memory, until healed."""
+
+    def load(self, index: int) -> Image.Image:
+        if index == 14 and not Path(f"{self._root}.healed").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(index)
+
+
+def test_a_reading_process_that_is_killed_is_one_line_and_the_pass_goes_on(
+    small_model: HookedModel, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StoreError, match="a process that reads images died, most likely for lack"):
+        run(small_model, Dying(folder), tmp_path / "s", workers=2)
+    assert not multiprocessing.active_children()
+    Path(f"{folder}.healed").touch()
+    again = run(small_model, Dying(folder), tmp_path / "s", workers=2)
+    assert contents(again.path) == contents(run(small_model, folder, tmp_path / "whole").path)
 
 
 class Varying(nn.Module):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import signal
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -128,23 +130,40 @@ def load_batches(
     )
     iterator = iter(loader)
     try:
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise StoreError(
-                    "a process that reads images died, most likely for lack of memory; "
-                    "start again with fewer workers: finished shards are kept"
-                ) from error.with_traceback(None)
-            if isinstance(batch, TimmscopeError):
-                raise batch
-            yield batch
+        with _no_surprises():
+            while True:
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    raise StoreError(
+                        "a process that reads images died, most likely for lack of memory; "
+                        "start again with fewer workers: finished shards are kept"
+                    ) from error.with_traceback(None)
+                if isinstance(batch, TimmscopeError):
+                    raise batch
+                yield batch
     finally:  # an error that is remembered must not keep the workers; collected later, they hang
         del iterator
+
+
+@contextmanager
+def _no_surprises() -> Iterator[None]:
+    """torch raises the death of a worker wherever the main thread is, inside a collector perhaps.
+
+    Without its handler the iterator says so itself, within seconds.
+    """
+    if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _as_is(batch: T) -> T:
