@@ -127,6 +127,24 @@ def test_a_state_that_hdf5_cannot_hold_is_refused_by_name(
     assert not list((tmp_path / "s").rglob("*.h5*"))
 
 
+class Meddling(State):
+    """Changes the rows that it is shown."""
+
+    def fresh(self) -> Any:
+        return self
+
+    def update(self, batch: LayerBatch) -> None:
+        batch.rows["pooled"][:] -= 1  # type: ignore[index]
+
+
+def test_a_collector_cannot_change_the_rows_that_are_stored(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    line = r"^the collector wrong failed in layer layer1, images 0 to 11 \(ValueError: .*read-only"
+    with pytest.raises(PluginError, match=line):
+        run(small_model, pictures, tmp_path / "s", Meddling({}))
+
+
 def test_two_collectors_cannot_keep_the_same_rows_and_a_class_is_no_collector(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:

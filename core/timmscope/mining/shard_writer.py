@@ -185,7 +185,11 @@ class ShardWriter:
     def _write_reduced(self, file: h5py.File, name: str, read: np.ndarray) -> None:
         ids = np.arange(self._start, self._stop)[read]
         waiting = self._waiting[name]
-        rows = waiting if read.all() else {kind: rows[read] for kind, rows in waiting.items()}
+        rows = {
+            kind: values.view() if read.all() else values[read] for kind, values in waiting.items()
+        }
+        for values in rows.values():  # other collectors see them, and the shard will hold them
+            values.flags.writeable = False
         batch = LayerBatch(layer=name, ids=ids, rows=rows)
         for reducer in self._plan.reducers:
             part = self._parts[name, reducer.name]

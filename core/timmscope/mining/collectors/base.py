@@ -82,7 +82,7 @@ class Collector(ABC):
 
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
-        """Take in some images; each image must come once."""
+        """Take in some images; each image must come once. Rows cannot be changed."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
@@ -114,7 +114,10 @@ class RowCollector(Collector):
 
     @abstractmethod
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
-        """Turn an activation in the layer's own layout into rows (B, …), by kind."""
+        """Turn an activation in the layer's own layout into rows (B, …), by kind.
+
+        The model goes on with that very tensor: it must not be changed in place.
+        """
 
     def update(self, batch: LayerBatch) -> None:
         """Append rows."""
