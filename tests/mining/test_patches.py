@@ -14,6 +14,7 @@ from timmscope import (
     ParameterError,
     Patch,
     Store,
+    StoreError,
     TopEntry,
     load_model,
     mine,
@@ -187,3 +188,50 @@ def test_sheets_say_which_field_they_show(model: HookedModel) -> None:
 def test_no_patches_make_no_sheet() -> None:
     with pytest.raises(ParameterError, match="at least one picture"):
         patch_figure([])
+
+
+def same(first: list[Patch], second: list[Patch]) -> None:
+    """Check that two lists of patches say and show the same."""
+    for one, other in zip(first, second, strict=True):
+        for name in ("entry", "box", "cell", "path"):
+            assert getattr(one, name) == getattr(other, name)
+        np.testing.assert_array_equal(pixels_of(one.image), pixels_of(other.image))
+        for name in ("layer", "kind", "image_size", "grid", "size", "stride", "unknown"):
+            assert getattr(one.field, name) == getattr(other.field, name)
+        np.testing.assert_array_equal(one.field.boxes, other.field.boxes)
+        np.testing.assert_equal(one.field.unclipped, other.field.unclipped)
+
+
+@pytest.mark.parametrize("layer", ["layer2", "global_pool"])
+def test_a_field_that_was_found_once_needs_no_model_again(
+    model: HookedModel, store: Store, monkeypatch: pytest.MonkeyPatch, layer: str
+) -> None:
+    given = top_patches(store, model, layer, 3, 4)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("timmscope.models.load_model", refuse)
+    monkeypatch.setattr(find, "_follow", refuse)
+    same(top_patches(Store.open(store.path), None, layer, 3, 4), given)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        top_patches(store, None, layer, 3, 4, field="effective")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"model": 3}', None])
+def test_a_kept_field_that_is_damaged_or_of_another_model_is_found_again(
+    store: Store, damage: bytes | None
+) -> None:
+    given = top_patches(store, None, "layer2", 3, 4)
+    file = store.path / "fields" / "layer2.spatial.json"
+    good = file.read_bytes()
+    file.write_bytes(good.replace(b"resnet18", b"resnet34") if damage is None else damage)
+    same(top_patches(store, None, "layer2", 3, 4), given)
+    assert file.read_bytes() == good
+
+
+def test_a_model_without_a_source_has_to_be_given(store: Store) -> None:
+    record = store.manifest.model.model_copy(update={"id": "module:mine"})
+    lost = Store(store.path, store.manifest.model_copy(update={"model": record}))
+    with pytest.raises(StoreError, match="no source to load it from; pass it as model="):
+        top_patches(lost, None, "layer4", 0, 2)

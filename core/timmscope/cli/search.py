@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -243,11 +243,7 @@ def _sheet(
     from timmscope import ImageError, Preprocessing
     from timmscope.figures import sheet_figure
 
-    saved: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in store.manifest.model.preprocessing.items()
-    }
-    prepare = Preprocessing(**saved)
+    prepare = Preprocessing.restored(store.manifest.model.preprocessing)
     pictures: list[Tensor] = [] if found.query is None else [found.query]
     titles = [] if found.query is None else ["query"]
     numbers = found.hits.ids[0].tolist()

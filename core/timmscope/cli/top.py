@@ -53,7 +53,7 @@ def top(
     json
         Print JSON.
     """
-    from timmscope import ParameterError, Store, StoreError, load_model, top_patches
+    from timmscope import ParameterError, Store, StoreError, top_patches
     from timmscope.mining.patch_sheet import patch_figure
 
     if count < 1:
@@ -62,15 +62,14 @@ def top(
     if metadata is not None:
         opened = opened.with_metadata(metadata)
     record = opened.layer(layer).record
-    model = load_model(opened.manifest.model.id)
-    patches = top_patches(
-        opened, model, layer, unit, count, field=field, where=where, images=images
-    )
+    patches = top_patches(opened, None, layer, unit, count, field=field, where=where, images=images)
     if not patches:
         chosen = "" if where is None else f" among the images with {where}"
         raise StoreError(f"{layer}[{unit}] has no value{chosen}, so it has no strongest image")
     file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
-    output.write_figure(patch_figure(patches, f"{layer}[{unit}] of {model.id}"), file)
+    output.write_figure(
+        patch_figure(patches, f"{layer}[{unit}] of {opened.manifest.model.id}"), file
+    )
     seen = patches[0].field
     if json:
         output.print_json(

@@ -141,7 +141,7 @@ def resume(
     """
     with StoreLock(folder):
         old = Manifest.read(folder)
-        model = model or _load_model(old)
+        model = model or model_of(old)
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
@@ -184,7 +184,12 @@ def _run(
     return Store(folder, manifest)
 
 
-def _load_model(manifest: Manifest) -> HookedModel:
+def model_of(manifest: Manifest) -> HookedModel:
+    """Load the model that a store was made with, by its id.
+
+    Raises:
+        StoreError: it had none; the model has to be given.
+    """
     from timmscope.models import load_model
 
     if manifest.model.id.startswith("module:"):

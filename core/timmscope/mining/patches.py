@@ -17,6 +17,9 @@ from torch import Tensor
 from timmscope.images import Images
 from timmscope.store import Store, TopEntry
 
+from .kept_fields import keep_field, kept_field
+from .mine import model_of
+
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
     from timmscope.receptive_fields import Box, FieldKind, ReceptiveField
@@ -47,7 +50,7 @@ class Patch:
 
 def top_patches(
     store: Store,
-    model: HookedModel,
+    model: HookedModel | None,
     layer: str,
     unit: int,
     k: int = 9,
@@ -60,7 +63,8 @@ def top_patches(
 
     Args:
         store: the store.
-        model: its model, for the preprocessing and the receptive field.
+        model: its model, for the receptive field; None loads it by its id where the store does
+            not know the field yet. Exact and spatial fields stay in the store once found.
         layer: name of a mined layer.
         unit: channel.
         k: how many.
@@ -73,23 +77,19 @@ def top_patches(
     Raises:
         ImageError: the images are no longer there.
         StoreError: no such layer or unit, or the store's images were in memory and `images` is
-            missing.
+            missing, or a model that has to be given.
         ParameterError: no such kind of field, or the condition is wrong.
     """
-    from timmscope.receptive_fields import receptive_field
+    from timmscope.models import Preprocessing
 
     source = store.source(images)
     entries = store.layer(layer).top(unit, k, where=where)
     if not entries:
         return []
-    pixels = torch.stack(
-        [model.preprocess(source.load(entry.image_id)) for entry in entries]
-    ).clamp(0, 1)  # (k, C, H, W)
-    cells = [entry.position for entry in entries]
-    if field == "effective":
-        found = receptive_field(model, layer, field, pixels, unit=unit, positions=cells)
-    else:
-        found = receptive_field(model, layer, field)
+    prepare = Preprocessing.restored(store.manifest.model.preprocessing)
+    pixels = torch.stack([prepare(source.load(entry.image_id)) for entry in entries])
+    pixels = pixels.clamp(0, 1)  # (k, C, H, W)
+    found = _field(store, model, layer, unit, field, pixels, entries)
     patches = []
     for entry, image in zip(entries, pixels, strict=True):
         whole, box = _picture(image), found.box(entry.position)
@@ -97,6 +97,29 @@ def top_patches(
         path = source.paths[entry.image_id]
         patches.append(Patch(whole.crop(box), whole, box, cell, found, entry, path))
     return patches
+
+
+def _field(
+    store: Store,
+    model: HookedModel | None,
+    layer: str,
+    unit: int,
+    kind: FieldKind,
+    pixels: Tensor,
+    entries: list[TopEntry],
+) -> ReceptiveField:
+    """The layer's field: as the store has it, found by the model, or measured on these images."""
+    from timmscope.receptive_fields import receptive_field
+
+    if kind != "effective" and (kept := kept_field(store, layer, kind)) is not None:
+        return kept
+    used = model or model_of(store.manifest)
+    if kind == "effective":
+        cells = [entry.position for entry in entries]
+        return receptive_field(used, layer, kind, pixels, unit=unit, positions=cells)
+    found = receptive_field(used, layer, kind)
+    keep_field(store, found)
+    return found
 
 
 def _picture(pixels: Tensor) -> Image.Image:

@@ -6,7 +6,7 @@ image is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -78,6 +78,14 @@ class Preprocessing:
             crop_pct=float(config["crop_pct"]),
             crop_mode=str(config["crop_mode"]),
         )
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any]) -> Preprocessing:
+        """What `to_dict` or a manifest holds, made again."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
+        }
+        return cls(**values)
 
     @cached_property
     def _transform(self) -> Transform:
