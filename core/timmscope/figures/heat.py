@@ -105,9 +105,15 @@ def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
 
 
 def around_grey(change: Tensor) -> Tensor:
-    """A signed picture `(3, H, W)` in colours around mid-grey: `0.5 + g / (2 max |g|)`."""
+    """A signed picture `(3, H, W)` in colours around mid-grey: `0.5 + g / (2 m)`, clamped.
+
+    `m` is the quantile of the magnitudes above zero that heat maps' colours span too: a gradient
+    has a few extreme pixels, and beside their maximum all others would be grey.
+    """
     values = change.detach().float().cpu()
-    return (0.5 + values / (2 * values.abs().max().clamp(min=1e-30))).clamp(0, 1)
+    there = values.abs()[values != 0].numpy()
+    edge = float(np.quantile(there, QUANTILE)) if there.size else 1.0
+    return (0.5 + values / (2 * max(edge, 1e-30))).clamp(0, 1)
 
 
 def overlay(

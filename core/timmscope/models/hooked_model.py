@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -244,10 +245,9 @@ class HookedModel:
             raise ImageError("the batch is empty: pass at least one image")
         if not images.is_floating_point():
             raise ImageError(f"images are {images.dtype}; expected float in [0, 1]: divide by 255")
-        detached = images.detach()
-        if not bool(torch.isfinite(detached).all()):
+        low, high = (float(value) for value in torch.aminmax(images.detach()))  # NaN if one is
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise ImageError("images hold NaN or infinite values; expected float in [0, 1]")
-        low, high = (float(value) for value in torch.aminmax(detached))
         if low < -1e-6 or high > 1 + 1e-6:
             raise ImageError(
                 f"images span {low:.3g} to {high:.3g}; expected [0, 1] without normalisation "

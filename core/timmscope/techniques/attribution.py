@@ -77,10 +77,11 @@ class Attribution(Result):
         )
 
     def _title(self) -> str:
-        """The technique, and what stood for nothing where it has such a baseline."""
+        """The technique with its layer, and what stood for nothing where it has a baseline."""
         name = self.provenance.technique.rpartition(":")[2]
-        baseline = self.provenance.parameters.get("baseline")
-        return f"{name}, baseline {baseline}" if isinstance(baseline, str) else name
+        layer, baseline = (self.provenance.parameters.get(key) for key in ("layer", "baseline"))
+        name += f" at {layer}" if isinstance(layer, str) else ""
+        return name + (f", baseline {baseline}" if isinstance(baseline, str) else "")
 
     def pictures(self) -> dict[str, Any]:
         """Of each image the map in colours, its overlay, and the coloured pixels if any."""
