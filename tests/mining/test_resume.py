@@ -168,6 +168,23 @@ def test_repair_redoes_the_damaged_shard_to_the_byte(
     assert store.verify().ok
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
+def test_a_flipped_reduction_is_named_and_never_merged(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, share: float
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = contents(store.path)
+    path = store.path / "reduced/00001.h5"
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 16
+    path.write_bytes(data)
+    (store.path / "shards/00003.h5").unlink()  # so that the pass has something to do
+    with pytest.raises(StoreCorrupted, match=r"reduced/00001\.h5: its checksum differs.*--repair"):
+        run(small_model, pictures, tmp_path / "s")
+    assert verify(store.path, repair=True, model=small_model, images=pictures).ok
+    assert contents(store.path) == expected
+
+
 def test_a_flipped_shard_raises_when_it_is_read(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:

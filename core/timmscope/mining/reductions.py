@@ -37,6 +37,8 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     }
     for number, record in track(manifest.shards.items(), "merging", len(manifest.shards)):
         name = shards.reduced_file(number)
+        if reason := files.damage(name, record.reduced):  # merged, it would never be found again
+            raise files.corrupted(name, reason)
         with files.open(name, record.reduced) as file:
             if int(file.attrs["start"]) != record.start:
                 raise files.corrupted(name, "holds another range of images")

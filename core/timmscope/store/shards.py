@@ -116,7 +116,8 @@ class ShardFiles:
         except FileNotFoundError as error:
             raise self.corrupted(name, "the file is missing") from error
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise self.corrupted(name, " ".join(str(error).split())) from error
+            reason = " ".join(f"cannot be read ({error})".split())
+            raise self.corrupted(name, reason) from error
 
     def read(self, number: int, reader: Callable[[h5py.File], T]) -> T:
         """Call `reader` with a shard's open file and return what it returns.
