@@ -299,7 +299,14 @@ def _built(base: Path, peer: Peer, rows: Any) -> float:
 
 def _effort(peer: Peer, queries: Any, truth: Any) -> tuple[int, float]:
     """The least effort that reaches the recall, or the largest."""
-    for effort in peer.efforts:
+    low, high = 0, len(peer.efforts) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _recall(peer.search(queries[:200], peer.efforts[middle]), truth[:200]) >= RECALL:
+            high = middle
+        else:
+            low = middle + 1
+    for effort in peer.efforts[max(low - 1, 0) :]:
         reached = _recall(peer.search(queries, effort), truth)
         if reached >= RECALL:
             break

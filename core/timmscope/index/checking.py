@@ -54,7 +54,7 @@ def examine_indexes(store: Store) -> list[IndexDamage]:
                 index = VectorIndex.load(store, _layer(path), verify=True)
             del index
         except TimmscopeError as error:
-            reason = str(error).removeprefix(f"the index {path} ")
+            reason = str(error).removeprefix(f"the index {path} ").replace(f"{path.parent}/", "")
             name = path.relative_to(store.path).as_posix()
             damage.append(IndexDamage(name, reason, any_record(path)))
     return damage

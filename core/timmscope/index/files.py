@@ -229,9 +229,8 @@ def _waiting(path: Path) -> Path:
 def held(path: Path, *, writing: bool = False) -> Iterator[None]:
     """Keep an index and its record a pair: nobody replaces them while another reads them."""
     while True:
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except OSError:  # there is none to hold
+        file = _opened(path)
+        if file is None:  # there is none to hold
             yield
             return
         try:
@@ -241,6 +240,13 @@ def held(path: Path, *, writing: bool = False) -> Iterator[None]:
                 return
         finally:
             os.close(file)
+
+
+def _opened(path: Path) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
