@@ -19,6 +19,9 @@ from timmscope import (
 )
 from timmscope_attribution.colours import Reduction, reduce_colours
 
+_SAME = 1e-6
+"""Pixels this near to their baseline equal it: the rest is rounding, as of a blurred flat image."""
+
 
 class IntegratedGradients(AttributionTechnique):
     """Integrated gradients (Sundararajan et al., ICML 2017): the path from a baseline, summed.
@@ -42,6 +45,7 @@ class IntegratedGradients(AttributionTechnique):
         """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`."""
         begin = baseline_images(model, images, self.baseline)
         way = images - begin
+        way = torch.where(way.abs() > _SAME, way, 0)
         places, shares = (
             torch.from_numpy((row + shift) / 2)
             for row, shift in zip(np.polynomial.legendre.leggauss(self.steps), (1, 0), strict=True)

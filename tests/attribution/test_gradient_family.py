@@ -267,6 +267,12 @@ def test_a_constant_image_has_no_noise(awake):
         technique("smooth-grad")()(awake(MODELS["resnet18"][0]), torch.full((1, 3, 64, 64), 0.5), 3)
 
 
+def test_a_flat_image_that_is_blurred_is_its_own_baseline(awake):
+    kind = technique("integrated-gradients")(steps=2, baseline="blur")
+    with pytest.raises(TechniqueError, match="the image is its own baseline"):
+        kind(awake(MODELS["resnet18"][0]), torch.full((1, 3, 64, 64), 0.35), 3)
+
+
 def test_a_comparison_is_each_technique_by_itself_from_one_forward(awake):
     model = awake(MODELS["resnet18"][0])
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
