@@ -78,6 +78,21 @@ class TestStats:
             rows = [line.split()[0] for line in told if line.strip()[:1].isdigit()]
             assert rows == [str(unit) for unit in expected[:3]]
 
+    def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
+        self, cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
+        told = cli("stats", store, "layer2", "-k", "3", "--sort", "mean_std").out.splitlines()
+        heads = next(line.split() for line in told if line.split()[:1] == ["unit"])
+        assert "largest" not in heads
+        assert heads[-2:] == ["area", "mean_std"]
+        table = Store.open(store).layer("layer2").units().table()
+        rows = [line.split() for line in told if line.strip()[:1].isdigit()]
+        for row in rows:
+            assert row[-1] == f"{table[int(row[0])]['mean_std']:.5g}"
+            assert row[-2] == f"{table[int(row[0])]['auroc']:.3f}"
+        assert len(rows) == 3
+
     def test_a_condition_over_a_table_of_ones_own_chooses_the_images(
         self, cli: Cli, store: Path, tmp_path: Path
     ) -> None:

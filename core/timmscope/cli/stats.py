@@ -105,19 +105,22 @@ def stats(
 
 
 def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
+    from rich.text import Text
+
     classes = any(name is not None for name in report.best_class)
-    columns = ["unit", "what", "mean", "std", "largest", "fires", "most alike", "r"]
+    sizes = _SIZES if not classes or output.console().width >= _WIDE else {}
+    columns = ["unit", "what", *sizes.values(), "fires", "alike", "r"]
     columns += ["best class", "selectivity", "area"] if classes else []
     table = report.table()
-    extra = sort if sort in table[0] and sort not in _SHOWN else None
+    extra = sort if sort in table[0] and sort not in (*sizes, *_SHOWN) else None
     lines = []
     for unit in units:
         row = table[unit]
         fires = row["fires"]
         line = [
             unit,
-            ", ".join(row["flags"]),
-            *(None if row[name] is None else f"{row[name]:.3g}" for name in _SIZES),
+            Text("\n".join(row["flags"])),  # one a line, so that the column is narrow
+            *(None if row[name] is None else f"{row[name]:.3g}" for name in sizes),
             None if fires is None else f"{100 * fires:.3g} %",
             row["partner"],
             None if row["correlation"] is None else f"{row['correlation']:+.3f}",
@@ -131,9 +134,16 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
         lines.append([*line, row[extra]] if extra else line)
     columns += [extra] if extra else []
     words = ("what", "best class")
-    output.table(columns, lines, right=[c for c in columns if c not in words], keep=["what"])
+    output.table(
+        columns,
+        lines,
+        right=[column for column in columns if column not in words],
+        keep=[column for column in columns if column != "best class"],
+    )
 
 
-_SIZES = ("mean_mean", "mean_std", "max_max")
-_SHOWN = ("unit", *_SIZES, "fires", "partner", "correlation", "selectivity", "auroc")
+_WIDE = 108
+"""Columns of a terminal from which on there is room for classes and sizes."""
+_SIZES = {"mean_mean": "mean", "mean_std": "std", "max_max": "largest"}
+_SHOWN = ("unit", "fires", "partner", "correlation", "selectivity", "auroc")
 """Columns that the table has anyway."""
