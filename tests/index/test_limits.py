@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from timmscope import VectorIndex, VectorIndexError
+from timmscope.index.table import RowTable
 
 ROWS = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
 
@@ -71,3 +72,25 @@ def test_temporary_files_are_closed() -> None:
         index.search(ROWS[:1])
         del index
         gc.collect()
+
+
+@pytest.mark.parametrize("backend", ["ivf", "hnsw"])
+def test_exact_search_of_everything_reads_rows_in_blocks(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timmscope.index.exact._BLOCK_BYTES", 4 * 6 * 30)  # 30 rows
+    largest = 0
+    read = RowTable.__getitem__
+
+    def watched(table: RowTable, places: Any) -> Any:
+        nonlocal largest
+        rows = read(table, places)
+        largest = max(largest, len(rows))
+        return rows
+
+    index = VectorIndex.from_array(ROWS, metric="l2", backend=backend)
+    monkeypatch.setattr(RowTable, "__getitem__", watched)
+    found = index.search(ROWS[0], 300).ids[0]  # too many for candidates to be worth while
+    expected = np.argsort(np.linalg.norm(ROWS - ROWS[0], axis=1), kind="stable")[:300]
+    assert set(found.tolist()) == set(expected.tolist())
+    assert largest <= 30

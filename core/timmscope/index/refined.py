@@ -217,7 +217,8 @@ class RefinedBackend(ABC):
                 left = self._search_block(part, k, mask, *into)
             if len(left):
                 everything = ExactSearch(self._table, self._table.ids, self._space)
-                into[0][left], into[1][left] = everything.search(part[left], k, places)
+                some = np.arange(len(self._table)) if places is None else places  # in blocks
+                into[0][left], into[1][left] = everything.search(part[left], k, some)
         return values, self._table.ids[found]
 
     def _search_block(

@@ -46,6 +46,8 @@ class RowTable:
         self._pending: list[tuple[Ids, npt.NDArray[np.bool_]]] = []
         self._by_id: tuple[Ids, Places] | None = None
 
+    __iter__ = None  # NumPy would take the table for a sequence, and read it row by row
+
     def __len__(self) -> int:
         """Number of places, those of dropped rows among them."""
         return len(self._settled().ids)
