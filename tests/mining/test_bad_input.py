@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timmscope import HookedModel
-from timmscope.images import FolderSource, ListSource, WebDatasetSource
+from timmscope.images import FolderSource, ImageSource, ListSource, WebDatasetSource
 from timmscope.mining import mine
 from timmscope.store import Store
 from timmscope_registry import ImageError, StoreError, UnsupportedModel
@@ -226,6 +226,61 @@ def test_a_reading_process_that_is_killed_is_one_line_and_the_pass_goes_on(
     Path(f"{folder}.healed").touch()
     again = run(small_model, Dying(folder), tmp_path / "s", workers=2)
     assert contents(again.path) == contents(run(small_model, folder, tmp_path / "whole").path)
+
+
+class Custom(ImageSource):
+    """A plugin's source, as it should not be."""
+
+    def __init__(self, paths: list[Any], labels: list[Any] | None, load: Any = picture) -> None:
+        self._paths, self._labels, self._load = paths, labels, load
+
+    def __len__(self) -> int:
+        return 6
+
+    @property
+    def paths(self) -> Any:
+        return self._paths
+
+    @property
+    def labels(self) -> Any:
+        return self._labels
+
+    def load(self, index: int) -> Any:
+        return self._load(index)
+
+    def fingerprint(self) -> str:
+        return "custom"
+
+
+def test_a_source_that_misdescribes_its_images_is_refused_in_one_line(
+    small_model: HookedModel, tmp_path: Path
+) -> None:
+    names = [f"{number}.png" for number in range(6)]
+    for paths, labels, what in (
+        (names[:5], None, "5 paths; expected one for every image"),
+        (names, ["cat"], "1 labels; expected one for every image"),
+        (names, [None, "cat", 3, 4, 5, 6], "labels of type int; expected text"),
+        ([1, 2, 3, 4, 5, 6], None, "paths of type int; expected text"),
+    ):
+        with pytest.raises(ImageError, match=what):
+            run(small_model, Custom(paths, labels), tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+    good = run(small_model, Custom(names, [None, "cat", None, "", "dog", None]), tmp_path / "s")
+    assert list(good.images.labels) == [None, "cat", None, None, "dog", None]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_needs_too_much_memory_ends_the_pass_in_one_line(
+    small_model: HookedModel, tmp_path: Path, workers: int
+) -> None:
+    def load(index: int) -> Image.Image:
+        if index == 3:
+            raise MemoryError
+        return picture(index)
+
+    names = [f"{number}.png" for number in range(6)]
+    with pytest.raises(StoreError, match=r"^no memory to read 3\.png; start again with fewer work"):
+        run(small_model, Custom(names, None, load), tmp_path / "s", workers=workers)
 
 
 class Varying(nn.Module):

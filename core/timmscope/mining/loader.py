@@ -51,8 +51,8 @@ class Batches(Dataset[Loaded | TimmscopeError]):
     """Ranges of ids as loaded batches; pickles to a worker as long as its source does.
 
     A batch that finds no room in shared memory is an error handed over as a value: torch would
-    lose an exception of the thread that sends it, and its reader would wait for ever. So is one
-    whose images are all gone with their disk, which torch would wrap in a traceback.
+    lose an exception of the thread that sends it, and its reader would wait for ever. So are images
+    that are gone with their disk or need too much memory, which torch would wrap in a traceback.
     """
 
     def __init__(
@@ -86,7 +86,10 @@ class Batches(Dataset[Loaded | TimmscopeError]):
                 images[row] = self._preprocessing(image)
                 size = image.size
             except MemoryError:
-                raise
+                return StoreError(
+                    f"no memory to read {self._source.paths[image_id]}; start again with fewer "
+                    "workers, or without this image: finished shards are kept"
+                )
             except ImageError as error:
                 reason = str(error).removeprefix(f"{error.path}: ")  # its name is kept beside it
             except Exception as error:  # one image must not end a pass over a million
@@ -115,7 +118,7 @@ def load_batches(
     process that reads, and the store's lock is let go.
 
     Raises:
-        StoreError: a worker died, or found no memory to hand its images over.
+        StoreError: a worker died, or found no memory to read its images or hand them over.
         ImageError: the images as a whole are gone.
     """
     loader = DataLoader(
@@ -129,15 +132,15 @@ def load_batches(
         generator=torch.Generator(),  # else it would draw from the caller's random state
     )
     iterator = iter(loader)
-    try:
-        with _no_surprises():
+    with _no_surprises():
+        try:
             while True:
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    if "DataLoader worker" not in str(error):
+                except (RuntimeError, EOFError, OSError) as error:  # of what passes images over
+                    if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                         raise
                     raise StoreError(
                         "a process that reads images died, most likely for lack of memory; "
@@ -146,8 +149,8 @@ def load_batches(
                 if isinstance(batch, TimmscopeError):
                     raise batch
                 yield batch
-    finally:  # an error that is remembered must not keep the workers; collected later, they hang
-        del iterator
+        finally:  # a remembered error must not keep the workers; collected later, they hang
+            del iterator
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from timmscope.images import Images, ImageSource, open_images
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.manifest import NAME as MANIFEST
-from timmscope_registry import ImageError, ParameterError, StoreError
+from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
 from .collectors import Collector
@@ -23,7 +23,15 @@ from .loader import Batches, load_batches
 from .lock import StoreLock
 from .plan import Plan, make_plan, plan_of
 from .precision import precision_error
-from .preparation import agree, part_of, prepare, present, require_some, require_space
+from .preparation import (
+    agree,
+    part_of,
+    prepare,
+    present,
+    require_images,
+    require_some,
+    require_space,
+)
 from .reductions import write_merged
 
 if TYPE_CHECKING:
@@ -94,8 +102,7 @@ def mine(
             parameter="batch_size",
         )
     source = open_images(images)
-    if not len(source):
-        raise ImageError(f"{source!r} holds no image; name at least one")
+    require_images(source)
     prepare(folder)
     with StoreLock(folder):
         old = Manifest.read(folder) if (folder / MANIFEST).exists() else None
