@@ -35,6 +35,9 @@ def test_long_queries_are_answered_exactly(backend: str) -> None:
     query = np.array([1e25, 0, 0, 0, 0, 0], np.float32)
     expected = np.argsort(-ROWS[:, 0], kind="stable")[:5]
     assert index.search(query, 5).ids[0].tolist() == expected.tolist()
+    together = index.search(np.stack([ROWS[3], query, ROWS[4]]), 5).ids
+    assert together[1].tolist() == expected.tolist()
+    np.testing.assert_array_equal(together[::2], index.search(ROWS[3:5], 5).ids)
 
 
 @pytest.mark.parametrize("backend", ["flat", "ivf", "hnsw"])

@@ -213,8 +213,12 @@ class RefinedBackend(ABC):
             block = slice(start, start + step)
             part, into = queries[block], (values[block], found[block])
             left = np.arange(len(part))
-            if not exactly and not len(_long(part)):
-                left = self._search_block(part, k, mask, *into)
+            usual = np.setdiff1d(left, left if exactly else _long(part))
+            if len(usual):
+                answers = np.empty((len(usual), k), np.float32), np.empty((len(usual), k), np.int64)
+                rest = self._search_block(part[usual], k, mask, *answers)
+                into[0][usual], into[1][usual] = answers
+                left = np.setdiff1d(left, np.delete(usual, rest))
             if len(left):
                 everything = ExactSearch(self._table, self._table.ids, self._space)
                 some = np.arange(len(self._table)) if places is None else places  # in blocks
