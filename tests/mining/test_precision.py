@@ -91,3 +91,10 @@ def test_another_precision_is_refused(
 ) -> None:
     with pytest.raises(ParameterError, match="'fp16'; choose one of float32, bfloat16, bf16"):
         mine(small_model, pictures, tmp_path / "s", precision="fp16", **SETTINGS)
+
+
+def test_batch_norms_are_folded_in_float32_alone(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, low: Store
+) -> None:
+    full = mine(small_model, pictures, tmp_path / "full", **SETTINGS)
+    assert (full.manifest.folded, low.manifest.folded) == (True, False)

@@ -195,6 +195,9 @@ def make_plan(
     chosen = tuple(sorted(found.values(), key=lambda layer: layer.order))
     if not chosen:
         raise ParameterError("no layer was named; name at least one", parameter="layers")
+    precision = SHORT.get(precision or "", precision or PRECISION)
+    # In bfloat16 a folded weight is rounded with its scale: twice the error of a norm on its own.
+    fold = precision == PRECISION if old is None else old.folded
     mapped = {model.layers.resolve(name).name for name in maps}
     extra = [c if isinstance(c, Collector) else _by_name(c) for c in collectors]
     kept = [Pooled(), Extrema(), *(c for c in extra if isinstance(c, RowCollector))]
@@ -210,9 +213,9 @@ def make_plan(
         ),
         batch_size=BATCH_SIZE if batch_size is None else batch_size,
         shard_size=SHARD_SIZE if shard_size is None else shard_size,
-        precision=SHORT.get(precision or "", precision or PRECISION),
+        precision=precision,
         memory_format=_memory_format(model) if old is None else old.memory_format,
-        folded=_folded(model, chosen) if old is None or old.folded else None,
+        folded=_folded(model, chosen) if fold else None,
     )
 
 
