@@ -15,6 +15,9 @@ from timmscope.figures import (
     HeatScale,
     attack_figure,
     attribution_figure,
+    colourise,
+    comparison_figure,
+    overlay,
     sheet_figure,
     style_figure,
     synthesis_figure,
@@ -229,3 +232,15 @@ def test_a_map_far_above_zero_begins_its_colours_at_its_smallest_value():
     assert low.low == 0
     flat = HeatScale.of(torch.full((4, 4), 0.3))
     assert (flat.low, flat.high) == (0.0, pytest.approx(0.3))
+
+
+def test_a_comparison_lays_smooth_maps_over_the_image_and_shows_grainy_ones_alone():
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    grainy = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    smooth = torch.linspace(0, 1, 32).expand(1, 32, 32)
+    maps = torch.stack([grainy, smooth])
+    figure = comparison_figure(image, maps, ["saliency", "grad-cam"], ["cat"], [False, False])
+    shown = [axes.images[0].get_array() / 255 for axes in figure.axes if axes.images]
+    _, first, _, second, _ = shown  # the image, and below each map its colour bar
+    assert np.allclose(first, colourise(grainy[0]).permute(1, 2, 0), atol=1.01 / 255)
+    assert np.allclose(second, overlay(image[0], smooth[0]).permute(1, 2, 0), atol=1.01 / 255)

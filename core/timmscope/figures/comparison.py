@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from timmscope.figures.canvas import Canvas, line_height
-from timmscope.figures.heat import HeatScale, overlay
+from timmscope.figures.heat import HeatScale, colourise, overlay
 from timmscope.figures.theme import (
     GAP_IN,
     LABEL_PT,
@@ -35,7 +35,10 @@ def comparison_figure(
     *,
     columns: int = 6,
 ) -> Figure:
-    """Overlays of several maps of each image, each over a colour bar with its ends.
+    """Several maps of each image, each over a colour bar with its ends.
+
+    Maps are laid over the image, but for those whose values change from pixel to pixel, as
+    gradients do: little would be seen of them there.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
@@ -76,6 +79,13 @@ def comparison_figure(
     return page.figure
 
 
+def _grainy(heat: Tensor, scale: HeatScale) -> bool:
+    """Whether neighbouring pixels differ by a fifth of what a pixel has, in the mean."""
+    strength = scale.strength(heat)
+    steps = (strength[:, 1:] - strength[:, :-1]).abs().mean()
+    return float(steps) > 0.2 * float(strength.mean())
+
+
 def _cell(
     page: Canvas,
     image: Tensor,
@@ -89,7 +99,8 @@ def _cell(
     height = _SIDE * image.shape[1] / image.shape[2]
     scale = HeatScale.of(heat, signed=signed)
     page.text(name, left, top + head - 0.04 - line_height(LABEL_PT, name.count("\n") + 1))
-    page.picture(overlay(image, heat, signed=signed), left, top + head, _SIDE, height)
+    shown = colourise(heat, scale) if _grainy(heat, scale) else overlay(image, heat, signed=signed)
+    page.picture(shown, left, top + head, _SIDE, height)
     upper = top + head + height + 0.05
     strip = scale.colours(np.linspace(0, 1, 256))[None, :, :3]
     axes = page.axes(left, upper, _SIDE, _BAR)
