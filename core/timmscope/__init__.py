@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         RowCollector,
         merge,
         mine,
+        patch_views,
         top_patches,
     )
     from timmscope.models import (
@@ -233,6 +234,7 @@ __all__ = [
     "open_image",
     "open_images",
     "parse_objective",
+    "patch_views",
     "perturbed_scores",
     "receptive_field",
     "reporting",
@@ -275,6 +277,7 @@ _HOMES = {
         "RowCollector",
         "merge",
         "mine",
+        "patch_views",
         "top_patches",
     ),
     "timmscope.models": (

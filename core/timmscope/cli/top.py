@@ -20,6 +20,7 @@ def top(
     *,
     count: Annotated[int, Parameter(name=["--count", "-k"])] = 9,
     field: Literal["exact", "spatial", "effective"] = "spatial",
+    view: str | None = None,
     where: str | None = None,
     metadata: Path | None = None,
     images: str | None = None,
@@ -42,6 +43,9 @@ def top(
         Which receptive field the patches are: all pixels that can matter (``exact``), those that
         matter locally, global gates left aside (``spatial``), or those with 95 % of the gradient's
         energy on these images (``effective``).
+    view
+        Explanation to show beside each patch, of this very unit and cell, as in
+        ``guided-backprop``.
     where
         Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
     metadata
@@ -67,9 +71,14 @@ def top(
         chosen = "" if where is None else f" among the images with {where}"
         raise StoreError(f"{layer}[{unit}] has no value{chosen}, so it has no strongest image")
     file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
-    output.write_figure(
-        patch_figure(patches, f"{layer}[{unit}] of {opened.manifest.model.id}"), file
-    )
+    origin = opened.manifest.model.id
+    views, title = None, f"{layer}[{unit}] of {origin}"
+    if view is not None:
+        from timmscope import load_model, patch_views
+
+        views = patch_views(patches, load_model(origin), layer, unit, view)
+        title += f", {view}"
+    output.write_figure(patch_figure(patches, title, views), file)
     seen = patches[0].field
     if json:
         output.print_json(
@@ -78,6 +87,7 @@ def top(
                 "layer": layer,
                 "unit": unit,
                 "where": where,
+                "view": view,
                 "field": {
                     "kind": seen.kind,
                     "size_px": seen.size,

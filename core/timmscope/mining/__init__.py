@@ -13,6 +13,7 @@ from .collectors import (
 )
 from .merge import merge
 from .mine import mine, resume
+from .patch_views import patch_views
 from .patches import Patch, top_patches
 from .plan import Plan, bytes_per_image, default_layers
 
@@ -32,6 +33,7 @@ __all__ = [
     "default_layers",
     "merge",
     "mine",
+    "patch_views",
     "resume",
     "top_patches",
 ]

@@ -31,18 +31,27 @@ _MOST = 0.5
 """Of the image's area: a field as large as this is not cut out on the sheet."""
 
 
-def patch_figure(patches: Sequence[Patch], title: str = "") -> Figure:
+def patch_figure(
+    patches: Sequence[Patch], title: str = "", views: Sequence[Patch] | None = None
+) -> Figure:
     """Draw patches with the unit's value under each, and say below which field they show.
+
+    Args:
+        patches: of `top_patches`.
+        title: of the sheet.
+        views: of `patch_views`: what of each patch the unit answered to, beside it.
 
     Raises:
         ParameterError: no patches.
     """
     apart = bool(patches) and not _large(patches[0])
-    tiles = [_tile(patch, apart=apart) for patch in patches]
+    beside: Sequence[Patch | None] = [None] * len(patches) if views is None else views
+    pairs = zip(patches, beside, strict=True)
+    tiles = [_tile(patch, view, apart=apart) for patch, view in pairs]
     columns = min(8, math.ceil(math.sqrt(len(patches))))
-    if apart:
-        columns = min(4, columns)
-    widest = 2.7 if apart else 1.6
+    abreast = 1 + apart + (views is not None)  # pictures in a tile
+    columns = min(columns, {1: 8, 2: 4, 3: 2}[abreast])
+    widest = {1: 1.6, 2: 2.7, 3: 4.0}[abreast]
     return sheet_figure(
         [torch.from_numpy(np.asarray(tile).copy()).permute(2, 0, 1) / 255 for tile in tiles],
         [f"{patch.entry.value:.4g}" for patch in patches],
@@ -70,23 +79,41 @@ def _note(patch: Patch, *, apart: bool) -> str:
     return f"outlined: {named}, and the cell; below: its value"
 
 
-def _tile(patch: Patch, *, apart: bool) -> Image.Image:
-    scale = _SIDE / patch.whole.height
-    whole = patch.whole.resize((round(patch.whole.width * scale), _SIDE), Image.Resampling.BICUBIC)
+def _tile(patch: Patch, view: Patch | None, *, apart: bool) -> Image.Image:
+    whole = _of_height(patch.whole)
     if patch.field.grid is not None:
+        scale = _SIDE / patch.whole.height
         if not apart:
             _outline(whole, patch.cell, scale, _CELL)
         _outline(whole, patch.box, scale, _FIELD)
     if not apart:
-        return whole
+        return _in_a_row([whole] if view is None else [whole, _of_height(view.whole)])
+    return _in_a_row([*(_enlarged(each) for each in (patch, view) if each is not None), whole])
+
+
+def _of_height(picture: Image.Image) -> Image.Image:
+    width = round(picture.width * _SIDE / picture.height)
+    return picture.resize((width, _SIDE), Image.Resampling.BICUBIC)
+
+
+def _enlarged(patch: Patch) -> Image.Image:
+    """The patch in its frame, its pixels kept apart, on a white square."""
     framed = _framed(patch)
-    enlarged = min(_SIDE / framed.height, _SIDE / framed.width)
-    size = (round(framed.width * enlarged), round(framed.height * enlarged))
+    scale = min(_SIDE / framed.height, _SIDE / framed.width)
+    size = (round(framed.width * scale), round(framed.height * scale))
     cut = framed.resize(size, Image.Resampling.NEAREST)
-    tile = Image.new("RGB", (_SIDE + _GAP + whole.width, _SIDE), "white")
-    tile.paste(cut, ((_SIDE - cut.width) // 2, (_SIDE - cut.height) // 2))
-    tile.paste(whole, (_SIDE + _GAP, 0))
-    return tile
+    square = Image.new("RGB", (_SIDE, _SIDE), "white")
+    square.paste(cut, ((_SIDE - cut.width) // 2, (_SIDE - cut.height) // 2))
+    return square
+
+
+def _in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
+    width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
+    row, left = Image.new("RGB", (width, _SIDE), "white"), 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + _GAP
+    return row
 
 
 def _framed(patch: Patch) -> Image.Image:
