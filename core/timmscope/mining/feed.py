@@ -22,7 +22,7 @@ from timmscope.store import Manifest
 
 from .batch import reduce_batch
 from .loader import Loaded
-from .memory import kept_memory
+from .memory import Growth, kept_memory
 from .plan import Plan
 from .shard_writer import Rows
 from .writer import Writer
@@ -53,6 +53,7 @@ def feed(
         if model.device.type == "cpu":
             stack.enter_context(kept_memory())
         writer = stack.enter_context(Writer(folder, manifest, plan))
+        growth = Growth()
         while batch is not None:
             began = perf_counter()
             reduced = reduce_batch(plan.folded or model, plan, batch.images, batch.start)
@@ -64,6 +65,7 @@ def feed(
             bad = f"{unreadable} unreadable, " if unreadable else ""
             shard = manifest.own.index(batch.start // manifest.shard_size) + 1
             remark(f"{bad}shard {shard} of {len(manifest.own)}")
+            growth.look()
             batch = next(loaded, None)
             spent["model"] += ran - began
             spent["writing"] += wrote - ran

@@ -5,13 +5,14 @@ soon as they are free, and the next batch has every page zeroed and mapped again
 the time of EfficientNet-Lite0's forward on a CPU.
 
 What is kept falls to pieces: layers' blocks of many sizes leave holes that the next batch does not
-fit into, and the process grows by some megabytes a shard for as long as the pass goes on. So once a
-shard everything free is handed back, which costs one batch's worth of pages in a thousand images.
+fit into, and the process grows for as long as the pass goes on. So everything free is handed back
+once a shard, and at every eighth batch where the process is larger than with its first one.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,40 @@ from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _TRIM_DEFAULT, _MMAP_DEFAULT = 64 << 20, 1 << 16  # where glibc's own limits end up beside tensors
+
+
+_EVERY = 8
+"""Batches between two looks at the process's size."""
+_GROWTH = 24 << 20
+"""Bytes of growth that never matter."""
+
+
+class Growth:
+    """Hands memory back where a pass takes more than with its first batch."""
+
+    def __init__(self) -> None:
+        self._batches = 0
+        self._first = 0
+
+    def look(self) -> None:
+        """To be called after every batch."""
+        self._batches += 1
+        if self._batches == 1:
+            self._first = _private_bytes()
+        elif self._batches % _EVERY == 0:
+            allowed = self._first + max(_GROWTH, self._first // 20)
+            if _private_bytes() > allowed:
+                hand_back()
+
+
+def _private_bytes() -> int:
+    """Resident bytes that are not shared; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (once a few batches)
+            _, resident, shared, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0
+    return (resident - shared) * mmap.PAGESIZE
 
 
 @contextmanager
