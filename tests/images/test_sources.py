@@ -411,3 +411,17 @@ def test_string_tables_behave_as_sequences_and_stay_small() -> None:
     with pytest.raises(IndexError):
         table[1000]
     assert list(StringTable([])) == []
+
+
+def test_rows_of_an_array_cut_short_after_opening_are_named_and_the_rest_still_read(
+    tmp_path: Path,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    file = tmp_path / "a.npy"
+    np.save(file, pixels)
+    source = ArraySource(file)
+    np.testing.assert_array_equal(np.asarray(source.load(39)), pixels[39])
+    os.truncate(file, file.stat().st_size - pixels[0].nbytes // 2)
+    np.testing.assert_array_equal(np.asarray(source.load(38)), pixels[38])
+    with pytest.raises(ImageError, match=r"a\.npy\[39\]: cannot be read"):
+        source.load(39)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
@@ -34,7 +34,7 @@ class ArraySource(ImageSource):
     default it is the one called ``images``, or the only one that has the right shape. A
     one-dimensional array called ``labels`` or ``y`` of the same length gives the labels.
 
-    Rows are read one at a time: from HDF5 and .npy and uncompressed .npz through the file, from
+    Rows are read one at a time: from HDF5, .npy and uncompressed .npz through the file, from
     compressed .npz after reading the whole array into each process.
     """
 
@@ -124,9 +124,9 @@ class ArraySource(ImageSource):
     def _open(self, key: str | None = None) -> Any:
         name = self._key if key is None else key
         if self._file.suffix == ".npy":
-            return np.load(self._file, mmap_mode="r", allow_pickle=False)
+            return _rows(np.load(self._file, mmap_mode="r", allow_pickle=False))
         if self._file.suffix == ".npz":
-            return _open_npz(self._file, name)
+            return _rows(_open_npz(self._file, name))
         return h5py.File(self._file, "r")[name]
 
     def _read_labels(self, arrays: dict[str, tuple[tuple[int, ...], str]]) -> LabelTable | None:
@@ -170,6 +170,30 @@ def _label(value: Any) -> str | None:
     """A label's text; None where there is none: empty text, or NaN among numbers."""
     text = decode(value) if isinstance(value, bytes) else str(value)
     return None if isinstance(value, float | np.floating) and np.isnan(value) else text or None
+
+
+class _FileRows:
+    """Rows of an array in a file, read one by one.
+
+    Every page touched of a mapped array counts as the process's memory, and the process dies where
+    the file was cut short.
+    """
+
+    def __init__(self, array: np.memmap[Any, Any]) -> None:
+        self._dtype, self._shape, self._offset = array.dtype, array.shape[1:], array.offset
+        path = Path(cast("str", array.filename))
+        self._file = path.open("rb", buffering=0)
+        self._bytes = array.nbytes // len(array)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        raw = os.pread(self._file.fileno(), self._bytes, self._offset + index * self._bytes)
+        return np.frombuffer(raw, self._dtype).reshape(self._shape)
+
+
+def _rows(array: np.ndarray) -> Any:
+    """The array's rows read from its file where it is one that lies there row by row."""
+    by_row = array.ndim > 1 and array.flags.c_contiguous and hasattr(os, "pread")
+    return _FileRows(array) if by_row and isinstance(array, np.memmap) else array
 
 
 def _npy_header(

@@ -6,7 +6,7 @@ the time of EfficientNet-Lite0's forward on a CPU.
 
 What is kept falls to pieces: layers' blocks of many sizes leave holes that the next batch does not
 fit into, and the process grows for as long as the pass goes on. So everything free is handed back
-once a shard, and at every eighth batch where the process is larger than with its first one.
+once a shard, and after each batch that leaves the process larger than the first one did.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from functools import cache
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _TRIM_DEFAULT, _MMAP_DEFAULT = 64 << 20, 1 << 16  # where glibc's own limits end up beside tensors
 
-
-_EVERY = 8
-"""Batches between two looks at the process's size."""
 _GROWTH = 24 << 20
 """Bytes of growth that never matter."""
 
@@ -32,18 +29,15 @@ class Growth:
     """Hands memory back where a pass takes more than with its first batch."""
 
     def __init__(self) -> None:
-        self._batches = 0
-        self._first = 0
+        self._first: int | None = None
 
     def look(self) -> None:
         """To be called after every batch."""
-        self._batches += 1
-        if self._batches == 1:
-            self._first = _private_bytes()
-        elif self._batches % _EVERY == 0:
-            allowed = self._first + max(_GROWTH, self._first // 20)
-            if _private_bytes() > allowed:
-                hand_back()
+        now = _private_bytes()
+        if self._first is None:
+            self._first = now
+        elif now > self._first + max(_GROWTH, self._first // 20):
+            hand_back()
 
 
 def _private_bytes() -> int:
