@@ -4,9 +4,9 @@ Activations of a batch are tens of megabytes each. glibc hands such blocks back 
 soon as they are free, and the next batch has every page zeroed and mapped again: more than half of
 the time of EfficientNet-Lite0's forward on a CPU.
 
-What is kept falls to pieces: layers' blocks of many sizes leave holes that the next batch does not
-fit into, and the process grows for as long as the pass goes on. So everything free is handed back
-once a shard, and after each batch that leaves the process larger than the first one did.
+What is kept slowly falls to pieces: a block of another size takes a corner of a hole, and the next
+batch no longer fits into it. So everything free is handed back where a pass grows larger than it
+was over its first batches.
 """
 
 from __future__ import annotations
@@ -17,34 +17,40 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 _TRIM_DEFAULT, _MMAP_DEFAULT = 64 << 20, 1 << 16  # where glibc's own limits end up beside tensors
 
-_GROWTH = 24 << 20
-"""Bytes of growth that never matter."""
+_STATM = Path("/proc/self/statm")
+
+_FIRST = 32
+"""Batches over which a pass finds its size."""
+_SLACK = 1.02
+"""How much larger it may grow before what is free is handed back."""
 
 
 class Growth:
-    """Hands memory back where a pass takes more than with its first batch."""
+    """Hands free memory back where a pass takes more than over its first batches."""
 
     def __init__(self) -> None:
-        self._first: int | None = None
+        self._batches = 0
+        self._size = 0
 
     def look(self) -> None:
         """To be called after every batch."""
         now = _private_bytes()
-        if self._first is None:
-            self._first = now
-        elif now > self._first + max(_GROWTH, self._first // 20):
-            hand_back()
+        self._batches += 1
+        if self._batches <= _FIRST:
+            self._size = max(self._size, now)
+        elif now > self._size * _SLACK:
+            _hand_back()
 
 
 def _private_bytes() -> int:
     """Resident bytes that are not shared; 0 where the system does not tell."""
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (once a few batches)
-            _, resident, shared, *_ = map(int, file.read().split())
+        _, resident, shared, *_ = map(int, _STATM.read_bytes().split())
     except (OSError, ValueError):
         return 0
     return (resident - shared) * mmap.PAGESIZE
@@ -67,7 +73,7 @@ def kept_memory() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def hand_back() -> None:
+def _hand_back() -> None:
     """Give all memory that is free at this moment to the system; glibc only."""
     libc = _glibc()
     if libc is not None:

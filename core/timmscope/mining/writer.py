@@ -9,7 +9,6 @@ from pathlib import Path
 
 from timmscope.store import Manifest
 
-from .memory import hand_back
 from .plan import Plan
 from .shard_writer import Rows, ShardWriter, crash
 
@@ -80,7 +79,6 @@ class Writer:
                     self.manifest.write(self._folder)
                     crash("listed", shard.number)
                     shard = None
-                    hand_back()
         except BaseException as error:
             self._error = error
         finally:

@@ -192,6 +192,30 @@ def test_cut_builds_its_graph_where_the_caller_turned_autograd_off(hooks, images
     torch.testing.assert_close(torch.autograd.grad(output.sum(), cut.leaf)[0], expected)
 
 
+@pytest.mark.parametrize("until_last", [True, False])
+def test_no_activation_outlives_its_forward_even_without_the_garbage_collector(
+    hooks, images, until_last
+) -> None:
+    hooks.layers  # noqa: B018 - traced before we count
+    alive: list[weakref.ref[Tensor]] = []
+
+    def look(value: Tensor) -> None:
+        alive.append(weakref.ref(value))
+
+    gc.collect()
+    gc.disable()
+    try:
+        with hooks.watch({"conv1": look, "conv2": look}, until_last=until_last):
+            hooks(images)
+        with hooks.record("conv2", until_last=until_last) as recording:
+            hooks(images)
+        look(recording["conv2"])
+        del recording
+        assert [reference() for reference in alive] == [None] * 3
+    finally:
+        gc.enable()
+
+
 def test_forward_stops_after_the_last_point_and_only_then(model, hooks, images) -> None:
     ran: list[str] = []
     hooks.layers  # noqa: B018 - traced before we count
