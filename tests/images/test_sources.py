@@ -425,3 +425,46 @@ def test_rows_of_an_array_cut_short_after_opening_are_named_and_the_rest_still_r
     np.testing.assert_array_equal(np.asarray(source.load(38)), pixels[38])
     with pytest.raises(ImageError, match=r"a\.npy\[39\]: cannot be read"):
         source.load(39)
+
+
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.npy", "pipe.tar"])
+def test_a_pipe_is_named_instead_of_being_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    (tmp_path / "list.txt").write_text(f"1.png\n{name}\n")
+    fill(tmp_path, ["1.png"])
+    source = ListSource(tmp_path / "list.txt")
+    assert source.fingerprint()
+    assert value(source, 0) == 0
+    with pytest.raises(ImageError, match=rf"{name}: no file, but a pipe"):
+        source.load(1)
+    with pytest.raises(ImageError, match=rf"{name}: no file, but a pipe"):
+        open_images(tmp_path / name).load(0)
+
+
+def test_damaged_array_files_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.npy").touch()
+    noise = np.random.default_rng(0).integers(0, 255, (9, 20, 20, 3), np.uint8)
+    np.savez_compressed(tmp_path / "whole.npz", images=noise)
+    shutil.copy(tmp_path / "whole.npz", tmp_path / "archive.npy")
+    for name in ("empty.npy", "archive.npy"):
+        with pytest.raises(ImageError, match=f"{name}: cannot read this array file"):
+            open_images(tmp_path / name)
+    data = bytearray((tmp_path / "whole.npz").read_bytes())
+    data[3000] ^= 255
+    (tmp_path / "flipped.npz").write_bytes(data)
+    with pytest.raises(ImageError, match=r"flipped.npz\[2\]: cannot be read"):
+        open_images(tmp_path / "flipped.npz").load(2)
+
+
+def test_an_array_of_hdf5_without_a_shape_is_passed_over(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"] = RAMP
+        file["labels"] = h5py.Empty("f")
+    source = open_images(tmp_path / "a.h5")
+    assert len(source) == len(RAMP)
+    assert source.labels is None
+
+
+def test_rows_of_an_array_count_from_its_end_too(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", RAMP)
+    np.testing.assert_array_equal(np.asarray(open_images(tmp_path / "a.npy").load(-1)), RAMP[-1])

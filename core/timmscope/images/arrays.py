@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +17,7 @@ from timmscope_registry import ImageError
 
 from .decode import array_to_rgb
 from .presence import Presence
-from .source import ImageSource, PerProcess, digest_file
+from .source import ImageSource, PerProcess, digest_file, require_file
 from .tables import LabelTable, StringTable, decode
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _SAMPLES = 1024
 _IMAGE_NAMES = ("images", "image", "x", "x_train", "data", "arr_0")
 _LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+"""What the libraries raise on a damaged file."""
 
 
 class ArraySource(ImageSource):
@@ -41,6 +44,7 @@ class ArraySource(ImageSource):
     def __init__(self, location: str | os.PathLike[str]) -> None:
         text, _, query = os.fspath(location).partition("?key=")
         self._file = Path(text).resolve()
+        require_file(self._file)
         arrays = self._describe()
         self._key = _choose(arrays, query, self._file)
         self._shape, self._dtype = arrays[self._key]
@@ -76,7 +80,7 @@ class ArraySource(ImageSource):
         name = self._paths[index]
         try:
             pixels = np.asarray(self._array.get()[index])
-        except (OSError, ValueError, KeyError) as error:
+        except _DAMAGED as error:
             raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
         return array_to_rgb(pixels, name)
 
@@ -97,6 +101,8 @@ class ArraySource(ImageSource):
         try:
             if self._file.suffix == ".npy":
                 array = np.load(self._file, mmap_mode="r", allow_pickle=False)
+                if not isinstance(array, np.ndarray):
+                    raise ValueError("it holds several arrays: call it .npz")
                 return {"": (array.shape, str(array.dtype))}
             if self._file.suffix == ".npz":
                 with zipfile.ZipFile(self._file) as archive:
@@ -111,12 +117,12 @@ class ArraySource(ImageSource):
                 file.visititems(
                     lambda name, item: (
                         found.__setitem__(name, (item.shape, str(item.dtype)))
-                        if isinstance(item, h5py.Dataset)
+                        if isinstance(item, h5py.Dataset) and item.shape is not None
                         else None
                     )
                 )
             return found
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise ImageError(
                 f"{self._file}: cannot read this array file ({error})", path=self._file
             ) from error
@@ -132,7 +138,12 @@ class ArraySource(ImageSource):
     def _read_labels(self, arrays: dict[str, tuple[tuple[int, ...], str]]) -> LabelTable | None:
         for name, (shape, _) in arrays.items():
             if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and shape == self._shape[:1]:
-                column = self._open(name)[:]
+                try:
+                    column = self._open(name)[:]
+                except _DAMAGED as error:
+                    raise ImageError(
+                        f"{self._file}: its {name} cannot be read ({error})", path=self._file
+                    ) from error
                 return LabelTable(map(_label, column))
         return None
 
@@ -183,9 +194,10 @@ class _FileRows:
         self._dtype, self._shape, self._offset = array.dtype, array.shape[1:], array.offset
         path = Path(cast("str", array.filename))
         self._file = path.open("rb", buffering=0)
-        self._bytes = array.nbytes // len(array)
+        self._count, self._bytes = len(array), array.nbytes // len(array)
 
     def __getitem__(self, index: int) -> np.ndarray:
+        index = range(self._count)[index]  # from the end, where it is negative
         raw = os.pread(self._file.fileno(), self._bytes, self._offset + index * self._bytes)
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 

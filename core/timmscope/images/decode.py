@@ -35,6 +35,8 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from timmscope_registry import ImageError
 
+from .source import require_file
+
 MAX_PIXELS = 178_956_970
 """Largest image that is decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
 
@@ -62,6 +64,8 @@ def open_image(
     """
     label = name or (str(path) if isinstance(path, str | os.PathLike) else _file_name(path))
     try:
+        if isinstance(path, str | os.PathLike):
+            require_file(path, label)
         return _open(path, label, max_pixels)
     except ImageError:
         raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,6 +129,25 @@ class PerProcess(Generic[T]):
         return {"_opener": self._opener, "_owner": -1, "_value": None}
 
 
+def require_file(path: str | os.PathLike[str], name: str = "") -> None:
+    """Refuse what is there and no file: opening a pipe waits until somebody writes to it.
+
+    Args:
+        path: what would be opened; nothing is said where it is missing, or a folder.
+        name: what to call it in the error; by default the path.
+
+    Raises:
+        ImageError: a pipe, a socket or a device.
+    """
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 (a million times)
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        label = name or os.fspath(path)
+        raise ImageError(f"{label}: no file, but a pipe or a device; leave it out", path=label)
+
+
 def digest_file(path: str | Path, blocks: int) -> bytes:
     """Digest a file's size and up to `blocks` evenly spread samples of 4 KiB, ends included.
 
@@ -137,6 +157,7 @@ def digest_file(path: str | Path, blocks: int) -> bytes:
     """
     digest = hashlib.sha256()
     try:
+        require_file(path)
         with Path(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{size}:".encode())
@@ -144,6 +165,6 @@ def digest_file(path: str | Path, blocks: int) -> bytes:
             for offset in sorted({last * step // max(blocks - 1, 1) for step in range(blocks)}):
                 file.seek(offset)
                 digest.update(file.read(BLOCK))
-    except OSError:
+    except (OSError, ImageError):
         digest.update(b"unreadable")
     return digest.digest()

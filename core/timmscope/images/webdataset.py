@@ -18,7 +18,7 @@ from timmscope_registry import ImageError
 from .decode import open_image
 from .files import IMAGE_SUFFIXES
 from .presence import Presence, tracked
-from .source import ImageSource, digest_file
+from .source import ImageSource, digest_file, require_file
 from .tables import LabelTable, StringTable, encode
 
 _SAMPLES = 1024
@@ -104,6 +104,7 @@ class WebDatasetSource(ImageSource):
     ) -> None:
         keys: list[str] = []
         classes: dict[str, str] = {}
+        require_file(tar)
         try:
             with tarfile.open(tar, "r:") as archive:  # "r:" refuses compression
                 for member in archive:
