@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from timmscope import (
     receptive_field,
     top_patches,
 )
+from timmscope.mining.kept_fields import kept_field
 from timmscope.mining.patch_sheet import patch_figure
 from timmscope.receptive_fields import find
 from timmscope.receptive_fields.field import ReceptiveField, whole_image
@@ -218,20 +220,33 @@ def test_a_field_that_was_found_once_needs_no_model_again(
         top_patches(store, None, layer, 3, 4, field="effective")
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"model": 3}', None])
-def test_a_kept_field_that_is_damaged_or_of_another_model_is_found_again(
-    store: Store, damage: bytes | None
-) -> None:
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"null", b'{"model": 3}', None])
+def test_a_kept_field_that_is_damaged_is_found_again(store: Store, damage: bytes | None) -> None:
     given = top_patches(store, None, "layer2", 3, 4)
     file = store.path / "fields" / "layer2.spatial.json"
     good = file.read_bytes()
-    file.write_bytes(good.replace(b"resnet18", b"resnet34") if damage is None else damage)
+    one_digit = re.sub(rb'"size": \[(\d)', rb'"size": [9\1', good)
+    assert one_digit != good
+    file.write_bytes(one_digit if damage is None else damage)
     same(top_patches(store, None, "layer2", 3, 4), given)
     assert file.read_bytes() == good
+
+
+def test_the_field_of_another_model_is_neither_used_nor_kept(store: Store) -> None:
+    given = top_patches(store, None, "layer2", 3, 4)
+    file = store.path / "fields" / "layer2.spatial.json"
+    record = store.manifest.model.model_copy(update={"weights_sha256": "0" * 64})
+    other = Store(store.path, store.manifest.model_copy(update={"model": record}))
+    assert kept_field(store, "layer2", "spatial") is not None
+    assert kept_field(other, "layer2", "spatial") is None
+    file.unlink()
+    twin = load_model("random:resnet18?seed=1&img_size=96")
+    same(top_patches(store, twin, "layer2", 3, 4), given)
+    assert not file.exists()
 
 
 def test_a_model_without_a_source_has_to_be_given(store: Store) -> None:
     record = store.manifest.model.model_copy(update={"id": "module:mine"})
     lost = Store(store.path, store.manifest.model_copy(update={"model": record}))
     with pytest.raises(StoreError, match="no source to load it from; pass it as model="):
-        top_patches(lost, None, "layer4", 0, 2)
+        top_patches(lost, None, "layer4", 0, 2, field="effective")

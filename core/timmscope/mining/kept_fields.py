@@ -6,6 +6,7 @@ everything else that a sheet of patches needs, and some models cannot be loaded 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import fields
@@ -20,6 +21,7 @@ from timmscope_registry import StoreError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from timmscope.models import HookedModel
     from timmscope.receptive_fields import FieldKind, ReceptiveField
 
 FOLDER = "fields"
@@ -28,12 +30,14 @@ FOLDER = "fields"
 def kept_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | None:
     """The field of a layer that an earlier look left in the store; None if there is none.
 
-    A file that is damaged, or of another model, counts as none.
+    A file that is not what was written, or of another model, counts as none.
     """
     from timmscope.receptive_fields import ReceptiveField
 
     with suppress(OSError, ValueError, KeyError, TypeError):
         data = json.loads(_file(store, layer, kind).read_bytes())
+        if not isinstance(data, dict) or data.pop("sha256") != _digest(data):
+            return None
         if data.pop("model") != _model(store):
             return None
         for name in ("boxes", "unclipped"):
@@ -47,14 +51,20 @@ def kept_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | No
     return None
 
 
-def keep_field(store: Store, field: ReceptiveField) -> None:
-    """Leave an exact or spatial field in the store; a folder that cannot be written stays so."""
+def keep_field(store: Store, field: ReceptiveField, model: HookedModel) -> None:
+    """Leave an exact or spatial field in the store; a folder that cannot be written stays so.
+
+    Nor is anything left of a model that is not the store's.
+    """
+    if [model.weights_sha256, list(model.input_size)] != _model(store):
+        return
     values = {each.name: getattr(field, each.name) for each in fields(field)}
     arrays = {key: v.tolist() for key, v in values.items() if isinstance(v, np.ndarray)}
     file = _file(store, field.layer, field.kind)
     with suppress(OSError, StoreError):
         file.parent.mkdir(exist_ok=True)
-        write_bytes(file, json.dumps({"model": _model(store), **values, **arrays}).encode())
+        data = {"model": _model(store), **values, **arrays}
+        write_bytes(file, json.dumps({"sha256": _digest(data), **data}).encode())
 
 
 def _file(store: Store, layer: str, kind: FieldKind) -> Path:
@@ -63,6 +73,10 @@ def _file(store: Store, layer: str, kind: FieldKind) -> Path:
 
 
 def _model(store: Store) -> list[Any]:
-    """What a field depends on."""
+    """What a field depends on: weights belong to one architecture."""
     record = store.manifest.model
-    return [record.id, list(record.preprocessing["input_size"])]
+    return [record.weights_sha256, list(record.preprocessing["input_size"])]
+
+
+def _digest(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()

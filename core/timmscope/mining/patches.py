@@ -118,7 +118,7 @@ def _field(
         cells = [entry.position for entry in entries]
         return receptive_field(used, layer, kind, pixels, unit=unit, positions=cells)
     found = receptive_field(used, layer, kind)
-    keep_field(store, found)
+    keep_field(store, found, used)
     return found
 
 
