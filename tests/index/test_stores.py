@@ -237,6 +237,16 @@ def test_the_index_at_hand_is_used_when_it_is_current_and_built_when_not(store: 
     assert VectorIndex.of(layer, keep=True).path == kept.path
 
 
+def test_an_index_that_cannot_be_kept_is_used_with_a_warning(store: Store) -> None:
+    layer = store.layer(LAYER)
+    expected = VectorIndex.of(layer).search_row(3, 5)
+    (store.path / "index").write_bytes(b"")  # as in a read-only store, no index can be made here
+    with pytest.warns(UserWarning, match=r"cannot be written: .*; every search makes it again"):
+        index = VectorIndex.of(layer, keep=True)
+    assert index.path is None
+    np.testing.assert_array_equal(index.search_row(3, 5).ids, expected.ids)
+
+
 def test_wrong_names_and_empty_places_are_one_clear_line(store: Store, tmp_path: Path) -> None:
     with pytest.raises(VectorIndexError, match="has no index: build one"):
         VectorIndex.load(store)

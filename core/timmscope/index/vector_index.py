@@ -286,10 +286,11 @@ class VectorIndex:
             layer: as `store.layer(name)` gives it.
             metric: `cosine`, `l2` or `ip`, see `Hits`; None for that of the saved one, and cosine
                 for a new one.
-            keep: save a new one, unless a good one of another metric is there.
+            keep: save a new one, unless a good one of another metric is there. Where it cannot be
+                saved, as in a read-only store, a warning says so.
 
         Raises:
-            VectorIndexError: no row to index, or the new index cannot be saved.
+            VectorIndexError: no row to index.
         """
         path = index_path(layer.store.path, layer.name)
         found = None
@@ -300,12 +301,18 @@ class VectorIndex:
             if found.missing_rows:
                 found.add_missing()
                 if keep:
-                    found.save()
+                    found._save_or_warn()
             return found
         index = cls.build(layer, metric=metric or "cosine")
         if keep and found is None:
-            index.save()
+            index._save_or_warn()
         return index
+
+    def _save_or_warn(self) -> None:
+        try:
+            self.save()
+        except VectorIndexError as error:
+            warnings.warn(f"{error}; every search makes it again", stacklevel=3)
 
     @classmethod
     def _load(cls, path: Path, store: Store | None, verify: bool | None, mmap: bool) -> VectorIndex:
