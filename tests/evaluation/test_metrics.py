@@ -24,6 +24,7 @@ from timmscope import (
 from timmscope.evaluation.bootstrap import interval
 from timmscope.evaluation.pointing import Boxes
 from timmscope.evaluation.randomisation import cascade, spearman
+from timmscope.evaluation.sensitivity import pearson
 from timmscope.techniques.session import session
 from timmscope_registry.hooks import fingerprint
 
@@ -195,6 +196,16 @@ def test_a_map_that_says_nothing_correlates_with_nothing(one_pixel):
     assert flat.value == 0
 
 
+def test_the_scale_of_a_map_does_not_change_what_it_correlates_with():
+    generator = torch.Generator().manual_seed(1)
+    one, two = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    expected = np.corrcoef(one.numpy(), two.numpy())[0, 1]
+    for scale in (1.0, 1e-9, 1e-30, 1e30):
+        assert pearson(scale * one, two) == pytest.approx(expected)
+    assert pearson(one, torch.full((50,), 0.1, dtype=torch.float64)) == 0
+    assert pearson(one, torch.zeros(50, dtype=torch.float64)) == 0
+
+
 @pytest.mark.parametrize(
     ("peak", "tolerance", "hit"),
     [((3, 4), 0, 1), ((2, 2), 0, 1), ((6, 4), 0, 0), ((7, 8), 0, 0), ((6, 4), 1, 1),
@@ -234,6 +245,12 @@ def test_boxes_go_through_the_models_resize_and_crop():
     assert Boxes({}).inside(model, "b.jpg", (400, 200)) is None
     tiny = Boxes({"a.jpg": [(200, 100, 201, 101)]}).inside(model, "a.jpg", (400, 200))
     assert torch.nonzero(tiny).tolist() == [[50, 50]]
+    between = Boxes({"a.jpg": [(200.2, 100.1, 200.9, 100.3)]}).inside(model, "a.jpg", (400, 200))
+    assert torch.equal(between, tiny), "what lies within a pixel is that pixel"
+    huge = Boxes({"a.jpg": [(-1e12, -5, 1e12, 1e300)]}).inside(model, "a.jpg", (400, 200))
+    assert bool(huge.all()), "what reaches beyond the picture is cut off by it"
+    beside = Boxes({"a.jpg": [(400, 0, 500, 200)]}).inside(model, "a.jpg", (400, 200))
+    assert not bool(beside.any())
 
 
 def test_box_files_are_read_and_faults_in_them_named(tmp_path):
@@ -246,6 +263,8 @@ def test_box_files_are_read_and_faults_in_them_named(tmp_path):
         ("path,left,upper\na,1,2\n", "no column right, lower"),
         ("path,left,upper,right,lower\na.jpg,1,two,3,4\n", "line 2: left, upper"),
         ("path,left,upper,right,lower\na.jpg,3,2,1,4\n", r"of a.jpg is empty"),
+        ("path,left,upper,right,lower\na.jpg,0,0,inf,4\n", r"of a.jpg has no size"),
+        ("path,left,upper,right,lower\na.jpg,nan,0,3,4\n", r"of a.jpg has no size"),
     ]:
         file.write_text(text)
         with pytest.raises(ParameterError, match=words):

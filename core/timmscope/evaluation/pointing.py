@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -92,8 +93,10 @@ class Boxes:
             return None
         picture = Image.new("RGB", size)
         draw = ImageDraw.Draw(picture)
-        for left, upper, right, lower in boxes:
-            draw.rectangle((left, upper, right - 1, lower - 1), fill="white")
+        for box in boxes:
+            left, upper, right, lower = _pixels(box, size)
+            if left < right and upper < lower:
+                draw.rectangle((left, upper, right - 1, lower - 1), fill="white")
         white = model.preprocess(picture)[0]
         brightest = float(white.max())
         return white > (0.5 * brightest if brightest > _IN_SIGHT else 1.0)
@@ -127,7 +130,19 @@ def _read(file: Path) -> dict[str, list[Box]]:
     return boxes
 
 
+def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The pixels of a picture (width, height) that a box touches; none where it is outside."""
+    left, right = (min(max(side, 0), size[0]) for side in (box[0], box[2]))
+    upper, lower = (min(max(side, 0), size[1]) for side in (box[1], box[3]))
+    return math.floor(left), math.floor(upper), math.ceil(right), math.ceil(lower)
+
+
 def _checked(name: str, box: Sequence[float]) -> Box:
+    if not all(math.isfinite(side) for side in box):
+        raise ParameterError(
+            f"the box {tuple(box)} of {name} has no size: expected finite numbers of pixels",
+            parameter="boxes",
+        )
     if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
         raise ParameterError(
             f"the box {tuple(box)} of {name} is empty: expected left < right and upper < lower",

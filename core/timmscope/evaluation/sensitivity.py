@@ -72,8 +72,12 @@ class SensitivityN(Metric):
 
 
 def pearson(one: Tensor, two: Tensor) -> float:
-    """Correlation of two rows of numbers; 0 where one of them is constant."""
-    one, two = one - one.mean(), two - two.mean()
-    size = one.norm() * two.norm()
-    noise = 1e-12 * len(one)
-    return float((one * two).sum() / size) if float(size) > noise else 0.0
+    """Correlation of two rows of numbers; 0 where one of them is constant, but for rounding."""
+    units = []
+    for values in (one, two):
+        apart = values - values.mean()
+        length = float(apart.norm())
+        if length <= 1e-12 * float(values.norm()):
+            return 0.0
+        units.append(apart / length)
+    return float((units[0] * units[1]).sum())
