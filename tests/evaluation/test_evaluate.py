@@ -30,6 +30,7 @@ from timmscope import (
     StoreCorrupted,
     StoreError,
     StoreMismatch,
+    TechniqueError,
     UnsupportedModel,
     evaluate,
     load_model,
@@ -192,6 +193,18 @@ def test_a_map_that_is_refused_is_told_and_leaves_the_others(model, photos):
     assert "zero everywhere" in told["reason"]
     assert found.values.isnan().sum() == 1
     assert [row["maps"] for row in found.summary()] == [3, 4]
+
+
+def test_an_evaluation_without_a_single_map_is_refused(photos, tmp_path):
+    transformer = load_model("random:vit_tiny_patch16_224?img_size=32")
+    with pytest.raises(TechniqueError, match=r"not one of the 4 maps .* on 0.png: .* use saliency"):
+        evaluate(transformer, photos, ["deconvnet"], metrics=QUICK, out=tmp_path / "out")
+
+
+def test_a_file_is_no_place_for_an_evaluation(model, photos, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(StoreError, match=r"out: no folder can be made there .*choose another"):
+        evaluate(model, photos, ["saliency"], metrics=QUICK, out=tmp_path / "out")
 
 
 def test_the_pointing_game_counts_images_with_boxes(model, photos):

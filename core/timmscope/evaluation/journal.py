@@ -26,13 +26,13 @@ class Journal:
     """The records of one evaluation; without a folder they live in memory.
 
     Args:
-        folder: where they are kept; made where it does not exist.
+        folder: where they are kept; it exists.
         settings: what is evaluated, as JSON values.
 
     Raises:
         StoreMismatch: the folder holds an evaluation of something else.
         StoreCorrupted: a line of it is none of ours.
-        StoreError: the folder cannot be written, or holds other things.
+        StoreError: the folder holds other things.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
@@ -42,10 +42,6 @@ class Journal:
         if folder is None:
             return
         settings = json.loads(json.dumps(settings))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from error
         if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
             self._agree(folder, settings)
             self.count = _cut_to_whole_lines(folder / RECORDS)

@@ -26,7 +26,7 @@ from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.result import Provenance
 from timmscope.techniques.session import session
 from timmscope.techniques.text import attribution, told_apart
-from timmscope_registry import ImageError, ParameterError, TechniqueError, nearest
+from timmscope_registry import ImageError, ParameterError, StoreError, TechniqueError, nearest
 
 Techniques = Sequence[str | AttributionTechnique] | Mapping[str, AttributionTechnique]
 
@@ -69,6 +69,8 @@ def evaluate(
         ObjectiveError: the objective does not fit the model.
         ParameterError: an unknown name, or a metric lacks what it needs.
         ImageError: no image can be read.
+        TechniqueError: not one technique has a map of any image.
+        StoreError: `out` is no folder, or holds other things.
     """
     require_rgb(model)
     chosen = _techniques(techniques)
@@ -125,6 +127,13 @@ def evaluate(
             raise ImageError(
                 f"not one of the {len(subjects)} images can be read; the first says: "
                 f"{result.unreadable[0]['reason']}"
+            )
+        maps = len(chosen) * (len(subjects) - len(result.unreadable))
+        if len(result.refused) == maps:
+            first = result.refused[0]
+            raise TechniqueError(
+                f"not one of the {maps} maps can be made; of {first['technique']} on "
+                f"{first['image']}: {first['reason']}"
             )
         if folder is not None:
             result.save(folder)
@@ -287,5 +296,10 @@ def _only_one(folder: Path | None) -> Any:
 
     if folder is None:
         return nullcontext()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: no folder can be made there ({error.strerror}); choose another"
+        ) from error
     return cast("Any", StoreLock(folder, "evaluation"))
