@@ -24,7 +24,7 @@ class AttentionMap(AttributionTechnique):
     same for every class.
     """
 
-    block: int = -1
+    block_index: int = -1
     """Which block's, from 0; -1 is the last."""
     head: int | None = Field(default=None, ge=0)
     """Which head's, from 0; by default the mean of all."""
@@ -42,12 +42,13 @@ class AttentionMap(AttributionTechnique):
         require_output(self.title(), objective)
         points = attention_points(model)
         names = list(points)
-        if not -len(names) <= self.block < len(names):
+        if not -len(names) <= self.block_index < len(names):
             raise ParameterError(
-                f"{model.id} has blocks 0 to {len(names) - 1}, there is no block {self.block}",
-                parameter="block",
+                f"{model.id} has blocks 0 to {len(names) - 1}, "
+                f"there is no block {self.block_index}",
+                parameter="block_index",
             )
-        chosen = names[self.block]
+        chosen = names[self.block_index]
         seen: list[Tensor] = []
 
         def keep(point: str, matrix: Tensor) -> None:

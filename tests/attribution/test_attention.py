@@ -78,7 +78,7 @@ def test_rollout_is_the_product_of_row_normalised_attention(case):
 @pytest.mark.parametrize(("block", "head"), [(-1, None), (0, None), (1, 2), (2, 0)])
 def test_raw_attention_is_the_softmax_of_queries_and_keys(case, block, head):
     model, images, prefix, read = case
-    ours = AttentionMap(block=block, head=head)(model, images, 3).raw
+    ours = AttentionMap(block_index=block, head=head)(model, images, 3).raw
     for row in range(2):
         matrix = matrices(model, images[row])[block]
         matrix = matrix.mean(0) if head is None else matrix[head]
@@ -92,7 +92,7 @@ def test_fused_attention_is_back_after_a_failure(case):
         AttentionMap(head=12)(model, images, 3)
     assert fingerprint(model.module).difference(before) == []
     with pytest.raises(ParameterError, match=r"blocks 0 to \d, there is no block 99"):
-        AttentionMap(block=99)(model, images, 3)
+        AttentionMap(block_index=99)(model, images, 3)
 
 
 @pytest.mark.parametrize("kind", [Rollout, AttentionMap])

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field, PositiveInt
 
-from timmscope import load_model
-from timmscope.cli.flags import bounds
+from timmscope import AttributionTechnique, PluginError, load_model, technique
+from timmscope.cli import families
+from timmscope.cli.flags import GLOBAL_FLAGS, bounds, command
 from timmscope.cli.text import plain_text
+from timmscope_registry import get_registry
 
 Cli = Callable[..., Any]
 MODEL = "random:resnet18?seed=0&img_size=64"
@@ -95,6 +97,22 @@ def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, join
     assert "none.png" in outcome.err
     assert "unknown technique" in cli("run", "pgd", "m", "--block", "attack").err
     assert "--block" in cli("run", "pgd", "m", "--block").err
+
+
+def test_no_parameter_of_ours_is_taken_for_a_global_flag() -> None:
+    for entry in get_registry().techniques():
+        assert not {*GLOBAL_FLAGS} & {*technique(entry.id).model_fields}, entry.id
+
+
+def test_a_parameter_called_like_a_global_flag_is_refused() -> None:
+    class Blocked(AttributionTechnique):
+        block: int = 0
+
+        def attribute(self, model, images, objective):
+            return images[:, 0]
+
+    with pytest.raises(PluginError, match="fields of the same name as --block"):
+        command(families.for_technique(Blocked), Blocked, "blocked")
 
 
 def test_a_range_is_checked_and_named(cli: Cli, plugin: Path, picture: Path) -> None:

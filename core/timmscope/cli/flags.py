@@ -17,6 +17,9 @@ from timmscope_registry import PluginError
 if TYPE_CHECKING:
     from timmscope import Technique
 
+GLOBAL_FLAGS = ("block", "plugin", "debug")
+"""Taken out of the command line before a technique sees it."""
+
 
 def command(
     function: Callable[..., None], technique: type[Technique], title: str
@@ -27,11 +30,11 @@ def command(
     first parameter, the technique, is no flag.
 
     Raises:
-        PluginError: a field has the name of one of the function's own flags.
+        PluginError: a field has the name of one of the function's own or of the global flags.
     """
     own = list(inspect.signature(function).parameters.values())[1:]
     hints = typing.get_type_hints(function, include_extras=True)
-    clash = {parameter.name for parameter in own} & set(technique.model_fields)
+    clash = {*GLOBAL_FLAGS, *(parameter.name for parameter in own)} & set(technique.model_fields)
     if clash:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(clash))
         raise PluginError(
