@@ -78,6 +78,7 @@ def test_one_technique_twice_is_told_apart_by_its_settings(cli: Cli, pictures: l
         (["--technique", "saliency", "--layer", "layer1"], "no technique has a layer to choose"),
         (["--technique", "grad-cam", "--layer", "lair1"], "layer1"),
         (["--technique", "saliency", "--technique", "saliency"], "saliency is given twice"),
+        (["--technique", "grad-cam", "--layer", ""], "parameter 'layer' of grad-cam is ''"),
         (["--technique", "saliency", "--target", "class:10"], "there is no class 10"),
     ],
 )

@@ -161,7 +161,8 @@ def _spread(
     placed: list[AttributionTechnique] = []
     for each in techniques:
         if layers and "layer" in type(each).model_fields and each.model_dump()["layer"] is None:
-            placed += [each.model_copy(update={"layer": layer}) for layer in dict.fromkeys(layers)]
+            settings = each.model_dump()
+            placed += [type(each)(**settings | {"layer": layer}) for layer in dict.fromkeys(layers)]
         else:
             placed.append(each)
     layer_of = [getattr(each, "layer", None) for each in placed]
