@@ -24,6 +24,7 @@ from timmscope.figures import (
     table_figure,
 )
 from timmscope.figures.attack import magnified
+from timmscope.figures.heat import BY_COLOUR
 from timmscope.figures.theme import fit, number, text_width
 from timmscope_registry import ParameterError
 
@@ -144,6 +145,19 @@ def test_a_sheet_shows_each_picture_whole_in_its_own_place():
 def test_more_rows_than_fit_are_counted():
     figure = attribution_figure(images(30, 4, 4), torch.rand(30, 4, 4), ["x"] * 30)
     assert "6 more images not shown" in [text.get_text() for text in figure.texts]
+
+
+def test_coloured_pixels_have_a_caption_of_their_own_beside_long_labels():
+    plain = attribution_figure(images(1), torch.rand(1, 32, 48), [LONG])
+    assert BY_COLOUR not in [text.get_text() for text in plain.texts]
+    figure = attribution_figure(
+        images(2), torch.rand(2, 32, 48), [LONG, "cat"], pixels=images(2) - 0.5
+    )
+    captions = [text for text in figure.texts if text.get_text() == BY_COLOUR]
+    assert len(captions) == 2
+    figure.canvas.draw()
+    (label,) = [text for text in figure.texts if text.get_text().startswith(LONG[:8])]
+    assert label.get_window_extent().x1 < captions[0].get_window_extent().x0
 
 
 def test_rc_parameters_of_the_caller_neither_change_nor_matter():

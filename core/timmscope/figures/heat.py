@@ -36,6 +36,8 @@ from timmscope.figures.theme import (
     theme,
 )
 
+BY_COLOUR = "by colour, grey is 0"
+"""What stands above the coloured pixels."""
 QUANTILE = 0.995
 """Share of the magnitudes that the colours span."""
 
@@ -182,8 +184,9 @@ def attribution_figure(
             page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         for row in range(count):
             top = heads + row * row_height
-            caption = fit(labels[row], lefts[-1] + side - MARGIN_IN)
-            page.text(caption, MARGIN_IN, top)
+            page.text(fit(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
+            if pixels is not None:
+                page.text(BY_COLOUR, lefts[3], top, colour=MUTED)
             top += line_height(LABEL_PT) + 0.04
             scale = HeatScale.of(maps[row], signed=signed)
             page.picture(images[row], lefts[0], top, side, height)
