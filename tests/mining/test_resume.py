@@ -134,6 +134,18 @@ def test_a_pass_started_again_mends_what_is_missing_and_nothing_else(
     assert redone <= {"00001.h5", "merged.h5"}
 
 
+def test_the_merged_state_is_repaired_without_the_images(
+    small_model: HookedModel, own_pictures: Path, tmp_path: Path
+) -> None:
+    store = run(small_model, own_pictures, tmp_path / "s")
+    whole = contents(store.path)
+    (store.path / "reduced/merged.h5").write_bytes(b"")
+    own_pictures.rename(tmp_path / "elsewhere")
+    report = store.verify(repair=True)
+    assert (report.ok, report.repaired) == (True, ("reduced/merged.h5",))
+    assert contents(store.path) == whole
+
+
 @pytest.mark.parametrize("name", ["shards/00001.h5", "reduced/00002.h5", "reduced/merged.h5"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_repair_redoes_the_damaged_shard_to_the_byte(

@@ -32,7 +32,7 @@ from .preparation import (
     require_some,
     require_space,
 )
-from .reductions import write_merged
+from .reductions import reducers_of, write_merged
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -135,6 +135,8 @@ def resume(
 ) -> Store:
     """Complete a store, from its manifest alone where model and images can be opened again.
 
+    Neither is opened where every shard is there and only the merged state is to be made again.
+
     Args:
         folder: the store.
         redo: numbers of shards to mine again; the merged state is made again in any case.
@@ -148,6 +150,10 @@ def resume(
     """
     with StoreLock(folder):
         old = Manifest.read(folder)
+        if not redo:
+            whole = present(folder, old.without_shards(set()))
+            if not whole.missing:
+                return Store(folder, write_merged(folder, whole, reducers_of(whole)))
         model = model or model_of(old)
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")

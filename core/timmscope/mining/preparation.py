@@ -23,7 +23,7 @@ _LOOKED_AT = 100
 
 def prepare(folder: Path) -> None:
     """Make the folder, unless it is something else's."""
-    known = {MANIFEST, MANIFEST + TEMPORARY, ".lock", "shards", "reduced", "index"}
+    known = {MANIFEST, MANIFEST + TEMPORARY, ".lock", "shards", "reduced", "index", "fields"}
     try:
         if folder.exists() and not (folder / MANIFEST).exists():
             foreign = sorted({entry.name for entry in folder.iterdir()} - known)
