@@ -138,7 +138,7 @@ def remove(
     held = index.ids
     chosen = np.zeros(len(opened), dtype=bool)
     if ids is not None:
-        named = _ids(ids)
+        named = _ids(ids, len(opened))
         unknown = np.setdiff1d(named, held)
         if len(unknown):
             raise ParameterError(
@@ -294,15 +294,20 @@ def _bytes(text: str) -> int:
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def _ids(text: str) -> list[int]:
-    """Numbers of a list with ranges, each once and in order."""
+def _ids(text: str, images: int) -> list[int]:
+    """Numbers of a list with ranges, each once and in order, of a store with so many images."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if low > high or high - low > 1 << 32:
+        if low > high:
             raise ParameterError(
                 f"--ids has {part.strip()!r}, expected numbers and ranges as in 3,17,100-199",
+                parameter="ids",
+            )
+        if high >= images:
+            raise ParameterError(
+                f"--ids: there is no image {high}, the store has 0 to {images - 1}",
                 parameter="ids",
             )
         found.update(range(low, high + 1))
