@@ -468,3 +468,15 @@ def test_an_array_of_hdf5_without_a_shape_is_passed_over(tmp_path: Path) -> None
 def test_rows_of_an_array_count_from_its_end_too(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", RAMP)
     np.testing.assert_array_equal(np.asarray(open_images(tmp_path / "a.npy").load(-1)), RAMP[-1])
+
+
+def test_a_hard_link_in_a_tar_is_an_image_too(tmp_path: Path) -> None:
+    fill(tmp_path, ["a/0.png", "a/1.png"])
+    os.link(tmp_path / "a/1.png", tmp_path / "a/2.png")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        for name in ("0.png", "1.png", "2.png"):
+            tar.add(tmp_path / "a" / name, name)
+        assert tar.getmember("2.png").islnk()
+    source = WebDatasetSource(tmp_path / "t.tar")
+    assert list(source.paths) == ["t.tar/0.png", "t.tar/1.png", "t.tar/2.png"]
+    assert [value(source, i) for i in range(3)] == [0, 1, 1]

@@ -104,19 +104,25 @@ class WebDatasetSource(ImageSource):
     ) -> None:
         keys: list[str] = []
         classes: dict[str, str] = {}
+        files: dict[str, tarfile.TarInfo] = {}
         require_file(tar)
         try:
             with tarfile.open(tar, "r:") as archive:  # "r:" refuses compression
                 for member in archive:
                     folder, _, base = member.name.rpartition("/")
-                    if not member.isfile() or base.startswith("."):
+                    # A hard link stands for the same file under another name before it.
+                    content_at = files.get(member.linkname) if member.islnk() else member
+                    if content_at is None or not content_at.isfile():
+                        continue
+                    files[member.name] = content_at
+                    if base.startswith("."):
                         continue
                     stem, _, suffix = base.partition(".")
                     key = f"{folder}/{stem}"
                     if f".{suffix.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
                         keys.append(key)
                         names.append(f"{tar.name}/{member.name}")
-                        where.append((number, member.offset_data, member.size))
+                        where.append((number, content_at.offset_data, content_at.size))
                     elif f".{suffix}" in _LABEL_SUFFIXES:
                         content = archive.extractfile(member)
                         assert content is not None  # a regular file has content
