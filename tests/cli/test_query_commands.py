@@ -209,7 +209,7 @@ class TestSearch:
             ([], "nothing to search by is given"),
             (["x.png", "--row", "1"], "IMAGE and --row are given"),
             (["--row", "99"], "has no row 99"),
-            (["--row", "4", "--where", "id > 99"], "no row with id > 99"),
+            (["--row", "4", "--where", "id > 99"], "no row beside 4 with id > 99"),
             (["--row", "4", "--where", "label = 'a'"], "write =="),
             (["--vector", "none.npy"], "none.npy"),
             (["--vector", "text.npy"], "not a .npy file"),

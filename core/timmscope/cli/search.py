@@ -95,7 +95,8 @@ def search(
     found = asked.find(opened, count, where)
     ids, scores = found.hits.ids[0].tolist(), found.hits.scores[0].tolist()
     if not ids:
-        raise StoreError(f"{store} has no row with {where}" if where else f"{store} has no row")
+        other = "" if row is None else f" beside {row}"
+        raise StoreError(f"{store} has no row{other}{f' with {where}' if where else ''}")
     query = str(next(value for value in queries.values() if value is not None))
     target = sheet or Path("timmscope-out") / f"search-{asked.slug}.png"
     file: Path | None = target
