@@ -173,6 +173,14 @@ def test_a_start_that_failed_does_not_occupy_the_folder(model, photos, tmp_path)
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
 
 
+def test_an_end_while_the_settings_are_written_does_not_occupy_the_folder(model, photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "evaluation.json.tmp").write_text('{"mod')
+    evaluate(model, photos, ["saliency"], metrics=QUICK[:1], out=out)
+    assert not [file.name for file in out.iterdir() if file.suffix == ".tmp"]
+
+
 def test_a_line_that_is_none_is_named(model, photos, tmp_path):
     out = tmp_path / "out"
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from timmscope.store.files import write_bytes
+from timmscope.store.files import TEMPORARY, write_bytes
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
 SETTINGS = "evaluation.json"
 RECORDS = "records.jsonl"
+_BEFORE_RECORDS = (".lock", SETTINGS, SETTINGS + TEMPORARY)
+"""All that a process killed before its first record can have left."""
 
 Record = dict[str, Any]
 
@@ -45,7 +47,7 @@ class Journal:
         if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
             self._agree(folder, settings)
             self.count = _cut_to_whole_lines(folder / RECORDS)
-        elif any(entry.name not in (".lock", SETTINGS) for entry in folder.iterdir()):
+        elif any(entry.name not in _BEFORE_RECORDS for entry in folder.iterdir()):
             raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
         else:
             text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
