@@ -121,8 +121,7 @@ def compare(
 
     Raises:
         ParameterError: no techniques, the same one twice, or one that is no attribution.
-        TechniqueError: a technique does not fit the model or the objective; its name is in the
-            message.
+        TechniqueError, UnsupportedModel: a technique does not fit the model or the objective.
     """
     chosen = _spread([_technique(each) for each in techniques], tuple(layers or ()))
     results = attribute_together(list(chosen.values()), model, images, objective, seed, batch_size)
