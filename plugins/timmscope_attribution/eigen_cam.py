@@ -14,7 +14,8 @@ class EigenCAM(CamTechnique):
     `A · v₁`, where `v₁` is the first right singular vector of the activation as a matrix of cells
     by channels. No class and no gradient take part: the objective only decides which layer is the
     default and which score is reported. A singular vector has no sign of its own; here the map is
-    positive where activations are large, measured by their norm.
+    positive where activations are large, measured by their norm; where all norms are the same, as
+    after a layer norm, on the side with the higher peak.
     """
 
     centre: bool = True
@@ -72,8 +73,14 @@ def first_component(cells: Tensor, *, centre: bool) -> Tensor:
     else:
         vectors = torch.linalg.eigh(rows.mT @ rows)[1]
         projection = (rows @ vectors[:, :, -1:])[:, :, 0]
-    # The direction along which activations grow; the scale of rounding counts as none.
+    # The direction along which activations grow. After a layer norm all have the same norm, but
+    # for rounding: there it is the side on which fewer cells lie further out.
     lean = (projection * (strength - strength.mean(1, keepdim=True))).sum(1, keepdim=True)
+    alike = lean.abs() <= 1e-4 * projection.norm(dim=1, keepdim=True) * strength.norm(
+        dim=1, keepdim=True
+    )
+    lean = torch.where(alike, projection.pow(3).sum(1, keepdim=True), lean)
+    # The scale of rounding counts as nothing.
     projection = torch.where(lean < 0, -projection, projection)
     floor = 1e-12 * strength.amax(1, keepdim=True).sqrt()
     projection = torch.where(projection.abs() > floor, projection, 0)

@@ -32,6 +32,7 @@ from timmscope import (
     technique,
 )
 from timmscope.techniques.session import session
+from timmscope_attribution.eigen_cam import first_component
 
 CLASSES = [3, 1, 7]
 MODELS = {
@@ -202,6 +203,17 @@ def test_class_activation_maps_are_pytorch_grad_cams(name, peer, case):
     formula.activations_and_grads = SimpleNamespace(release=lambda: None)
     theirs = formula.get_cam_image(images, None, None, activation, gradient * scale, False)
     assert relative(ours, torch.from_numpy(np.asarray(theirs))) <= 1e-5
+
+
+def test_the_sign_of_eigen_cam_is_stable_where_a_layer_norm_made_all_norms_alike():
+    cells = torch.randn(4, 24, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    cells = cells - cells.mean(1, keepdim=True)
+    cells = cells / cells.norm(dim=1, keepdim=True)
+    noise = torch.randn(20, *cells.shape, generator=torch.Generator().manual_seed(1)).double()
+    first = first_component(cells, centre=True)
+    for each in noise:  # the rounding of another batch
+        again = first_component(cells * (1 + 1e-7 * each), centre=True)
+        assert torch.allclose(again, first, atol=1e-4)
 
 
 def test_eigen_cam_is_pytorch_grad_cams_but_for_the_sign(case):
