@@ -78,10 +78,11 @@ class TestStats:
             rows = [line.split()[0] for line in told if line.strip()[:1].isdigit()]
             assert rows == [str(unit) for unit in expected[:3]]
 
+    @pytest.mark.parametrize("columns", ["80", "30"])
     def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
-        self, cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch
+        self, cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, columns: str
     ) -> None:
-        monkeypatch.setenv("COLUMNS", "80")
+        monkeypatch.setenv("COLUMNS", columns)
         told = cli("stats", store, "layer2", "-k", "3", "--sort", "mean_std").out.splitlines()
         heads = next(line.split() for line in told if line.split()[:1] == ["unit"])
         assert "largest" not in heads

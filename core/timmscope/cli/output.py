@@ -27,6 +27,8 @@ PIPED_WIDTH = 160
 GAP = 3
 """Blanks between columns."""
 MOST_SIDE_BY_SIDE = 5
+_FOLDED = 5
+"""Columns that a text to be wrapped gets at least."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What a terminal would obey, or cannot show; names of files may hold any of it."""
 
@@ -77,11 +79,13 @@ def table(
         columns: headings.
         rows: cells; text, numbers, or rich renderables.
         right: columns of numbers, set flush right.
-        keep: columns that are never wrapped.
+        keep: columns that are never wrapped nor cut: where the terminal has no room for them, lines
+            run over its edge.
         styles: rich style by column.
         title: a line above.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
@@ -103,9 +107,16 @@ def table(
             overflow="fold",
             style=(styles or {}).get(column),
         )
-    for row in rows:
-        grid.add_row(*[_cell(value) for value in row])
-    console().print(grid)
+    cells = [[_cell(value) for value in row] for row in rows]
+    for line in cells:
+        grid.add_row(*line)
+    shown, least = console(), GAP * (len(columns) - 1)
+    for place, column in enumerate(columns):
+        texts = [column, *(str(line[place]) for line in cells)]
+        width = max(cell_len(part) for text in texts for part in text.split("\n"))
+        least += width if column in whole else min(width, _FOLDED)
+    shown.width = max(shown.width, least)
+    shown.print(grid)
 
 
 def records(rows: Sequence[Mapping[str, object]]) -> None:
