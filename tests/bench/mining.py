@@ -216,14 +216,13 @@ def _stages(model: HookedModel, images: list[Path], folder: Path) -> list[float]
             )
         shard.finish()
 
-    for _ in range(2):  # the first time warms up
-        bare = seconds_of(lambda: forwards(model))
-        folded = seconds_of(lambda: forwards(plan.folded or model))
-        reducing = seconds_of(recorded) - folded
+    ways = (lambda: forwards(model), lambda: forwards(plan.folded or model), recorded)
+    rounds = [[seconds_of(way) for way in ways] for _ in range(5)][1:]  # the first warms up
+    bare, folded, whole = (statistics.median(way) for way in zip(*rounds, strict=True))
     for place in ("shards", "reduced"):
         (folder / place).mkdir()
     writing = seconds_of(written) * len(images) / _SHARD
-    return [bare, decoding, folded, reducing, writing]
+    return [bare, decoding, folded, whole - folded, writing]
 
 
 def _convolutional(model: HookedModel) -> bool:

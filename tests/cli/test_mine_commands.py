@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.mining.contents import contents
 
 MODEL = "random:resnet18?seed=0&img_size=32"
 SIZES = ["--batch-size", 4, "--shard-size", 4, "--workers", 0]
@@ -28,14 +29,6 @@ def photos(tmp_path: Path) -> Path:
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / f"{i}.png")
     (folder / "5.png").write_bytes(b"")
     return folder
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def test_parts_are_mined_and_merged_to_the_store_of_one_run(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.mining.contents import contents
 from tests.mining.synthetic import LAYER, write_synthetic
 
 from timmscope import Store, VectorIndex
@@ -164,11 +165,6 @@ def parts_of(folder: Path, settings: dict[str, Any] | None) -> list[Path]:
 
 
 SETTINGS: dict[str, Any] = {"metric": "l2", "backend": "ivf", "recall": 0.9, "seed": 2}
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    files = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(store)): path.read_bytes() for path in files}
 
 
 def test_merged_parts_have_the_index_of_one_run(mined: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.mining.contents import contents
 from torch import Tensor, nn
 
 from timmscope import HookedModel
@@ -53,14 +54,6 @@ def folder(tmp_path: Path) -> Path:
     for number in range(20):
         picture(number).save(made / f"{number}.png")
     return made
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 class Vanishing(FolderSource):

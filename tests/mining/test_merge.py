@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import FolderSource
@@ -40,14 +41,6 @@ SHARDS = 7  # 40 images
 
 def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
     return mine(model, pictures, out, **{**SETTINGS, **options})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.fixture(scope="module")

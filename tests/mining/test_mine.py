@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.mining.contents import contents
 from torch import Tensor
 
 from timmscope import HookedModel, load_model, reporting
@@ -58,14 +59,6 @@ def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
         "workers": 0,
     }
     return mine(model, pictures, out, **{**settings, **options})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def activations(model: HookedModel, pictures: Path, names: list[str]) -> dict[str, np.ndarray]:

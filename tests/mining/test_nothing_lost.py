@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.mining.contents import contents
 
 from timmscope import HookedModel
 from timmscope.mining import merge, mine
@@ -28,14 +28,6 @@ SETTINGS: dict[str, Any] = {
     "top_k": 6,
     "workers": 0,
 }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +64,7 @@ def test_merges_killed_at_random_moments_end_in_the_bytes_of_one_pass(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert any(0 < count < 7 for count in json.loads(done.stdout)), "no kill hit a merge"
+    assert int(done.stdout), "no kill hit a merge between its first shard and its end"
     expected = contents(whole)
     others = list(tmp_path.iterdir())
     assert len(others) > kills // 4

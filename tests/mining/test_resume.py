@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
@@ -34,14 +35,6 @@ SETTINGS: dict[str, Any] = {
 
 def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
     return mine(model, pictures, out, **{**SETTINGS, **options})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
 
 
 def datasets(folder: Path) -> dict[str, bytes]:
