@@ -65,5 +65,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install --quiet -c constraints.txt -e '.[demo]' --group test --group lint --group docs
+	$(PIP) install --quiet -c constraints.txt -e '.[demo,embed]' --group test --group lint --group docs
 	@touch $@ $(VENV)/.demo

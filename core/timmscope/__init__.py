@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from timmscope.store import (
         Store,
         StoreLayer,
+        StorePictures,
         TopEntry,
     )
     from timmscope.techniques import (
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
         Provenance,
         RepresentationTechnique,
         Result,
+        Rows,
         Sheet,
         StyleOutcome,
         StyleTechnique,
@@ -186,6 +188,7 @@ __all__ = [
     "RepresentationTechnique",
     "Result",
     "RowCollector",
+    "Rows",
     "SensitivityN",
     "Sheet",
     "Store",
@@ -193,6 +196,7 @@ __all__ = [
     "StoreError",
     "StoreLayer",
     "StoreMismatch",
+    "StorePictures",
     "StyleOutcome",
     "StyleTechnique",
     "Stylization",
@@ -311,6 +315,7 @@ _HOMES = {
     "timmscope.store": (
         "Store",
         "StoreLayer",
+        "StorePictures",
         "TopEntry",
     ),
     "timmscope.techniques": (
@@ -326,6 +331,7 @@ _HOMES = {
         "Provenance",
         "RepresentationTechnique",
         "Result",
+        "Rows",
         "Sheet",
         "StyleOutcome",
         "StyleTechnique",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,13 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from timmscope import (
-    HookedModel,
-    ImageError,
     ParameterError,
     RepresentationTechnique,
     Result,
+    Rows,
     Sheet,
-    StoreLayer,
+    StorePictures,
     VectorIndex,
     task,
 )
@@ -33,7 +29,6 @@ if TYPE_CHECKING:
 
 Numbers = npt.NDArray[Any]
 
-_BATCH = 32
 _THUMBNAIL_PX = 128
 _QUERIES_SHOWN = 12
 
@@ -143,68 +138,60 @@ class NearestNeighbours(RepresentationTechnique):
     """Leave out images that are the query itself, pixel by pixel."""
     pixel_size: int = Field(default=32, ge=1, le=512)
     """Side in pixels at which pictures are compared."""
-    location: str | None = None
-    """Where the store's images are now, if they have moved."""
 
-    def analyse(self, source: Any, images: Any) -> Neighbours:
+    def analyse(self, source: Rows, images: Any) -> Neighbours:
         """Neighbours of the query images in a store's layer."""
-        if not isinstance(source, StoreLayer):
-            raise ParameterError(
-                f"{self.title()} shows images, which {type(source).__name__} has none of: "
-                "pass a store",
-                parameter="source",
-            )
+        layer = self.layer_of(source)
         if images is None:
             raise ParameterError(f"{self.title()} needs query images", parameter="images")
-        model = self.model_of(source)
+        model = self.model_of(layer)
         queries = model.images(images).detach()
-        library = _Library(source, model, self.location)
-        pixels = self._by_pixels(queries.cpu(), library)
-        index = VectorIndex.of(source, metric=self.metric)
+        pictures = source.pictures
+        pixels = self._by_pixels(queries.cpu(), source)
+        index = VectorIndex.of(layer, metric=self.metric)
         same = [np.asarray(found, np.int64) for found in pixels.same]
         spare = max(len(found) for found in same)
-        hits = index.search_image(model, queries, self.k + spare)
+        hits = index.search_image(model, queries, self.k + spare, where=source.chosen)
         kept = [
             np.flatnonzero(~np.isin(ids, found)) for ids, found in zip(hits.ids, same, strict=True)
         ]
         k = min(self.k, *(len(rows) for rows in kept), *(len(ids) for ids in pixels.ids))
         if not k:
             raise ParameterError(
-                f"{source.store.path} holds no image but the query itself", parameter="images"
+                f"{source.title} has no image but the query itself", parameter="images"
             )
         feature_ids = np.stack([ids[at[:k]] for ids, at in zip(hits.ids, kept, strict=True)])
         scores = np.stack([row[at[:k]] for row, at in zip(hits.scores, kept, strict=True)])
         pixel_ids = np.stack([ids[:k] for ids in pixels.ids])
         names = query_names(images, len(queries))
         return Neighbours(
-            provenance=self.provenance(
-                model, store=str(source.store.path), layer=source.name, queries=names
-            ),
+            provenance=self.provenance(model, **source.facts, queries=names),
             queries=_shrunk(queries.cpu(), _THUMBNAIL_PX),
             query_names=names,
             pixel_ids=torch.from_numpy(pixel_ids),
             pixel_distances=torch.from_numpy(np.stack([row[:k] for row in pixels.distances])),
-            pixel_images=library.thumbnails(pixel_ids),
-            pixel_names=library.names(pixel_ids),
+            pixel_images=_grid(pictures, pixel_ids),
+            pixel_names=[source.names(row) for row in pixel_ids],
             feature_ids=torch.from_numpy(feature_ids),
             feature_scores=torch.from_numpy(scores),
-            feature_images=library.thumbnails(feature_ids),
-            feature_names=library.names(feature_ids),
-            layer=source.name,
+            feature_images=_grid(pictures, feature_ids),
+            feature_names=[source.names(row) for row in feature_ids],
+            layer=layer.name,
             score_name=index.score_name,
             pixel_size=self.pixel_size,
-            unreadable=library.lost,
+            unreadable=len(pictures.lost),
         )
 
-    def _by_pixels(self, queries: Tensor, library: _Library) -> _Nearest:
+    def _by_pixels(self, queries: Tensor, rows: Rows) -> _Nearest:
         """One pass over the store's images, in memory that does not grow with their number."""
         nearest = _Nearest(len(queries), self.k)
         small = _flat(queries, self.pixel_size)
-        with task("comparing pixels", total=len(library)) as advance:
-            for ids, batch in library.batches(advance):
-                rows = _flat(batch, self.pixel_size)
+        with task("comparing pixels", total=len(rows)) as advance:
+            for ids, batch in rows.pictures.batches(rows.ids):
+                advance(len(ids))
+                seen = _flat(batch, self.pixel_size)
                 for query, wanted in enumerate(small):
-                    distances = np.sqrt(np.square(rows - wanted).sum(1)).astype(np.float32)
+                    distances = np.sqrt(np.square(seen - wanted).sum(1)).astype(np.float32)
                     keep = np.ones(len(ids), bool)
                     if self.exclude_identical:
                         for at in np.flatnonzero(distances == 0):
@@ -230,72 +217,6 @@ class _Nearest:
         self.ids[query], self.distances[query] = ids[order], distances[order]
 
 
-class _Library:
-    """The store's images as the model sees them, decoded again by a few threads."""
-
-    def __init__(self, layer: StoreLayer, model: HookedModel, location: str | None) -> None:
-        store = layer.store
-        if not (location or store.manifest.images.location):
-            raise ParameterError(
-                f"{store.path} was mined from images in memory: say where they are now",
-                parameter="location",
-            )
-        self._source = store.source(location)
-        self._images = store.images
-        self._prepare = model.preprocess
-        self._ids = np.flatnonzero(self._images.readable)
-        self.lost = 0
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def batches(self, advance: Any) -> Iterator[tuple[Numbers, Tensor]]:
-        """Ids `(n,)` and images `(n, 3, H, W)` of all that can still be read."""
-        for ids, pictures in self._load(self._ids.tolist(), advance):
-            found = [at for at, picture in enumerate(pictures) if picture is not None]
-            self.lost += len(ids) - len(found)
-            if found:
-                yield (
-                    np.asarray(ids, np.int64)[found],
-                    torch.stack([picture for picture in pictures if picture is not None]),
-                )
-        if self.lost == len(self._ids):
-            raise ImageError(
-                f"none of the {self.lost} images of the store can be read any more: say where "
-                "they are now with location"
-            )
-
-    def thumbnails(self, ids: Numbers) -> Tensor:
-        """Small pictures `(Q, k, 3, t, t)`; grey where the image cannot be read any more."""
-        wanted = sorted(set(ids.ravel().tolist()))
-        missing = torch.full((3, _THUMBNAIL_PX, _THUMBNAIL_PX), 0.5)
-        small = {}
-        for part, pictures in self._load(wanted, lambda steps: None):
-            for number, picture in zip(part, pictures, strict=True):
-                small[number] = (
-                    missing if picture is None else _shrunk(picture[None], _THUMBNAIL_PX)[0]
-                )
-        return torch.stack([torch.stack([small[number] for number in row]) for row in ids.tolist()])
-
-    def names(self, ids: Numbers) -> list[list[str]]:
-        return [[self._images.paths[number] for number in row] for row in ids.tolist()]
-
-    def _load(
-        self, ids: list[int], advance: Any
-    ) -> Iterator[tuple[list[int], list[Tensor | None]]]:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(ids), _BATCH):
-                part = ids[start : start + _BATCH]
-                yield part, list(pool.map(self._picture, part))
-                advance(len(part))
-
-    def _picture(self, number: int) -> Tensor | None:
-        try:
-            return self._prepare(self._source.load(number))
-        except ImageError:
-            return None
-
-
 def query_names(images: Any, count: int) -> list[str]:
     """What to call each query: its path where it is one, else its number."""
     items = list(images) if isinstance(images, list | tuple) else [images]
@@ -305,6 +226,12 @@ def query_names(images: Any, count: int) -> list[str]:
         str(item) if isinstance(item, str | Path) else f"query {row}"
         for row, item in enumerate(items)
     ]
+
+
+def _grid(pictures: StorePictures, ids: Numbers) -> Tensor:
+    """Thumbnails `(Q, k, 3, t, t)` of ids `(Q, k)`."""
+    flat = pictures.thumbnails(ids.ravel(), _THUMBNAIL_PX)
+    return flat.reshape(*ids.shape, *flat.shape[1:])
 
 
 def _shrunk(images: Tensor, size: int) -> Tensor:

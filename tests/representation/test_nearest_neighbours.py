@@ -214,11 +214,11 @@ def test_images_that_have_gone_are_counted_and_their_places_known_elsewhere(
     moved = Path(shutil.copytree(crops, tmp_path / "moved"))
     query = moved / "coffee-0.png"
     expected = NearestNeighbours(k=3)(mined, query, model=lite0)
-    found = NearestNeighbours(k=3, location=str(moved))(mined, query, model=lite0)
+    found = NearestNeighbours(k=3)(mined, query, model=lite0, location=str(moved))
     assert torch.equal(found.pixel_ids, expected.pixel_ids)
     os.truncate(moved / expected.pixel_names[0][0], 50)
     os.truncate(moved / expected.feature_names[0][0], 50)
-    found = NearestNeighbours(k=2, location=str(moved))(mined, query, model=lite0)
+    found = NearestNeighbours(k=2)(mined, query, model=lite0, location=str(moved))
     gone = len({expected.pixel_names[0][0], expected.feature_names[0][0]})
     assert found.unreadable == gone
     assert expected.pixel_names[0][0] not in found.pixel_names[0]
@@ -229,10 +229,10 @@ def test_images_that_have_gone_are_counted_and_their_places_known_elsewhere(
             os.truncate(path, 50)
     (moved / "extra.png").write_bytes(query.read_bytes())  # not one of the store's
     with pytest.raises(ParameterError, match="no image but the query itself"):
-        NearestNeighbours(location=str(moved))(mined, query, model=lite0)
+        NearestNeighbours()(mined, query, model=lite0, location=str(moved))
     query.replace(moved / "renamed.png")
     with pytest.raises(ImageError, match="none of the 24 images of the store can be read"):
-        NearestNeighbours(location=str(moved))(mined, moved / "renamed.png", model=lite0)
+        NearestNeighbours()(mined, moved / "renamed.png", model=lite0, location=str(moved))
 
 
 def test_wrong_calls_are_one_clear_line(
@@ -246,7 +246,7 @@ def test_wrong_calls_are_one_clear_line(
     calls: list[tuple[type[Exception], str, Any]] = [
         (ParameterError, "'k'.*0", lambda: NearestNeighbours(k=0)),
         (ParameterError, "needs query images", lambda: neighbours(mined, model=lite0)),
-        (ParameterError, "ndarray has none", lambda: neighbours(np.ones((3, 2)), query)),
+        (ParameterError, "array is not enough", lambda: neighbours(np.ones((3, 2)), query)),
         (ParameterError, "reads a store.*HookedModel", lambda: neighbours(lite0, query)),
         (StoreError, "not a store", lambda: neighbours(tmp_path, query)),
         (LayerNotFound, LAYER, lambda: neighbours(mined, query, layer="globalpool")),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter
 
@@ -24,6 +24,9 @@ from timmscope import (
 from timmscope.cli import output
 from timmscope.cli.deliver import default_folder, deliver
 from timmscope_registry import ParameterError
+
+if TYPE_CHECKING:
+    from timmscope import Store
 
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 Target = Annotated[str, Parameter(name=["--target", "-t"])]
@@ -204,6 +207,9 @@ def representation_of_store(
     /,
     *queries: Path,
     layer: Annotated[str | None, Parameter(name=["--layer", "-l"])] = None,
+    where: str | None = None,
+    metadata: Path | None = None,
+    images: str | None = None,
     output_dir: Output = None,
     seed: int = 0,
     json: output.Flag = False,
@@ -218,6 +224,12 @@ def representation_of_store(
         Image files to ask about, for techniques that take some.
     layer
         Layer of the store; needed when it holds several.
+    where
+        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
+    metadata
+        CSV file with further columns for conditions, joined by ``path``, ``name`` or ``id``.
+    images
+        Where the store's images are now, if they have moved since.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-STORE``.
     seed
@@ -225,17 +237,66 @@ def representation_of_store(
     json
         Print what was written to ``result.json``.
     """
-    from timmscope import Store
-
-    result = technique(Store.open(store), list(queries) or None, layer=layer, seed=seed)
+    result = technique(
+        _opened(store, metadata),
+        list(queries) or None,
+        layer=layer,
+        where=where,
+        location=images,
+        seed=seed,
+    )
     _deliver(result, technique, store.stem, output_dir, json)
+
+
+def representation_of_stores(
+    technique: RepresentationTechnique,
+    /,
+    *stores: Path,
+    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
+    where: str | None = None,
+    metadata: Path | None = None,
+    images: str | None = None,
+    output_dir: Output = None,
+    seed: int = 0,
+    json: output.Flag = False,
+) -> None:
+    """Compare layers of one store, or several stores.
+
+    Parameters
+    ----------
+    stores
+        Stores that ``timmscope mine`` made.
+    layer
+        Layer of the stores; may be repeated. By default all that each holds.
+    where
+        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
+    metadata
+        CSV file with further columns for conditions, joined by ``path``, ``name`` or ``id``.
+    images
+        Where the stores' images are now, if they have moved since.
+    output_dir
+        Where to write; by default ``timmscope-out/TECHNIQUE-STORES``.
+    seed
+        Of random numbers.
+    json
+        Print what was written to ``result.json``.
+    """
+    paths = _given(stores, "store")
+    result = technique(
+        [_opened(path, metadata) for path in paths],
+        layer=layer or None,
+        where=where,
+        location=images,
+        seed=seed,
+    )
+    _deliver(result, technique, "-".join(path.stem for path in paths), output_dir, json)
 
 
 def representation_of_model(
     technique: RepresentationTechnique,
     model: str,
     /,
-    *,
+    *images: Path,
     output_dir: Output = None,
     seed: int = 0,
     device: str | None = None,
@@ -247,6 +308,8 @@ def representation_of_model(
     ----------
     model
         Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
+    images
+        Image files, for techniques that take some.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-MODEL``.
     seed
@@ -256,15 +319,19 @@ def representation_of_model(
     json
         Print what was written to ``result.json``.
     """
-    result = technique(load_model(model, device=device), seed=seed)
-    _deliver(result, technique, model, output_dir, json)
+    result = technique(load_model(model, device=device), list(images) or None, seed=seed)
+    _deliver(result, technique, images[0].stem if images else model, output_dir, json)
 
 
 def for_technique(technique: type[Technique]) -> Callable[..., None]:
     """Return the command function of a technique's family."""
     if technique.family == "representation":
-        reads = cast("type[RepresentationTechnique]", technique).reads
-        return representation_of_model if reads == "model" else representation_of_store
+        readers: dict[str, Callable[..., None]] = {
+            "store": representation_of_store,
+            "stores": representation_of_stores,
+            "model": representation_of_model,
+        }
+        return readers[cast("type[RepresentationTechnique]", technique).reads]
     commands: dict[str, Callable[..., None]] = {
         "attribution": attribution,
         "synthesis": synthesis,
@@ -272,6 +339,14 @@ def for_technique(technique: type[Technique]) -> Callable[..., None]:
         "style": style,
     }
     return commands[technique.family]
+
+
+def _opened(path: Path, metadata: Path | None) -> Store:
+    """A store, with the columns of a CSV file beside its images where there is one."""
+    from timmscope import Store
+
+    store = Store.open(path)
+    return store if metadata is None else store.with_metadata(metadata)
 
 
 def _given(images: tuple[Path, ...], what: str) -> list[Path]:

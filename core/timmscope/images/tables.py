@@ -94,6 +94,12 @@ class LabelTable(Sequence[str | None]):
         table._codes, table._names = np.concatenate(parts), tuple(codes)
         return table
 
+    def take(self, places: np.ndarray) -> LabelTable:
+        """Labels at some places; `names` and their order stay."""
+        table = LabelTable(())
+        table._codes, table._names = self._codes[places], self._names
+        return table
+
     @property
     def names(self) -> tuple[str, ...]:
         """The distinct labels, in order of first appearance."""

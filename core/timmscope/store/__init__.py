@@ -10,6 +10,7 @@ from .manifest import (
     ModelRecord,
     ShardRecord,
 )
+from .pictures import StorePictures
 from .rows import RowArray
 from .store import ImageTable, Store
 from .store_layer import StoreLayer, TopEntry, UnitStatistics
@@ -30,6 +31,7 @@ __all__ = [
     "ShardRecord",
     "Store",
     "StoreLayer",
+    "StorePictures",
     "TopEntry",
     "UnitStatistics",
     "verify",

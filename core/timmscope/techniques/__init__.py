@@ -15,6 +15,7 @@ from timmscope.techniques.perturbation import (
 )
 from timmscope.techniques.representation import RepresentationTechnique, Sheet, Table
 from timmscope.techniques.result import Provenance, Result, load_result
+from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import (
     image_generators,
     images_per_forward,
@@ -37,6 +38,7 @@ __all__ = [
     "Provenance",
     "RepresentationTechnique",
     "Result",
+    "Rows",
     "Sheet",
     "StyleOutcome",
     "StyleTechnique",

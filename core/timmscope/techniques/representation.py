@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from timmscope.models import HookedModel, load_model
 from timmscope.techniques.base import Technique
 from timmscope.techniques.result import Provenance, Result
+from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
 from timmscope_registry import ParameterError, StoreMismatch, TimmscopeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from timmscope.images import Images
     from timmscope.store import Store, StoreLayer
 
 
@@ -109,11 +113,12 @@ class RepresentationTechnique(Technique):
 
     family: ClassVar[str] = "representation"
     reads: ClassVar[str] = "store"
-    """`store`: a layer of a store (or an array of rows); `model`: the model itself."""
+    """`store`: one layer of a store, or an array of rows; `stores`: layers of one or several
+    stores, or arrays; `model`: the model itself."""
 
     @abstractmethod
     def analyse(self, source: Any, images: Any) -> Result:
-        """Analyse a `StoreLayer`, an array `(N, d)` or a `HookedModel`, as `reads` says.
+        """Analyse `Rows`, a list of `Rows` or a `HookedModel`, as `reads` says.
 
         Args:
             source: what to look at.
@@ -127,30 +132,37 @@ class RepresentationTechnique(Technique):
         source: Any,
         images: Any = None,
         *,
-        layer: str | None = None,
+        layer: str | Sequence[str] | None = None,
+        where: str | npt.ArrayLike | None = None,
+        location: Images | None = None,
         model: HookedModel | None = None,
         seed: int = 0,
     ) -> Result:
         """Run the analysis.
 
         Args:
-            source: a store or its folder, one of its layers, an array of rows `(N, d)`; or a
-                model, for techniques that read one.
+            source: a store or its folder, one of its layers, an array of rows `(N, d)`; several
+                of these for techniques that read several stores; or a model, for techniques that
+                read one.
             images: query images, for techniques that take some.
-            layer: which layer of a store; needed when it holds several.
+            layer: which layer of a store; needed when it holds several. Techniques that read
+                several stores take several names, and by default all layers of each store.
+            where: only these images of a store: a condition, a mask (N,) or ids; see
+                `ImageTable.where`.
+            location: where the store's images are now, if they have moved.
             model: the model that the store was mined with, for techniques that take images; by
                 default it is loaded by the id that the store remembers.
             seed: of techniques that draw random numbers.
 
         Raises:
-            ParameterError: the source is not what the technique reads.
+            ParameterError: the source is not what the technique reads, or the condition is wrong.
             StoreError: there is no store, or it cannot be read.
             LayerNotFound: the store has no such layer.
         """
         token = _call.set(_Call(seed, model))
         try:
             with session(seed):
-                return self.analyse(self._source(source, layer), images)
+                return self.analyse(self._source(source, layer, where, location), images)
         finally:
             _call.reset(token)
 
@@ -189,8 +201,26 @@ class RepresentationTechnique(Technique):
         """
         return self._provenance(model, _call.get().seed, **facts)
 
-    def _source(self, source: Any, layer: str | None) -> Any:
-        """What `analyse` is handed: a model, a store's layer or an array of rows."""
+    def layer_of(self, rows: Rows) -> StoreLayer:
+        """The layer of a store that rows are of.
+
+        Raises:
+            ParameterError: they are an array's, which has no images and no units' statistics.
+        """
+        if rows.layer is None:
+            raise ParameterError(
+                f"{self.title()} needs a store, an array is not enough", parameter="source"
+            )
+        return rows.layer
+
+    def _source(
+        self,
+        source: Any,
+        layer: str | Sequence[str] | None,
+        where: str | npt.ArrayLike | None,
+        location: Images | None,
+    ) -> Any:
+        """What `analyse` is handed: a model, rows or a list of rows."""
         if self.reads == "model":
             if not isinstance(source, HookedModel):
                 raise ParameterError(
@@ -199,14 +229,32 @@ class RepresentationTechnique(Technique):
                     parameter="source",
                 )
             return source
+        names = [layer] if isinstance(layer, str) else None if layer is None else list(layer)
+        several = self.reads == "stores"
+        sources = list(source) if several and isinstance(source, list | tuple) else [source]
+        found: list[Any] = []
+        for each in sources:
+            found += self._layers(each, names, several)
+        rows = [Rows(each, where, location=location) for each in found]
+        return rows if several else rows[0]
+
+    def _layers(self, source: Any, names: list[str] | None, several: bool) -> list[Any]:
+        """The layers of one source, or the source itself where it is one layer or an array."""
         from timmscope.store import Store, StoreLayer
 
         if isinstance(source, str | Path):
             source = Store.open(source)
         if isinstance(source, Store):
-            return source.layer(_only_layer(source) if layer is None else layer)
+            wanted = names or (list(source.layers) if several else [_only_layer(source)])
+            if not several and len(wanted) > 1:
+                raise ParameterError(
+                    f"{self.title()} looks at one layer, {len(wanted)} are named: "
+                    f"{', '.join(wanted)}",
+                    parameter="layer",
+                )
+            return [source.layer(name) for name in wanted]
         if isinstance(source, StoreLayer | np.ndarray):
-            return source
+            return [source]
         raise ParameterError(
             f"{self.title()} reads a store, its layer or an array, not {type(source).__name__}",
             parameter="source",

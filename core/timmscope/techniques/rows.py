@@ -1,0 +1,258 @@
+"""`Rows`: what an analysis reads: one row an image, streamed from a store's layer or an array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope.images import LabelTable
+from timmscope.progress import task
+from timmscope.store import StoreLayer, StorePictures
+from timmscope_registry import ParameterError
+
+if TYPE_CHECKING:
+    from timmscope.images import Images
+
+_BATCH = 4096
+_NAMED = 5
+
+
+class Rows:
+    """Finite rows `(n, d)` of the images that an analysis is about, read as they are asked for.
+
+    Args:
+        source: a layer of a store, or an array `(n, d)`.
+        where: only these images: a condition (of a store, `ImageTable.where`), a mask or ids.
+        location: where the store's images are now, if they have moved.
+
+    Attributes:
+        layer: the store's layer; None for an array.
+        ids: `(n,)` int64, the images' ids in the store, rising; those that could not be read are
+            left out.
+        chosen: the mask `(N,)` over the store's images that `where` stands for; None for all.
+
+    Raises:
+        ParameterError: the condition is wrong or chooses nothing, or the array is not `(n, d)`.
+        StoreError: the store is not finished or keeps no pooled rows.
+    """
+
+    def __init__(
+        self,
+        source: StoreLayer | npt.NDArray[Any],
+        where: str | npt.ArrayLike | None = None,
+        *,
+        location: Images | None = None,
+    ) -> None:
+        self.layer = source if isinstance(source, StoreLayer) else None
+        self._where = where
+        self._location = location
+        if isinstance(source, StoreLayer):
+            self._rows: Any = source.pooled
+            known = source.store.images.readable
+            self.chosen = None if where is None else source.store.images.where(where)
+        else:
+            self._rows = source
+            known = np.ones(len(source), bool)
+            self.chosen = None if where is None else _mask(where, len(source))
+        if self._rows.ndim != 2:
+            raise ParameterError(
+                f"{self.title} has rows of shape {tuple(self._rows.shape[1:])}, expected vectors",
+                parameter="source",
+            )
+        self.ids = np.flatnonzero(known if self.chosen is None else known & self.chosen)
+        if not len(self.ids):
+            chosen = "" if where is None else " that meets the condition"
+            raise ParameterError(
+                f"{self.title} has no image{chosen} that could be read", parameter="where"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Rows {self.title}: {len(self)} x {self.dim}>"
+
+    @property
+    def dim(self) -> int:
+        """Length of a row."""
+        return int(self._rows.shape[1])
+
+    @property
+    def title(self) -> str:
+        """What the rows are, in a few words: `blocks.4 of demo.scope`, or `the array`."""
+        if self.layer is None:
+            return "the array"
+        return f"{self.layer.name} of {self.layer.store.path.name}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For a result's provenance: store, layer, condition, number of images."""
+        where = self._where if isinstance(self._where, str | None) else f"{len(self)} images"
+        found: dict[str, Any] = {"images": len(self), "where": where}
+        if self.layer is not None:
+            found |= {"store": str(self.layer.store.path), "layer": self.layer.name}
+        return found
+
+    # Values
+
+    def batches(
+        self, what: str = "reading rows", size: int = _BATCH
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        """Yield ids `(b,)` and rows `(b, d)` in order, in bounded memory, reporting progress.
+
+        Args:
+            what: is being done, for the progress bar.
+            size: most rows at a time; every batch but the last of a shard is of that size only
+                where all of its images are chosen.
+
+        Raises:
+            ParameterError: rows hold NaN or infinite values; all are counted, some named.
+        """
+        with task(what, total=len(self)) as advance:
+            for ids, rows in self._raw(size):
+                if not _finite(rows):
+                    raise self._nonfinite(size)
+                yield ids, rows
+                advance(len(ids))
+
+    def take(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
+        """Rows `(len(ids), d)` of some images, by id, in the order of `ids`.
+
+        Raises:
+            ParameterError: some of them hold NaN or infinite values.
+        """
+        rows: npt.NDArray[Any] = np.asarray(self._rows[np.asarray(ids, np.int64)])
+        if not _finite(rows):
+            raise self._nonfinite(_BATCH)
+        return rows
+
+    def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
+        """Ids of `count` images drawn without repetition, rising; all where there are fewer."""
+        if count >= len(self):
+            return self.ids
+        drawn = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        return np.sort(self.ids[drawn])
+
+    def require(self, count: int, what: str, parameter: str) -> None:
+        """Refuse fewer rows than `what` needs.
+
+        Raises:
+            ParameterError: there are fewer.
+        """
+        if len(self) < count:
+            raise ParameterError(
+                f"{what} needs at least {count} images, {self.title} has {len(self)}"
+                + ("" if self._where is None else " that meet the condition"),
+                parameter=parameter,
+            )
+
+    # What belongs to the images
+
+    @cached_property
+    def labels(self) -> LabelTable:
+        """Label of each of the `n` images, None where there is none."""
+        if self.layer is None:
+            return LabelTable([None] * len(self))
+        return self.layer.store.images.labels.take(self.ids)
+
+    def names(self, ids: npt.ArrayLike) -> list[str]:
+        """What to call some images: their paths in the store, `row 7` in an array."""
+        wanted = np.asarray(ids, np.int64).tolist()
+        if self.layer is None:
+            return [f"row {image}" for image in wanted]
+        paths = self.layer.store.images.paths
+        return [paths[image] for image in wanted]
+
+    def short_names(self, ids: npt.ArrayLike) -> list[str]:
+        """`names` without folder and ending, as captions."""
+        return [PurePath(name).stem or name for name in self.names(ids)]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are images to show: not for an array, nor a store of images in memory."""
+        if self.layer is None:
+            return False
+        return bool(self._location or self.layer.store.manifest.images.location)
+
+    @cached_property
+    def pictures(self) -> StorePictures:
+        """The images, decoded again.
+
+        Raises:
+            ParameterError: the rows are an array's.
+            ImageError: the images are no longer there.
+            StoreError: they were in memory, and no location was given.
+        """
+        if self.layer is None:
+            raise ParameterError("an array has no images to show: pass a store", parameter="source")
+        return StorePictures(self.layer.store, self._location)
+
+    def _raw(self, size: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        if self.layer is None:
+            for start in range(0, len(self), size):
+                ids = self.ids[start : start + size]
+                whole = len(self) == len(self._rows)
+                yield ids, np.asarray(self._rows[start : start + size] if whole else self.take(ids))
+            return
+        manifest = self.layer.store.manifest
+        shards = list(range(manifest.shard_count))
+        if self.chosen is not None:
+            shards = [n for n in shards if self.chosen[slice(*manifest.span(n))].any()]
+        for ids, rows in self.layer.iter_rows("pooled", size, shards=shards):
+            if self.chosen is None:
+                yield ids, rows
+            elif (kept := self.chosen[ids]).any():
+                yield ids[kept], rows[kept]
+
+    def _nonfinite(self, size: int) -> ParameterError:
+        """The refusal of rows that are no numbers, after all of them were counted."""
+        found: list[int] = []
+        for ids, rows in self._raw(size):
+            found += ids[~np.isfinite(rows).all(1)].tolist()
+        first = ", ".join(self.names(found[:_NAMED]))
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        hint = (
+            f'leave them out, as in where="id not in {found}"'
+            if self.layer is not None and len(found) <= _NAMED
+            else "mine that layer again in float32"
+            if self.layer is not None
+            else "leave them out"
+        )
+        return ParameterError(
+            f"{len(found)} of {len(self)} rows of {self.title} hold NaN or infinite values: "
+            f"{first}{more}; {hint}",
+            parameter="source",
+        )
+
+
+def _finite(rows: npt.NDArray[Any]) -> bool:
+    """Whether all values are numbers; one sum tells, unless it overflows."""
+    if rows.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = rows.sum(dtype=rows.dtype)
+    return bool(np.isfinite(total)) or bool(np.isfinite(rows).all())
+
+
+def _mask(where: str | npt.ArrayLike, count: int) -> npt.NDArray[np.bool_]:
+    if isinstance(where, str):
+        raise ParameterError(
+            "a condition in words needs a store; for an array give a mask or ids",
+            parameter="where",
+        )
+    given = np.asarray(where)
+    if given.dtype == bool and given.shape == (count,):
+        return given
+    ids = given.astype(np.int64) if given.dtype.kind in "iu" and given.ndim == 1 else None
+    if ids is None or (len(ids) and (ids.min() < 0 or ids.max() >= count)):
+        raise ParameterError(
+            f"where is neither a mask of {count} values nor ids below {count}", parameter="where"
+        )
+    mask = np.zeros(count, bool)
+    mask[ids] = True
+    return mask
