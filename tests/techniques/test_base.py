@@ -19,6 +19,7 @@ from timmscope import (
     ParameterError,
     SynthesisOutcome,
     SynthesisTechnique,
+    Table,
     TechniqueError,
     TimmscopeError,
     image_generators,
@@ -185,6 +186,22 @@ def test_result_json_has_all_that_is_needed_to_run_it_again(photos, tmp_path):
     assert torch.equal(again.raw, raw)
     assert source["weights_sha256"] == model.weights_sha256
     assert source["versions"]["torch"] == torch.__version__
+
+
+class Page(Table):
+    """A table that writes a page of its own."""
+
+    def documents(self):
+        return {"page.html": "<p>ä\r\n</p>\n", "rows.csv": "a\r\n1\r\n"}
+
+
+def test_documents_are_written_byte_for_byte_and_listed(linear_model, tmp_path):
+    provenance = Noisy()._provenance(linear_model, 0)
+    Page(provenance=provenance, rows=[{"a": 1}]).save(tmp_path)
+    assert (tmp_path / "page.html").read_bytes() == "<p>ä\r\n</p>\n".encode()
+    assert (tmp_path / "rows.csv").read_bytes() == b"a\r\n1\r\n"
+    record = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert record["files"] == ["figure.png", "page.html", "rows.csv"]
 
 
 def test_a_directory_without_a_result_is_one_clear_line(tmp_path):

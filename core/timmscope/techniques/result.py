@@ -1,7 +1,8 @@
 """Results: what a technique returns, how it is kept on disk, shown and made again.
 
-`save(dir)` writes PNG pictures, `arrays.h5` with every tensor, and `result.json` with the rest and
-all that is needed to run it again; `load_result(dir)` gives the same object back.
+`save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every tensor, and
+`result.json` with the rest and all that is needed to run it again; `load_result(dir)` gives the
+same object back.
 """
 
 from __future__ import annotations
@@ -108,8 +109,15 @@ class Result(ABC):
         """Pictures that `save` writes besides the figure: name → image tensor `(3, H, W)`."""
         return {}
 
+    def documents(self) -> dict[str, str]:
+        """Text files that `save` writes besides the pictures: file name → content in UTF-8.
+
+        For what other programs read or a browser shows: a CSV table, an HTML page.
+        """
+        return {}
+
     def save(self, directory: str | Path) -> Path:
-        """Write `figure.png`, the pictures, `arrays.h5` and `result.json`; returns the directory.
+        """Write figure, pictures, documents, `arrays.h5` and `result.json`; returns the directory.
 
         Raises:
             TimmscopeError: the directory cannot be written.
@@ -124,6 +132,9 @@ class Result(ABC):
             for name, picture in self.pictures().items():
                 write_png(picture, directory / f"{name}.png")
                 written.append(f"{name}.png")
+            for name, content in self.documents().items():
+                (directory / name).write_text(content, encoding="utf-8", newline="")
+                written.append(name)
             self._write_arrays(directory / "arrays.h5")
             text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
             (directory / "result.json").write_text(text + "\n", encoding="utf-8")
