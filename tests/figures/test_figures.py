@@ -121,6 +121,22 @@ def test_labels_of_a_sheet_do_not_overlap():
             assert left.x1 < right.x0
 
 
+def test_rows_of_a_sheet_may_be_of_different_lengths():
+    figure = sheet_figure(
+        images(6), list("abcdef"), row_lengths=[1, 3, 2], row_labels=[f"{LONG}\nb", "c", "d\ne"]
+    )
+    boxes = [picture.get_window_extent() for picture in figure.axes[0].get_images()]
+    tops = sorted({round(box.y0) for box in boxes}, reverse=True)
+    assert [(tops.index(round(box.y0)), round(box.x0)) for box in boxes] == [
+        (row, round(boxes[1 + column].x0)) for row, column in [(0, 0), *((1, c) for c in range(3)),
+                                                               (2, 0), (2, 1)]
+    ]  # fmt: skip
+    renderer = drawn(figure)
+    left = min(box.x0 for box in boxes)
+    labels = [text.get_window_extent(renderer) for text in figure.texts[6:]]
+    assert all(label.x1 < left for label in labels)
+
+
 def test_a_sheet_shows_each_picture_whole_in_its_own_place():
     levels = torch.arange(1, 13) / 16
     figure = sheet_figure(levels[:, None, None, None].expand(12, 3, 8, 8), columns=4)
@@ -236,6 +252,8 @@ def test_sheets_refuse_what_does_not_match():
         sheet_figure(images(3), ["a", "b"])
     with pytest.raises(ParameterError, match="row labels"):
         sheet_figure(images(4), columns=2, row_labels=["a"])
+    with pytest.raises(ParameterError, match="rows of 3 pictures for 4"):
+        sheet_figure(images(4), row_lengths=[2, 1])
 
 
 def test_a_map_far_above_zero_begins_its_colours_at_its_smallest_value():

@@ -31,6 +31,7 @@ def sheet_figure(
     columns: int | None = None,
     title: str = "",
     row_labels: Sequence[str] | None = None,
+    row_lengths: Sequence[int] | None = None,
     note: str = "",
     cell_in: float | None = None,
     gap_in: float = GAP_IN,
@@ -41,9 +42,10 @@ def sheet_figure(
         images: `(N, 3, h, w)` in [0, 1], or a list of `(3, h, w)` of any sizes.
         titles: a label below each picture; two lines at most, `\\n` starts a new part.
         columns: pictures a row; by default nearly a square, at most 8.
-        title: of the whole sheet.
-        row_labels: a label at the left of each row.
-        note: small print below.
+        title: of the whole sheet; two lines at most.
+        row_labels: a label at the left of each row; `\\n` starts a new part.
+        row_lengths: pictures of each row, where rows are not all full.
+        note: small print below; three lines at most.
         cell_in: width of a picture in inches; by default from the number of columns.
         gap_in: between pictures, in inches.
 
@@ -57,8 +59,18 @@ def sheet_figure(
         raise ParameterError(
             f"{len(titles)} titles for {len(pictures)} pictures: give one each", parameter="titles"
         )
-    columns = min(columns or min(8, math.ceil(math.sqrt(len(pictures)))), len(pictures))
-    rows = math.ceil(len(pictures) / columns)
+    if row_lengths is None:
+        columns = min(columns or min(8, math.ceil(math.sqrt(len(pictures)))), len(pictures))
+        cells = [divmod(index, columns) for index in range(len(pictures))]
+        rows = math.ceil(len(pictures) / columns)
+    else:
+        cells = [(row, at) for row, length in enumerate(row_lengths) for at in range(length)]
+        columns, rows = max(row_lengths), len(row_lengths)
+        if len(cells) != len(pictures):
+            raise ParameterError(
+                f"rows of {len(cells)} pictures for {len(pictures)}: their lengths do not match",
+                parameter="row_lengths",
+            )
     if row_labels is not None and len(row_labels) != rows:
         raise ParameterError(
             f"{len(row_labels)} row labels for {rows} rows: give one each", parameter="row_labels"
@@ -71,22 +83,20 @@ def sheet_figure(
     label = line_height(SMALL_PT, text_lines) + 0.05 if texts else 0.0
     side = 0.0
     if row_labels:
-        side = 0.14 + min(1.1, max(text_width(text, LABEL_PT) for text in row_labels))
-    head = MARGIN_IN + (line_height(TITLE_PT) + 0.12 if title else 0)
-    foot = line_height(SMALL_PT) + 0.1 if note else 0.0
+        lines = [line for text in row_labels for line in text.split("\n")]
+        side = 0.14 + min(1.1, max(text_width(line, LABEL_PT) for line in lines))
     step_x, step_y = cell + gap_in, tall + label + gap_in
+    width = max(2 * MARGIN_IN + side + columns * step_x - gap_in, 2.2)
+    heading = fit(title, width - 2 * MARGIN_IN, TITLE_PT, lines=2, bold=True)
+    small = fit(note, width - 2 * MARGIN_IN, SMALL_PT, lines=3)
+    head = MARGIN_IN + (_height(heading, TITLE_PT) + 0.12 if title else 0)
+    foot = _height(small, SMALL_PT) + 0.1 if note else 0.0
     with theme():
-        page = Canvas(
-            max(2 * MARGIN_IN + side + columns * step_x - gap_in, 2.2),
-            head + rows * step_y - gap_in + foot + MARGIN_IN,
-        )
+        page = Canvas(width, head + rows * step_y - gap_in + foot + MARGIN_IN)
         if title:
-            room = page.width - 2 * MARGIN_IN
-            heading = fit(title, room, TITLE_PT, bold=True)
             page.text(heading, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         corners = [
-            (MARGIN_IN + side + column * step_x, head + row * step_y)
-            for row, column in (divmod(index, columns) for index in range(len(pictures)))
+            (MARGIN_IN + side + column * step_x, head + row * step_y) for row, column in cells
         ]
         page.many(
             (to_array(picture), *corner, cell, tall)
@@ -99,6 +109,9 @@ def sheet_figure(
             shown = fit(text, side - 0.13, LABEL_PT, lines=3)
             page.text(shown, MARGIN_IN, head + row * step_y, size=LABEL_PT)
         if note:
-            small = fit(note, page.width - 2 * MARGIN_IN, SMALL_PT)
             page.text(small, MARGIN_IN, page.height - foot - 0.08, size=SMALL_PT, colour=MUTED)
     return page.figure
+
+
+def _height(text: str, size_pt: float) -> float:
+    return line_height(size_pt, text.count("\n") + 1)
