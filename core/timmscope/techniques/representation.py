@@ -64,6 +64,7 @@ class Sheet(Result):
         note: small print below it.
         columns: pictures a row, or None for nearly a square.
         row_labels: a label at the left of each row, or None.
+        row_lengths: pictures of each row, where rows are not all full; None where they are.
     """
 
     images: Tensor
@@ -73,13 +74,19 @@ class Sheet(Result):
     note: str = ""
     columns: int | None = None
     row_labels: list[str] | None = None
+    row_lengths: list[int] | None = None
 
     def figure(self) -> Figure:
         """The first `MAX_SHOWN` pictures (in whole rows) in a grid with their labels."""
         from timmscope.figures import sheet_figure
 
-        rows = max(1, MAX_SHOWN // self.columns) if self.columns else None
-        shown = slice(rows * self.columns if rows and self.columns else MAX_SHOWN)
+        lengths = self.row_lengths
+        columns = max(lengths) if lengths else self.columns
+        rows = max(1, MAX_SHOWN // columns) if columns else None
+        if lengths:
+            shown = slice(sum(lengths[:rows]))
+        else:
+            shown = slice(rows * columns if rows and columns else MAX_SHOWN)
         parts = [self.note] if self.note else []
         if len(self.images[shown]) < len(self.images):
             parts.append(f"the first {len(self.images[shown])} of {len(self.images)}")
@@ -89,6 +96,7 @@ class Sheet(Result):
             columns=self.columns,
             title=self.title,
             row_labels=self.row_labels[:rows] if self.row_labels is not None else None,
+            row_lengths=lengths[:rows] if lengths else None,
             note="; ".join(parts),
         )
 
