@@ -7,6 +7,7 @@ from timmscope_registry.hooks.torchvision_compat import ensure_torchvision
 
 ensure_torchvision()
 
+from timmscope_registry.hooks.activations import ActivationCall  # noqa: E402
 from timmscope_registry.hooks.attention import plain_attention  # noqa: E402
 from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noqa: E402
 from timmscope_registry.hooks.handover import Handover  # noqa: E402
@@ -17,6 +18,7 @@ from timmscope_registry.hooks.scopes import Cut, Recording  # noqa: E402
 
 __all__ = [
     "LOGITS",
+    "ActivationCall",
     "BackwardRule",
     "Cut",
     "Fingerprint",

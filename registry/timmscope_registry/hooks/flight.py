@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from timmscope_registry.errors import UnsupportedModel
 from timmscope_registry.hooks.points import Point
 from timmscope_registry.hooks.rules import BackwardRule, attach
-from timmscope_registry.hooks.scopes import Cut, Edits, Recording, Watch
+from timmscope_registry.hooks.scopes import Cut, Edits, Given, Recording, Watch
 from timmscope_registry.hooks.steady import Steady
+from timmscope_registry.hooks.trace import first_tensor
 
 
 class _Stop(BaseException):
@@ -33,7 +34,7 @@ class RuleScope:
         """Graphs of earlier forwards keep the rule until the context closes."""
 
 
-Scope = Recording | Watch | Cut | Edits | RuleScope
+Scope = Recording | Watch | Given | Cut | Edits | RuleScope
 
 
 class Flight:
@@ -65,6 +66,12 @@ class Flight:
         for watch in self._watches:
             for point in watch.functions:
                 self._shown[point.key].append((watch, point))
+        self._given: dict[nn.Module, dict[int, list[Callable[[Tensor], None]]]]
+        self._given = defaultdict(lambda: defaultdict(list))
+        for given in (scope for scope in scopes if isinstance(scope, Given)):
+            for point, look in given.functions.items():
+                self._given[point.module][point.number].append(look)
+        self._begun: dict[nn.Module, int] = {}
         self._copied = {
             point.key
             for point in (
@@ -96,6 +103,9 @@ class Flight:
             places = (*self._kept, *self._shown)
             for module in {*self._actions, *(module for module, _ in places)}:
                 stack.callback(module.register_forward_hook(self._hook(stop)).remove)
+            for module in self._given:
+                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
+                stack.callback(before.remove)
             if needs_graph:
                 torch.set_grad_enabled(False)
             try:
@@ -113,6 +123,17 @@ class Flight:
                 self._check_reached()
             self._attach_rules(x, output, may_be_linear=needs_graph or stopped)
         return output
+
+    def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        number = self._begun.get(module, 0)
+        self._begun[module] = number + 1
+        given = first_tensor([*args, *kwargs.values()])
+        for look in self._given[module].get(number, ()):
+            if given is None:
+                raise UnsupportedModel(
+                    f"this {type(module).__name__} is given no tensor to look at"
+                )
+            look(given)
 
     def _hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:

@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from timmscope_registry.errors import ParameterError
+from timmscope_registry.hooks.activations import ActivationCall, activation_calls
 from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
@@ -17,7 +18,7 @@ from timmscope_registry.hooks.handover import Handover, handovers
 from timmscope_registry.hooks.layers import LayerCatalogue
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
-from timmscope_registry.hooks.scopes import Cut, Edits, Recording, Watch
+from timmscope_registry.hooks.scopes import Cut, Edits, Given, Recording, Watch
 from timmscope_registry.hooks.steady import Steady
 from timmscope_registry.hooks.trace import trace
 
@@ -68,6 +69,15 @@ class ModelHooks:
         """
         with self._lock:
             return handovers(trace(self.module, self._placed_example, self._steady))
+
+    def activations(self) -> list[ActivationCall]:
+        """List the activation functions that are modules, with what they take; runs one forward.
+
+        Raises:
+            UnsupportedModel: the model cannot run on the example.
+        """
+        with self._lock:
+            return activation_calls(trace(self.module, self._placed_example, self._steady))
 
     def around(self, module: nn.Module) -> ModelHooks:
         """Hooks of another module that takes the same input."""
@@ -149,6 +159,24 @@ class ModelHooks:
             raise ParameterError("name at least one hook point to watch", parameter="functions")
         found = {self._point(name): function for name, function in functions.items()}
         return self._open_silently(Watch(found, until_last=until_last))
+
+    def watch_inputs(
+        self, functions: Mapping[str, Callable[[Tensor], None]]
+    ) -> AbstractContextManager[None]:
+        """Call a function with what each hook point's module is given, before the module runs.
+
+        That is the first tensor among its arguments. A function must neither change nor keep it:
+        the module may overwrite it. No forward ends early for it, nor waits for it.
+
+        Args:
+            functions: what to call, by the name of the hook point.
+
+        Raises:
+            LayerNotFound, UnsupportedModel: as for `record`.
+        """
+        return self._open_silently(
+            Given({self._point(name): function for name, function in functions.items()})
+        )
 
     @property
     def open_contexts(self) -> bool:

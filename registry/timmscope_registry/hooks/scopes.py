@@ -173,3 +173,13 @@ class Watch:
     def complete(self) -> bool:
         """Whether every point has been seen in this forward."""
         return len(self.seen) == len(self.functions)
+
+
+@dataclass
+class Given:
+    """Functions that read what modules are given, before the modules may overwrite it."""
+
+    functions: dict[Point, Look]
+
+    def begin(self) -> None:
+        """Nothing is remembered between forwards."""

@@ -29,6 +29,7 @@ class Call:
         number: how many calls of the same module came before.
         begun: how many calls had finished when this one began; those from there on are its parts.
         given: the first tensor among its arguments.
+        given_version: that tensor's version when the call began.
         output: what it returned; None unless it is one tensor.
         returned: type name of what it returned.
         version: the output's version when the call finished.
@@ -41,6 +42,7 @@ class Call:
     order: int
     begun: int
     given: Tensor | None
+    given_version: int
     output: Tensor | None
     returned: str
     version: int
@@ -66,14 +68,15 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
     numbers: dict[nn.Module, int] = {}
     paths = {part: path for path, part in module.named_modules()}
 
-    def before(part: nn.Module, args: tuple[Any, ...]) -> None:
-        begun.append((len(calls), {id(given): given._version for given in _tensors(args)}))
+    def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        every = _tensors([*args, *kwargs.values()])
+        begun.append((len(calls), {id(given): given._version for given in every}))
 
     def after(
         part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
         tensor = output if isinstance(output, Tensor) else None
-        given = next(_tensors([*args, *kwargs.values()]), None)
+        given = first_tensor([*args, *kwargs.values()])
         number = numbers.get(part, 0)
         start, versions = begun.pop()
         numbers[part] = number + 1
@@ -85,6 +88,7 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
                 order=len(calls),
                 begun=start,
                 given=given,
+                given_version=versions.get(id(given), 0),
                 output=tensor,
                 returned=type(output).__name__,
                 version=tensor._version if tensor is not None else 0,
@@ -101,7 +105,7 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
         if len(images) != BATCH:
             images = images[:1].repeat(BATCH, *[1] * (images.ndim - 1))
         for part in paths:
-            stack.callback(part.register_forward_pre_hook(before).remove)
+            stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(part.register_forward_hook(after, with_kwargs=True).remove)
         try:
             module(images)
@@ -111,6 +115,11 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
                 f"{type(error).__name__}: {error}"
             ) from error
     return calls
+
+
+def first_tensor(values: Iterable[object]) -> Tensor | None:
+    """The first tensor among the arguments of a call, in lists and tuples too."""
+    return next(_tensors(values), None)
 
 
 def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
