@@ -24,6 +24,7 @@ from timmscope.techniques.session import (
 )
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
 from timmscope.techniques.synthesis import Synthesis, SynthesisOutcome, SynthesisTechnique
+from timmscope.techniques.unit_numbers import UnitNumbers, chosen_units
 
 __all__ = [
     "Adversarial",
@@ -48,7 +49,9 @@ __all__ = [
     "SynthesisTechnique",
     "Table",
     "Technique",
+    "UnitNumbers",
     "baseline_images",
+    "chosen_units",
     "compare",
     "default_layer",
     "gaussian_blur",

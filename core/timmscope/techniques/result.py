@@ -27,7 +27,6 @@ from timmscope_registry import TimmscopeError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Picture = "Figure | Tensor"
 R = TypeVar("R", bound="Result")
 
 
@@ -106,7 +105,11 @@ class Result(ABC):
         """A few plain facts a row (an image, a unit…), for tables and JSON."""
 
     def pictures(self) -> dict[str, Any]:
-        """Pictures that `save` writes besides the figure: name → image tensor `(3, H, W)`."""
+        """Pictures that `save` writes besides the figure, by name.
+
+        Each is an image tensor `(3, H, W)` in [0, 1], a matplotlib figure, or a function without
+        arguments that makes one of these: of many pages one at a time is in memory.
+        """
         return {}
 
     def documents(self) -> dict[str, str]:
@@ -130,7 +133,11 @@ class Result(ABC):
             written = ["figure.png"]
             self.figure().savefig(directory / "figure.png", dpi=150)
             for name, picture in self.pictures().items():
-                write_png(picture, directory / f"{name}.png")
+                drawn = picture() if callable(picture) else picture
+                if isinstance(drawn, Tensor):
+                    write_png(drawn, directory / f"{name}.png")
+                else:
+                    drawn.savefig(directory / f"{name}.png", dpi=150)
                 written.append(f"{name}.png")
             for name, content in self.documents().items():
                 (directory / name).write_text(content, encoding="utf-8", newline="")
