@@ -1,4 +1,4 @@
-"""The first layer's filters as pictures: the one layer whose weights live in pixel space."""
+"""Filters as pictures: in colour where they act on pixels, as grey slices in deeper layers."""
 
 from __future__ import annotations
 
@@ -6,25 +6,53 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from timmscope import HookedModel, ParameterError, RepresentationTechnique, Sheet, UnsupportedModel
+from timmscope import (
+    HookedModel,
+    LayerName,
+    ParameterError,
+    RepresentationTechnique,
+    Sheet,
+    UnitNumbers,
+    UnsupportedModel,
+    chosen_units,
+)
+from timmscope_representation.kernels import (
+    Kernels,
+    first_kernels,
+    kernels_of,
+    nearest_convolutions,
+)
+
+_UNITS_IN_SLICES = 16
+"""Units shown where each takes a row of slices."""
 
 
 class Filters(RepresentationTechnique):
-    """First-layer filters as a sheet (Krizhevsky, Sutskever & Hinton, NeurIPS 2012, figure 3).
+    """Filters as a sheet (Krizhevsky, Sutskever & Hinton, NeurIPS 2012, figure 3).
 
-    The first convolution that runs, be it a stem or a vision transformer's patch embedding. A
-    weight `w` is shown as `0.5 + w / (2 s)`: 0 is mid-grey, and `s` is the largest absolute weight
-    of all filters or of each. Weights act on normalised pixels; a filter's colour is the change
-    that raises the unit. Weights are shown as stored, without a batch norm that may follow.
+    By default of the first layer, be it a convolution or a vision transformer's patch embedding,
+    linear ones included. A weight `w` is shown as `0.5 + w / (2 s)`: 0 is mid-grey, and `s` is the
+    largest absolute weight of what is shown or of each filter. Weights act on normalised pixels; a
+    filter's colour is the change that raises the unit. Weights are shown as stored, without a batch
+    norm that may follow.
 
-    Filters over 3 input channels are RGB pictures, those over 1 are grey. With any other number
-    each input channel of each filter is a grey picture of its own, unless `channels` picks three.
+    Filters over an RGB image are colour pictures. In deeper layers, and over any other number of
+    colours, each input channel of each filter is a grey slice of its own, a unit a row, unless
+    `channels` picks three. A depthwise filter has one slice.
     """
 
     reads: ClassVar[str] = "model"
 
+    layer: LayerName | None = None
+    """Layer whose filters to show: a convolution, or a linear layer over patches."""
+    units: UnitNumbers | None = None
+    """Filters to show, as in `17` or `3,5,8-15`; by default all, or the first 16 where each is a
+    row of slices."""
+    slices: int = Field(default=16, ge=1)
+    """Input channels shown of a filter, those of the largest L2 norm where it has more."""
     scale: Literal["common", "per-filter"] = "common"
     """One scale for all filters, so that strong and weak ones compare, or each its own."""
     order: Literal["unit", "strength"] = "unit"
@@ -36,50 +64,95 @@ class Filters(RepresentationTechnique):
         """The filters of a model; takes no images."""
         if images is not None:
             raise ParameterError(f"{self.title()} takes no images", parameter="images")
-        name, convolution = _first_convolution(source)
-        weights = convolution.weight.detach().float().cpu()  # (n, c, h, w)
+        found = first_kernels(source) if self.layer is None else kernels_of(source, self.layer)
+        weights = found.weight  # (n, c, h, w)
+        taps, height, width = weights.shape[1:]
         if not bool(torch.isfinite(weights).all()):
-            raise UnsupportedModel(f"{name} of {source.id} has NaN or infinite weights")
+            raise UnsupportedModel(f"{found.layer} of {source.id} has NaN or infinite weights")
+        in_colour = self.channels is not None or (found.on_pixels and taps in (1, 3))
+        if self.layer is not None and height == width == 1 and not in_colour:
+            near = nearest_convolutions(source, found.layer, least=2)
+            hint = f"; larger kernels: {', '.join(near)}" if near else ""
+            raise ParameterError(
+                f"{found.layer} of {source.id} has kernels of 1×1, each a list of {taps} numbers "
+                f"without a picture{hint}",
+                parameter="layer",
+            )
         norms = weights.flatten(1).norm(dim=1)
-        units = torch.arange(len(weights))
+        units = torch.tensor(chosen_units(self.units, found.layer, len(weights)))
         if self.order == "strength":
-            units = torch.argsort(norms, descending=True, stable=True)
-        taps = weights.shape[1]
-        if self.channels is not None:
-            if not all(0 <= channel < taps for channel in self.channels):
-                raise ParameterError(
-                    f"channels is {self.channels}: {name} of {source.id} has input channels 0 to "
-                    f"{taps - 1}",
-                    parameter="channels",
-                )
-            weights = weights[:, list(self.channels)]
+            units = units[torch.argsort(norms[units], descending=True, stable=True)]
+        in_rows = not in_colour and taps > 1
+        most = _UNITS_IN_SLICES if self.units is None and in_rows else len(units)
+        units = units[:most]
+        shown = self._picked(found, source)[units] if self.channels is not None else weights[units]
+        inputs = None if in_colour else _strongest(found, units, self.slices)
+        if inputs is not None:
+            firsts = torch.tensor([found.inputs(unit).start for unit in units.tolist()])
+            shown = torch.take_along_dim(shown, (inputs - firsts[:, None])[..., None, None], 1)
         # The scale comes from what is shown, so that the strongest weight shown is black or white.
-        pictures = scaled(weights, self.scale)[units]
-        tiles, channel_of = _tiles(pictures)
-        unit_of = units.repeat_interleave(len(tiles) // len(units))
+        tiles = scaled(shown, self.scale)
+        if tiles.shape[1] != 3 or inputs is not None:
+            tiles = tiles.flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
+        each = len(tiles) // len(units)
         rows = [
-            {"unit": unit, "channel": channel, "norm": float(norms[unit])}
-            for unit, channel in zip(unit_of.tolist(), channel_of, strict=True)
+            {
+                "unit": int(unit),
+                "channel": None if inputs is None else int(inputs[at, place]),
+                "norm": float(norms[unit]),
+            }
+            for at, unit in enumerate(units)
+            for place in range(each)
         ]
-        height, width = weights.shape[2:]
-        largest = float(weights.abs().max())
-        spread = (
-            f"black and white are ∓{largest:.3g}"
-            if self.scale == "common"
-            else "each filter is scaled to its own largest weight"
-        )
-        split = pictures.shape[1] not in (1, 3)
+        per_group = f" in {found.groups} groups" if 1 < found.groups < len(weights) else ""
+        kind = f"filters of {height}×{width}×{taps}"
+        if _depthwise(found):
+            kind = f"depthwise filters of {height}×{width}"
         return Sheet(
-            provenance=self.provenance(source, layer=name),
+            provenance=self.provenance(source, layer=found.layer),
             images=tiles,
-            titles=[
-                str(row["unit"]) if not split else f"{row['unit']}:{row['channel']}" for row in rows
-            ],
+            titles=[_label(row, in_rows) for row in rows],
             rows=rows,
-            title=f"{source.id}  {name}: {len(units)} filters of {height}×{width}×{taps}",
-            note=f"mid-grey is 0, {spread}" + ("; labels are unit:input channel" if split else ""),
-            columns=pictures.shape[1] if split else min(16, math.ceil(math.sqrt(2 * len(units)))),
+            title=f"{source.id}  {found.layer}: {len(weights)} {kind}{per_group}",
+            note="; ".join(self._note(found, units, shown, in_rows)),
+            columns=each if in_rows else min(16, math.ceil(math.sqrt(2 * len(units)))),
+            row_labels=[str(unit) for unit in units.tolist()] if in_rows else None,
         )
+
+    def _picked(self, found: Kernels, model: HookedModel) -> Tensor:
+        """Three input channels of every filter, for red, green and blue."""
+        taps = found.weight.shape[1]
+        if found.groups > 1:
+            raise ParameterError(
+                f"channels is {self.channels}: the filters of {found.layer} do not share input "
+                f"channels, it has {found.groups} groups",
+                parameter="channels",
+            )
+        assert self.channels is not None
+        if not all(0 <= channel < taps for channel in self.channels):
+            raise ParameterError(
+                f"channels is {self.channels}: {found.layer} of {model.id} has input channels 0 to "
+                f"{taps - 1}",
+                parameter="channels",
+            )
+        return found.weight[:, list(self.channels)]
+
+    def _note(self, found: Kernels, units: Tensor, shown: Tensor, in_rows: bool) -> list[str]:
+        """What the greys mean, and what is left out."""
+        count, taps = found.weight.shape[:2]
+        parts = [
+            f"mid-grey is 0, black and white are ∓{float(shown.abs().max()):.3g}"
+            if self.scale == "common"
+            else "mid-grey is 0, each filter is scaled to its own largest weight"
+        ]
+        if in_rows:
+            parts.append("a unit a row, below each slice its input channel")
+        if in_rows and shown.shape[1] < taps:
+            parts.append(f"of each unit the {shown.shape[1]} strongest of {taps} input channels")
+        if self.units is None and len(units) < count:
+            which = "strongest" if self.order == "strength" else "first"
+            parts.append(f"the {which} {len(units)} of {count} units")
+        return parts
 
 
 def scaled(weights: Tensor, scale: Literal["common", "per-filter"]) -> Tensor:
@@ -90,25 +163,19 @@ def scaled(weights: Tensor, scale: Literal["common", "per-filter"]) -> Tensor:
     return 0.5 + weights / (2 * limit[:, None, None, None])
 
 
-def _tiles(pictures: Tensor) -> tuple[Tensor, list[int | None]]:
-    """RGB pictures `(m, 3, h, w)` and the input channel of each; None for all of them."""
-    count, channels = pictures.shape[:2]
-    if channels == 3:
-        return pictures, [None] * count
-    grey = pictures.flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
-    return grey, [index % channels for index in range(count * channels)]
+def _strongest(found: Kernels, units: Tensor, most: int) -> Tensor:
+    """Of each unit the input channels to show, in order `(n, k)`: those of largest norm."""
+    chosen = []
+    for unit in units.tolist():
+        norms = found.weight[unit].flatten(1).norm(dim=1)
+        places = torch.argsort(norms, descending=True, stable=True)[:most].sort().values
+        chosen.append(places + found.inputs(unit).start)
+    return torch.stack(chosen)
 
 
-def _first_convolution(model: HookedModel) -> tuple[str, nn.Conv2d]:
-    """The convolution that finishes first in a forward, and its name."""
-    modules = dict(model.module.named_modules())
-    for name in model.layers:
-        module = modules.get(name.partition("#")[0])
-        if isinstance(module, nn.Conv2d):
-            return name.partition("#")[0], module
-    first = ", ".join(
-        f"{layer.name} ({layer.module_type})" for layer in list(model.layers.values())[:3]
-    )
-    raise UnsupportedModel(
-        f"{model.id} has no 2-d convolution whose filters could be shown; it begins with {first}"
-    )
+def _depthwise(found: Kernels) -> bool:
+    return found.groups == len(found.weight) > 1 and found.weight.shape[1] == 1
+
+
+def _label(row: dict[str, Any], in_rows: bool) -> str:
+    return str(row["channel"] if in_rows else row["unit"])

@@ -134,7 +134,7 @@ class Result(ABC):
             self.figure().savefig(directory / "figure.png", dpi=150)
             for name, picture in self.pictures().items():
                 drawn = picture() if callable(picture) else picture
-                if isinstance(drawn, Tensor):
+                if isinstance(drawn, Tensor | np.ndarray):
                     write_png(drawn, directory / f"{name}.png")
                 else:
                     drawn.savefig(directory / f"{name}.png", dpi=150)
