@@ -7,6 +7,7 @@ order they are faster with. pytorch-grad-cam goes back through the whole network
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from tests.bench.pairs import Pair, compare, seconds_of
@@ -31,18 +32,17 @@ def grad_cam() -> Iterator[Pair]:
         with TorchCAM(model.module, target_layer=layer) as extractor:
             return extractor([CLASS] * len(normal), model.module(normal), normalized=False)
 
-    ours = technique("grad-cam")(layer="layer4", relu=False)
+    ours, fused = technique("grad-cam")(layer="layer4", relu=False), model.fused()
     captum, peer = LayerGradCam(model.module, layer), GradCAM(model.module, [layer])
     for name, call in (
         ("captum", lambda normal: captum.attribute(normal, CLASS)),
         ("torchcam", torchcam),
         ("pytorch-grad-cam", lambda normal: peer(normal, targets)),
     ):
-        yield compare(
-            "grad-cam resnet50",
-            ("timmscope", lambda: ours(model, images, CLASS)),
-            (name, _faster_order(call, model, images)),
-        )
+        beside = (name, _faster_order(call, model, images))
+        for how, subject in (("timmscope, fused copy", fused), ("timmscope", model)):
+            work = partial(ours, subject, images, CLASS)
+            yield compare("grad-cam resnet50", (how, work), beside)
     normal = model.preprocessing.normalise(images).to(memory_format=torch.channels_last)
 
     def bare() -> object:

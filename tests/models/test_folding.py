@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from timmscope import HookedModel, load_model
 from timmscope.models.folding import TOLERANCE, fold_batch_norms
+from timmscope.models.packing import pack_convolutions
+from timmscope_registry import LayerNotFound
 from timmscope_registry.hooks import fingerprint
 
 
@@ -58,7 +61,10 @@ def test_the_copy_answers_as_the_model_does_and_the_model_is_left_alone(name: st
     folded = fold_batch_norms(model, [last])
     assert fingerprint(model.module).difference(before) == []
     assert folded is not None
-    assert list(folded.layers) == list(model.layers)
+    gone = [name for name in model.layers if name not in folded.layers]
+    assert gone
+    assert all(isinstance(model.module.get_submodule(name), nn.Conv2d) for name in gone)
+    assert [name for name in model.layers if name not in gone] == list(folded.layers)
     images = torch.rand(3, *model.input_size)
     with torch.no_grad(), model.record(last) as one, folded.record(last) as other:
         model(images)
@@ -91,3 +97,103 @@ def test_models_that_someone_listens_to_and_others_than_float32_are_left_alone()
     assert fold_batch_norms(model, ["fc"]) is not None
     assert fold_batch_norms(made(copy.deepcopy(model.module).double()), ["fc"]) is None
     assert fold_batch_norms(load_model("random:vit_tiny_patch16_224?img_size=32"), ["norm"]) is None
+
+
+class Stretched(nn.Module):
+    """Two norms, of which the second can be made to cancel almost all that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 5, 1)
+        self.norm2 = nn.BatchNorm2d(5)
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).relu()
+        return self.fc(self.norm2(self.conv2(x)).mean((2, 3)))
+
+
+def test_a_fused_copy_has_the_models_layers_but_for_convolutions_that_are_folded() -> None:
+    model = made(Plain())
+    before = fingerprint(model.module)
+    fused = model.fused()
+    assert fingerprint(model.module).difference(before) == []
+    assert list(fused.layers) == ["norm", "fc", "logits"]
+    assert (fused.id, fused.weights_sha256) == (model.id, model.weights_sha256)
+    for ask in (fused.record, fused.cut, lambda name: fused.edit({name: torch.clone})):
+        with pytest.raises(LayerNotFound, match="norm is folded into it in this copy"):
+            ask("conv")
+    images = torch.rand(7, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), model(images), rtol=1e-5, atol=1e-6)
+        assert torch.equal(fused(images)[:2], fused(images[:2]))
+
+
+def test_a_fused_copy_has_the_same_gradients() -> None:
+    model = load_model("random:mobilenetv3_small_050?img_size=64&num_classes=10")
+    images = torch.rand(2, 3, 64, 64)
+    fused = model.fused()
+    assert fused is not model
+    with torch.no_grad():
+        fused(images)  # the weights are packed now
+    for (score, slope), (ours, fast) in zip(
+        [model.gradient(images, "class:3")], [fused.gradient(images, "class:3")], strict=True
+    ):
+        torch.testing.assert_close(ours, score, rtol=1e-5, atol=1e-5)
+        assert (fast - slope).abs().max() <= 1e-5 * slope.abs().max()
+
+
+def test_norms_that_cannot_be_folded_exactly_stay_and_the_others_go() -> None:
+    model = made(Stretched())
+    model.module.conv2.bias.data += 3e4
+    model.module.norm2.running_mean += 3e4
+    assert fold_batch_norms(model, ["norm", "fc"]) is None
+    fused = model.fused()
+    assert list(fused.layers) == ["norm", "conv2", "norm2", "fc", "logits"]
+    assert isinstance(fused.module.norm2, nn.BatchNorm2d)
+    # A function uses the convolution's output too: nothing is folded, but weights are packed.
+    twice = made(Twice())
+    images = torch.rand(2, 3, 8, 8)
+    assert list(twice.fused().layers) == ["conv", "norm", "fc", "logits"]
+    torch.testing.assert_close(twice.fused()(images), twice(images), rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_to_gain_gives_the_model_itself() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x.mean((2, 3)))
+
+    flat = HookedModel(Flat(), mean=(0.0,) * 3, std=(1.0,) * 3, input_size=(3, 8, 8))
+    assert flat.fused() is flat
+    double = made(Plain().double())
+    assert double.fused() is double
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_packed_convolutions_are_the_usual_ones(groups: int) -> None:
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    for kind, stride, padding in ((nn.Conv2d, 2, 1), (nn.Conv2d, 1, 2), (Conv2dSame, 2, 0)):
+        conv = kind(8, 12, 3, stride=stride, padding=padding, groups=groups, bias=groups == 1)
+        usual = nn.Sequential(conv).requires_grad_(False)
+        packed = copy.deepcopy(usual)
+        assert pack_convolutions(packed) == 1
+        for shape in ((2, 8, 9, 7), (5, 8, 16, 16)):
+            for order in (torch.contiguous_format, torch.channels_last):
+                x = torch.randn(shape).to(memory_format=order)
+                torch.testing.assert_close(packed(x), usual(x), rtol=1e-6, atol=1e-6)
+        again = pickle.loads(pickle.dumps(packed))
+        torch.testing.assert_close(again(x), usual(x), rtol=1e-6, atol=1e-6)
+        exact = copy.deepcopy(packed).double()(x.double())
+        assert torch.equal(exact, copy.deepcopy(usual).double()(x.double()))
+        leaf = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(packed(leaf).square().sum(), leaf)
+        (expected,) = torch.autograd.grad(usual(leaf).square().sum(), leaf)
+        assert torch.equal(slope, expected)

@@ -177,6 +177,22 @@ class HookedModel:
             return self.classes.short(index)
         return f"class {index}"
 
+    def fused(self) -> HookedModel:
+        """A copy for speed, where many images follow: the same answers, to 1e-5, in less time.
+
+        Batch norms are folded into the convolutions before them, and on a CPU the convolutions'
+        weights are reordered once instead of at every call. Half a second's work for a ResNet-50,
+        and its convolutions' weights are in memory three times. A convolution that took a batch
+        norm in is no layer of the copy. The weights are those of now: change none afterwards.
+
+        Returns:
+            The copy; the model itself where there is nothing to gain, or where it is not in
+            float32, somebody hooked it, or folding would change a layer.
+        """
+        from timmscope.models.folding import fused
+
+        return fused(self)
+
     def to(self, device: str | torch.device) -> HookedModel:
         """Move the module to a device, in place; returns self."""
         self.module.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -15,9 +16,9 @@ from timmscope_registry.hooks.trace import Call, trace
 
 
 def build_catalogue(
-    module: nn.Module, example: Tensor, steady: Steady
+    module: nn.Module, example: Tensor, steady: Steady, hidden: Mapping[str, str]
 ) -> tuple[LayerCatalogue, HookPoints]:
-    """Trace `module` on `example` and describe its layers.
+    """Trace `module` on `example` and describe its layers, without the hidden modules.
 
     Returns:
         The catalogue, and all hook points, of which the layers are a part.
@@ -36,7 +37,8 @@ def build_catalogue(
     aliases: dict[str, str] = {}
     refused: dict[str, str] = {}
     for call in calls:
-        outcome = reader.read(call)
+        outcome = reader.read(call)  # of hidden ones too: what follows is read from it
+        outcome = hidden.get(call.path, outcome)
         path = call.path or LOGITS
         last = call.number == counts[call.path] - 1
         numbered = f"{path}#{call.number}"
@@ -55,7 +57,7 @@ def build_catalogue(
             aliases[alias] = path
             aliases.update({f"{alias}#{k}": f"{path}#{k}" for k in range(counts[path] - 1)})
     catalogue = LayerCatalogue(layers, aliases=aliases, refused=refused)
-    return catalogue, HookPoints(module, catalogue, calls)
+    return catalogue, HookPoints(module, catalogue, calls, hidden)
 
 
 def _layer(

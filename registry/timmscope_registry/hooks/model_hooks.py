@@ -37,9 +37,12 @@ class ModelHooks:
             replaced afterwards.
         example: one normalised input, (1 or more, 3, H, W); the catalogue is traced on it, with a
             batch of two, when it is first needed.
+        hidden: modules that are no hook points, by name, and why.
     """
 
-    def __init__(self, module: nn.Module, example: Tensor) -> None:
+    def __init__(
+        self, module: nn.Module, example: Tensor, hidden: Mapping[str, str] | None = None
+    ) -> None:
         if example.ndim != 4 or len(example) < 1:
             raise ParameterError(
                 f"the example must be (B, C, H, W) and is {tuple(example.shape)}",
@@ -47,6 +50,7 @@ class ModelHooks:
             )
         self.module = module
         self._example = example.detach()
+        self._hidden = dict(hidden or {})
         self._steady = Steady(module)
         self._traced: tuple[LayerCatalogue, HookPoints] | None = None
         self._lock = threading.RLock()
@@ -79,9 +83,9 @@ class ModelHooks:
         with self._lock:
             return activation_calls(trace(self.module, self._placed_example, self._steady))
 
-    def around(self, module: nn.Module) -> ModelHooks:
-        """Hooks of another module that takes the same input."""
-        return ModelHooks(module, self._example)
+    def around(self, module: nn.Module, hidden: Mapping[str, str] | None = None) -> ModelHooks:
+        """Hooks of another module that takes the same input; `hidden` as for the class."""
+        return ModelHooks(module, self._example, hidden)
 
     @property
     def _placed_example(self) -> Tensor:
@@ -91,7 +95,9 @@ class ModelHooks:
     def _trace(self) -> tuple[LayerCatalogue, HookPoints]:
         with self._lock:
             if self._traced is None:
-                self._traced = build_catalogue(self.module, self._placed_example, self._steady)
+                self._traced = build_catalogue(
+                    self.module, self._placed_example, self._steady, self._hidden
+                )
             return self._traced
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -44,11 +44,18 @@ class HookPoints:
     on the image (windows), or it runs only at times (attention dropout under `plain_attention`).
     """
 
-    def __init__(self, root: nn.Module, catalogue: LayerCatalogue, calls: Iterable[Call]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        catalogue: LayerCatalogue,
+        calls: Iterable[Call],
+        hidden: Mapping[str, str],
+    ) -> None:
         self._modules = dict(root.named_modules(remove_duplicate=False))
         self._modules.pop("", None)
         self._root = root
         self._catalogue = catalogue
+        self._hidden = {self._modules[path] for path in hidden if path in self._modules}
         self._returned: dict[tuple[nn.Module, int], str] = {}
         self._overwritten: dict[tuple[nn.Module, int], bool] = {}
         self._handed_on: set[tuple[nn.Module, int]] = set()
@@ -73,6 +80,8 @@ class HookPoints:
         path, hash_, digits = name.partition("#")
         is_root = path == LOGITS and (not hash_ or path not in self._modules)
         module = self._root if is_root else self._modules.get(path)
+        if module in self._hidden:
+            self._catalogue.resolve(path)  # raises with the reason
         if module is None or (hash_ and not digits.isdecimal()):
             self._catalogue.resolve(name)  # raises with the nearest names
             raise LayerNotFound(f"no hook point is called {name!r}", name=name)
