@@ -255,25 +255,26 @@ def representation_of_stores(
     layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
     where: str | None = None,
     metadata: Path | None = None,
-    images: str | None = None,
+    images: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     output_dir: Output = None,
     seed: int = 0,
     json: output.Flag = False,
 ) -> None:
-    """Compare layers of one store, or several stores.
+    """Compare layers of one store, or of several.
 
     Parameters
     ----------
     stores
         Stores that ``timmscope mine`` made.
     layer
-        Layer of the stores; may be repeated. By default all that each holds.
+        Layer of the stores; may be repeated, for techniques that look at several. By default
+        all that each store holds, or the one that all hold.
     where
         Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
     metadata
         CSV file with further columns for conditions, joined by ``path``, ``name`` or ``id``.
     images
-        Where the stores' images are now, if they have moved since.
+        Where a store's images are now, if they have moved since; once for each store.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-STORES``.
     seed
@@ -281,15 +282,21 @@ def representation_of_stores(
     json
         Print what was written to ``result.json``.
     """
-    paths = _given(stores, "store")
+    if not stores:
+        raise ParameterError("no store given: name at least one", parameter="stores")
+    if len(images) not in (0, len(stores)):
+        raise ParameterError(
+            f"{len(images)} times --images for {len(stores)} stores: give it once for each",
+            parameter="images",
+        )
     result = technique(
-        [_opened(path, metadata) for path in paths],
+        [_opened(path, metadata) for path in stores],
         layer=layer or None,
         where=where,
-        location=images,
+        location=(images[0] if len(stores) == 1 else images) if images else None,
         seed=seed,
     )
-    _deliver(result, technique, "-".join(path.stem for path in paths), output_dir, json)
+    _deliver(result, technique, "-".join(path.stem for path in stores), output_dir, json)
 
 
 def representation_of_model(

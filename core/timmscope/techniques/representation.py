@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -24,11 +26,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from timmscope.images import Images
-    from timmscope.store import Store, StoreLayer
+    from timmscope.store import StoreLayer
 
 
 MAX_SHOWN = 256
-"""Pictures in the figure of a sheet; the others are in its arrays."""
+"""Pictures on a page of a sheet; the others are on further pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +79,46 @@ class Sheet(Result):
     row_lengths: list[int] | None = None
 
     def figure(self) -> Figure:
-        """The first `MAX_SHOWN` pictures (in whole rows) in a grid with their labels."""
+        """The pictures in a grid with their labels: the first page, `MAX_SHOWN` in whole rows."""
+        return self._page(0)
+
+    def pictures(self) -> dict[str, Any]:
+        """The other pages."""
+        pages = range(1, len(self._pages()))
+        return {f"page-{number + 1:03d}": partial(self._page, number) for number in pages}
+
+    def _pages(self) -> list[tuple[slice, slice]]:
+        """Of every page its pictures and its rows."""
+        lengths, columns = self.row_lengths, self.columns
+        if lengths is None:
+            count = len(self.images)
+            wide = columns or MAX_SHOWN
+            lengths = [min(wide, count - start) for start in range(0, count, wide)]
+        step = max(1, MAX_SHOWN // max(lengths, default=1))
+        ends = [0, *accumulate(lengths)]
+        starts = range(0, len(lengths), step)
+        stops = [min(start + step, len(lengths)) for start in starts]
+        return [
+            (slice(ends[start], ends[stop]), slice(start, stop))
+            for start, stop in zip(starts, stops, strict=True)
+        ]
+
+    def _page(self, number: int) -> Figure:
         from timmscope.figures import sheet_figure
 
-        lengths = self.row_lengths
-        columns = max(lengths) if lengths else self.columns
-        rows = max(1, MAX_SHOWN // columns) if columns else None
-        if lengths:
-            shown = slice(sum(lengths[:rows]))
-        else:
-            shown = slice(rows * columns if rows and columns else MAX_SHOWN)
+        pages = self._pages()
+        shown, rows = pages[number] if pages else (slice(0), slice(0))
         parts = [self.note] if self.note else []
-        if len(self.images[shown]) < len(self.images):
-            parts.append(f"the first {len(self.images[shown])} of {len(self.images)}")
+        if len(pages) > 1:
+            first, last = shown.start + 1, shown.stop
+            parts.append(f"page {number + 1} of {len(pages)}: {first}–{last} of {len(self.images)}")
         return sheet_figure(
             self.images[shown],
             self.titles[shown],
             columns=self.columns,
             title=self.title,
-            row_labels=self.row_labels[:rows] if self.row_labels is not None else None,
-            row_lengths=lengths[:rows] if lengths else None,
+            row_labels=self.row_labels[rows] if self.row_labels is not None else None,
+            row_lengths=self.row_lengths[rows] if self.row_lengths is not None else None,
             note="; ".join(parts),
         )
 
@@ -123,6 +145,8 @@ class RepresentationTechnique(Technique):
     reads: ClassVar[str] = "store"
     """`store`: one layer of a store, or an array of rows; `stores`: layers of one or several
     stores, or arrays; `model`: the model itself."""
+    one_layer: ClassVar[bool] = False
+    """Whether a technique that reads several stores looks at one layer, the same in all of them."""
 
     @abstractmethod
     def analyse(self, source: Any, images: Any) -> Result:
@@ -142,7 +166,7 @@ class RepresentationTechnique(Technique):
         *,
         layer: str | Sequence[str] | None = None,
         where: str | npt.ArrayLike | None = None,
-        location: Images | None = None,
+        location: Images | Sequence[Images] | None = None,
         model: HookedModel | None = None,
         seed: int = 0,
     ) -> Result:
@@ -154,10 +178,12 @@ class RepresentationTechnique(Technique):
                 read one.
             images: query images, for techniques that take some.
             layer: which layer of a store; needed when it holds several. Techniques that read
-                several stores take several names, and by default all layers of each store.
+                several stores take several names, and by default all layers of each store; those
+                that look at one layer, the only one that all stores hold.
             where: only these images of a store: a condition, a mask (N,) or ids; see
                 `ImageTable.where`.
-            location: where the store's images are now, if they have moved.
+            location: where the store's images are now, if they have moved; of several stores a
+                list, one for each.
             model: the model that the store was mined with, for techniques that take images; by
                 default it is loaded by the id that the store remembers.
             seed: of techniques that draw random numbers.
@@ -200,6 +226,11 @@ class RepresentationTechnique(Technique):
             )
         return given
 
+    @property
+    def seed(self) -> int:
+        """Seed of the running call, for whatever is drawn at random."""
+        return _call.get().seed
+
     def provenance(self, model: HookedModel | None = None, **facts: Any) -> Provenance:
         """What a result of the running call needs to be made again.
 
@@ -226,7 +257,7 @@ class RepresentationTechnique(Technique):
         source: Any,
         layer: str | Sequence[str] | None,
         where: str | npt.ArrayLike | None,
-        location: Images | None,
+        location: Images | Sequence[Images] | None,
     ) -> Any:
         """What `analyse` is handed: a model, rows or a list of rows."""
         if self.reads == "model":
@@ -237,43 +268,78 @@ class RepresentationTechnique(Technique):
                     parameter="source",
                 )
             return source
-        names = [layer] if isinstance(layer, str) else None if layer is None else list(layer)
+        names = None
+        if layer is not None:
+            names = list(dict.fromkeys([layer] if isinstance(layer, str) else layer))
         several = self.reads == "stores"
-        sources = list(source) if several and isinstance(source, list | tuple) else [source]
-        found: list[Any] = []
-        for each in sources:
-            found += self._layers(each, names, several)
-        rows = [Rows(each, where, location=location) for each in found]
+        given = list(source) if several and isinstance(source, list | tuple) else [source]
+        sources = [self._opened(each) for each in given]
+        if not several or self.one_layer:
+            names = [self._one_layer(sources, names)]
+        places = _one_each(location, len(sources))
+        rows = [
+            Rows(found, where, location=place)
+            for each, place in zip(sources, places, strict=True)
+            for found in _layers(each, names)
+        ]
         return rows if several else rows[0]
 
-    def _layers(self, source: Any, names: list[str] | None, several: bool) -> list[Any]:
-        """The layers of one source, or the source itself where it is one layer or an array."""
+    def _opened(self, source: Any) -> Any:
+        """A store, one of its layers or an array."""
         from timmscope.store import Store, StoreLayer
 
         if isinstance(source, str | Path):
-            source = Store.open(source)
-        if isinstance(source, Store):
-            wanted = names or (list(source.layers) if several else [_only_layer(source)])
-            if not several and len(wanted) > 1:
-                raise ParameterError(
-                    f"{self.title()} looks at one layer, {len(wanted)} are named: "
-                    f"{', '.join(wanted)}",
-                    parameter="layer",
-                )
-            return [source.layer(name) for name in wanted]
-        if isinstance(source, StoreLayer | np.ndarray):
-            return [source]
+            return Store.open(source)
+        if isinstance(source, Store | StoreLayer | np.ndarray):
+            return source
         raise ParameterError(
             f"{self.title()} reads a store, its layer or an array, not {type(source).__name__}",
             parameter="source",
         )
 
+    def _one_layer(self, sources: list[Any], names: list[str] | None) -> str:
+        """The layer to look at in all stores: the one that is named, else the only one there is."""
+        from timmscope.store import Store
 
-def _only_layer(store: Store) -> str:
-    names = list(store.layers)
-    if len(names) != 1:
+        stores = [source for source in sources if isinstance(source, Store)]
+        if names is not None and len(names) != 1:
+            raise ParameterError(
+                f"{self.title()} looks at one layer, {len(names)} are named: {', '.join(names)}",
+                parameter="layer",
+            )
+        if names or not stores:
+            return names[0] if names else ""
+        common = [name for name in stores[0].layers if all(name in s.layers for s in stores)]
+        if len(common) == 1:
+            return common[0]
+        if not common:
+            held = "; ".join(f"{s.path.name} holds {', '.join(s.layers)}" for s in stores)
+            raise ParameterError(f"the stores share no layer: {held}", parameter="layer")
+        hold = f"{stores[0].path} holds" if len(stores) == 1 else "the stores share"
         raise ParameterError(
-            f"{store.path} holds {len(names)} layers: say which, one of {', '.join(names)}",
+            f"{hold} {len(common)} layers: say which, one of {', '.join(common)}",
             parameter="layer",
         )
-    return names[0]
+
+
+def _layers(source: Any, names: list[str] | None) -> list[Any]:
+    """Layers of a store, by default all; or the source itself, one layer or an array."""
+    from timmscope.store import Store
+
+    if isinstance(source, Store):
+        return [source.layer(name) for name in names or source.layers]
+    return [source]
+
+
+def _one_each(location: Any, stores: int) -> list[Any]:
+    """Where the images of each store are now."""
+    if location is None or stores == 1:
+        return [location] * stores
+    places = list(location) if isinstance(location, list | tuple) else [location]
+    if len(places) != stores:
+        raise ParameterError(
+            f"{len(places)} location{'' if len(places) == 1 else 's'} of images for {stores} "
+            "stores: give one for each",
+            parameter="location",
+        )
+    return places
