@@ -7,6 +7,7 @@ pyplot and the global rc settings are never touched.
 from timmscope.figures.attack import attack_figure
 from timmscope.figures.comparison import comparison_figure
 from timmscope.figures.curves import style_figure, synthesis_figure
+from timmscope.figures.datasets import dataset_figure
 from timmscope.figures.heat import (
     HeatScale,
     around_grey,
@@ -25,6 +26,7 @@ __all__ = [
     "attribution_figure",
     "colourise",
     "comparison_figure",
+    "dataset_figure",
     "overlay",
     "png_bytes",
     "sheet_figure",

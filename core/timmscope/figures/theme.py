@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -143,6 +144,19 @@ def _cut(text: str, width_in: float, size_pt: float, bold: bool) -> str:
     return text.rstrip() + "…"
 
 
+def fit_middle(text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: bool = False) -> str:
+    """One line of a width; what is too long loses its middle: names differ at their ends."""
+    text = " ".join(printable(text).split())
+    if text_width(text, size_pt, bold=bold) <= width_in:
+        return text
+    for kept in range(len(text) - 1, 1, -1):
+        head = (kept + 1) // 3
+        shown = f"{text[:head]}…{text[len(text) - (kept - head) :]}"
+        if text_width(shown, size_pt, bold=bold) <= width_in:
+            return shown
+    return "…"
+
+
 def number(value: float) -> str:
     """A short number for captions: `0.93`, `12.4`, `1.2e-05`."""
     if value != value:
@@ -150,3 +164,13 @@ def number(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return f"{value:.1e}"
+
+
+def with_error(value: float, error: float) -> str:
+    """A number and its standard error to two digits of the error: `0.048 ± 0.0031`."""
+    if not error > 0 or not math.isfinite(error):
+        return f"{number(value)} ± {number(error)}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return (
+        f"{value:.{digits}f} ± {error:.{digits}f}" if digits < 8 else f"{value:.2e} ± {error:.1e}"
+    )

@@ -5,6 +5,8 @@ from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.base import LayerName, Technique
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.comparison import Comparison, compare
+from timmscope.techniques.csv_text import csv_text
+from timmscope.techniques.dataset_comparison import DatasetComparison
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.layer_views import LayerView, layer_activation, layer_view
 from timmscope.techniques.perturbation import (
@@ -34,6 +36,7 @@ __all__ = [
     "Baseline",
     "CamTechnique",
     "Comparison",
+    "DatasetComparison",
     "LayerName",
     "LayerView",
     "Provenance",
@@ -53,6 +56,7 @@ __all__ = [
     "baseline_images",
     "chosen_units",
     "compare",
+    "csv_text",
     "default_layer",
     "gaussian_blur",
     "image_generators",

@@ -1,0 +1,20 @@
+"""Rows as CSV text, for the documents of a result."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as CSV: a line of names, then a line each, ended by CR LF.
+
+    None is an empty cell. File names that are not valid UTF-8 get `\\ufffd` for what is not.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
