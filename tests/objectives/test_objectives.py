@@ -129,7 +129,7 @@ def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
         ("blocks.4[3,14,0]", "grid of 14×14 cells"),
         ("global_pool[3,1,0]", "there is no cell"),
         ("blocks.4@[1.0, 2.0]", "2 numbers"),
-        ("class:1|2", "2 target classes for 3 images"),
+        ("class:1|2", "2 target classes for 3 image"),
         ("blocks.4o", "is no layer .nearest: 'blocks.4'"),
     ],
 )

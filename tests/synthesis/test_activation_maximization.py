@@ -194,7 +194,7 @@ def test_counts_that_contradict_each_other_are_refused(convnet):
         ActivationMaximization(count=2, steps=1)(convnet, "class:1|2|3")
     with pytest.raises(ParameterError, match="3 count, 2 initial images"):
         ActivationMaximization(count=3, steps=1)(convnet, 1, init=torch.zeros(2, 3, 64, 64))
-    with pytest.raises(ObjectiveError, match="3 target classes for 2 images"):
+    with pytest.raises(ObjectiveError, match="3 target classes for 2 image"):
         ActivationMaximization(steps=1)(convnet, "class:1|2|3", init=torch.zeros(2, 3, 64, 64))
 
 

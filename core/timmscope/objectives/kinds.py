@@ -121,7 +121,7 @@ class ClassLogit(Objective):
         indices = tuple(_class_index(model, target) for target in self.targets)
         if images is not None and len(indices) not in (1, len(images)):
             raise ObjectiveError(
-                f"{len(indices)} target classes for {len(images)} images: give one, or one an image"
+                f"{len(indices)} target classes for {len(images)} image(s): give one, or one each"
             )
         return ClassLogit(indices)
 

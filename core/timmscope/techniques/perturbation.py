@@ -94,7 +94,7 @@ def baseline_images(
     if kind == "blur":
         return gaussian_blur(images, sigma_px)
     if kind == "mean":
-        colour = torch.tensor(model.mean).to(images)
+        colour = torch.tensor(model.mean, dtype=images.dtype, device=images.device)
         return colour[:, None, None].expand_as(images).clone()
     return torch.full_like(images, {"grey": 0.5, "zero": 0.0}[kind])
 

@@ -161,10 +161,16 @@ class LayerCatalogue(Mapping[str, Layer]):
         if found is not None:
             return found
         nearest = self.nearest(name)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+        hint = f"; nearest: {', '.join(nearest)}" if nearest else self._range()
         reason = self._refused.get(name)
         what = f"{name} is not a layer: {reason}" if reason else f"no layer is called {name!r}"
         raise LayerNotFound(what + hint, name=name, nearest=nearest)
+
+    def _range(self) -> str:
+        names = list(self)
+        if not names:
+            return ""
+        return f"; there are {len(names)}, from {names[0]} to {names[-1]}: see `timmscope layers`"
 
     def nearest(self, name: str, count: int = 5) -> tuple[str, ...]:
         """Names that resemble `name`: its own parts and parents first, then by spelling."""

@@ -350,6 +350,10 @@ def test_names_that_are_no_hook_points_are_refused_with_the_nearest(hooks, image
     with pytest.raises(LayerNotFound, match=r"no layer is called 'conv3'; nearest: conv") as error:
         hooks.record("conv3")
     assert set(error.value.nearest[:2]) == {"conv1", "conv2"}
+    with pytest.raises(
+        LayerNotFound, match=r"called 'xyz'; there are \d+, from conv1 to logits: see"
+    ):
+        hooks.record("xyz")
     with pytest.raises(UnsupportedModel, match="pair returns a tuple"):
         hooks.record("pair")
     with pytest.raises(LayerNotFound, match="pair is not a layer: it returns a tuple"):
