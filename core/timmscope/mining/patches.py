@@ -1,13 +1,18 @@
-"""The parts of images that drive a unit highest, cut out where the unit's cell looks.
+"""The parts of images that drive units highest, cut out where the unit's cell looks.
 
 A patch is the receptive field of the cell of the maximum, clipped to the image. Where that field is
 the whole image, so is the patch, and `Patch.cell` says where in it the maximum is.
+
+Patches of many units are cut image by image, so that every image is read once and only those at
+hand are in memory.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -15,8 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.images import Images
-from timmscope.store import Store, TopEntry
+from timmscope.progress import task
+from timmscope.store import Store, StoreLayer, StorePictures, TopEntry
+from timmscope.store.tops import tops
+from timmscope_registry import StoreError, UnsupportedModel
 
+from .cells import strongest_cells
 from .kept_fields import keep_field, kept_field
 from .mine import model_of
 
@@ -48,6 +57,22 @@ class Patch:
     path: str
 
 
+class Cut(NamedTuple):
+    """A patch, and whose it is.
+
+    Attributes:
+        place: of the unit among those asked for.
+        rank: of the patch among the unit's, from 0.
+        patch: the patch.
+        pixels: `(C, H, W)` in [0, 1], the image that it was cut from.
+    """
+
+    place: int
+    rank: int
+    patch: Patch
+    pixels: Tensor
+
+
 def top_patches(
     store: Store,
     model: HookedModel | None,
@@ -56,21 +81,25 @@ def top_patches(
     k: int = 9,
     *,
     field: FieldKind = "spatial",
+    per_image: bool = True,
     where: str | npt.ArrayLike | None = None,
     images: Images | None = None,
 ) -> list[Patch]:
-    """Cut the patches of a unit's `k` strongest images, best first; reads those images only.
+    """Cut a unit's `k` strongest patches, best first; reads only the images that they are of.
 
     Args:
         store: the store.
-        model: its model, for the receptive field; None loads it by its id where the store does
-            not know the field yet. Exact and spatial fields stay in the store once found.
+        model: its model, for the receptive field and other positions than the maxima; None loads it
+            by its id where it is needed. Exact and spatial fields stay in the store once found.
         layer: name of a mined layer.
         unit: channel.
         k: how many.
         field: which receptive field is cut out: ``exact``, ``spatial`` or ``effective``, as in
             `receptive_field`. The effective one is measured on these very images, at the cells of
             their maxima: one size for all of them.
+        per_image: one patch an image, at its maximum; else the strongest of all positions, of which
+            several may lie in one image. These are exact: the images of the `k` highest maxima are
+            run through the model again.
         where: only images that meet a condition; see `ImageTable.where`.
         images: the store's images; by default opened where they were.
 
@@ -80,45 +109,121 @@ def top_patches(
             missing, or a model that has to be given.
         ParameterError: no such kind of field, or the condition is wrong.
     """
-    from timmscope.models import Preprocessing
-
-    source = store.source(images)
-    entries = store.layer(layer).top(unit, k, where=where)
-    if not entries:
-        return []
-    prepare = Preprocessing.restored(store.manifest.model.preprocessing)
-    pixels = torch.stack([prepare(source.load(entry.image_id)) for entry in entries])
-    pixels = pixels.clamp(0, 1)  # (k, C, H, W)
-    found = _field(store, model, layer, unit, field, pixels, entries)
-    patches = []
-    for entry, image in zip(entries, pixels, strict=True):
-        whole, box = _picture(image), found.box(entry.position)
-        cell = found.cell(entry.position)
-        path = source.paths[entry.image_id]
-        patches.append(Patch(whole.crop(box), whole, box, cell, found, entry, path))
-    return patches
+    found = store.layer(layer)
+    pictures = StorePictures(store, images)
+    entries = ranked(found, model, [unit], k, per_image=per_image, where=where, pictures=pictures)
+    fields, _ = fields_of(found, model, [unit], field, entries, pictures)
+    cuts = cut_patches(found, entries, fields, pictures)
+    return [cut.patch for cut in sorted(cuts, key=lambda cut: cut.rank)]
 
 
-def _field(
-    store: Store,
+def ranked(
+    layer: StoreLayer,
     model: HookedModel | None,
-    layer: str,
-    unit: int,
+    units: Sequence[int],
+    k: int,
+    *,
+    per_image: bool,
+    where: str | npt.ArrayLike | None,
+    pictures: StorePictures,
+) -> list[list[TopEntry]]:
+    """Of each unit its `k` strongest cells, one an image or of all positions."""
+    for unit in units:
+        if not 0 <= unit < layer.channels:
+            raise StoreError(
+                f"layer {layer.name} has units 0 to {layer.channels - 1}, there is no unit {unit}"
+            )
+    if per_image:
+        return tops(layer, units, k, where)
+    used = model or model_of(layer.store.manifest)
+    return strongest_cells(layer, used, units, k, where, pictures)
+
+
+def fields_of(
+    layer: StoreLayer,
+    model: HookedModel | None,
+    units: Sequence[int],
     kind: FieldKind,
-    pixels: Tensor,
-    entries: list[TopEntry],
-) -> ReceptiveField:
-    """The layer's field: as the store has it, found by the model, or measured on these images."""
+    entries: Sequence[Sequence[TopEntry]],
+    pictures: StorePictures,
+) -> tuple[list[ReceptiveField], int]:
+    """Each unit's field, and how many of several units have no effective one.
+
+    As the store has it, found by the model, or measured on the unit's images. A unit that is silent
+    on all of its images has no effective field: alone it is refused, among others it gets the
+    spatial one.
+    """
+    if kind != "effective":
+        return [_shared_field(layer, model, kind)] * len(units), 0
     from timmscope.receptive_fields import receptive_field
 
-    if kind != "effective" and (kept := kept_field(store, layer, kind)) is not None:
+    used = model or model_of(layer.store.manifest)
+    fields: list[ReceptiveField] = []
+    silent = 0
+    with task("effective fields", total=len(units)) as advance:
+        for unit, found in zip(units, entries, strict=True):
+            distinct = {entry.image_id: entry.position for entry in reversed(found)}
+            parts = [pixels for _, pixels in pictures.whole(list(distinct))]
+            try:
+                if not parts:
+                    raise UnsupportedModel(f"{layer.name}[{unit}] has no strongest image")
+                fields.append(
+                    receptive_field(
+                        used,
+                        layer.name,
+                        kind,
+                        torch.cat(parts),
+                        unit=unit,
+                        positions=list(distinct.values()),
+                    )
+                )
+            except UnsupportedModel:
+                if len(units) == 1 and parts:
+                    raise
+                fields.append(_shared_field(layer, used, "spatial"))
+                silent += 1
+            advance(1)
+    return fields, silent
+
+
+def cut_patches(
+    layer: StoreLayer,
+    entries: Sequence[Sequence[TopEntry]],
+    fields: Sequence[ReceptiveField],
+    pictures: StorePictures,
+) -> Iterator[Cut]:
+    """Cut all units' patches, in order of the images' ids.
+
+    Raises:
+        ImageError: one of the images is no longer there.
+    """
+    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for place, found in enumerate(entries):
+        for rank, entry in enumerate(found):
+            wanted[entry.image_id].append((place, rank))
+    paths = layer.store.images.paths
+    with task("cutting patches", total=len(wanted)) as advance:
+        for ids, images in pictures.whole(sorted(wanted)):
+            for image, pixels in zip(ids.tolist(), images, strict=True):
+                whole = _picture(pixels)
+                for place, rank in wanted[image]:
+                    field, entry = fields[place], entries[place][rank]
+                    box = field.box(entry.position)
+                    cell = field.cell(entry.position)
+                    patch = Patch(whole.crop(box), whole, box, cell, field, entry, paths[image])
+                    yield Cut(place, rank, patch, pixels)
+                advance(1)
+
+
+def _shared_field(layer: StoreLayer, model: HookedModel | None, kind: FieldKind) -> ReceptiveField:
+    """The field of a layer's cells that does not depend on images: kept by the store, or found."""
+    from timmscope.receptive_fields import receptive_field
+
+    if (kept := kept_field(layer.store, layer.name, kind)) is not None:
         return kept
-    used = model or model_of(store.manifest)
-    if kind == "effective":
-        cells = [entry.position for entry in entries]
-        return receptive_field(used, layer, kind, pixels, unit=unit, positions=cells)
-    found = receptive_field(used, layer, kind)
-    keep_field(store, found, used)
+    used = model or model_of(layer.store.manifest)
+    found = receptive_field(used, layer.name, kind)
+    keep_field(layer.store, found, used)
     return found
 
 

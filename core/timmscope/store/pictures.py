@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from timmscope.images import Images
 
     from .store import Store
+
+T = TypeVar("T")
 
 _BATCH = 32
 _MISSING = 0.5
@@ -55,7 +57,7 @@ class StorePictures:
         """
         wanted = np.asarray(ids, np.int64)
         lost = 0
-        for part, pictures in self._load(wanted.tolist()):
+        for part, pictures in self._load(wanted.tolist(), self._picture):
             found = [at for at, picture in enumerate(pictures) if picture is not None]
             lost += len(part) - len(found)
             if found:
@@ -66,6 +68,15 @@ class StorePictures:
                 f"none of the {lost} images of the store can be read any more: say where they "
                 "are now: location= in Python, --images on the command line"
             )
+
+    def whole(self, ids: npt.ArrayLike) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
+        """Yield ids `(n,)` and images `(n, C, H, W)` in [0, 1] as `batches` does, but all of them.
+
+        Raises:
+            ImageError: one of them can no longer be read.
+        """
+        for part, pictures in self._load(np.asarray(ids, np.int64).tolist(), self._opened):
+            yield np.asarray(part, np.int64), torch.stack(pictures)
 
     def thumbnails(self, ids: npt.ArrayLike, size: int = 128) -> Tensor:
         """Small RGB pictures `(n, 3, size, size)` in [0, 1]; grey where an image is lost.
@@ -78,26 +89,31 @@ class StorePictures:
         distinct, back = np.unique(wanted, return_inverse=True)
         small = torch.full((len(distinct), 3, size, size), _MISSING)
         place = 0
-        for _, pictures in self._load(distinct.tolist()):
+        for _, pictures in self._load(distinct.tolist(), self._picture):
             for picture in pictures:
                 if picture is not None:
                     small[place] = _shrunk(picture, size)
                 place += 1
         return small[torch.from_numpy(back.reshape(-1))]
 
-    def _load(self, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], list[Tensor | None]]]:
+    def _load(
+        self, ids: Sequence[int], load: Callable[[int], T]
+    ) -> Iterator[tuple[Sequence[int], list[T]]]:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(ids), _BATCH):
                 part = ids[start : start + _BATCH]
-                yield part, list(pool.map(self._picture, part))
+                yield part, list(pool.map(load, part))
+
+    def _opened(self, number: int) -> Tensor:
+        picture: Tensor = self._prepare(self._source.load(number))
+        return picture.clamp(0, 1)
 
     def _picture(self, number: int) -> Tensor | None:
         try:
-            picture: Tensor = self._prepare(self._source.load(number))
+            return self._opened(number)
         except ImageError:
             self.lost.add(number)
             return None
-        return picture.clamp(0, 1)
 
 
 def _shrunk(image: Tensor, size: int) -> Tensor:

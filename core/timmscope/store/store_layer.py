@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from timmscope_registry import StoreError
 from .manifest import LayerRecord
 from .rows import RowArray
 from .shards import MERGED, READ, layer_group
+from .tops import TopEntry, tops
 
 if TYPE_CHECKING:
     from timmscope.mining.collectors import Statistics
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from timmscope.units import UnitReport, UnitThresholds
 
     from .store import Store
-
-
-class TopEntry(NamedTuple):
-    """One of a unit's strongest images: its id, the value, and the cell (row, column)."""
-
-    image_id: int
-    value: float
-    position: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,22 +196,7 @@ class StoreLayer:
             raise StoreError(
                 f"layer {self.name} has units 0 to {self.channels - 1}, there is no unit {unit}"
             )
-        chosen = None if where is None else self.store.images.where(where)
-        wanted = min(k, len(self) if chosen is None else int(chosen.sum()))
-        kept = next((r for r in self.store.manifest.collectors if r.name == "top-k"), None)
-        if kept is None:
-            return self._top_of_rows(unit, k, chosen)
-        state = self._state("top-k", unit)
-        ids = state["ids"][state["ids"] >= 0]
-        places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
-        if len(places) < wanted and len(ids) == int(kept.parameters["k"]):
-            return self._top_of_rows(unit, k, chosen)
-        return [
-            TopEntry(int(image), float(value), self.record.cell(int(position)))
-            for image, value, position in zip(
-                *(state[name][places[:k]] for name in ("ids", "values", "positions")), strict=True
-            )
-        ]
+        return tops(self, [unit], k, where)[0]
 
     def statistics(self, kind: str = "max") -> UnitStatistics:
         """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
@@ -265,7 +243,7 @@ class StoreLayer:
         shape, dtype = files.read(some, lambda f: (f[dataset].shape[1:], f[dataset].dtype))
         return RowArray(files, self.name, kind, shape, dtype)
 
-    def _state(self, collector: str, unit: int) -> dict[str, np.ndarray]:
+    def state_of(self, collector: str, unit: int) -> dict[str, np.ndarray]:
         """One unit's part of a collector whose arrays have one row a unit."""
         merged = self.store.manifest.merged
         if merged is None:
@@ -274,27 +252,3 @@ class StoreLayer:
         with self.store.files.open(MERGED, merged) as file:
             group = file[f"{collector}/{layer_group(self.name)}"]
             return {name: dataset[unit] for name, dataset in group.items()}
-
-    def _top_of_rows(self, unit: int, k: int, chosen: np.ndarray | None) -> list[TopEntry]:
-        manifest = self.store.manifest
-        shards = [
-            number
-            for number in range(manifest.shard_count)
-            if chosen is None or chosen[slice(*manifest.span(number))].any()
-        ]
-        best, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        for ids, rows in self.iter_rows("max", shards=shards):
-            column = rows[:, unit]
-            found = np.isfinite(column)
-            if chosen is not None:
-                found &= chosen[ids]
-            if len(values) >= k:
-                found &= column > values[-1]  # of equal values the earlier id stays
-            best, values = np.append(best, ids[found]), np.append(values, column[found])
-            order = np.lexsort((best, -values))[:k]
-            best, values = best[order], values[order]
-        cells = self.argmax[best, unit]
-        return [
-            TopEntry(int(image), float(value), self.record.cell(int(cell)))
-            for image, value, cell in zip(best, values, cells, strict=True)
-        ]
