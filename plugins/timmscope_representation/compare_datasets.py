@@ -20,6 +20,7 @@ from timmscope import (
     task,
 )
 from timmscope_representation.moments import Moments, Numbers
+from timmscope_representation.names import store_names
 from timmscope_representation.set_distances import SetDistances, frechet_distance, set_distances
 
 _THUMBNAIL_PX = 128
@@ -61,7 +62,7 @@ class CompareDatasets(RepresentationTechnique):
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         pair = self._pair(source)
-        titles = _titles(pair)
+        titles = store_names(pair)
         moments = [_moments(rows, title) for rows, title in zip(pair, titles, strict=True)]
         ids = [rows.sample(self.sample, self.seed) for rows in pair]
         first, second = (rows.take(drawn) for rows, drawn in zip(pair, ids, strict=True))
@@ -173,17 +174,6 @@ def _features(rows: Rows) -> str:
     if rows.layer is None:
         return f"arrays of {rows.dim} columns"
     return f"{rows.layer.name} of {rows.layer.store.manifest.model.id}, {rows.dim} units"
-
-
-def _titles(pair: list[Rows]) -> list[str]:
-    """What to call the sets, told apart."""
-    paths = [None if rows.layer is None else rows.layer.store.path for rows in pair]
-    names = ["array" if path is None else path.stem for path in paths]
-    if names[0] == names[1]:
-        names = ["array" if p is None else f"{p.parent.name}/{p.stem}" for p in paths]
-    if names[0] == names[1]:
-        names = [f"{name} {number}" for number, name in enumerate(names, 1)]
-    return names
 
 
 def _differences(first: Rows, second: Rows) -> list[str]:

@@ -29,9 +29,30 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_representation.activation_maps:ActivationMaps",
     )
     yield TechniqueSpec(
+        name="top-patches",
+        family="representation",
+        summary="Patches of real images that drive units highest, and what each unit sees there.",
+        impl="timmscope_representation.top_patches:TopPatches",
+        paper="Zeiler & Fergus, ECCV 2014",
+    )
+    yield TechniqueSpec(
         name="compare-datasets",
         family="representation",
         summary="Two data sets by one layer: FID, KID, precision, recall, and what either lacks.",
         impl="timmscope_representation.compare_datasets:CompareDatasets",
         paper="Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018; Naeem et al., ICML 2020",
+    )
+    yield TechniqueSpec(
+        name="representational-similarity",
+        family="representation",
+        summary="How alike layers and models see the same images, by CKA and RSA, as matrices.",
+        impl="timmscope_representation.representational_similarity:RepresentationalSimilarity",
+        paper="Kornblith et al., ICML 2019; Kriegeskorte, Mur & Bandettini, 2008",
+    )
+    yield TechniqueSpec(
+        name="embedding-map",
+        family="representation",
+        summary="Images laid out by likeness: PCA, t-SNE or UMAP, as a picture and a page to explore.",
+        impl="timmscope_representation.embedding_map:EmbeddingMap",
+        paper="van der Maaten & Hinton, JMLR 2008; McInnes et al. 2018, arXiv:1802.03426",
     )

@@ -15,6 +15,7 @@ from timmscope.figures.heat import (
     colourise,
     overlay,
 )
+from timmscope.figures.matrix import matrix_figure
 from timmscope.figures.pixels import png_bytes, to_array, write_png
 from timmscope.figures.sheet import sheet_figure
 from timmscope.figures.table import table_figure
@@ -27,6 +28,7 @@ __all__ = [
     "colourise",
     "comparison_figure",
     "dataset_figure",
+    "matrix_figure",
     "overlay",
     "png_bytes",
     "sheet_figure",

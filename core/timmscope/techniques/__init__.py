@@ -8,6 +8,8 @@ from timmscope.techniques.comparison import Comparison, compare
 from timmscope.techniques.csv_text import csv_text
 from timmscope.techniques.dataset_comparison import DatasetComparison
 from timmscope.techniques.default_layer import default_layer
+from timmscope.techniques.embedding import Embedding
+from timmscope.techniques.layer_similarity import LayerSimilarity
 from timmscope.techniques.layer_views import LayerView, layer_activation, layer_view
 from timmscope.techniques.perturbation import (
     Baseline,
@@ -37,7 +39,9 @@ __all__ = [
     "CamTechnique",
     "Comparison",
     "DatasetComparison",
+    "Embedding",
     "LayerName",
+    "LayerSimilarity",
     "LayerView",
     "Provenance",
     "RepresentationTechnique",

@@ -1,0 +1,105 @@
+"""Rows of several layers over the same images: what one image is to each of them, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from timmscope import ParameterError, Rows
+from timmscope_representation.moments import Numbers
+
+_BATCH = 4096
+
+
+class Aligned:
+    """The images that all of some rows have.
+
+    Images of stores are the same where their names are; an array's where their numbers are.
+
+    Args:
+        rows: layers of stores, or arrays.
+
+    Attributes:
+        rows: the rows.
+        ids: of each of them, `(n,)` ids of the shared images, all in the order of the first.
+
+    Raises:
+        ParameterError: there is no such image.
+    """
+
+    def __init__(self, rows: Sequence[Rows]) -> None:
+        self.rows = list(rows)
+        self.ids = _shared(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.ids[0])
+
+    def take(self, which: int, places: Numbers | slice) -> Numbers:
+        """Rows `(b, d)` of one layer, of the shared images at some places."""
+        return self.rows[which].take(self.ids[which][places])
+
+    def batches(self, which: Sequence[int]) -> Iterator[list[Numbers]]:
+        """Yield float64 rows `(b, d)` of each of some layers, of the same b images."""
+        for start in range(0, len(self), _BATCH):
+            part = slice(start, start + _BATCH)
+            yield [self.take(layer, part).astype(np.float64, copy=False) for layer in which]
+
+
+def _shared(rows: list[Rows]) -> list[Numbers]:
+    listings = [_listing(each) for each in rows]
+    if len(set(listings)) == 1:
+        common = rows[0].ids
+        for each in rows[1:]:
+            common = np.intersect1d(common, each.ids, assume_unique=True)
+        found = [common] * len(rows)
+    else:
+        found = _by_name(rows, listings)
+    if not len(found[0]):
+        raise ParameterError("the layers share no image that all could read", parameter="where")
+    return found
+
+
+def _listing(rows: Rows) -> tuple[str, int]:
+    """What tells lists of images apart."""
+    if rows.layer is None:
+        return ("array", len(rows.ids))
+    images = rows.layer.store.manifest.images
+    return (images.fingerprint, images.count)
+
+
+def _by_name(rows: list[Rows], listings: list[tuple[str, int]]) -> list[Numbers]:
+    """Ids of the images whose names occur in all; every list of images is gone through once."""
+    if any(each.layer is None for each in rows):
+        first, other = next((a, b) for a, b in pairwise(rows) if _differ(a, b))
+        raise ParameterError(
+            f"{first.title} and {other.title} have no images in common that could be told by "
+            f"name: {len(first)} and {len(other)} rows; give arrays of the same images, or stores",
+            parameter="source",
+        )
+    tables: list[dict[str, int]] = []
+    numbers: dict[tuple[tuple[str, int], int], int] = {}
+    place = []
+    for each, listing in zip(rows, listings, strict=True):
+        key = (listing, hash(each.ids.tobytes()))
+        if key not in numbers:
+            numbers[key] = len(tables)
+            tables.append(dict(zip(each.names(each.ids), each.ids.tolist(), strict=True)))
+        place.append(numbers[key])
+    for number, table in enumerate(tables):
+        if not table.keys() & tables[0].keys():
+            other = rows[place.index(number)]
+            raise ParameterError(
+                f"{rows[0].title} and {other.title} share no image: the names begin with "
+                f"{next(iter(tables[0]))!r} and {next(iter(table))!r}; mine the same images "
+                "with both models",
+                parameter="source",
+            )
+    common = [name for name in tables[0] if all(name in table for table in tables)]
+    ids = [np.array([table[name] for name in common], np.int64) for table in tables]
+    return [ids[number] for number in place]
+
+
+def _differ(first: Rows, second: Rows) -> bool:
+    return _listing(first) != _listing(second)
