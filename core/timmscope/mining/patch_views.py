@@ -78,6 +78,9 @@ def patch_views(
 class Views:
     """Explains units at cells, in pictures.
 
+    At the ceiling of a ReLU6, where a unit's strongest cells are, no gradient passes. There the
+    value before the activation is explained: below the ceiling its gradient is the unit's own.
+
     Args:
         model: the model.
         layer: name of the layer.
@@ -85,7 +88,6 @@ class Views:
 
     Attributes:
         refusal: the first of the technique's; None while there was none.
-        unfit: whether it refused everything so far, and often enough.
 
     Raises:
         ParameterError: the technique is no attribution.
@@ -101,7 +103,9 @@ class Views:
         if not isinstance(self._explain, AttributionTechnique):
             raise ParameterError(f"{technique!r} is no attribution", parameter="view")
         self._model = model
-        self._layer = model.layers[layer]
+        self._layer, self._open = model.layers[layer], True
+        if (lower := _below_the_ceiling(model, layer)) is not None:
+            self._layer, self._open = lower, False
         self.refusal: TechniqueError | None = None
         self._refused = self._explained = 0
 
@@ -114,6 +118,11 @@ class Views:
     def unfit(self) -> bool:
         """Whether the technique has refused many images and explained none."""
         return self._refused >= _PATIENCE and not self._explained
+
+    @property
+    def some(self) -> bool:
+        """Whether it has explained any image."""
+        return self._explained > 0
 
     def of(self, images: Tensor, cells: Sequence[tuple[int, tuple[int, int]]]) -> list[Tensor]:
         """Pictures `(3, H, W)` in [0, 1], grey where there is no explanation.
@@ -136,7 +145,14 @@ class Views:
             self._refused += 1
             return [torch.full_like(images[0], 0.5)]
         self._explained += len(images)
-        return _coloured(result)
+        pictures = _coloured(result)
+        if self._open:
+            return pictures
+        silent = (result.scores <= 0).tolist()  # nothing comes through the activation there
+        return [
+            torch.full_like(picture, 0.5) if mute else picture
+            for picture, mute in zip(pictures, silent, strict=True)
+        ]
 
     def require_some(self) -> None:
         """Raise the refusal where not one image was explained."""
@@ -187,6 +203,16 @@ class _Cells(Objective):
     def __str__(self) -> str:
         cells = (f"{unit},{y},{x}" for unit, (y, x) in self.targets)
         return f"{self.layer}[{'|'.join(cells)}]"
+
+
+def _below_the_ceiling(model: HookedModel, layer: str) -> Layer | None:
+    """What the ReLU6 that a layer ends with is given, where a layer of the model returns that."""
+    name = model.layers[layer].name
+    for call in model.hooks.activations():
+        if call.kind == "ReLU6" and name in call.after:
+            given = sorted(point for point in call.before if point in model.layers)
+            return model.layers[given[0]] if given else None
+    return None
 
 
 def _coloured(result: Attribution) -> list[Tensor]:

@@ -10,7 +10,7 @@ hand are in memory.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -111,15 +111,19 @@ def top_patches(
     """
     found = store.layer(layer)
     pictures = StorePictures(store, images)
-    entries = ranked(found, model, [unit], k, per_image=per_image, where=where, pictures=pictures)
-    fields, _ = fields_of(found, model, [unit], field, entries, pictures)
+
+    def load() -> HookedModel:
+        return model or model_of(store.manifest)
+
+    entries = ranked(found, load, [unit], k, per_image=per_image, where=where, pictures=pictures)
+    fields, _ = fields_of(found, load, [unit], field, entries, pictures)
     cuts = cut_patches(found, entries, fields, pictures)
     return [cut.patch for cut in sorted(cuts, key=lambda cut: cut.rank)]
 
 
 def ranked(
     layer: StoreLayer,
-    model: HookedModel | None,
+    load: Callable[[], HookedModel],
     units: Sequence[int],
     k: int,
     *,
@@ -135,13 +139,12 @@ def ranked(
             )
     if per_image:
         return tops(layer, units, k, where)
-    used = model or model_of(layer.store.manifest)
-    return strongest_cells(layer, used, units, k, where, pictures)
+    return strongest_cells(layer, load(), units, k, where, pictures)
 
 
 def fields_of(
     layer: StoreLayer,
-    model: HookedModel | None,
+    load: Callable[[], HookedModel],
     units: Sequence[int],
     kind: FieldKind,
     entries: Sequence[Sequence[TopEntry]],
@@ -154,10 +157,10 @@ def fields_of(
     spatial one.
     """
     if kind != "effective":
-        return [_shared_field(layer, model, kind)] * len(units), 0
+        return [_shared_field(layer, load, kind)] * len(units), 0
     from timmscope.receptive_fields import receptive_field
 
-    used = model or model_of(layer.store.manifest)
+    used = load()
     fields: list[ReceptiveField] = []
     silent = 0
     with task("effective fields", total=len(units)) as advance:
@@ -180,7 +183,7 @@ def fields_of(
             except UnsupportedModel:
                 if len(units) == 1 and parts:
                     raise
-                fields.append(_shared_field(layer, used, "spatial"))
+                fields.append(_shared_field(layer, load, "spatial"))
                 silent += 1
             advance(1)
     return fields, silent
@@ -215,13 +218,15 @@ def cut_patches(
                 advance(1)
 
 
-def _shared_field(layer: StoreLayer, model: HookedModel | None, kind: FieldKind) -> ReceptiveField:
+def _shared_field(
+    layer: StoreLayer, load: Callable[[], HookedModel], kind: FieldKind
+) -> ReceptiveField:
     """The field of a layer's cells that does not depend on images: kept by the store, or found."""
     from timmscope.receptive_fields import receptive_field
 
     if (kept := kept_field(layer.store, layer.name, kind)) is not None:
         return kept
-    used = model or model_of(layer.store.manifest)
+    used = load()
     found = receptive_field(used, layer.name, kind)
     keep_field(layer.store, found, used)
     return found

@@ -17,8 +17,11 @@ from .shards import MERGED, READ, layer_group
 from .tops import TopEntry, tops
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from timmscope.mining.collectors import Statistics
     from timmscope.mining.collectors.statistics import Moments
+    from timmscope.models import HookedModel
     from timmscope.units import UnitReport, UnitThresholds
 
     from .store import Store
@@ -227,6 +230,22 @@ class StoreLayer:
         from timmscope.units import judge_units
 
         return judge_units(self, where, thresholds)
+
+    def embed(self, model: HookedModel, images: Tensor) -> np.ndarray:
+        """Pooled units `(B, C)` float32 of further images, as the pass computes them.
+
+        Args:
+            model: the one that the store was mined with; `RepresentationTechnique.model_of`
+                loads and checks it.
+            images: `(B, 3, H, W)` in [0, 1].
+
+        Raises:
+            LayerNotFound: the model has no such layer.
+            VectorIndexError: a feature is NaN or infinite.
+        """
+        from timmscope.index.embedding import embed
+
+        return embed(model, images, self.name, precision=self.store.manifest.precision)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.record.kinds:

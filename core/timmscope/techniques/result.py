@@ -144,7 +144,10 @@ class Result(ABC):
                 written.append(name)
             self._write_arrays(directory / "arrays.h5")
             text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
-            (directory / "result.json").write_text(text + "\n", encoding="utf-8")
+            # A file name that is no UTF-8 holds lone surrogates: written as JSON's own escapes.
+            (directory / "result.json").write_text(
+                text + "\n", encoding="utf-8", errors="backslashreplace"
+            )
         except (FileExistsError, NotADirectoryError) as error:
             raise TimmscopeError(
                 f"{directory}: a file stands where the result's folder should be; "
