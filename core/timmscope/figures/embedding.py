@@ -1,0 +1,437 @@
+"""A map of images: points in colours and shapes, and beside them some of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
+
+from timmscope.figures.canvas import Canvas, line_height
+from timmscope.figures.embedding_colours import CONTINUOUS, OTHER, Group, groups_of
+from timmscope.figures.pixels import to_array
+from timmscope.figures.theme import (
+    INK,
+    LABEL_PT,
+    MARGIN_IN,
+    MUTED,
+    PAPER,
+    RULE,
+    SERIES,
+    SMALL_PT,
+    TITLE_PT,
+    fit,
+    number,
+    printable,
+    text_width,
+    theme,
+)
+
+if TYPE_CHECKING:
+    from timmscope.techniques.embedding import Embedding
+
+PANEL_IN = 5.8
+"""Side of a map in inches."""
+PICTURE_IN = 0.38
+"""Side of a picture on it."""
+LEGEND_IN = 1.75
+_MARGIN = 1.06
+"""Side of the frame, in widths of what it shows."""
+_MARKERS = {
+    "disc": "o",
+    "square": "s",
+    "triangle": "^",
+    "diamond": "D",
+    "wedge": "v",
+    "plus": "P",
+    "pentagon": "p",
+    "cross": "X",
+}
+_NAMED_QUERIES = 12
+_SHAPED = 5000
+"""Points of which each has a shape; more are too small."""
+
+
+def embedding_figure(found: Embedding) -> Figure:
+    """The points in the first of their colours, with a legend; in 2-D also some as pictures."""
+    pictures = found.shown is not None and found.points.shape[1] == 2
+    colouring = found.colourings[0] if found.colourings else None
+    values = found.values[0].numpy() if colouring else None
+    groups = _groups(found, colouring, values)
+    legend = LEGEND_IN if colouring or found.query_names else 0.0
+    width = 2 * MARGIN_IN + 0.3 + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
+    room = width - 2 * MARGIN_IN
+    title = fit(found.title, room, TITLE_PT, lines=2, bold=True)
+    note = fit(_note(found), room, SMALL_PT, lines=2)
+    head = MARGIN_IN + line_height(TITLE_PT, title.count("\n") + 1) + 0.15
+    foot = 0.42 + line_height(SMALL_PT, note.count("\n") + 1) + MARGIN_IN
+    with theme():
+        page = Canvas(width, head + PANEL_IN + foot)
+        page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
+        page.text(note, MARGIN_IN, page.height - foot + 0.38, size=SMALL_PT, colour=MUTED)
+        left = MARGIN_IN + 0.3
+        if found.points.shape[1] == 3:
+            axes = _space(page, left, head, found, groups, colouring, values)
+        else:
+            axes = page.axes(left, head, PANEL_IN, PANEL_IN)
+            _plane(axes, found, groups, colouring, values)
+        if legend:
+            _legend(page, left + PANEL_IN + 0.15, head, found, groups, colouring, values)
+        if pictures:
+            beside = page.axes(left + PANEL_IN + legend + 0.3, head, PANEL_IN, PANEL_IN)
+            beside.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+            _frame(beside, found)
+            beside.set_ylabel("")
+            _pictures(beside, found, groups, colouring, values)
+    return page.figure
+
+
+def _groups(found: Embedding, colouring: dict[str, Any] | None, values: Any) -> list[Group]:
+    if colouring is None or colouring["classes"] is None:
+        everything = np.arange(len(found))
+        return [Group("images", SERIES[0], "disc", everything, False)]
+    return groups_of(colouring["classes"], values)
+
+
+def _plane(
+    axes: Axes,
+    found: Embedding,
+    groups: list[Group],
+    colouring: dict[str, Any] | None,
+    values: Any,
+) -> None:
+    points = found.points.numpy()
+    size, alpha = _look(len(points))
+    everything = np.concatenate([points, found.query_points.numpy()])
+    low, high = everything.min(0), everything.max(0)
+    middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-12) * _MARGIN
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
+    _frame(axes, found)
+    # Interleaved, so that no class covers another because it comes later.
+    turns = max(1, min(24, len(points) // 200))
+    for turn in range(turns):
+        for group in groups:
+            members = group.members[turn::turns]
+            axes.scatter(
+                points[members, 0],
+                points[members, 1],
+                s=size,
+                marker=_marker(group, len(points)),
+                alpha=alpha,
+                linewidths=0.25 if len(points) <= 2000 else 0,
+                edgecolors=PAPER,
+                **_paint(group, members, colouring, values),
+            )
+    halo = [withStroke(linewidth=2.2, foreground=PAPER)]
+    taken: list[tuple[float, float, float, float]] = []
+    _queries(axes, found, halo, taken)
+    for group in sorted(groups, key=lambda each: -len(each.members)):
+        if group.named and len(groups) > 1:
+            text = fit(printable(group.name), 1.3, LABEL_PT)
+            place = _middle(points[group.members])
+            _write(axes, text, place, taken, 2 * half, effects=halo, weight="bold")
+
+
+def _frame(axes: Axes, found: Embedding) -> None:
+    axes.set_aspect("equal", adjustable="box")
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=RULE)
+    if found.explained is None:  # places have no unit, distances only an order
+        axes.set_xticks([])
+        axes.set_yticks([])
+    axes.set_xlabel(_axis(found, 0))
+    axes.set_ylabel(_axis(found, 1))
+
+
+def _axis(found: Embedding, axis: int) -> str:
+    if found.explained is None:
+        return ""
+    return f"component {axis + 1} ({found.explained[axis]:.1%} of the variance)"
+
+
+def _space(
+    page: Canvas,
+    left: float,
+    top: float,
+    found: Embedding,
+    groups: list[Group],
+    colouring: dict[str, Any] | None,
+    values: Any,
+) -> Any:
+    points = found.points.numpy()
+    size, alpha = _look(len(points))
+    place = (
+        left / page.width,
+        1 - (top + PANEL_IN) / page.height,
+        PANEL_IN / page.width,
+        PANEL_IN / page.height,
+    )
+    axes: Any = page.figure.add_axes(place, projection="3d")
+    axes.view_init(elev=22, azim=-58)
+    axes.set_box_aspect((1, 1, 1), zoom=1.0)
+    axes.computed_zorder = False  # names lie above all points
+    for group in groups:
+        members = group.members
+        axes.scatter(
+            *points[members].T,
+            s=size,
+            marker=_marker(group, len(points)),
+            alpha=alpha,
+            linewidths=0,
+            depthshade=True,
+            **_paint(group, members, colouring, values),
+        )
+    if len(found.query_names):
+        axes.scatter(
+            *found.query_points.numpy().T, s=110, marker="*", color=INK, edgecolors=PAPER,
+            linewidths=0.8, depthshade=False,
+        )  # fmt: skip
+        for name, at in zip(
+            found.query_names[:_NAMED_QUERIES], found.query_points.tolist(), strict=False
+        ):
+            axes.text(
+                *at, "  " + fit(_short(name), 1.4, SMALL_PT), fontsize=SMALL_PT, parse_math=False
+            )
+    halo = [withStroke(linewidth=2.2, foreground=PAPER)]
+    for group in groups:
+        if group.named and len(groups) > 1:
+            name = fit(printable(group.name), 1.3, SMALL_PT)
+            axes.text(
+                *_middle(points[group.members]), name, fontsize=SMALL_PT, weight="bold",
+                ha="center", path_effects=halo, parse_math=False, zorder=10,
+            )  # fmt: skip
+    for axis, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), "xyz", strict=True):
+        axis.set_pane_color((0.97, 0.975, 0.98, 1))
+        axis.set_tick_params(labelsize=6)
+        if found.explained is None:
+            axis.set_ticklabels([])
+        else:
+            at = "xyz".index(name)
+            axis.set_label_text(f"component {at + 1} ({found.explained[at]:.1%})")
+    return axes
+
+
+def _paint(group: Group, members: Any, colouring: dict[str, Any] | None, values: Any) -> Any:
+    """Keywords of `scatter` for the colours of a group's points."""
+    if colouring is not None and colouring["classes"] is None:
+        return {"c": values[members], "cmap": CONTINUOUS, "norm": _scale(values)}
+    return {"color": group.colour}
+
+
+def _scale(values: Any) -> Normalize:
+    low, high = float(values.min()), float(values.max())
+    return Normalize(low, high if high > low else low + 1)
+
+
+def _marker(group: Group, count: int) -> str:
+    """The group's shape; a disc where there are so many points that no shape could be seen."""
+    return _MARKERS[group.shape] if count <= _SHAPED else "o"
+
+
+def _look(count: int) -> tuple[float, float]:
+    """Area of a marker in square points, and its opacity: less of both for more points."""
+    return float(np.clip(9000 / max(count, 1), 1.6, 34)), float(np.clip(45 / count**0.5, 0.3, 0.9))
+
+
+def _middle(points: Any) -> Any:
+    """The point nearest to the median, so that a name stands among the points that it names."""
+    median = np.median(points, axis=0)
+    return points[np.square(points - median).sum(1).argmin()]
+
+
+def _queries(axes: Axes, found: Embedding, halo: Any, taken: list[Any]) -> None:
+    if not found.query_names:
+        return
+    points = found.query_points.numpy()
+    axes.scatter(
+        points[:, 0], points[:, 1], s=150, marker="*", color=INK, edgecolors=PAPER, linewidths=0.9,
+        zorder=6,
+    )  # fmt: skip
+    span = float(np.ptp(axes.get_xlim()))
+    for name, (x, y) in zip(found.query_names[:_NAMED_QUERIES], points.tolist(), strict=False):
+        text = fit(_short(name), 1.8, SMALL_PT)
+        lift = span / PANEL_IN * 0.14
+        _write(axes, text, (x, y - lift), taken, span, effects=halo, weight="normal")
+
+
+def _write(
+    axes: Axes,
+    text: str,
+    place: Sequence[float],
+    taken: list[tuple[float, float, float, float]],
+    span: float,
+    *,
+    effects: Any,
+    weight: str,
+) -> None:
+    """Write at a place, moved up or down to where nothing is written yet, and inside the frame."""
+    inch = span / PANEL_IN
+    wide, high = text_width(text, LABEL_PT, bold=True) * inch / 2, 0.16 * inch / 2
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x = min(max(float(place[0]), left + wide), right - wide)
+    for step in range(60):
+        y = float(place[1]) + (1 if step % 2 else -1) * ((step + 1) // 2) * high
+        y = min(max(y, bottom + high), top - high)
+        box = (x - wide, x + wide, y - high, y + high)
+        if not any(_overlap(box, other) for other in taken):
+            break
+    taken.append(box)
+    axes.text(
+        x, y, text, ha="center", va="center", fontsize=LABEL_PT if weight == "bold" else SMALL_PT,
+        weight=weight, color=INK, path_effects=effects, parse_math=False, zorder=8,
+    )  # fmt: skip
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
+
+
+def _legend(
+    page: Canvas,
+    left: float,
+    top: float,
+    found: Embedding,
+    groups: list[Group],
+    colouring: dict[str, Any] | None,
+    values: Any,
+) -> None:
+    axes = page.axes(left, top, LEGEND_IN - 0.1, PANEL_IN)
+    axes.set(xlim=(0, LEGEND_IN - 0.1), ylim=(PANEL_IN, 0))
+    axes.set_axis_off()
+    room = LEGEND_IN - 0.1
+    at = 0.1
+
+    def entry(marker: str, colour: str, text: str, size: float) -> None:
+        nonlocal at
+        axes.scatter([0.09], [at + 0.07], marker=marker, s=size, color=colour, linewidths=0)
+        page.text(text, left + 0.22, top + at, size=SMALL_PT)
+        at += 0.21
+
+    if found.query_names:
+        entry("*", INK, "query", 80)
+        at += 0.1
+    if colouring is None:
+        return
+    page.text(fit(str(colouring["title"]), room, LABEL_PT, bold=True), left, top + at, bold=True)
+    at += 0.25
+    if colouring["classes"] is None:
+        bar = page.axes(left + 0.02, top + at, 0.16, 2.4)
+        scale = _scale(values)
+        ramp = np.linspace(1, 0, 256)[:, None]
+        bar.imshow(ramp, aspect="auto", cmap=colormaps[CONTINUOUS], extent=(0, 1, 0, 1))
+        bar.set(xticks=[], yticks=[])
+        bar.grid(visible=False)
+        low, high = float(scale.vmin or 0), float(scale.vmax or 0)
+        for share in (0.0, 0.5, 1.0):
+            text = number(low + (high - low) * share)
+            page.text(text, left + 0.26, top + at + (1 - share) * 2.4 - 0.07, size=SMALL_PT)
+        return
+    for group in groups:
+        count = f"{len(group.members):,}"
+        name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT)
+        entry(_marker(group, len(found)), group.colour, f"{name}  {count}", 30)
+
+
+def _pictures(
+    axes: Axes,
+    found: Embedding,
+    groups: list[Group],
+    colouring: dict[str, Any] | None,
+    values: Any,
+) -> None:
+    """Some images at their places, framed in the colours of their points, and the queries."""
+    assert found.shown is not None
+    assert found.shown_images is not None
+    points = found.points.numpy()
+    colours = _colours(len(points), groups, colouring, values)
+    half = float(np.ptp(axes.get_xlim())) / PANEL_IN * PICTURE_IN / 2
+    for position, image in zip(found.shown.tolist(), found.shown_images, strict=True):
+        _picture(axes, to_array(image), points[position], half, colours[position], 1.3)
+    if found.query_images is not None:
+        placed: list[Any] = []
+        for image, place in zip(found.query_images, found.query_points.numpy(), strict=True):
+            if all(np.abs(place - other).max() >= 2 * half for other in placed):
+                _picture(axes, to_array(image), place, half, INK, 2.6)
+                placed.append(place)
+
+
+def _colours(
+    count: int, groups: list[Group], colouring: dict[str, Any] | None, values: Any
+) -> list[Any]:
+    if colouring is not None and colouring["classes"] is None:
+        painted: list[Any] = list(colormaps[CONTINUOUS](_scale(values)(values)))
+        return painted
+    found: list[Any] = [OTHER] * count
+    for group in groups:
+        for member in group.members.tolist():
+            found[member] = group.colour
+    return found
+
+
+def _picture(axes: Axes, array: Any, place: Any, half: float, colour: Any, edge: float) -> None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    x = min(max(float(place[0]), left + half), right - half)
+    y = min(max(float(place[1]), bottom + half), top - half)
+    extent = (x - half, x + half, y - half, y + half)
+    image = AxesImage(axes, interpolation="antialiased", origin="upper", extent=extent, zorder=3)
+    image.set_data(array)
+    axes.add_image(image)
+    corner, side = (x - half, y - half), 2 * half
+    axes.add_patch(
+        Rectangle(corner, side, side, facecolor="none", edgecolor=colour, linewidth=edge, zorder=4)
+    )
+
+
+def _note(found: Embedding) -> str:
+    parts = [found.note]
+    if found.shown is not None and len(found.shown) < len(found) and found.points.shape[1] == 2:
+        parts.append(f"{len(found.shown)} of {len(found):,} images shown as pictures")
+    named = len(found.query_names)
+    if named > _NAMED_QUERIES:
+        parts.append(f"the first {_NAMED_QUERIES} of {named} queries named")
+    if found.explained is None:
+        parts.append("near points are alike; distances between groups say little")
+    return "; ".join(parts)
+
+
+def _short(name: str) -> str:
+    return printable(PurePath(name).stem or name)
+
+
+def spread_out(points: Any, queries: Any) -> Any:
+    """Positions of points to show as pictures, such that these do not overlap each other.
+
+    Points are gone through from the middle of the map outwards; one is taken if its picture is
+    clear of those before it.
+
+    Args:
+        points: `(n, 2)`.
+        queries: `(q, 2)`, whose pictures come first.
+    """
+    everything = np.concatenate([points, queries])
+    low, high = everything.min(0), everything.max(0)
+    span = max(float((high - low).max()), 1e-12) * _MARGIN
+    middle = (low + high) / 2
+    side = span / PANEL_IN * PICTURE_IN * 1.05
+    inside = (span - side) / 2  # pictures are kept inside the frame
+    places = np.clip(points, middle - inside, middle + inside)
+    free = np.ones(len(points), bool)
+    for place in np.clip(queries, middle - inside, middle + inside):
+        free &= np.abs(places - place).max(1) >= side
+    kept = []
+    for position in np.argsort(np.square(places - middle).sum(1), kind="stable").tolist():
+        if free[position]:
+            kept.append(position)
+            free &= np.abs(places - places[position]).max(1) >= side
+            if not free.any():
+                break
+    return np.array(kept, np.int64)

@@ -1,0 +1,201 @@
+"""Ways to lay rows out in two or three dimensions, and to put further rows among them."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope import ParameterError, Rows, TechniqueError, task
+
+from .principal_components import PrincipalComponents
+
+Numbers = npt.NDArray[Any]
+Method = Literal["pca", "tsne", "umap"]
+
+COMPONENTS = 50
+"""Principal components that t-SNE and UMAP start from, as is usual: distances in them are nearly
+those of the rows, and cost as many times less as there are fewer."""
+
+NEIGHBOURS = {"tsne": 30, "umap": 15}
+"""Their papers' usual perplexity, and umap-learn's number of neighbours."""
+
+_PACKAGES = {"tsne": ("openTSNE", "openTSNE"), "umap": ("umap", "umap-learn")}
+_STEPS = 750
+"""Iterations of t-SNE: openTSNE's 250 with exaggerated forces, then 500."""
+_EVERY = 10
+_LARGE = 10_000
+"""Rows from which on t-SNE's interpolation and several threads pay."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A map from rows to places.
+
+    Attributes:
+        method: by which.
+        points: `(n, dimensions)` float32, places of the rows that it was made from.
+        pca: principal components: the map itself, or what t-SNE and UMAP started from.
+        note: how it was made, in a few words.
+    """
+
+    method: Method
+    points: Numbers
+    pca: PrincipalComponents
+    note: str
+    _fitted: Any = None
+
+    def transform(self, rows: npt.ArrayLike) -> Numbers:
+        """Places `(m, dimensions)` float32 of rows `(m, d)` that the map was not made from.
+
+        The map stays as it is. Its own rows, put in as new ones, come out near their places, not
+        on them, except with PCA.
+
+        Raises:
+            ParameterError: rows of another length, or that hold NaN or infinite values.
+        """
+        new = Rows(np.atleast_2d(np.asarray(rows)))
+        if new.dim != len(self.pca.mean):
+            raise ParameterError(
+                f"rows of length {new.dim} for a map of rows of length {len(self.pca.mean)}",
+                parameter="rows",
+            )
+        reduced = _reduced(self.pca, new)
+        if self.method == "pca":
+            return reduced[:, : self.points.shape[1]]
+        with _quiet(self.method):
+            places = self._fitted.transform(reduced)
+        return np.asarray(places, np.float32)
+
+
+def project(
+    rows: Rows, method: Method, dimensions: int, neighbours: int | None, seed: int
+) -> Projection:
+    """Lay rows out.
+
+    PCA needs memory for the places alone; t-SNE and UMAP also for `COMPONENTS` numbers and a list
+    of neighbours a row.
+
+    Args:
+        rows: what to lay out.
+        method: `pca`, `tsne` (van der Maaten & Hinton 2008) or `umap` (McInnes et al. 2018).
+        dimensions: 2 or 3.
+        neighbours: t-SNE's perplexity or UMAP's number of neighbours; None for `NEIGHBOURS`.
+        seed: of the random numbers of t-SNE and UMAP; the same seed gives the same places.
+
+    Raises:
+        ParameterError: too few rows, rows that are all equal or hold NaN, or a number of
+            neighbours for PCA.
+        TechniqueError: the library is not installed.
+    """
+    if method == "pca":
+        if neighbours is not None:
+            raise ParameterError(
+                "PCA goes by no neighbours: leave them out, or choose t-SNE or UMAP",
+                parameter="neighbours",
+            )
+        pca = PrincipalComponents.fit(rows, dimensions)
+        shares = ", ".join(f"{share:.1%}" for share in pca.explained)
+        note = f"PCA, whose {dimensions} components have {shares} of the variance"
+        return Projection("pca", _reduced(pca, rows), pca, note)
+    _require_library(method)
+    near = neighbours or NEIGHBOURS[method]
+    _require_rows(rows, method, near)
+    pca = PrincipalComponents.fit(rows, min(COMPONENTS, rows.dim, len(rows) - 1))
+    reduced = _reduced(pca, rows)
+    lay_out = _tsne if method == "tsne" else _umap
+    places, fitted = lay_out(reduced, dimensions, near, seed)
+    if not np.isfinite(places).all():
+        raise TechniqueError(f"{method} found no places for the rows of {rows.title}: try PCA")
+    name = f"t-SNE, perplexity {near}" if method == "tsne" else f"UMAP, {near} neighbours"
+    note = f"{name}, from {reduced.shape[1]} principal components, seed {seed}"
+    return Projection(method, places, pca, note, fitted)
+
+
+def _tsne(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numbers, Any]:
+    from openTSNE import TSNE
+    from openTSNE.initialization import rescale
+
+    start = reduced[:, :dimensions].astype(np.float64)
+    if start.shape[1] < dimensions:
+        raise ParameterError(
+            f"rows with {start.shape[1]} principal component cannot be laid out in {dimensions} "
+            "dimensions",
+            parameter="dimensions",
+        )
+    large = len(reduced) >= _LARGE
+    with task("t-SNE", total=_STEPS) as advance, _quiet("tsne"):
+        fitted = TSNE(
+            n_components=dimensions,
+            perplexity=near,
+            initialization=rescale(start),
+            # Interpolation is for at most two dimensions, else there is Barnes and Hut's tree.
+            negative_gradient_method="fft" if large and dimensions == 2 else "bh",
+            random_state=seed,
+            n_jobs=-1 if large else 1,
+            callbacks=lambda *_: advance(_EVERY),
+            callbacks_every_iters=_EVERY,
+        ).fit(reduced)
+    return np.asarray(fitted, np.float32), fitted
+
+
+def _umap(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numbers, Any]:
+    from umap import UMAP
+
+    with task("UMAP"), _quiet("umap"):
+        # A seed means one thread: several would race.
+        fitted = UMAP(n_components=dimensions, n_neighbors=near, random_state=seed, n_jobs=1)
+        places = fitted.fit_transform(reduced)
+    return np.asarray(places, np.float32), fitted
+
+
+def _reduced(pca: PrincipalComponents, rows: Rows) -> Numbers:
+    """Principal coordinates `(n, k)` float32, by a pass over the rows."""
+    places = np.empty((len(rows), len(pca.components)), np.float32)
+    done = 0
+    for _, block in rows.batches("projecting"):
+        places[done : done + len(block)] = pca.transform(block)
+        done += len(block)
+    return places
+
+
+def _require_library(method: Method) -> None:
+    module, package = _PACKAGES[method]
+    if importlib.util.find_spec(module) is None:
+        raise TechniqueError(
+            f"{method} needs {package}, which is not installed: "
+            "python -m pip install 'timmscope[embed]', or choose the method pca"
+        )
+
+
+def _require_rows(rows: Rows, method: Method, near: int) -> None:
+    """Refuse fewer rows than neighbours: t-SNE looks at three times its perplexity."""
+    needed = 3 * near + 1 if method == "tsne" else near + 1
+    if len(rows) < max(needed, 5):
+        most = (len(rows) - 1) // 3 if method == "tsne" else len(rows) - 1
+        what = (
+            f"t-SNE with perplexity {near}" if method == "tsne" else f"UMAP with {near} neighbours"
+        )
+        hint = f"set neighbours to {most} or less" if most >= 2 else "choose the method pca"
+        raise ParameterError(
+            f"{what} needs at least {max(needed, 5)} images, {rows.title} has {len(rows)}: {hint}",
+            parameter="neighbours",
+        )
+
+
+@contextmanager
+def _quiet(method: Method) -> Iterator[None]:
+    """Without the libraries' warnings about what is meant to be so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise TechniqueError(f"{method} could not lay out these rows: {reason}") from error
