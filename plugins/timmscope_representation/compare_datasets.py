@@ -55,7 +55,7 @@ class CompareDatasets(RepresentationTechnique):
     sample: int = Field(default=10_000, ge=_FEWEST)
     """Images of each set, drawn by the seed, that all measures but FID are computed from."""
     examples: int = Field(default=8, ge=1, le=64)
-    """Images of each set to show that are farthest from the other."""
+    """Images of each set to name that are farthest from the other; the figure shows eight."""
 
     def analyse(self, source: list[Rows], images: Any) -> DatasetComparison:
         """Compare two sets of rows."""

@@ -36,6 +36,8 @@ _SIDE = 1.05
 _PLOT_W, _PLOT_H = 3.6, 2.5
 _AXIS_LEFT, _AXIS_BELOW = 0.5, 0.4
 _STEP = line_height(LABEL_PT) + 0.12
+_NAME = 0.8
+"""Room for a set's name in a measure's meaning."""
 _COLUMNS = 8
 _CELL = (_PAGE - 2 * MARGIN_IN - _SIDE - (_COLUMNS - 1) * GAP_IN) / _COLUMNS
 _CAPTIONS = (line_height(SMALL_PT, 2) + 0.12, line_height(SMALL_PT) + 0.3)
@@ -71,13 +73,13 @@ def dataset_figure(result: DatasetComparison) -> Figure:
 
 def _lines_of(result: DatasetComparison) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each measure."""
-    first, second = (fit_middle(title, 1.2, SMALL_PT) for title in result.titles)
+    first, second = (fit_middle(title, _NAME, SMALL_PT) for title in result.titles)
     return [
         ("FID", number(result.fid), "distance of Gaussians; 0 if equal"),
         ("KID", with_error(result.kid, result.kid_error), "discrepancy, unbiased; near 0 if equal"),
         ("precision", f"{result.precision:.3f}", f"share of {second} that is like {first}"),
         ("recall", f"{result.recall:.3f}", f"share of {first} that is like {second}"),
-        ("density", f"{result.density:.3f}", f"of {first} around {second}; near 1 if equal"),
+        ("density", f"{result.density:.3f}", f"{first} around {second}; near 1 if equal"),
         ("coverage", f"{result.coverage:.3f}", f"share of {first} with {second} near it"),
     ]
 
@@ -154,7 +156,9 @@ def _mark(page: Canvas, left: float, top: float, place: int) -> None:
 
 
 def _heading(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
-    own, other = result.titles[which], result.titles[1 - which]
+    room = (page.width - 2 * MARGIN_IN - 3.6) / 2  # beside the other words
+    titles = [fit_middle(title, room, bold=True) for title in result.titles]
+    own, other = titles[which], titles[1 - which]
     text = f"What {other} lacks: images of {own} farthest from it"
     if not result.far_names[which]:
         text = f"{other} lacks nothing: each image of {own} has its equal there"
@@ -206,16 +210,12 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
 def _listed(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
     """The far images by name, where there are no pictures."""
     _heading(page, result, which, top)
-    rows = zip(
-        result.far_names[which],
-        result.far_distances[which],
-        result.nearest_names[which],
-        strict=True,
-    )
-    for row, (name, gap, nearest) in enumerate(rows):
-        if row == _LISTED:
-            break
+    names = [fit_middle(name, 4.0) for name in result.far_names[which][:_LISTED]]
+    right = MARGIN_IN + 1.0 + max((text_width(name, LABEL_PT) for name in names), default=0.0)
+    for row, name in enumerate(names):
         at = top + line_height(LABEL_PT) + 0.1 + row * _LINE
-        page.text(fit_middle(name, 4.0), MARGIN_IN + 0.17, at)
-        page.text(f"{number(gap)} from", MARGIN_IN + 5.1, at, align="right", colour=MUTED)
-        page.text(fit_middle(nearest, 4.0), MARGIN_IN + 5.2, at, colour=MUTED)
+        page.text(name, MARGIN_IN + 0.17, at)
+        gap = f"{number(result.far_distances[which][row])} from"
+        page.text(gap, right, at, align="right", colour=MUTED)
+        nearest = fit_middle(result.nearest_names[which][row], 4.0)
+        page.text(nearest, right + 0.1, at, colour=MUTED)

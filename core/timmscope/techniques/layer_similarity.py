@@ -58,9 +58,9 @@ class LayerSimilarity(Result):
 
         of_one = len(set(self.groups)) == 1 and any(self.layers)
         sample = f"{self.sampled:,} images" if self.sampled < self.images else "the same images"
+        distances = "Euclidean" if self.distance == "euclidean" else self.distance
         notes = [
-            f"CKA: linear, debiased; RSA: {self.distance} distances between {sample}, rank "
-            "correlated.",
+            f"CKA: linear, debiased. RSA: rank correlation of {distances} distances of {sample}.",
             *self.notes,
         ]
         return matrix_figure(
