@@ -1,0 +1,107 @@
+"""Rows in the space that distances are measured in: as they are, or scaled to length 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope import ParameterError, Rows
+
+Numbers = npt.NDArray[Any]
+Metric = Literal["cosine", "l2"]
+
+_NAMED = 5
+_LARGEST = 1e15
+"""Squares of larger values add up to what float32 cannot hold."""
+
+
+class RowSpace:
+    """Rows of some images, prepared for a metric.
+
+    For `cosine`, rows have length 1, so that half of a squared Euclidean distance is a cosine
+    distance, 1 - cos; for `l2` they are as they are.
+
+    Args:
+        rows: the rows.
+        metric: `cosine` or `l2`.
+    """
+
+    def __init__(self, rows: Rows, metric: Metric) -> None:
+        self.rows = rows
+        self.metric: Metric = metric
+
+    def batches(self, what: str) -> Iterator[tuple[Numbers, Numbers]]:
+        """Yield ids `(b,)` and prepared rows `(b, d)` float32, in order, reporting progress.
+
+        Raises:
+            ParameterError: rows hold NaN or infinite values, have no direction or are too long.
+        """
+        for ids, values in self.rows.batches(what):
+            if self.metric == "l2" and float(np.abs(values).max()) > _LARGEST:
+                raise ParameterError(
+                    f"{self.rows.title} holds values up to {np.abs(values).max():.2g}, whose "
+                    "squares leave float32's range: use metric='cosine', or scale the rows",
+                    parameter="metric",
+                )
+            yield ids, np.ascontiguousarray(self.prepared(values), np.float32)
+
+    def take(self, ids: npt.ArrayLike) -> Numbers:
+        """Prepared rows `(len(ids), d)` float64 of some images, by id."""
+        return self.prepared(self.rows.take(ids)).astype(np.float64, copy=False)
+
+    def prepared(self, values: Numbers) -> Numbers:
+        """Rows `(b, d)` as the metric compares them; float64 for `cosine`, as given for `l2`.
+
+        Raises:
+            ParameterError: rows are all zero and the metric is `cosine`.
+        """
+        if self.metric == "l2":
+            return values
+        wide = values.astype(np.float64)
+        squares = np.einsum("ij,ij->i", wide, wide)
+        if len(wide) and not (squares.min() > 1e-200 and squares.max() < 1e200):
+            largest = np.abs(wide).max(1, keepdims=True)
+            if not largest.all():
+                raise self._directionless()
+            wide /= largest
+            squares = np.einsum("ij,ij->i", wide, wide)
+        wide /= np.sqrt(squares)[:, None]
+        return wide
+
+    def distances(self, first: Numbers, second: Numbers) -> Numbers:
+        """Distance `(m,)` of each prepared row `(m, d)` to its counterpart, in float64."""
+        gaps = first.astype(np.float64, copy=False) - second
+        squares = np.einsum("ij,ij->i", gaps, gaps)
+        return np.asarray(squares / 2 if self.metric == "cosine" else np.sqrt(squares))
+
+    def require_spread(self, what: str) -> None:
+        """Refuse rows that are all equal; reads no more than it takes to find two that differ.
+
+        Raises:
+            ParameterError: they are equal, for `cosine` in direction.
+        """
+        first: Numbers | None = None
+        for _, values in self.batches("reading rows"):
+            first = values[0] if first is None else first
+            if (np.abs(values - first) > 1e-6 * np.abs(first).max()).any():
+                return
+        raise ParameterError(
+            f"all {len(self.rows)} rows of {self.rows.title} are equal: {what}",
+            parameter="source",
+        )
+
+    def _directionless(self) -> ParameterError:
+        """The refusal of rows that are all zero, after all of them were counted."""
+        found: list[int] = []
+        for ids, values in self.rows.batches("reading rows"):
+            found += ids[~np.asarray(values).any(1)].tolist()
+        first = ", ".join(self.rows.names(found[:_NAMED]))
+        more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        return ParameterError(
+            f"{len(found)} of {len(self.rows)} rows of {self.rows.title} are all zero and have no "
+            f"direction: {first}{more}; leave them out with where=, or use metric='l2'",
+            parameter="metric",
+        )
