@@ -36,6 +36,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Zeiler & Fergus, ECCV 2014",
     )
     yield TechniqueSpec(
+        name="unit-report",
+        family="representation",
+        summary="Units that are dead, always on, sparse, redundant, tied to a class or context.",
+        impl="timmscope_representation.unit_report:UnitReport",
+        paper="Morcos et al., ICLR 2018",
+    )
+    yield TechniqueSpec(
         name="compare-datasets",
         family="representation",
         summary="Two data sets by one layer: FID, KID, precision, recall, and what either lacks.",
@@ -55,4 +62,10 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Images laid out by likeness: PCA, t-SNE or UMAP, as a picture and a page to explore.",
         impl="timmscope_representation.embedding_map:EmbeddingMap",
         paper="van der Maaten & Hinton, JMLR 2008; McInnes et al. 2018, arXiv:1802.03426",
+    )
+    yield TechniqueSpec(
+        name="near-duplicates",
+        family="representation",
+        summary="Images within a distance of each other, as groups, exactly and in flat memory.",
+        impl="timmscope_representation.near_duplicates:NearDuplicates",
     )
