@@ -64,7 +64,9 @@ class CompareDatasets(RepresentationTechnique):
         pair = self._pair(source)
         titles = store_names(pair)
         moments = [_moments(rows, title) for rows, title in zip(pair, titles, strict=True)]
-        ids = [rows.sample(self.sample, self.seed) for rows in pair]
+        # By seeds of their own: where one set was made from the other, image by image, the same
+        # places of both would be anything but independent.
+        ids = [rows.sample(self.sample, self.seed + side) for side, rows in enumerate(pair)]
         first, second = (rows.take(drawn) for rows, drawn in zip(pair, ids, strict=True))
         with task("comparing pairs", total=2 * len(first) + len(second)) as advance:
             distances = set_distances(first, second, self.k, advance)

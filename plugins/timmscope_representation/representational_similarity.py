@@ -56,7 +56,7 @@ class RepresentationalSimilarity(RepresentationTechnique):
                 parameter="where",
             )
         count = min(self.sample, len(aligned))
-        generator = np.random.default_rng(self.seed)
+        generator = np.random.default_rng(self.seed % (1 << 32))  # seeds may be negative
         places = np.sort(generator.choice(len(aligned), count, replace=False))
         distances = rsa(aligned, places, self.distance)
         debiased, plain = linear_cka(aligned)

@@ -201,6 +201,15 @@ def test_a_sample_is_drawn_by_the_seed_and_named() -> None:
     assert any("100 of 300 images of array 1" in note for note in first.notes)
 
 
+def test_sets_made_image_by_image_from_each_other_are_sampled_independently() -> None:
+    """A hundred of 1000 and their own copies have a KID far below zero; a tenth are drawn so."""
+    x = rows(1000, 40, 22)
+    found = [CompareDatasets(sample=100)([x, x + 1e-3], seed=seed) for seed in range(-1, 20)]
+    paired = set_distances(x[:100], x[:100] + 1e-3, 5).kid
+    assert paired < -0.1
+    assert abs(np.mean([each.kid for each in found]) - paired / 10) < 0.01
+
+
 def test_points_lie_in_the_plane_of_the_largest_common_variance() -> None:
     x = rows(40, 5, 19) * [1, 1, 9, 1, 4]
     y = rows(30, 5, 20, 0.5) * [1, 1, 9, 1, 4]

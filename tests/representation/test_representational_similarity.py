@@ -140,6 +140,7 @@ def test_rsa_looks_at_a_sample_drawn_by_the_seed() -> None:
     assert (first.images, first.sampled) == (200, 20)
     assert first.rsa[0, 1] == again.rsa[0, 1] != other.rsa[0, 1]
     assert first.cka[0, 1] == other.cka[0, 1]
+    assert few(rows, seed=-1).sampled == 20
     drawn = np.sort(np.random.default_rng(1).choice(200, 20, replace=False))
     expected = spearmanr(*(pdist(x[drawn], "correlation") for x in rows)).statistic
     assert float(first.rsa[0, 1]) == pytest.approx(expected, abs=1e-12)

@@ -97,6 +97,7 @@ def test_a_sample_is_drawn_by_the_seed(store: Store) -> None:
     assert drawn.tolist() == sorted(set(drawn.tolist()) & set(rows.ids.tolist()))
     assert drawn.tolist() == rows.sample(4, seed=1).tolist()
     assert any(drawn.tolist() != rows.sample(4, seed=seed).tolist() for seed in range(2, 9))
+    assert len(rows.sample(4, seed=-1)) == 4
     assert rows.sample(70, seed=0).tolist() == rows.ids.tolist()
 
 

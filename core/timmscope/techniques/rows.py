@@ -135,7 +135,8 @@ class Rows:
         """Ids of `count` images drawn without repetition, rising; all where there are fewer."""
         if count >= len(self):
             return self.ids
-        drawn = np.random.default_rng(seed).choice(len(self), count, replace=False)
+        generator = np.random.default_rng(seed % (1 << 32))  # seeds may be negative
+        drawn = generator.choice(len(self), count, replace=False)
         return np.sort(self.ids[drawn])
 
     def require(self, count: int, what: str, parameter: str) -> None:
