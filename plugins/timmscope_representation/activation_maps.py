@@ -231,7 +231,7 @@ class ActivationMaps(RepresentationTechnique):
             )
         maps = torch.stack([found for _, _, found, _ in kept])
         others = [other for *_, other in kept if other is not None]
-        pair = (None, None)
+        pair: tuple[Tensor | None, Tensor | None] = (None, None)
         if others:
             sides = (torch.stack(others), maps)
             pair = sides if ends else sides[::-1]

@@ -13,7 +13,8 @@ from .manifest import (
 from .pictures import StorePictures
 from .rows import RowArray
 from .store import ImageTable, Store
-from .store_layer import StoreLayer, TopEntry, UnitStatistics
+from .store_layer import StoreLayer, UnitStatistics
+from .tops import TopEntry
 from .verify import Damage, Report, verify
 
 __all__ = [

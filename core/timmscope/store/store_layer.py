@@ -213,6 +213,7 @@ class StoreLayer:
         *,
         where: str | npt.ArrayLike | None = None,
         thresholds: UnitThresholds | None = None,
+        by: str | None = None,
     ) -> UnitReport:
         """Judge every unit: dead, sparse, saturated, redundant, selective of a class.
 
@@ -222,14 +223,16 @@ class StoreLayer:
         Args:
             where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
             thresholds: from where a unit counts as what.
+            by: column of text whose values units may be selective of; by default the labels.
 
         Raises:
-            ParameterError: the condition is wrong, or chooses no image that could be read.
+            ParameterError: the condition is wrong, or chooses no image that could be read; there is
+                no such column, or nothing in it to tell apart.
             StoreError: the store is not finished.
         """
         from timmscope.units import judge_units
 
-        return judge_units(self, where, thresholds)
+        return judge_units(self, where, thresholds, by=by)
 
     def embed(self, model: HookedModel, images: Tensor) -> np.ndarray:
         """Pooled units `(B, C)` float32 of further images, as the pass computes them.

@@ -9,6 +9,7 @@ from timmscope.techniques.csv_text import csv_text
 from timmscope.techniques.dataset_comparison import DatasetComparison
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.embedding import Embedding
+from timmscope.techniques.judged_units import JudgedUnits
 from timmscope.techniques.layer_similarity import LayerSimilarity
 from timmscope.techniques.layer_views import LayerView, layer_activation, layer_view
 from timmscope.techniques.perturbation import (
@@ -40,6 +41,7 @@ __all__ = [
     "Comparison",
     "DatasetComparison",
     "Embedding",
+    "JudgedUnits",
     "LayerName",
     "LayerSimilarity",
     "LayerView",

@@ -1,6 +1,7 @@
 """What a layer's units are worth: dead, sparse, saturated, redundant, selective of a class."""
 
-from .judge import UnitThresholds, judge_units
+from .judge import UnitThresholds, judge_rows, judge_units
 from .report import UnitReport
+from .source import UnitRows
 
-__all__ = ["UnitReport", "UnitThresholds", "judge_units"]
+__all__ = ["UnitReport", "UnitRows", "UnitThresholds", "judge_rows", "judge_units"]

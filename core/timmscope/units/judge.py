@@ -7,19 +7,18 @@ classes, not of images: correlations of wide layers are made in blocks, one pass
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.progress import task
 from timmscope_registry import ParameterError
 
 from .correlation import Correlation, strongest
 from .report import UnitReport
 from .selectivity import ClassMeans, OneAgainstRest, best_classes
+from .source import LABEL, UnitRows
 
 if TYPE_CHECKING:
     from timmscope.store import StoreLayer, UnitStatistics
@@ -56,6 +55,8 @@ def judge_units(
     layer: StoreLayer,
     where: str | npt.ArrayLike | None = None,
     thresholds: UnitThresholds | None = None,
+    *,
+    by: str | None = None,
 ) -> UnitReport:
     """Judge every unit of a layer; see `UnitReport` for what the words mean.
 
@@ -63,24 +64,38 @@ def judge_units(
         layer: as `store.layer(name)` gives it.
         where: only these images: a condition (`ImageTable.where`), a mask (N,) or ids.
         thresholds: from where a unit counts as what.
+        by: column of text whose values units may be selective of, as in ``folder`` or one of the
+            metadata; by default the labels.
 
     Raises:
-        ParameterError: the condition is wrong, or chooses no image that could be read.
+        ParameterError: the condition is wrong, or chooses no image that could be read; there is no
+            such column, it holds no text, or the images have one value of it.
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
+    return judge_rows(UnitRows.of_layer(layer, where, by), thresholds, by=by)
+
+
+def judge_rows(
+    source: UnitRows, thresholds: UnitThresholds | None = None, *, by: str | None = None
+) -> UnitReport:
+    """Judge units by rows of any origin; arguments and errors as for `judge_units`."""
     limits = thresholds or UnitThresholds()
-    chosen = None if where is None else layer.store.images.where(where)
-    labels = layer.store.images.labels
-    codes = labels.codes if chosen is None else np.where(chosen, labels.codes, -1)
-    means = ClassMeans(len(labels.names), layer.channels)
-    correlation, partner = np.empty(layer.channels), np.empty(layer.channels, dtype=np.int64)
-    maxima, pooled = _statistics(layer, chosen)
-    width = max(1, min(layer.channels, CORRELATION_BYTES // (8 * layer.channels)))
+    units, codes = source.channels, source.codes
+    labelled = codes[source.readable]
+    labelled = labelled[labelled >= 0]
+    sizes = np.bincount(labelled, minlength=len(source.names))
+    unjudged = _unjudged(sizes, limits.class_size, by or LABEL)
+    if unjudged and by is not None:
+        raise ParameterError(f"nothing to tell apart: {unjudged}", parameter="context")
+    means = ClassMeans(len(source.names), units)
+    correlation, partner = np.empty(units), np.empty(units, dtype=np.int64)
+    maxima, pooled = source.known() or _statistics(source)
+    width = max(1, min(units, CORRELATION_BYTES // (8 * units)))
     images = 0
-    for first in range(0, layer.channels, width):
-        block = Correlation(layer.channels, first, min(first + width, layer.channels))
-        for ids, rows in _rows(layer, "pooled", chosen, "correlating units"):
+    for first in range(0, units, width):
+        block = Correlation(units, first, min(first + width, units))
+        for ids, rows in source.stream("pooled", "correlating units"):
             block.update(rows)
             if first == 0:
                 means.update(rows, codes[ids])
@@ -90,26 +105,28 @@ def judge_units(
     constant = pooled.minimum == pooled.maximum
     correlation[constant], partner[constant] = np.nan, -1
     best, selectivity = best_classes(means.means(limits.class_size), np.nan_to_num(pooled.minimum))
-    area = np.full(layer.channels, np.nan)
+    area = np.full(units, np.nan)
     if (best >= 0).any():
         largest = np.fmax(np.abs(pooled.minimum), np.abs(pooled.maximum))
         counts = OneAgainstRest(best, np.nan_to_num(largest))
-        for ids, rows in _rows(layer, "pooled", chosen, "telling classes apart"):
+        for ids, rows in source.stream("pooled", "telling classes apart"):
             counts.update(rows, codes[ids])
         area = counts.areas()
     rectified = _is_rectified(pooled, maxima)
     flags = _flags(pooled, maxima, correlation, area, rectified, limits)
     return UnitReport(
-        layer=layer.name,
+        layer=source.name,
         images=images,
-        labelled=int((codes[layer.store.images.readable] >= 0).sum()),
+        labelled=len(labelled),
+        by=by or LABEL,
+        unjudged=unjudged,
         rectified=rectified,
         thresholds=limits,
         pooled=pooled,
         maxima=maxima,
         correlation=correlation,
         partner=partner,
-        best_class=[labels.names[code] if code >= 0 else None for code in best.tolist()],
+        best_class=[source.names[code] if code >= 0 else None for code in best.tolist()],
         selectivity=selectivity,
         auroc=area,
         prunable=_prunable(flags, partner, pooled.variance),
@@ -117,46 +134,33 @@ def judge_units(
     )
 
 
-def _rows(
-    layer: StoreLayer, kind: str, chosen: np.ndarray | None, what: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and rows of the chosen images; shards without one are not read."""
-    manifest = layer.store.manifest
-    shards = list(range(manifest.shard_count))
-    if chosen is not None:
-        shards = [n for n in shards if chosen[slice(*manifest.span(n))].any()]
-    with task(what, total=len(layer)) as advance:
-        for ids, rows in layer.iter_rows(kind, shards=shards):
-            advance(len(ids))
-            if chosen is not None:
-                kept = chosen[ids]
-                ids, rows = ids[kept], rows[kept]
-            if len(ids):
-                yield ids, rows
+def _unjudged(sizes: np.ndarray, least: int, by: str) -> str:
+    """Why no unit can be selective, in a few words; empty where some can."""
+    some = int((sizes > 0).sum())
+    if not some:
+        return f"no image has a {by}"
+    if some == 1:
+        return f"all images that have a {by} have the same one"
+    if (sizes >= least).sum() < 2:
+        return f"no two values of {by} have {least} images"
+    return ""
 
 
-def _statistics(
-    layer: StoreLayer, chosen: np.ndarray | None
-) -> tuple[UnitStatistics, UnitStatistics]:
-    """Statistics of maxima and means: the store's own, or computed for the chosen images."""
-    names = {record.name for record in layer.store.manifest.collectors}
-    if chosen is None and "statistics" in names:
-        return layer.statistics("max"), layer.statistics("pooled")
+def _statistics(source: UnitRows) -> tuple[UnitStatistics, UnitStatistics]:
+    """Statistics of maxima and means, from the rows."""
     from timmscope.mining.collectors import LayerBatch, Statistics
     from timmscope.store import UnitStatistics
 
     found = Statistics()
     pairs = zip(
-        _rows(layer, "max", chosen, "statistics"),
-        _rows(layer, "pooled", chosen, "statistics"),
-        strict=True,
+        source.stream("max", "statistics"), source.stream("pooled", "statistics"), strict=True
     )
     for (ids, maxima), (_, pooled) in pairs:
         rows = {"max": maxima, "pooled": pooled}
-        found.update(LayerBatch(layer=layer.name, ids=ids, rows=rows))
+        found.update(LayerBatch(layer=source.name, ids=ids, rows=rows))
     if not len(found.of("max").count):
         raise ParameterError(
-            f"no image that could be read is chosen: nothing to say of {layer.name}",
+            f"no image that could be read is chosen: nothing to say of {source.name}",
             parameter="where",
         )
     return UnitStatistics.of(found.of("max")), UnitStatistics.of(found.of("pooled"))

@@ -13,6 +13,8 @@ import numpy as np
 
 from timmscope_registry import ParameterError, did_you_mean
 
+from .source import LABEL
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -36,7 +38,9 @@ class UnitReport:
     Attributes:
         layer: name of the layer.
         images: images that were read.
-        labelled: those of them with a label.
+        labelled: those of them with a label, or a value of the column in its place.
+        by: what classes are: ``label``, or a column of the images or of their metadata.
+        unjudged: why no unit can be selective, in a few words; empty where some can.
         rectified: whether the layer is.
         thresholds: the limits.
         pooled: statistics of the units' spatial means.
@@ -50,8 +54,8 @@ class UnitReport:
         auroc: area under the ROC curve of that class against all other images.
         dead: never fires; in a layer that is not rectified, has one value whatever the image.
         sparse: fires on few images; told of rectified layers only.
-        saturated: hardly depends on the image: its spatial mean varies little, or its maximum is
-            at its ceiling on half of the images.
+        saturated: always on, hardly depending on the image: its spatial mean varies little, or its
+            maximum is at its ceiling on half of the images.
         redundant: correlates highly, with either sign, with its partner.
         selective: tells its best class from all other images.
         nonfinite: was NaN or infinite on some image; these values are left out of all else.
@@ -61,6 +65,8 @@ class UnitReport:
     layer: str
     images: int
     labelled: int
+    by: str
+    unjudged: str
     rectified: bool
     thresholds: UnitThresholds
     pooled: UnitStatistics
@@ -98,10 +104,13 @@ class UnitReport:
             told.append(f"{counts['sparse']} sparse")
         told.append(f"{counts['redundant']} redundant")
         if not np.isnan(self.auroc).all():
-            told.append(f"{counts['selective']} selective of a class")
+            what = "class" if self.by == LABEL else self.by
+            told.append(f"{counts['selective']} selective of a {what}")
         text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(told)}"
         if counts["nonfinite"]:
             text += f"; {counts['nonfinite']} were NaN or infinite on some images"
+        if self.unjudged and self.labelled:
+            text += f"; none is selective: {self.unjudged}"
         return f"{text}; {counts['prunable']} could be pruned"
 
     def flags(self, unit: int) -> list[str]:
@@ -196,18 +205,29 @@ class UnitReport:
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as target:
             writer = csv.DictWriter(target, rows[0])
             writer.writeheader()
-            writer.writerows({**row, "flags": " ".join(row["flags"])} for row in rows)
+            writer.writerows(flat(rows))
         return path
 
     def figure(self) -> Figure:
         """A picture of the layer: activity, spread, redundancy and selectivity of its units."""
         from timmscope.figures.units import units_figure
 
-        return units_figure(self)
+        return units_figure(
+            self.table(),
+            heading=self.summary(),
+            rectified=self.rectified,
+            limits=vars(self.thresholds),
+            by=self.by,
+        )
 
     @staticmethod
     def _numbers(values: np.ndarray) -> list[float | None]:
         return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def flat(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `UnitReport.table` with flags as one text, as a CSV file has them."""
+    return [{**row, "flags": " ".join(row["flags"])} for row in rows]
 
 
 def _statistics_columns(statistics: UnitStatistics) -> dict[str, np.ndarray]:

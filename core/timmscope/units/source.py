@@ -1,0 +1,142 @@
+"""What units are judged by: rows and maxima of images, and the classes or contexts of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope.images import LabelTable
+from timmscope.progress import task
+from timmscope.store import columns
+from timmscope_registry import ParameterError, did_you_mean
+
+if TYPE_CHECKING:
+    from timmscope.store import Store, StoreLayer, UnitStatistics
+
+LABEL = "label"
+
+Batches = Iterator[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class UnitRows:
+    """Rows of units over images.
+
+    Attributes:
+        name: of the layer.
+        channels: number of units.
+        stream: ids and rows of all images, by kind (``pooled`` or ``max``) and what they are read
+            for.
+        known: statistics of maxima and means where they are known beforehand.
+        names: of the classes.
+        codes: place of each image's class in `names`, -1 where there is none; by id.
+        readable: by id, whether the image could be read and is chosen.
+    """
+
+    name: str
+    channels: int
+    stream: Callable[[str, str], Batches]
+    known: Callable[[], tuple[UnitStatistics, UnitStatistics] | None]
+    names: Sequence[str]
+    codes: np.ndarray
+    readable: np.ndarray
+
+    @classmethod
+    def of_layer(
+        cls, layer: StoreLayer, where: str | npt.ArrayLike | None, by: str | None
+    ) -> UnitRows:
+        """A store's layer, its images told apart by a column.
+
+        Raises:
+            ParameterError: the condition is wrong, or the column is not one of text.
+            StoreError: the store is not finished.
+        """
+        store = layer.store
+        chosen = None if where is None else store.images.where(where)
+        table = store.images.labels if by in (None, LABEL) else context_of(store, by or LABEL)
+        collected = {record.name for record in store.manifest.collectors}
+
+        def known() -> tuple[UnitStatistics, UnitStatistics] | None:
+            if chosen is not None or "statistics" not in collected:
+                return None
+            return layer.statistics("max"), layer.statistics("pooled")
+
+        readable = store.images.readable
+        return cls(
+            name=layer.name,
+            channels=layer.channels,
+            stream=lambda kind, what: _rows(layer, kind, chosen, what),
+            known=known,
+            names=table.names,
+            codes=table.codes if chosen is None else np.where(chosen, table.codes, -1),
+            readable=readable if chosen is None else readable & chosen,
+        )
+
+    @classmethod
+    def of_array(
+        cls, name: str, count: int, width: int, batches: Callable[[str], Batches]
+    ) -> UnitRows:
+        """An array `(count, width)`: each row is mean and maximum of its image."""
+        return cls(
+            name=name,
+            channels=width,
+            stream=lambda kind, what: batches(what),
+            known=lambda: None,
+            names=(),
+            codes=np.full(count, -1),
+            readable=np.ones(count, bool),
+        )
+
+
+def context_of(store: Store, column: str) -> LabelTable:
+    """A column of text of a store's images, or of the metadata beside it, as classes.
+
+    Raises:
+        ParameterError: there is no such column, or it holds no text.
+        StoreError: the store is not finished.
+    """
+    kinds = columns.kinds(store.images.metadata)
+    if column not in kinds:
+        texts = [name for name, kind in kinds.items() if kind == "text"]
+        hint = did_you_mean(column, texts)
+        raise ParameterError(
+            f"{store.path.name} has no column {column!r}; {f'{hint}; ' if hint else ''}columns of "
+            f"text are {', '.join(texts)}",
+            parameter="context",
+        )
+    if kinds[column] != "text":
+        raise ParameterError(
+            f"the column {column!r} holds no text: units are told apart by names; write its values "
+            f"as text, as in {column}_1",
+            parameter="context",
+        )
+    store.files.require_all()
+
+    def parts() -> Iterator[np.ndarray]:
+        for start, stop, block in columns.blocks(store.files, [column], store.images.metadata):
+            found = block[column]
+            values = np.broadcast_to(found.values, (stop - start,))
+            missing = np.zeros(stop - start, bool) if found.missing is None else found.missing
+            yield np.where(missing, np.bytes_(b""), values)
+
+    return LabelTable.of_columns(parts())
+
+
+def _rows(layer: StoreLayer, kind: str, chosen: np.ndarray | None, what: str) -> Batches:
+    """Ids and rows of the chosen images; shards without one are not read."""
+    manifest = layer.store.manifest
+    shards = list(range(manifest.shard_count))
+    if chosen is not None:
+        shards = [n for n in shards if chosen[slice(*manifest.span(n))].any()]
+    with task(what, total=len(layer)) as advance:
+        for ids, rows in layer.iter_rows(kind, shards=shards):
+            advance(len(ids))
+            if chosen is not None:
+                kept = chosen[ids]
+                ids, rows = ids[kept], rows[kept]
+            if len(ids):
+                yield ids, rows

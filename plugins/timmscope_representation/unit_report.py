@@ -1,0 +1,55 @@
+"""What a layer's units are worth: which do nothing, repeat others, or tell classes apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from timmscope import (
+    JudgedUnits,
+    ParameterError,
+    RepresentationTechnique,
+    Rows,
+    UnitThresholds,
+)
+
+
+class UnitReport(RepresentationTechnique):
+    """Every unit of a layer judged over a data set, as a table, CSV and figure.
+
+    Dead units never fire. Saturated ones are always on: they hardly depend on the image. Sparse
+    ones fire on few images. Redundant ones correlate (Pearson) with another unit. Selective ones
+    tell their best class from all other images, by the area under the ROC curve; beside it stands
+    the selectivity index of Morcos et al. (ICLR 2018). With a `context`, classes are the values of
+    any column of text: a unit may be tied to a camera or a place. Dead and saturated units could be
+    pruned, and redundant ones whose partner stays and varies more.
+
+    An array's rows count as both mean and maximum of their images.
+    """
+
+    context: str | None = Field(default=None, min_length=1)
+    """Column of text whose values take the place of labels: `folder`, or one of the metadata."""
+    sparse: float = Field(default=UnitThresholds.sparse, ge=0, le=1)
+    """Share of images that a sparse unit fires on, at most."""
+    saturated: float = Field(default=UnitThresholds.saturated, ge=0)
+    """Standard deviation of a saturated unit's mean over the mean's magnitude, at most."""
+    ceiling: float = Field(default=UnitThresholds.ceiling, ge=0, le=1)
+    """Share of its highest maximum that a saturated unit's median reaches."""
+    redundant: float = Field(default=UnitThresholds.redundant, ge=0, le=1)
+    """Magnitude of the correlation of redundant units, at least."""
+    selective: float = Field(default=UnitThresholds.selective, ge=0, le=1)
+    """Area under the ROC curve of a selective unit, at least."""
+    class_size: int = Field(default=UnitThresholds.class_size, ge=1)
+    """Images of a class that counts, at least."""
+
+    def analyse(self, source: Rows, images: Any) -> JudgedUnits:
+        """The report on a store's layer, or on an array's columns; takes no query images."""
+        if images is not None:
+            raise ParameterError(f"{self.title()} takes no query images", parameter="images")
+        if self.context is not None:
+            self.layer_of(source)
+        limits = self.model_dump(exclude={"context"})
+        return JudgedUnits.of(
+            source, UnitThresholds(**limits), self.context, self.provenance(**source.facts)
+        )

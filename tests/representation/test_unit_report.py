@@ -1,0 +1,219 @@
+"""The report on units: flags and numbers by hand, contexts, arrays, CSV, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from timmscope import (
+    JudgedUnits,
+    LayerNotFound,
+    ParameterError,
+    Store,
+    load_model,
+    load_result,
+    mine,
+    technique,
+)
+from timmscope.cli import main
+
+UnitReport: Any = technique("unit-report")
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(COUNT):
+        low = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        low[..., number % 2] //= 4  # folders differ in colour
+        place = folder / f"class{number % 2}" / f"{number:02d}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(low).resize((40, 40)).save(place)
+    model = load_model("random:resnet18?seed=0&img_size=32&num_classes=10")
+    place = tmp_path_factory.mktemp("store") / "s.scope"
+    return mine(model, folder, place, layers=["act1", "layer1", "fc"], workers=0)
+
+
+@pytest.fixture
+def with_context(store: Store, tmp_path: Path) -> Store:
+    lines = ["id,camera,year,same"]
+    lines += [f"{i},{'north' if i % 3 else 'south'},{2000 + i % 4},x" for i in range(COUNT)]
+    (tmp_path / "shots.csv").write_text("\n".join(lines) + "\n")
+    return store.with_metadata(tmp_path / "shots.csv")
+
+
+def by_hand(rows: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best of two classes, index of Morcos et al., and area under the curve, of each unit."""
+    means = np.stack([rows[codes == code].mean(0) for code in range(2)])
+    best = means.argmax(0)
+    above = means - np.minimum(rows.min(0), 0)
+    high, low = above.max(0), above.min(0)
+    areas = []
+    for unit, code in enumerate(best):
+        own, rest = rows[codes == code, unit], rows[codes != code, unit]
+        wins = (own[:, None] > rest).mean() + (own[:, None] == rest).mean() / 2
+        areas.append(wins)
+    return best, (high - low) / (high + low), np.array(areas)
+
+
+def test_numbers_of_classes_and_pairs_are_those_by_hand(store: Store) -> None:
+    report = UnitReport(class_size=5)(store, layer="layer1")
+    rows = np.asarray(store.layer("layer1").pooled, np.float64)
+    codes = np.array([int(label[-1]) for label in store.images.labels])
+    best, index, area = by_hand(rows, codes)
+    units = report.units
+    assert [unit["best_class"] for unit in units] == [f"class{code}" for code in best]
+    np.testing.assert_allclose([unit["selectivity"] for unit in units], index, rtol=1e-5)
+    # Counted in bins 1/32 of a value wide.
+    np.testing.assert_allclose([unit["auroc"] for unit in units], area, atol=0.06)
+    matrix = np.corrcoef(rows.T)
+    np.fill_diagonal(matrix, 0)
+    partner = np.abs(matrix).argmax(1)
+    assert [unit["partner"] for unit in units] == partner.tolist()
+    expected = matrix[np.arange(len(partner)), partner]
+    np.testing.assert_allclose([unit["correlation"] for unit in units], expected, atol=1e-6)
+
+
+def test_a_context_takes_the_place_of_labels(with_context: Store) -> None:
+    report = UnitReport(context="camera", class_size=5)(with_context, layer="layer1")
+    rows = np.asarray(with_context.layer("layer1").pooled, np.float64)
+    codes = np.array([i % 3 == 0 for i in range(COUNT)]).astype(int)
+    names = np.array(["north", "south"])
+    best, index, area = by_hand(rows, codes)
+    assert [unit["best_class"] for unit in report.units] == names[best].tolist()
+    np.testing.assert_allclose([unit["selectivity"] for unit in report.units], index, rtol=1e-5)
+    np.testing.assert_allclose([unit["auroc"] for unit in report.units], area, atol=0.06)
+    assert "selective of a camera" in report.sentence
+    texts = [text.get_text() for text in report.figure().texts]
+    assert "How well it tells its best camera apart" in texts
+    folders = UnitReport(context="folder", class_size=5)(with_context, layer="layer1")
+    labels = UnitReport(class_size=5)(with_context, layer="layer1")
+    assert folders.units == labels.units  # the labels of this store are its folders
+
+
+def test_a_unit_tied_to_a_context_is_found() -> None:
+    from timmscope.units import UnitRows, judge_rows
+
+    rng = np.random.default_rng(1)
+    codes = np.arange(60) % 2
+    rows = rng.random((60, 4)).astype(np.float32)
+    rows[:, 2] += 3 * codes
+    source = UnitRows(
+        name="x",
+        channels=4,
+        stream=lambda kind, what: iter([(np.arange(60), rows)]),
+        known=lambda: None,
+        names=("indoors", "outdoors"),
+        codes=codes,
+        readable=np.ones(60, bool),
+    )
+    report = judge_rows(source, by="place")
+    assert np.flatnonzero(report.selective).tolist() == [2]
+    assert report.best_class[2] == "outdoors"
+    assert report.auroc[2] == 1
+
+
+def test_an_array_is_judged_by_its_columns() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.random((400, 7))
+    rows[:, 0] = 0  # dead
+    rows[:, 1] = 5 + 0.001 * rows[:, 1]  # always on
+    rows[:, 2] = 0
+    rows[7, 2] = 1  # sparse
+    rows[:, 4] = -2 * rows[:, 3] + 2  # redundant
+    rows[:, 5] += rng.random(400)
+    report = UnitReport()(rows)
+    flags = {unit["unit"]: unit["flags"] for unit in report.units}
+    assert flags == {
+        0: ["dead"], 1: ["saturated"], 2: ["sparse"],
+        3: ["redundant"], 4: ["redundant"], 5: [], 6: [],
+    }  # fmt: skip
+    assert [unit["unit"] for unit in report.units if unit["prunable"]] == [0, 1, 3]
+    assert report.units[4]["correlation"] == pytest.approx(-1)
+    assert report.unjudged == "no image has a label"
+    assert "auroc" not in report.summary()[0]
+    text = "\n".join(text.get_text() for text in report.figure().texts)
+    assert "to prune: dead 0; saturated 1; redundant 3" in text
+    panels = [t.get_text() for axes in report.figure().axes for t in axes.texts]
+    assert "saturated (always on): 1" in panels
+    some = UnitReport()(rows, where=np.arange(100, 300))
+    assert some.images == 200
+    assert some.units[2]["flags"] == ["dead"]
+
+
+def test_limits_are_parameters() -> None:
+    rows = np.random.default_rng(0).random((50, 3))
+    rows[:, 1] = rows[:, 0] + 0.4 * rows[:, 2]
+    r = abs(np.corrcoef(rows.T)[0, 1])
+    assert UnitReport(redundant=r - 0.01)(rows).counts["redundant"] == 2
+    assert UnitReport(redundant=r + 0.01)(rows).counts["redundant"] == 0
+    with pytest.raises(ParameterError, match=r"'redundant' .* is 1\.2"):
+        UnitReport(redundant=1.2)
+
+
+def test_the_result_survives_saving_with_its_csv(store: Store, tmp_path: Path) -> None:
+    report = UnitReport(class_size=5)(store, layer="act1")
+    again = load_result(report.save(tmp_path))
+    assert isinstance(again, JudgedUnits)
+    assert again.units == report.units
+    assert again.summary() == report.summary()
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "units.csv").read_text())))
+    assert len(rows) == 64
+    assert [row["flags"].split() for row in rows] == [unit["flags"] for unit in report.units]
+    assert [float(row["fires"]) for row in rows] == [unit["fires"] for unit in report.units]
+    first = [text.get_text() for text in report.figure().texts]
+    assert [text.get_text() for text in again.figure().texts] == first
+
+
+def test_one_class_says_why_nothing_is_selective(store: Store) -> None:
+    report = UnitReport()(store, layer="layer1", where="label == 'class1'")
+    assert report.unjudged == "all images that have a label have the same one"
+    assert "none is selective: all images that have a label" in report.sentence
+    assert all(unit["auroc"] is None for unit in report.units)
+    small = UnitReport(class_size=13)(store, layer="layer1")
+    assert small.unjudged == "no two values of label have 13 images"
+
+
+def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> None:
+    def refused(match: str, source: Any = with_context, **given: Any) -> None:
+        fields = {name: given.pop(name) for name in ("context",) if name in given}
+        with pytest.raises(ParameterError, match=match):
+            UnitReport(**fields)(source, layer="fc", **given)
+
+    refused(r"no column 'camra'; did you mean 'camera'\?; columns of text are", context="camra")
+    refused("column 'year' holds no text", context="year")
+    refused("all images that have a same have the same one", context="same")
+    refused("no two values of name have 10 images", context="name")
+    refused("label have the same one", context="label", where="label == 'class0'")
+    refused("takes no query images", images="cat.png")
+    refused("no image that meets the condition", where="width > 999")
+    with pytest.raises(LayerNotFound, match=r"no layer 'layer9'; did you mean 'layer1'\?"):
+        UnitReport()(store, layer="layer9")
+    with pytest.raises(ParameterError, match="an array is not enough"):
+        UnitReport(context="label")(np.ones((4, 3)))
+    rows = np.random.default_rng(0).random((9, 3))
+    rows[[2, 5], 1] = np.nan
+    with pytest.raises(ParameterError, match=r"2 of 9 rows of the array hold NaN .* row 2, row 5"):
+        UnitReport()(rows)
+
+
+def test_the_command_writes_the_csv_and_names_the_context(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["run", "unit-report", str(store.path), "--layer", "layer1", "-o", str(tmp_path)]
+    assert main([*run, "--context", "folder", "--class-size", "5"]) == 0
+    out = capsys.readouterr().out
+    assert "units.csv" in out
+    assert "class0" in out
+    assert main([*run, "--context", "width"]) == 2
+    error = capsys.readouterr().err
+    assert "holds no text" in error
+    assert error.count("\n") == 1
