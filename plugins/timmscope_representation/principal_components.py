@@ -156,7 +156,8 @@ class _Moments:
     def eigen(self) -> tuple[Numbers, Numbers]:
         """Eigenvalues `(d,)`, falling, and eigenvectors `(d, d)` in columns, of the covariance."""
         mean = self.total / self.count
-        covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
         if not np.isfinite(covariance).all():  # float32 overflowed: `turn` says so
             return np.full(len(mean), np.nan), np.full_like(covariance, np.nan)
         values, vectors = np.linalg.eigh(covariance)

@@ -49,6 +49,11 @@ for (let d = 0; d < D; d++) {
   middle[d] = (low + high) / 2;
   half = Math.max(half, (high - low) / 2);
 }
+if (D === 3) { // turned in any way, all points stay in sight
+  for (let i = 0; i < flat.length; i += 3) {
+    half = Math.max(half, Math.hypot(flat[i] - middle[0], flat[i + 1] - middle[1], flat[i + 2] - middle[2]));
+  }
+}
 half = half || 1;
 const start = { x: 0, y: 0, zoom: 1, yaw: -0.6, pitch: 0.45 };
 let view = { ...start };
@@ -87,7 +92,7 @@ function stamp(shape, radius) {
 }
 
 function place() { // where on the canvas every point is
-  const scale = Math.min(wide, high) / 2 * 0.94 / half * view.zoom / (D === 3 ? 1.2 : 1);
+  const scale = Math.min(wide, high) / 2 * 0.94 / half * view.zoom;
   const left = wide / 2 + view.x, top = high / 2 + view.y;
   if (D === 2) {
     for (let i = 0, k = 0; i < ALL; i++, k += 2) {
@@ -108,9 +113,8 @@ function place() { // where on the canvas every point is
 
 function sortByDepth() { // far points first: a counting sort over 1,024 slices
   const slices = 1024, from = new Uint32Array(slices + 1), slice = new Uint16Array(N);
-  const reach = 1.8 * half;
   for (let i = 0; i < N; i++) {
-    slice[i] = Math.max(0, Math.min(slices - 1, (reach - depth[i]) / (2 * reach) * slices));
+    slice[i] = Math.max(0, Math.min(slices - 1, (half - depth[i]) / (2 * half) * slices));
     from[slice[i] + 1]++;
   }
   for (let s = 0; s < slices; s++) from[s + 1] += from[s];
@@ -246,7 +250,7 @@ function sheet(number, then) {
   if (then) image.addEventListener("load", then, { once: true });
   return null;
 }
-const shotOf = [];
+const shotOf = [], cut = document.createElement("canvas");
 function tile(i, then) { // image, left, top, side of the picture of a point; null until it is decoded
   if (i >= N) {
     if (!data.queries[i - N]) return undefined;
@@ -330,9 +334,12 @@ function show(i) {
   picture.hidden = found === undefined;
   if (found) {
     const side = picture.width = picture.height = Math.max(found[3], 192);
+    // Cut out before it is enlarged, or its neighbours on the sheet would bleed into its edges.
+    cut.width = cut.height = found[3];
+    cut.getContext("2d").drawImage(found[0], -found[1], -found[2]);
     const paint = picture.getContext("2d");
     paint.imageSmoothingQuality = "high";
-    paint.drawImage(found[0], found[1], found[2], found[3], found[3], 0, 0, side, side);
+    paint.drawImage(cut, 0, 0, side, side);
     picture.dataset.point = i;
   }
   const box = map.getBoundingClientRect(), x = sx[i] / dense, y = sy[i] / dense;
