@@ -70,6 +70,7 @@ def generate(folder: Path) -> list[str]:
             "use it directly for modules that are no image models.",
             problems,
         ),
+        "api-testing.md": testing_page(problems),
         **technique_pages(problems),
         "sources.md": contributions_page(),
     }
@@ -269,6 +270,42 @@ def public_page(package: str, about: str, problems: list[str]) -> str:
         lines += ["## Errors", "", "Described in [Errors](errors.md):", ""]
         lines += [", ".join(f"`{name}`" for name in errors) + ".", ""]
     return "\n".join(lines)
+
+
+def testing_page(problems: list[str]) -> str:
+    """What plugins are tested with: the functions, the fixtures, every check by name."""
+    from timmscope.testing import checks, fixtures
+
+    lines = [
+        public_page(
+            "timmscope.testing",
+            "What authors test plugins with; [how](../../how-to/test-a-plugin.md).",
+            problems,
+        ),
+        "## Fixtures",
+        "",
+        'With `pytest_plugins = ["timmscope.testing.fixtures"]` in `conftest.py`:',
+        "",
+        "| fixture | what it is |",
+        "|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {' '.join((value.__doc__ or '').split())} |"
+        for name, value in vars(fixtures).items()
+        if type(value).__name__ == "FixtureFunctionDefinition"
+    ]
+    for kind in sorted(set(registry_kinds())):
+        lines += ["", f"## Checks of a {kind}", "", "| check | what it promises |", "|---|---|"]
+        lines += [
+            f"| `{each.name}` | {' '.join(each.promise.split()).replace('|', '&#124;')} |"
+            for each in checks(kind)
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def registry_kinds() -> list[str]:
+    """Kinds of contribution, as the registry calls them."""
+    return [entry.kind for entry in get_registry().entries()]
 
 
 def directive(module: ModuleType, name: str) -> list[str]:

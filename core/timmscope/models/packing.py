@@ -35,9 +35,9 @@ class PackedConv2d(nn.Conv2d):
                 x, self.weight, self.bias, stride, padding, dilation, self.groups
             )
         if self.packed is None:
-            self.packed = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                self.weight.detach().to_mkldnn(), padding, stride, dilation, self.groups, x.shape
-            )
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+            weight = self.weight.detach().to_mkldnn()
+            self.packed = reorder(weight, padding, stride, dilation, self.groups, x.shape)
         convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, self.packed, self.bias, padding, stride, dilation, self.groups, "none", [], ""
         )

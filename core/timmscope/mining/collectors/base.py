@@ -137,6 +137,8 @@ class RowCollector(Collector):
         self._rows = {kind: rows for kind, rows in state.items() if kind != "ids"}
 
     def _append(self, ids: np.ndarray, rows: dict[str, np.ndarray]) -> None:
+        if not len(ids):  # an empty collector does not know which kinds of rows there are
+            return
         if not len(self._ids):
             self._ids, self._rows = ids.copy(), {kind: part.copy() for kind, part in rows.items()}
             return

@@ -1,0 +1,183 @@
+"""Checks of collectors: an algebra over images, and a pass that can be killed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from timmscope.mining import Collector, LayerBatch, RowCollector, mine
+from timmscope.mining.collectors import Extrema, Pooled, State
+from timmscope.models import HookedModel
+from timmscope.store import Store
+from timmscope.testing.conformance import Case, check
+from timmscope.testing.models import Tripwire, tiny_images, tiny_model
+from timmscope.testing.subjects import tiny_pictures
+
+IMAGES = 40
+TOLERANCE = 1e-9
+"""Of sums in another order, as a share of the largest value."""
+
+
+@check("collector")
+def parameters_make_it_again(case: Case) -> None:
+    """`settings` names what `__init__` takes, and `fresh` has the same parameters."""
+    made = _made(case)
+    assert made.parameters() == made.fresh().parameters()
+    assert made.name == case.entry.spec.name, f"it calls itself {made.name!r}"
+
+
+@check("collector")
+def state_comes_back(case: Case) -> None:
+    """A collector that loads a state has that state, to the bit."""
+    seen = _fed(case, [slice(None)])
+    again = seen.fresh()
+    again.load(seen.state())
+    assert not _differing(seen.state(), again.state(), 0.0)
+
+
+@check("collector")
+def empty_is_neutral(case: Case) -> None:
+    """Merging an empty collector, from either side, changes nothing."""
+    seen = _fed(case, [slice(None)])
+    state = seen.state()
+    seen.merge(seen.fresh())
+    assert not _differing(state, seen.state(), 0.0)
+    empty = seen.fresh()
+    empty.merge(_fed(case, [slice(None)]))
+    assert not _differing(state, empty.state(), 0.0)
+
+
+@check("collector")
+def batches_do_not_matter(case: Case) -> None:
+    """Images one by one, in batches or all at once give the same state."""
+    whole = _fed(case, [slice(None)]).state()
+    for size in (1, 7, 16):
+        spans = [slice(start, start + size) for start in range(0, IMAGES, size)]
+        differ = _differing(whole, _fed(case, spans).state(), TOLERANCE)
+        assert not differ, f"{', '.join(differ)} depend on batches of {size}"
+
+
+@check("collector")
+def merge_is_associative_and_commutative(case: Case) -> None:
+    """Parts give the state of the whole, whichever are joined first and from whichever side."""
+    whole = _fed(case, [slice(None)]).state()
+    spans = [slice(0, 11), slice(11, 12), slice(12, IMAGES)]
+
+    def part(number: int) -> Collector:
+        return _fed(case, [spans[number]])
+
+    for first, second, third in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        left = part(first)
+        left.merge(part(second))
+        left.merge(part(third))
+        right, rest = part(first), part(second)
+        rest.merge(part(third))
+        right.merge(rest)
+        for state in (left.state(), right.state()):
+            differ = _differing(whole, state, TOLERANCE)
+            assert not differ, f"{', '.join(differ)} depend on the order of merging"
+
+
+@check("collector")
+def rows_are_only_read(case: Case) -> None:
+    """`update` changes none of the rows that it is shown."""
+    batch = _batches(case, [slice(None)])[0]
+    before = {kind: rows.copy() for kind, rows in batch.rows.items()}
+    _made(case).update(batch)
+    assert all(np.array_equal(before[kind], rows) for kind, rows in batch.rows.items())
+
+
+@check("collector")
+def survives_a_kill(case: Case) -> None:
+    """A pass that is broken off and resumed leaves the bytes of an uninterrupted one."""
+    model, pictures = tiny_model(), tiny_pictures(case.folder)
+    whole = _mined(case, model, pictures, "whole")
+    wire = model.module.get_submodule("tripwire")
+    assert isinstance(wire, Tripwire)
+    wire.armed = wire.passed + 8  # the second shard: a pass looks at the model before it begins
+    try:
+        _mined(case, model, pictures, "broken")
+    except Exception as error:
+        assert "tripwire" in str(error), f"the error is another one: {error}"
+    else:
+        raise AssertionError("the pass was over before it could be broken off")
+    left = Store.open(case.folder / "broken.scope").manifest
+    assert 0 < len(left.shards) < left.shard_count, f"{len(left.shards)} shards were done"
+    wire.armed = 0
+    broken = _mined(case, model, pictures, "broken")
+    for part in (broken, whole):
+        assert part.verify().ok
+    layer = whole.layer("act2")
+    for kind in layer.record.kinds:
+        assert np.array_equal(layer.rows(kind)[:], broken.layer("act2").rows(kind)[:])
+    if not isinstance(_made(case), RowCollector):
+        name = case.entry.spec.name
+        one, other = whole.collector("act2", name), broken.collector("act2", name)
+        assert not _differing(one.state(), other.state(), 0.0)
+
+
+def _made(case: Case) -> Collector:
+    kind = case.entry.load()
+    assert isinstance(kind, type), f"{case.entry.spec.impl} is no class"
+    assert issubclass(kind, Collector), f"{kind.__name__} is no subclass of Collector"
+    made: Collector = kind(**case.parameters)
+    return made
+
+
+def _fed(case: Case, spans: Sequence[slice]) -> Collector:
+    made = _made(case)
+    for batch in _batches(case, spans):
+        made.update(batch)
+    return made
+
+
+def _batches(case: Case, spans: Sequence[slice]) -> list[LayerBatch]:
+    """The rows of a tiny model's layer, as a pass would hand them over."""
+    import torch
+
+    model, made = tiny_model(), _made(case)
+    layer = model.layers["act1"]
+    with torch.no_grad(), model.record("act1") as recording:
+        model(tiny_images(IMAGES))
+    reducers: list[RowCollector] = [Pooled(), Extrema()]
+    if isinstance(made, RowCollector):
+        reducers = [made]
+    rows: dict[str, np.ndarray] = {}
+    for reducer in reducers:
+        found = reducer.reduce(layer, recording["act1"])
+        columns = reducer.columns(layer)
+        assert found.keys() == columns.keys(), f"{reducer.name} returns {', '.join(found)}"
+        for kind, column in columns.items():
+            values = found[kind].numpy()
+            assert values.shape == (IMAGES, *column.shape), f"{kind} rows are {values.shape}"
+            rows[kind] = values.astype(column.dtype)
+    ids = np.arange(100, 100 + IMAGES)
+    return [
+        LayerBatch(
+            layer="act1", ids=ids[span], rows={kind: values[span] for kind, values in rows.items()}
+        )
+        for span in spans
+    ]
+
+
+def _mined(case: Case, model: HookedModel, pictures: object, name: str) -> Store:
+    given = [] if case.entry.plugin.distribution == "timmscope" else [_made(case)]
+    return mine(
+        model, str(pictures), case.folder / f"{name}.scope", layers=["act2"], shard_size=6,
+        batch_size=3, workers=0, collectors=given,
+    )  # fmt: skip
+
+
+def _differing(one: State, other: State, tolerance: float) -> list[str]:
+    if one.keys() != other.keys():
+        return sorted(one.keys() ^ other.keys())
+    return [name for name in one if not _close(one[name], other[name], tolerance)]
+
+
+def _close(one: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not tolerance or one.dtype.kind != "f":
+        return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    return bool(np.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True))

@@ -1,0 +1,160 @@
+"""Named checks of a contribution, as one parametrised test: what plugin authors import.
+
+    from timmscope.testing import conformance
+
+    test_conforms = conformance("my-thing", expected_failures={"runs-on-token": "needs a grid"})
+
+Every check has a name, so that a failure says which promise is broken. One that is known to fail
+can be named with its reason; it then has to.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from timmscope_registry import ParameterError, PluginError, did_you_mean, get_registry
+
+Body = Callable[["Case"], None]
+
+
+class NotApplicable(Exception):
+    """Raised by a check that has nothing to say about a contribution."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise.
+
+    Attributes:
+        name: in lower case with hyphens; what `expected_failures` names it by.
+        promise: what holds, in a sentence.
+        body: raises `AssertionError` where it does not, `NotApplicable` where it means nothing.
+    """
+
+    name: str
+    promise: str
+    body: Body = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A contribution under test.
+
+    Attributes:
+        entry: what the registry lists.
+        parameters: for techniques and collectors, parameters for a quick run.
+        make: for image sources, a function that writes some images into a folder and returns their
+            location.
+        folder: an empty folder.
+    """
+
+    entry: Any
+    parameters: Mapping[str, Any]
+    make: Callable[[Path], str] | None
+    folder: Path
+
+
+CHECKS: dict[str, list[Check]] = {}
+"""By kind of contribution."""
+
+
+def check(*kinds: str) -> Callable[[Body], Body]:
+    """Make a function a check of these kinds, named after it, promising its docstring."""
+
+    def register(body: Body) -> Body:
+        promise = inspect.cleandoc(body.__doc__ or "")
+        assert promise, f"{body.__name__} promises nothing"
+        for kind in kinds:
+            CHECKS.setdefault(kind, []).append(
+                Check(body.__name__.replace("_", "-"), promise, body)
+            )
+        return body
+
+    return register
+
+
+def checks(kind: str) -> list[Check]:
+    """All checks of a kind of contribution, as the registry names kinds (`technique` …)."""
+    from timmscope.testing import backends, collectors, every, sources, techniques  # noqa: F401
+
+    return list(CHECKS[kind])
+
+
+def conformance(
+    name: str,
+    *,
+    kind: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    make: Callable[[Path], str] | None = None,
+    expected_failures: Mapping[str, str] | None = None,
+) -> Callable[..., None]:
+    """A pytest test of a contribution, parametrised by the names of all checks of its kind.
+
+    Args:
+        name: of a technique, collector, model source, image source or index backend, short or with
+            its distribution. It must be installed, or loaded with `get_registry().load_file`.
+        kind: which of these, where the name alone does not say.
+        parameters: for a technique or collector, where its defaults take long. The defaults are
+            still tried once on every kind of model.
+        make: for an image source: writes at least three images into a folder and returns the
+            location. Without it only what needs no images is checked.
+        expected_failures: checks that are known to fail, and why. One that passes is a failure.
+
+    Raises:
+        PluginError: nothing on offer has that name, or several kinds have.
+        ParameterError: there is no check of that name.
+    """
+    import pytest
+
+    entry = _find(name, kind)
+    known = dict(expected_failures or {})
+    found = checks(entry.kind)
+    names = [each.name for each in found]
+    for wrong in known.keys() - set(names):
+        hint = did_you_mean(wrong, names)
+        raise ParameterError(
+            f"there is no check {wrong!r} of a {entry.kind}; {hint or ', '.join(names)}",
+            parameter="expected_failures",
+        )
+
+    def test_conformance(check: Check, tmp_path: Path) -> None:
+        try:
+            check.body(Case(entry, dict(parameters or {}), make, tmp_path))
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
+
+    cases = [
+        pytest.param(
+            each,
+            id=each.name,
+            marks=[pytest.mark.xfail(reason=known[each.name], strict=True)]
+            if each.name in known
+            else [],
+        )
+        for each in found
+    ]
+    test: Callable[..., None] = pytest.mark.parametrize("check", cases)(test_conformance)
+    return test
+
+
+def _find(name: str, kind: str | None) -> Any:
+    registry = get_registry()
+    found = [
+        entry
+        for entry in registry.entries()
+        if name in (entry.id, entry.spec.name) and kind in (None, entry.kind)
+    ]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        known = sorted({entry.spec.name for entry in registry.entries()})
+        hint = did_you_mean(name, known) or "is its package installed?"
+        raise PluginError(f"no {kind or 'contribution'} is called {name!r}; {hint}")
+    raise PluginError(
+        f"{name!r} is " + " and ".join(f"the {entry.kind} {entry.id}" for entry in found) + ": say "
+        "which with kind=, or by its full name"
+    )

@@ -1,0 +1,55 @@
+"""Checks of every kind of contribution: cheap to list, and said what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import subprocess
+import sys
+from functools import cache
+
+from timmscope.testing.conformance import Case, NotApplicable, check
+
+KINDS = ("technique", "collector", "model source", "image source", "index backend")
+
+
+@check(*KINDS)
+def entry_module_imports_no_torch(case: Case) -> None:
+    """Listing the plugin imports neither torch nor NumPy, so that it costs nothing."""
+    if not case.entry.plugin.group:
+        raise NotApplicable("a single file holds the implementation too")
+    heavy = _imported_by(case.entry.plugin.value.partition(":")[0])
+    assert not heavy, (
+        f"{case.entry.plugin.value} imports {', '.join(heavy)}: keep implementations in modules of "
+        "their own, named by import strings"
+    )
+
+
+@check(*KINDS)
+def is_documented(case: Case) -> None:
+    """The summary is one sentence, and the implementation has a docstring."""
+    summary = case.entry.spec.summary
+    assert summary.strip(), f"{case.entry.id} has no summary"
+    assert "\n" not in summary, f"the summary of {case.entry.id} has several lines"
+    found = case.entry.load()
+    own = found.__dict__.get("__doc__") if inspect.isclass(found) else found.__doc__
+    assert own, f"{case.entry.spec.impl} has no docstring of its own"
+
+
+@check(*KINDS)
+def implementation_is_found_again(case: Case) -> None:
+    """The import string leads to the same object twice."""
+    assert case.entry.load() is case.entry.load()
+
+
+@cache
+def _imported_by(module: str) -> list[str]:
+    """Which heavy packages the import of a module brings in, in a process of its own."""
+    assert importlib.util.find_spec(module) is not None
+    code = (
+        f"import {module}, sys; print(*[n for n in ('torch', 'numpy', 'timm') if n in sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    return run.stdout.split()

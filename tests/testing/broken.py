@@ -1,0 +1,247 @@
+"""A plugin whose every technique breaks one promise; what `test_the_suite` is tested with."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+
+from timmscope import AttributionTechnique, Collector
+from timmscope_registry import CollectorSpec, ParameterError, TechniqueSpec, hookimpl
+
+_hooks = []
+
+
+class _Plain(AttributionTechnique):
+    """Gradient times input."""
+
+    def attribute(self, model, images, objective):
+        score, gradient = model.gradient(images, objective)
+        return (gradient * images).sum(1), score
+
+
+class Good(_Plain):
+    """Gradient times input, as it should be."""
+
+    power: float = Field(default=1.0, gt=0)
+    """Exponent."""
+
+
+class LeavesAHook(_Plain):
+    """Forgets a hook."""
+
+    def attribute(self, model, images, objective):
+        model.module.register_forward_hook(lambda *a: None)
+        return super().attribute(model, images, objective)
+
+
+class SwitchesToEval(_Plain):
+    """Leaves the model in eval mode."""
+
+    def attribute(self, model, images, objective):
+        model.module.eval()
+        return super().attribute(model, images, objective)
+
+
+class LeavesAHookWhenBroken(_Plain):
+    """Takes its hook away only where all goes well."""
+
+    def attribute(self, model, images, objective):
+        handle = model.module.register_forward_hook(lambda *a: None)
+        outcome = super().attribute(model, images, objective)
+        handle.remove()
+        return outcome
+
+
+class SwallowsFaults(_Plain):
+    """Makes something up where the model breaks."""
+
+    def attribute(self, model, images, objective):
+        try:
+            return super().attribute(model, images, objective)
+        except RuntimeError:
+            return images.sum(1), torch.zeros(len(images))
+
+
+class DrawsFromTheGlobalGenerator(_Plain):
+    """Noise from nobody's seed."""
+
+    def attribute(self, model, images, objective):
+        noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(len(_hooks)))
+        _hooks.append(None)
+        return super().attribute(model, (images + noise).clamp(0, 1), objective)
+
+
+class LooksAtItsNeighbours(_Plain):
+    """Divides by the largest value of the batch."""
+
+    def attribute(self, model, images, objective):
+        maps, score = super().attribute(model, images, objective)
+        return maps / maps.abs().max(), score
+
+
+class Undocumented(_Plain):
+    factor: float = 1.0
+
+
+class HasAFlagOfTheCommand(_Plain):
+    """A field named like the command's own flag."""
+
+    seed: int = 0
+    """Not this one."""
+
+
+class StopsAtNothing(_Plain):
+    """Ctrl-C does not get through."""
+
+    def attribute(self, model, images, objective):
+        try:
+            for _ in self.track(range(3)):
+                pass
+        except KeyboardInterrupt:
+            pass
+        return super().attribute(model, images, objective)
+
+
+class TellsTooMuch(_Plain):
+    """Says ten steps and takes three."""
+
+    def attribute(self, model, images, objective):
+        for _ in self.track(range(3), total=10):
+            pass
+        return super().attribute(model, images, objective)
+
+
+class ReturnsNoNumbers(_Plain):
+    """NaN everywhere."""
+
+    def attribute(self, model, images, objective):
+        maps, score = super().attribute(model, images, objective)
+        return maps * torch.nan, score
+
+
+class RefusesInManyLines(_Plain):
+    """A refusal that scrolls."""
+
+    def attribute(self, model, images, objective):
+        raise ParameterError("first\nsecond", parameter="x")
+
+
+class FailsOutOfBounds(_Plain):
+    """An untyped error on tokens."""
+
+    def attribute(self, model, images, objective):
+        if "token" in model.id:
+            raise IndexError("list index out of range")
+        return super().attribute(model, images, objective)
+
+
+TECHNIQUES = [
+    Good,
+    LeavesAHook,
+    SwitchesToEval,
+    LeavesAHookWhenBroken,
+    SwallowsFaults,
+    DrawsFromTheGlobalGenerator,
+    LooksAtItsNeighbours,
+    Undocumented,
+    HasAFlagOfTheCommand,
+    StopsAtNothing,
+    TellsTooMuch,
+    ReturnsNoNumbers,
+    RefusesInManyLines,
+    FailsOutOfBounds,
+]
+
+
+class _Count(Collector):
+    """How many images came."""
+
+    name = "count"
+    needs = ("pooled",)
+
+    def __init__(self) -> None:
+        self.seen = 0.0
+
+    def update(self, batch):
+        self.seen += len(batch.ids)
+
+    def merge(self, other):
+        self.seen += other.seen
+
+    def state(self):
+        import numpy as np
+
+        return {"seen": np.array([self.seen])}
+
+    def load(self, state):
+        self.seen = float(state["seen"][0])
+
+
+class GoodCount(_Count):
+    """How many images came, as it should be."""
+
+    name = "good-count"
+
+
+class ForgetsWhenMerged(_Count):
+    """Keeps the other's alone."""
+
+    name = "forgets-when-merged"
+
+    def merge(self, other):
+        self.seen = other.seen
+
+
+class CountsBatches(_Count):
+    """How many batches came."""
+
+    name = "counts-batches"
+
+    def update(self, batch):
+        self.seen += 1
+
+
+class WritesIntoRows(_Count):
+    """Sorts in place."""
+
+    name = "writes-into-rows"
+
+    def update(self, batch):
+        super().update(batch)
+        batch.rows["pooled"].sort()
+
+
+class LosesItsState(_Count):
+    """Loads nothing."""
+
+    name = "loses-its-state"
+
+    def load(self, state):
+        pass
+
+
+COLLECTORS = [GoodCount, ForgetsWhenMerged, CountsBatches, WritesIntoRows, LosesItsState]
+
+
+def slug(kind: type) -> str:
+    """`LeavesAHook` as `leaves-a-hook`."""
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("-")
+
+
+@hookimpl
+def timmscope_techniques():
+    for kind in TECHNIQUES:
+        yield TechniqueSpec(
+            name=slug(kind),
+            family="attribution",
+            summary="Broken on purpose.",
+            impl=f"{__name__}:{kind.__name__}",
+        )
+
+
+@hookimpl
+def timmscope_collectors():
+    for kind in COLLECTORS:
+        yield CollectorSpec(
+            name=kind.name, summary="Broken on purpose.", impl=f"{__name__}:{kind.__name__}"
+        )

@@ -1,0 +1,67 @@
+"""Everything that timmscope offers passes the suite that others' plugins are tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from timmscope.testing import conformance, tiny_images
+from timmscope.testing.subjects import tiny_pictures
+from timmscope_registry import get_registry
+
+QUICK = {
+    "activation-maximization": {"steps": 4},
+    "activation-maps": {"layer": "act1"},
+    "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
+    "integrated-gradients": {"steps": 3},
+    "neural-style": {"steps": 3},
+    "occlusion": {"patch_px": 8, "stride_px": 8},
+    "pgd": {"steps": 3},
+    "rise": {"masks": 9},
+    "smooth-grad": {"samples": 3},
+}
+"""Of techniques that take their time; with their defaults they run once on each tiny model."""
+
+
+def _list_of_files(folder: Path) -> str:
+    names = sorted(str(path) for path in tiny_pictures(folder).rglob("*.png"))
+    (folder / "list.txt").write_text("\n".join(names))
+    return str(folder / "list.txt")
+
+
+def _array(folder: Path) -> str:
+    pixels = (tiny_images(4) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(folder / "some.npz", images=pixels)
+    return str(folder / "some.npz")
+
+
+def _tar(folder: Path) -> str:
+    import tarfile
+
+    with tarfile.open(folder / "some.tar", "w") as archive:
+        for number, path in enumerate(sorted(tiny_pictures(folder).rglob("*.png"))):
+            archive.add(path, f"{number:04d}.png")
+    return str(folder / "some.tar")
+
+
+MAKE: dict[str, Callable[[Path], str]] = {
+    "folder": lambda folder: str(tiny_pictures(folder)),
+    "list": _list_of_files,
+    "array": _array,
+    "webdataset": _tar,
+}
+
+for _entry in get_registry().entries():
+    _name = _entry.spec.name
+    globals()[f"test_{_entry.kind}_{_name}".replace(" ", "_").replace("-", "_")] = conformance(
+        _entry.id,
+        kind=_entry.kind,
+        parameters=QUICK.get(_name),
+        make=MAKE.get(_name) if _entry.kind == "image source" else None,
+    )
+
+
+def test_image_sources_are_all_looked_at() -> None:
+    assert {entry.spec.name for entry in get_registry().image_sources()} == set(MAKE)

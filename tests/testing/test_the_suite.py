@@ -1,0 +1,102 @@
+"""The suite finds what is broken, and names the promise; a sound plugin passes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from timmscope.testing import checks, conformance
+from timmscope.testing.conformance import Case, NotApplicable
+from timmscope_registry import ParameterError, PluginError, Registry, get_registry
+
+BROKEN = Path(__file__).with_name("broken.py")
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    found = get_registry()
+    found.load_file(BROKEN)
+    return found
+
+
+def failing(entry, folder: Path, only: str | None = None) -> dict[str, str]:
+    """The checks that a contribution fails, and what they say."""
+    found = {}
+    for check in checks(entry.kind):
+        if only in (None, check.name):
+            place = folder / check.name
+            place.mkdir(parents=True)
+            try:
+                check.body(Case(entry, {}, None, place))
+            except NotApplicable:
+                pass
+            except Exception as error:
+                found[check.name] = f"{type(error).__name__}: {error}"
+    return found
+
+
+@pytest.mark.parametrize("name", ["good", "good-count"])
+def test_a_sound_plugin_passes(registry, tmp_path, name):
+    kind = registry.technique if name == "good" else registry.collector
+    assert failing(kind(name), tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "check", "words"),
+    [
+        ("leaves-a-hook", "model-is-untouched", "hook"),
+        ("switches-to-eval", "model-is-untouched", "training"),
+        ("leaves-a-hook-when-broken", "model-is-untouched-after-a-fault", "hook"),
+        ("swallows-faults", "model-is-untouched-after-a-fault", "nothing said so"),
+        ("draws-from-the-global-generator", "same-seed-same-result", "maps"),
+        ("looks-at-its-neighbours", "independent-of-the-batch-split", "maps"),
+        ("undocumented", "is-documented", "no docstring"),
+        ("undocumented", "parameters-are-documented", "factor"),
+        ("has-a-flag-of-the-command", "has-a-command", "--seed"),
+        ("stops-at-nothing", "progress-is-told-and-work-can-be-stopped", "swallowed"),
+        ("tells-too-much", "progress-is-told-and-work-can-be-stopped", "3 of 10"),
+        ("returns-no-numbers", "runs-at-all", "NaN"),
+        ("refuses-in-many-lines", "runs-on-cnn", "several lines"),
+        ("fails-out-of-bounds", "runs-on-token", "list index"),
+    ],
+)
+def test_a_broken_technique_is_found_by_the_check_of_its_promise(
+    registry, tmp_path, name, check, words
+):
+    found = failing(registry.technique(name), tmp_path, check)
+    assert words in found[check]
+
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("forgets-when-merged", "merge-is-associative-and-commutative"),
+        ("forgets-when-merged", "empty-is-neutral"),
+        ("counts-batches", "batches-do-not-matter"),
+        ("writes-into-rows", "rows-are-only-read"),
+        ("loses-its-state", "state-comes-back"),
+    ],
+)
+def test_a_broken_collector_is_found_by_the_check_of_its_promise(registry, tmp_path, name, check):
+    assert check in failing(registry.collector(name), tmp_path, check)
+
+
+def test_expected_failures_have_to_fail(registry):
+    test = conformance("good", expected_failures={"has-a-command": "not yet"})
+    (mark,) = test.pytestmark
+    marks = {case.id: case.marks for case in mark.args[1]}
+    (expected,) = marks["has-a-command"]
+    assert expected.name == "xfail"
+    assert expected.kwargs == {"reason": "not yet", "strict": True}
+    assert not marks["is-documented"]
+    with pytest.raises(ParameterError, match=r"no check 'has-command' .* 'has-a-command'"):
+        conformance("good", expected_failures={"has-command": "not yet"})
+
+
+def test_a_name_that_is_not_on_offer_is_refused(registry):
+    with pytest.raises(PluginError, match="no contribution is called 'qqq'; is its package"):
+        conformance("qqq")
+    with pytest.raises(PluginError, match="no collector is called 'good'"):
+        conformance("good", kind="collector")
