@@ -34,10 +34,11 @@ def stats(
 ) -> None:
     """Judge every unit of a layer over the images of a store.
 
-    Dead units never fire, saturated ones hardly depend on the image, sparse ones fire on at most
-    1 % of images, redundant ones correlate with another by 0.95 or more, selective ones tell their
-    best class from all other images with an area under the ROC curve of 0.95 or more. Reads all
-    rows once, in memory that does not grow with the number of images.
+    Dead units never fire, saturated ones are always on, hardly depending on the image, sparse ones
+    fire on at most 1 % of images, redundant ones correlate with another by 0.95 or more, selective
+    ones tell their best class from all other images with an area under the ROC curve of 0.95 or
+    more. Reads all rows once, in memory that does not grow with the number of images. `timmscope
+    run unit-report` has other limits and contexts.
 
     Parameters
     ----------
