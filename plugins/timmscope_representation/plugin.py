@@ -69,3 +69,10 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Images within a distance of each other, as groups, exactly and in flat memory.",
         impl="timmscope_representation.near_duplicates:NearDuplicates",
     )
+    yield TechniqueSpec(
+        name="clusters",
+        family="representation",
+        summary="Clusters of a layer's rows by their medoids, and their purity against labels.",
+        impl="timmscope_representation.clusters:Clusters",
+        paper="Dhillon & Modha, 2001; Campello, Moulavi & Sander, PAKDD 2013",
+    )
