@@ -11,6 +11,8 @@ from timmscope import ParameterError, Rows
 from timmscope_representation.moments import Numbers
 
 _BATCH = 4096
+_VALUES = 1 << 23
+"""Numbers of all layers in one batch: 64 MiB."""
 
 
 class Aligned:
@@ -42,8 +44,10 @@ class Aligned:
 
     def batches(self, which: Sequence[int]) -> Iterator[list[Numbers]]:
         """Yield float64 rows `(b, d)` of each of some layers, of the same b images."""
-        for start in range(0, len(self), _BATCH):
-            part = slice(start, start + _BATCH)
+        width = sum(self.rows[layer].dim for layer in which)
+        step = max(1, min(_BATCH, _VALUES // width))
+        for start in range(0, len(self), step):
+            part = slice(start, start + step)
             yield [self.take(layer, part).astype(np.float64, copy=False) for layer in which]
 
 
@@ -79,10 +83,10 @@ def _by_name(rows: list[Rows], listings: list[tuple[str, int]]) -> list[Numbers]
             parameter="source",
         )
     tables: list[dict[str, int]] = []
-    numbers: dict[tuple[tuple[str, int], int], int] = {}
+    numbers: dict[tuple[tuple[str, int], bytes], int] = {}
     place = []
     for each, listing in zip(rows, listings, strict=True):
-        key = (listing, hash(each.ids.tobytes()))
+        key = (listing, each.ids.tobytes())
         if key not in numbers:
             numbers[key] = len(tables)
             tables.append(dict(zip(each.names(each.ids), each.ids.tolist(), strict=True)))

@@ -26,6 +26,8 @@ from timmscope_representation.set_distances import SetDistances, frechet_distanc
 _THUMBNAIL_PX = 128
 _POINTS = 2000
 """Images of each set that are drawn as points."""
+_WIDEST = 8192
+"""Longest rows: each of several covariances takes 0.5 GB."""
 _FEWEST = 3
 """Rows that the jackknife of KID needs of each set."""
 
@@ -118,6 +120,12 @@ class CompareDatasets(RepresentationTechnique):
             raise ParameterError(
                 f"the sets have rows of {first.dim} and of {second.dim} values: they are no rows "
                 "of the same features",
+                parameter="source",
+            )
+        if first.dim > _WIDEST:
+            raise ParameterError(
+                f"FID is computed of rows up to {_WIDEST} long, those of {first.title} are "
+                f"{first.dim}: choose another layer, or fewer columns",
                 parameter="source",
             )
         if self.sample <= self.k:

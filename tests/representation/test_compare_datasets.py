@@ -390,6 +390,7 @@ def test_wrong_sets_are_one_clear_line() -> None:
         ("k = 1 needs at least 3 images", lambda: CompareDatasets(k=1)([x, x[:2]])),
         ("all 20 rows of the array are equal", lambda: CompareDatasets()([x, np.ones((20, 3))])),
         ("2 of 20 rows .* NaN or infinite .* row 2, row 5", lambda: CompareDatasets()([nan, x])),
+        ("rows up to 8192 long", lambda: CompareDatasets()([np.ones((9, 8193))] * 2)),
         ("takes no query images", lambda: CompareDatasets()([x, x], "cat.png")),
         ("'k'.*0", lambda: CompareDatasets(k=0)),
         (

@@ -100,6 +100,9 @@ def test_many_batches_and_passes_give_what_one_gives(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("timmscope_representation.aligned._BATCH", 7)
     monkeypatch.setattr("timmscope_representation.similarity._PAIR_BYTES", 8 * 60)
     parts = RepresentationalSimilarity()(rows)
+    monkeypatch.setattr("timmscope_representation.aligned._VALUES", 30)
+    singly = RepresentationalSimilarity()(rows)
+    torch.testing.assert_close(singly.cka, whole.cka, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.cka, whole.cka, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.cka_biased, whole.cka_biased, rtol=1e-12, atol=1e-12)
 
