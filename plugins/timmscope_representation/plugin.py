@@ -76,3 +76,10 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_representation.clusters:Clusters",
         paper="Dhillon & Modha, 2001; Campello, Moulavi & Sander, PAKDD 2013",
     )
+    yield TechniqueSpec(
+        name="anomalies",
+        family="representation",
+        summary="Images that lie apart in a layer, by neighbours, Mahalanobis or robust distance.",
+        impl="timmscope_representation.anomalies:Anomalies",
+        paper="Ramaswamy, Rastogi & Shim, SIGMOD 2000; Hubert et al., Technometrics 2005",
+    )

@@ -17,6 +17,7 @@ from timmscope.figures.heat import (
 )
 from timmscope.figures.matrix import matrix_figure
 from timmscope.figures.pixels import png_bytes, to_array, write_png
+from timmscope.figures.scores import scores_figure
 from timmscope.figures.sheet import sheet_figure
 from timmscope.figures.table import table_figure
 
@@ -31,6 +32,7 @@ __all__ = [
     "matrix_figure",
     "overlay",
     "png_bytes",
+    "scores_figure",
     "sheet_figure",
     "style_figure",
     "synthesis_figure",

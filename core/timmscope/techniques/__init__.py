@@ -12,6 +12,7 @@ from timmscope.techniques.embedding import Embedding
 from timmscope.techniques.judged_units import JudgedUnits
 from timmscope.techniques.layer_similarity import LayerSimilarity
 from timmscope.techniques.layer_views import LayerView, layer_activation, layer_view
+from timmscope.techniques.patch_book import UnitPatches, unit_patches
 from timmscope.techniques.perturbation import (
     Baseline,
     baseline_images,
@@ -21,6 +22,7 @@ from timmscope.techniques.perturbation import (
 from timmscope.techniques.representation import RepresentationTechnique, Sheet, Table
 from timmscope.techniques.result import Provenance, Result, load_result
 from timmscope.techniques.rows import Rows
+from timmscope.techniques.scores import Scores
 from timmscope.techniques.session import (
     image_generators,
     images_per_forward,
@@ -49,6 +51,7 @@ __all__ = [
     "RepresentationTechnique",
     "Result",
     "Rows",
+    "Scores",
     "Sheet",
     "StyleOutcome",
     "StyleTechnique",
@@ -59,6 +62,7 @@ __all__ = [
     "Table",
     "Technique",
     "UnitNumbers",
+    "UnitPatches",
     "baseline_images",
     "chosen_units",
     "compare",
@@ -73,4 +77,5 @@ __all__ = [
     "load_result",
     "noise_like",
     "perturbed_scores",
+    "unit_patches",
 ]

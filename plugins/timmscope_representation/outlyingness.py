@@ -1,0 +1,181 @@
+"""How strange each row is among the others: three scores, each read from streamed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from timmscope import Rows
+from timmscope_representation.moments import Moments
+from timmscope_representation.row_space import RowSpace
+
+Numbers = npt.NDArray[Any]
+
+_HELD = 1 << 26
+"""Numbers of rows that are compared with all others at a time: 256 MiB."""
+_ORIGIN = 256
+"""Rows whose mean is taken for the origin."""
+_SAMPLE = 1 << 24
+"""Numbers of the rows that medians are taken of: 128 MiB."""
+_NORMAL, _DEVIATION = 1.4826, 1.2533
+"""Standard deviation of a normal variable over its median and its mean absolute deviation."""
+_QUANTILE = 1.96
+"""Standard normal quantile at 0.975."""
+_VARIANCE = 0.8
+_ROWS_PER_COMPONENT = 5
+
+
+def neighbour_distances(space: RowSpace, k: int) -> Numbers:
+    """Distance `(n,)` of each row to its k-th nearest other row (Ramaswamy et al., SIGMOD 2000).
+
+    Exact but for float32's rounding. All pairs are compared: blocks of rows with all rows, which
+    are read again for each block, so memory is bounded.
+
+    Args:
+        space: more than `k` rows, and their metric.
+        k: which neighbour.
+    """
+    import faiss
+
+    rows = space.rows
+    size = max(1, min(len(rows), _HELD // rows.dim))
+    origin = space.take(rows.sample(_ORIGIN, 0)).mean(0).astype(np.float32)
+    scores = np.empty(len(rows))
+    for start in range(0, len(rows), size):
+        block = _block(space, start, min(start + size, len(rows)))
+        block -= origin  # products lose digits far from zero
+        best = np.full((len(block), k + 1), np.inf, np.float32)
+        places = np.full((len(block), k + 1), -1, np.int64)
+        at = 0
+        for _, values in space.batches("finding neighbours"):
+            squares, found = faiss.knn(block, values - origin, min(k + 1, len(values)))
+            both = np.hstack([best, squares])
+            among = np.hstack([places, found + at])
+            order = np.argpartition(both, k, axis=1)[:, : k + 1]
+            best = np.take_along_axis(both, order, 1)
+            places = np.take_along_axis(among, order, 1)
+            at += len(values)
+        best[places == np.arange(start, start + len(block))[:, None]] = np.inf
+        best.sort(axis=1)
+        squares = np.maximum(best[:, k - 1], 0).astype(np.float64)
+        scores[start : start + len(block)] = (
+            squares / 2 if space.metric == "cosine" else np.sqrt(squares)
+        )
+    return scores
+
+
+def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
+    """Mahalanobis distance `(n,)` to the mean, by a shrunk covariance, and the shrinkage.
+
+    The covariance is Ledoit and Wolf's (J. Multivariate Analysis 2004): drawn towards a multiple of
+    the identity by what minimises its expected error, so that it can be inverted with fewer rows
+    than units. Three passes over the rows; memory of a few `d × d` matrices.
+
+    Args:
+        rows: at least two that differ.
+    """
+    moments = Moments.of(rows.dim, (values for _, values in rows.batches("mean and covariance")))
+    covariance = moments.scatter / moments.count
+    fourth = 0.0
+    for _, values in rows.batches("shrinkage"):
+        centred = values - moments.mean
+        fourth += float(np.square(np.einsum("ij,ij->i", centred, centred)).sum())
+    scale = float(np.trace(covariance)) / rows.dim
+    squares = float(np.square(covariance).sum())
+    noise = (fourth / moments.count - squares) / moments.count
+    spread = squares - rows.dim * scale**2
+    shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
+    covariance = (1 - shrinkage) * covariance
+    covariance.flat[:: rows.dim + 1] += shrinkage * scale
+    values, axes = np.linalg.eigh(covariance)
+    kept = values > rows.dim * np.finfo(np.float64).eps * values[-1]
+    whitened = axes[:, kept] / np.sqrt(values[kept])
+
+    def distances(part: Numbers) -> Numbers:
+        centred = (part - moments.mean) @ whitened
+        return np.asarray(np.sqrt(np.einsum("ij,ij->i", centred, centred)))
+
+    return _each(rows, distances, "distances"), shrinkage
+
+
+def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
+    """Distance `(n,)` within and from robust principal components, and their number.
+
+    Of the combined index of Vanden Branden and Hubert (2005), `½ (SD / c)² + ½ (OD / c)²`, the
+    root: SD is the robust distance within the components, OD the distance from their subspace
+    (Hubert, Rousseeuw & Vanden Branden, Technometrics 2005), and each `c` is the limit that 97.5 %
+    of ordinary rows stay below, `(median + 1.96 MAD)^{3/2}` of the distances to the power of 2/3.
+
+    Components are spherical (Locantore et al., Test 1999): rows, centred by the median, count by
+    their direction alone, so that no outlier can turn them. Within them, location and scale are
+    median and MAD; where more than half of the values are equal, the mean absolute deviation takes
+    the MAD's place (Iglewicz & Hoaglin, 1993). As many components as hold 80 % of that variance,
+    at least five rows for each.
+
+    Medians are those of at most 2²⁴ / d rows, drawn by the seed; exact where there are no more.
+
+    Args:
+        rows: at least two that differ.
+        seed: of the sample.
+    """
+    sample = rows.take(rows.sample(max(2, _SAMPLE // rows.dim), seed)).astype(np.float64)
+    centre = np.median(sample, axis=0)
+    sample -= centre
+    lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
+    some = lengths > 1e-9 * max(float(lengths.max()), 1e-300)
+    directions = sample[some] / lengths[some, None]
+    values, axes = np.linalg.eigh(directions.T @ directions)
+    shares = np.cumsum(values[::-1]) / values.sum()
+    count = int(np.searchsorted(shares, _VARIANCE - 1e-9)) + 1
+    count = max(1, min(count, len(sample) // _ROWS_PER_COMPONENT))
+    axes = np.ascontiguousarray(axes[:, ::-1][:, :count])
+    scores = sample @ axes
+    location = np.median(scores, axis=0)
+    scale = _scale(scores - location)
+    kept = scale > 0
+    axes, location, scale = axes[:, kept], location[kept], scale[kept]
+
+    def distances(centred: Numbers) -> tuple[Numbers, Numbers]:
+        within = centred @ axes
+        squares = np.einsum("ij,ij->i", centred, centred)
+        rest = squares - np.einsum("ij,ij->i", within, within)
+        rest[rest < 1e-12 * squares] = 0  # rounding, where components span all
+        within = (within - location) / scale
+        return np.sqrt(np.einsum("ij,ij->i", within, within)), np.sqrt(np.maximum(rest, 0))
+
+    limits = [_limit(part) for part in distances(sample)]
+
+    def combined(part: Numbers) -> Numbers:
+        index = np.zeros(len(part))
+        for found, limit in zip(distances(part - centre), limits, strict=True):
+            index += 0.5 * np.square(found / limit) if limit > 0 else 0
+        return np.sqrt(index)
+
+    return _each(rows, combined, "distances"), int(kept.sum())
+
+
+def _scale(centred: Numbers) -> Numbers:
+    """Robust standard deviation of columns whose median is 0."""
+    sizes = np.abs(centred)
+    scale = _NORMAL * np.median(sizes, axis=0)
+    return np.asarray(np.where(scale > 0, scale, _DEVIATION * sizes.mean(0)))
+
+
+def _limit(distances: Numbers) -> float:
+    """What 97.5 % of ordinary distances stay below: their cube roots' squares are nearly normal."""
+    roots = np.cbrt(distances) ** 2
+    middle = np.median(roots)
+    return float((middle + _QUANTILE * _scale((roots - middle)[:, None])[0]) ** 1.5)
+
+
+def _block(space: RowSpace, start: int, stop: int) -> Numbers:
+    """Prepared rows from place `start` to `stop`, float32."""
+    return np.ascontiguousarray(space.take(space.rows.ids[start:stop]), np.float32)
+
+
+def _each(rows: Rows, score: Callable[[Numbers], Numbers], what: str) -> Numbers:
+    """A score of every row, batch by batch."""
+    return np.concatenate([score(values) for _, values in rows.batches(what)])
