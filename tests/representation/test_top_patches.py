@@ -32,7 +32,7 @@ from timmscope import (
 )
 from timmscope.cli import main
 from timmscope.figures import around_grey
-from timmscope.mining import patch_book
+from timmscope.techniques import patch_book
 
 TopPatches: Any = technique("top-patches")
 MODEL = "random:resnet18?seed=0&img_size=64&num_classes=10"
@@ -161,7 +161,7 @@ def test_units_and_cells_are_explained_together_as_alone(model: HookedModel, sto
 
 
 def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedModel) -> None:
-    from timmscope.mining.patch_views import Views
+    from timmscope.mining.cell_views import Views
 
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     layer = "blocks.1.0.bn1"

@@ -13,7 +13,6 @@ from .collectors import (
 )
 from .merge import merge
 from .mine import mine, resume
-from .patch_book import UnitPatches, unit_patches
 from .patch_views import patch_views
 from .patches import Patch, top_patches
 from .plan import Plan, bytes_per_image, default_layers
@@ -30,7 +29,6 @@ __all__ = [
     "RowCollector",
     "Statistics",
     "TopK",
-    "UnitPatches",
     "bytes_per_image",
     "default_layers",
     "merge",
@@ -38,5 +36,4 @@ __all__ = [
     "patch_views",
     "resume",
     "top_patches",
-    "unit_patches",
 ]

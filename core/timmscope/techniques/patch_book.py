@@ -20,15 +20,14 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.figures import sheet_figure
+from timmscope.mining.cell_views import AT_ONCE, Views
+from timmscope.mining.patch_sheet import SIDE, caption, grid_figure, joined, note_of, panels
+from timmscope.mining.patches import Cut, Patch, cut_patches, fields_of, ranked
 from timmscope.progress import task
 from timmscope.store import StorePictures, TopEntry
-from timmscope.techniques import Provenance, Result
 from timmscope.techniques.csv_text import csv_text
+from timmscope.techniques.result import Provenance, Result
 from timmscope_registry import StoreError
-
-from .patch_sheet import SIDE, caption, grid_figure, joined, note_of, panels
-from .patch_views import AT_ONCE, Views
-from .patches import Cut, Patch, cut_patches, fields_of, ranked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
