@@ -36,7 +36,7 @@ from timmscope_representation.moments import Moments
 from timmscope_representation.set_distances import frechet_distance, set_distances
 
 CompareDatasets: Any = technique("compare-datasets")
-LAYER = "global_pool"
+LAYER = "blocks.5"
 
 
 def rows(count: int, dim: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -252,9 +252,7 @@ def folders(photo_paths: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def stores(lite0: HookedModel, folders: Path) -> dict[str, Store]:
     return {
-        name: mine(
-            lite0, folders / name, folders / f"{name}.scope", layers=["global_pool"], workers=0
-        )
+        name: mine(lite0, folders / name, folders / f"{name}.scope", layers=[LAYER], workers=0)
         for name in ("real", "blurred", "few")
     }
 
@@ -276,13 +274,11 @@ def test_stores_are_compared_by_their_rows_and_show_what_either_lacks(
     stores: dict[str, Store], folders: Path, lite0: HookedModel
 ) -> None:
     found = compare(stores["real"], stores["few"], k=3, examples=4)
-    arrays = compare(
-        *(np.asarray(stores[n].layer("global_pool").pooled) for n in ("real", "few")), k=3
-    )
+    arrays = compare(*(np.asarray(stores[n].layer(LAYER).pooled) for n in ("real", "few")), k=3)
     for name in ("fid", "kid", "precision", "recall", "density", "coverage"):
         assert getattr(found, name) == getattr(arrays, name)
     assert (found.titles, found.images) == (["real", "few"], [18, 12])
-    assert found.features == "global_pool of pip:efficientnet-lite0, 1280 units"
+    assert found.features == "blocks.5 of pip:efficientnet-lite0, 192 units"
     assert all(name.startswith("chelsea") for name in found.far_names[0])
     assert found.far_ids[1] == []
     assert found.recall < 1 == found.precision
@@ -296,7 +292,10 @@ def test_stores_are_compared_by_their_rows_and_show_what_either_lacks(
 
 def test_blurred_copies_are_told_from_the_originals(stores: dict[str, Store]) -> None:
     found = compare(stores["real"], stores["blurred"])
-    assert found.kid > 5 * found.kid_error
+    itself = compare(stores["real"], stores["real"].layer(LAYER))
+    assert found.kid > 2 * found.kid_error > 0 > itself.kid
+    assert found.fid > itself.fid + 1
+    assert found.recall < 0.5 < itself.recall
     assert found.far_names[1]
     assert "What real lacks: images of blurred farthest from it" in texts(found)
 
@@ -345,7 +344,7 @@ def test_the_same_store_twice_is_told_apart(stores: dict[str, Store], folders: P
 def test_stores_made_differently_are_refused_with_what_differs(
     stores: dict[str, Store], lite0: HookedModel, folders: Path, tmp_path: Path
 ) -> None:
-    def other(model: HookedModel, layer: str = "global_pool", **settings: Any) -> Store:
+    def other(model: HookedModel, layer: str = LAYER, **settings: Any) -> Store:
         place = tmp_path / f"{len(list(tmp_path.iterdir()))}.scope"
         return mine(model, folders / "few", place, layers=[layer], workers=0, **settings)
 
@@ -359,20 +358,20 @@ def test_stores_made_differently_are_refused_with_what_differs(
         compare(stores["real"], other(small))
     with pytest.raises(StoreMismatch, match="precision float32 → bfloat16"):
         compare(stores["real"], other(lite0, precision="bf16"))
-    with pytest.raises(StoreMismatch, match=r"layer global_pool → blocks\.6"):
-        compare(stores["real"].layer("global_pool"), other(lite0, "blocks.6").layer("blocks.6"))
-    with pytest.raises(LayerNotFound, match="has no layer 'global_pool'"):
-        compare(stores["real"], other(lite0, "blocks.6"), layer="global_pool")
+    with pytest.raises(StoreMismatch, match=r"layer blocks\.5 → blocks\.6"):
+        compare(stores["real"].layer(LAYER), other(lite0, "blocks.6").layer("blocks.6"))
+    with pytest.raises(LayerNotFound, match=r"has no layer 'blocks\.5'"):
+        compare(stores["real"], other(lite0, "blocks.6"), layer=LAYER)
 
 
 def test_a_batch_size_or_folding_of_its_own_makes_no_other_features(
     stores: dict[str, Store], lite0: HookedModel, folders: Path, tmp_path: Path
 ) -> None:
     again = mine(
-        lite0, folders / "real", tmp_path / "a.scope", layers=["global_pool", "conv_stem"],
+        lite0, folders / "real", tmp_path / "a.scope", layers=[LAYER, "conv_stem"],
         workers=0, batch_size=3,
     )  # fmt: skip
-    found = compare(stores["real"], again, layer="global_pool")
+    found = compare(stores["real"], again, layer=LAYER)
     assert found.fid == pytest.approx(0, abs=1e-3)
     assert found.coverage == 1
 
@@ -418,7 +417,7 @@ def test_the_command_compares_writes_and_refuses(
         ([real], "two stores, a reference and another; 1 is given"),
         ([real, few, real], "3 are given"),
         ([], "no store given"),
-        ([real, few, "--layer", "globalpool"], "did you mean"),
+        ([real, few, "--layer", "block.5"], "did you mean"),
         ([real, few, "--layer", "a", "--layer", "b"], "one layer, 2 are named"),
         ([real, few, "--images", str(folders / "real")], "1 times --images for 2 stores"),
         ([real, few, "--k", "12"], "k = 12 needs at least 13 images"),
