@@ -114,9 +114,10 @@ class Turned:
             part = slice(at, at + len(values))
             squares[part] = np.einsum("ij,ij->i", centred, centred)
             coordinates = centred @ axes
-            table[part, :-1] = coordinates
-            table[part, -1] = _left_over(squares[part], coordinates)
-            left_over[part] = _left_over(squares[part], coordinates[:, :few])
+            with np.errstate(over="ignore"):  # what is too large is refused below
+                table[part, :-1] = coordinates
+                table[part, -1] = _left_over(squares[part], coordinates)
+                left_over[part] = _left_over(squares[part], coordinates[:, :few])
             at += len(values)
         if not float(squares.max()) < 1e36:
             raise ParameterError(

@@ -115,7 +115,7 @@ def hdbscan(space: RowSpace, fewest: int) -> Partition:
         )
     values = np.concatenate([values for _, values in space.batches("reading rows")])
     with task("hdbscan"):
-        codes = HDBSCAN(min_cluster_size=fewest, n_jobs=-1).fit_predict(values)
+        codes = HDBSCAN(min_cluster_size=fewest, n_jobs=-1, copy=True).fit_predict(values)
     codes = codes.astype(np.int64)
     centroids = np.stack(
         [values[codes == code].mean(0) for code in range(codes.max() + 1)]

@@ -87,7 +87,8 @@ def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
     squares = float(np.square(covariance).sum())
     noise = (fourth / moments.count - squares) / moments.count
     spread = squares - rows.dim * scale**2
-    shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 0 else 1.0
+    # Without a spread of the eigenvalues, as with one unit, there is nothing to draw together.
+    shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 1e-14 * squares else 0.0
     covariance = (1 - shrinkage) * covariance
     covariance.flat[:: rows.dim + 1] += shrinkage * scale
     values, axes = np.linalg.eigh(covariance)

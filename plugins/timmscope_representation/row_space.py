@@ -40,12 +40,6 @@ class RowSpace:
             ParameterError: rows hold NaN or infinite values, have no direction or are too long.
         """
         for ids, values in self.rows.batches(what):
-            if self.metric == "l2" and float(np.abs(values).max()) > _LARGEST:
-                raise ParameterError(
-                    f"{self.rows.title} holds values up to {np.abs(values).max():.2g}, whose "
-                    "squares leave float32's range: use metric='cosine', or scale the rows",
-                    parameter="metric",
-                )
             yield ids, np.ascontiguousarray(self.prepared(values), np.float32)
 
     def take(self, ids: npt.ArrayLike) -> Numbers:
@@ -56,17 +50,24 @@ class RowSpace:
         """Rows `(b, d)` as the metric compares them; float64 for `cosine`, as given for `l2`.
 
         Raises:
-            ParameterError: rows are all zero and the metric is `cosine`.
+            ParameterError: rows are all zero and the metric is `cosine`, or too long for `l2`.
         """
         if self.metric == "l2":
+            largest = max(float(values.max()), -float(values.min())) if values.size else 0.0
+            if largest > _LARGEST:
+                raise ParameterError(
+                    f"{self.rows.title} holds values up to {largest:.2g}, whose squares leave "
+                    "float32's range: use metric='cosine', or scale the rows",
+                    parameter="metric",
+                )
             return values
         wide = values.astype(np.float64)
         squares = np.einsum("ij,ij->i", wide, wide)
         if len(wide) and not (squares.min() > 1e-200 and squares.max() < 1e200):
-            largest = np.abs(wide).max(1, keepdims=True)
-            if not largest.all():
+            longest = np.abs(wide).max(1, keepdims=True)
+            if not longest.all():
                 raise self._directionless()
-            wide /= largest
+            wide /= longest
             squares = np.einsum("ij,ij->i", wide, wide)
         wide /= np.sqrt(squares)[:, None]
         return wide
