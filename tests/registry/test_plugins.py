@@ -59,6 +59,15 @@ FIRST_PARTY = {
     "neural-style",
     "nearest-neighbours",
     "filters",
+    "activation-maps",
+    "top-patches",
+    "unit-report",
+    "embedding-map",
+    "clusters",
+    "anomalies",
+    "near-duplicates",
+    "compare-datasets",
+    "representational-similarity",
 }
 
 
@@ -390,7 +399,7 @@ def test_a_missing_requirement_is_named_before_the_import(distribution: Make) ->
         ("grad-kam", "did you mean 'grad-cam', "),
         ("GradCAM", "did you mean 'grad-cam', "),
         ("timmscop:pgd", "did you mean 'timmscope:pgd'?"),
-        ("zzz", "known are ablation-cam, activation-maximization"),
+        ("zzz", "known are ablation-cam, activation-m"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(typed: str, words: str) -> None:

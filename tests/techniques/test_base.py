@@ -245,3 +245,36 @@ def test_a_seed_or_batch_size_that_is_no_int_is_refused(linear_model, images, ar
     with pytest.raises(ParameterError, match="expected an int") as caught:
         Noisy()(linear_model, images, "class:0", **arguments)
     assert caught.value.parameter == next(iter(arguments))
+
+
+class Forgetful(AttributionTechnique):
+    """Leaves two hooks behind, and one more where it breaks."""
+
+    broken: bool = False
+    """Whether to break."""
+
+    def attribute(self, model, images, objective):
+        model.module.register_forward_hook(lambda *a: None)
+        model.module.fc.register_full_backward_hook(lambda *a: None)
+        if self.broken:
+            model.module.fc.register_forward_pre_hook(lambda *a: None)
+            raise RuntimeError("in the middle")
+        return model.gradient(images, objective)[1].sum(1)
+
+
+def test_a_forgotten_hook_is_removed_and_the_technique_named(linear_model, images):
+    kept = linear_model.module.fc.register_forward_hook(lambda *a: None)
+    before = fingerprint(linear_model.module)
+    with pytest.warns(
+        UserWarning, match=r"Forgetful left 2 hook.s. behind, on the model, fc;"
+    ):
+        result = Forgetful()(linear_model, images, 1)
+    assert len(result.maps) == len(images)
+    assert fingerprint(linear_model.module).difference(before) == []
+    with (
+        pytest.warns(UserWarning, match="left 3 hook"),
+        pytest.raises(RuntimeError, match="in the middle"),
+    ):
+        Forgetful(broken=True)(linear_model, images, 1)
+    assert fingerprint(linear_model.module).difference(before) == []
+    kept.remove()

@@ -9,16 +9,24 @@ import pytest
 
 from timmscope.testing import checks, conformance
 from timmscope.testing.conformance import Case, NotApplicable
-from timmscope_registry import ParameterError, PluginError, Registry, get_registry
+from timmscope_registry import (
+    ParameterError,
+    PluginError,
+    Registry,
+    get_registry,
+    set_registry,
+)
 
 BROKEN = Path(__file__).with_name("broken.py")
 
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
-    found = get_registry()
-    found.load_file(BROKEN)
-    return found
+    before, own = get_registry(), Registry()
+    set_registry(own)
+    own.load_file(BROKEN)
+    yield own
+    set_registry(before)
 
 
 def failing(entry, folder: Path, only: str | None = None) -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
 from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
 from timmscope.techniques.session import chunk_size, session, usable
 from timmscope.techniques.synthesis import checked_pixels
@@ -214,7 +215,11 @@ class AttackTechnique(Technique):
         starts = range(0, len(todo), step)
         for start in self.track(starts, self.title(), total=len(starts)):
             rows = todo[start : start + step]
-            with session(seed, rows.tolist()), model.count_passes(len(rows)) as counter:
+            with (
+                session(seed, rows.tolist()),
+                no_leftovers(self, model),
+                model.count_passes(len(rows)) as counter,
+            ):
                 part, label = usable(batch[rows]), usable(truth[rows])
                 aim = usable(aims[rows]) if aims is not None else None
                 token = _passes.set(counter)

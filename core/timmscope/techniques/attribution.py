@@ -16,6 +16,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.layer_views import sharing
+from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
 from timmscope.techniques.session import chunk_size, session, usable
 from timmscope_registry import TechniqueError
@@ -197,7 +198,10 @@ def attribute_together(
         part, goal = batch[start:stop], bound.rows(start, stop)
         with sharing(layers):
             for technique, done in zip(techniques, chunks, strict=True):
-                with session(seed, range(start, stop), batch_size):
+                with (
+                    session(seed, range(start, stop), batch_size),
+                    no_leftovers(technique, model),
+                ):
                     outcome = technique.attribute(model, usable(part), goal)
                 done.append(_checked(technique, model, outcome, part, goal, start))
     labels = describe(model, bound, len(batch))

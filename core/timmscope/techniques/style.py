@@ -14,6 +14,7 @@ from torch import Tensor
 
 from timmscope.models import HookedModel
 from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
 from timmscope.techniques.session import session
 from timmscope.techniques.synthesis import checked_pixels
@@ -134,7 +135,7 @@ class StyleTechnique(Technique):
         pictures = [model.images(item).detach() for item in _as_list(styles)]
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
-        with session(seed):
+        with session(seed), no_leftovers(self, model):
             outcome = self.stylize(model, scene, pictures, shares)
         losses = {name: value.detach().float().cpu() for name, value in outcome.losses.items()}
         if not all(bool(torch.isfinite(value).all()) for value in losses.values()):

@@ -13,6 +13,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.techniques.attribution import describe
 from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
 from timmscope.techniques.session import chunk_size, session
 from timmscope_registry import TechniqueError
@@ -120,7 +121,7 @@ class SynthesisTechnique(Technique):
         if start is not None and len(start) == 1 and goal.images_named:
             start = start.expand(goal.images_named, -1, -1, -1)
         bound = goal.bind(model, start)
-        with session(seed):
+        with session(seed), no_leftovers(self, model):
             outcome = self.synthesize(model, bound, start)
         images = checked_pixels(self, outcome.images)
         if not bool(torch.isfinite(outcome.scores).all()):

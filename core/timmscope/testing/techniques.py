@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 
 from timmscope.lookup import technique
 from timmscope.techniques import load_result
+from timmscope.techniques.leftovers import LeftoverWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
 from timmscope.testing.subjects import Subject, same, watched
 from timmscope_registry import TimmscopeError
@@ -79,7 +81,8 @@ def model_is_untouched(case: Case) -> None:
     for weight in subject.model.module.parameters():
         weight.grad = torch.ones_like(weight)
     before = fingerprint(subject.model.module)
-    subject.run()
+    with _nothing_left():
+        subject.run()
     changed = fingerprint(subject.model.module).difference(before)
     assert not changed, f"the model has changed: {'; '.join(changed)}"
 
@@ -93,7 +96,8 @@ def model_is_untouched_after_a_fault(case: Case) -> None:
         before = fingerprint(subject.model.module)
         subject.tripwire.passed, subject.tripwire.armed = 0, armed
         try:
-            subject.run()
+            with _nothing_left():
+                subject.run()
         except (RuntimeError, TimmscopeError) as error:
             assert "tripwire" in str(error), f"the error is another one: {error}"
         else:
@@ -220,6 +224,18 @@ def _working(case: Case) -> Subject:
         else:
             return subject
     raise AssertionError("it refuses every tiny model: " + "; ".join(refusals))
+
+
+@contextlib.contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Fail where the family's base had to take hooks away."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            left = [each for each in caught if issubclass(each.category, LeftoverWarning)]
+            assert not left, str(left[0].message)
 
 
 def _is_one_line(refusal: TimmscopeError) -> None:

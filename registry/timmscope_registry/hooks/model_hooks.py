@@ -16,6 +16,7 @@ from timmscope_registry.hooks.catalogue import build_catalogue
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
 from timmscope_registry.hooks.handover import Handover, handovers
 from timmscope_registry.hooks.layers import LayerCatalogue
+from timmscope_registry.hooks.others import HookKeys, hooks_of, remove_new
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
 from timmscope_registry.hooks.scopes import Cut, Edits, Given, Recording, Watch
@@ -183,6 +184,16 @@ class ModelHooks:
         return self._open_silently(
             Given({self._point(name): function for name, function in functions.items()})
         )
+
+    def others(self) -> HookKeys:
+        """List the hooks on the module that are not this class's own."""
+        with self._lock:  # no forward is running, so none of ours is there
+            return hooks_of(self.module)
+
+    def remove_others(self, before: HookKeys) -> list[str]:
+        """Remove hooks that have come since `others`; returns the name of a module for each."""
+        with self._lock:
+            return remove_new(self.module, before)
 
     @property
     def open_contexts(self) -> bool:
