@@ -239,7 +239,7 @@ class ActivationMaps(RepresentationTechnique):
         centres = self._centres(source, layer, (batch.shape[2], batch.shape[3]))
         return UnitMaps(
             provenance=self.provenance(source, images=_names(images, len(batch))),
-            images=batch.cpu().float().expand(-1, 3, -1, -1),
+            images=_shown(batch),
             image_names=_names(images, len(batch)),
             units=torch.stack([shown for shown, *_ in kept]),
             energies=torch.stack([energies for _, energies, *_ in kept]),
@@ -322,6 +322,14 @@ def _discarded(before: Tensor | None, after: Tensor | None) -> tuple[Tensor | No
     left = after.double().square().sum((2, 3))
     lost = torch.where(whole > 0, 1 - left / whole.clamp_min(1e-300), torch.zeros_like(whole))
     return (before < 0).float().mean((2, 3)), lost.float()
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Images as pictures `(B, 3, H, W)`: grey where they are not RGB."""
+    pictures = images.cpu().float()
+    if pictures.shape[1] != 3:
+        pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return pictures
 
 
 def _names(images: Any, count: int) -> list[str]:

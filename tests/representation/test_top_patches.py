@@ -174,10 +174,41 @@ def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedM
     assert float(after[tuple(capped)]) == 6
     views = Views(lite0, layer, "guided-backprop")
     cells = [(unit, (y, x)) for unit, y, x in (capped, silent, open_)]
-    seen = views.of(image.expand(3, -1, -1, -1), cells)
+    values = [float(after[tuple(at)]) for at in (capped, silent, open_)]
+    seen = views.of(image.expand(3, -1, -1, -1), cells, values)
     assert [bool((picture != 0.5).any()) for picture in seen] == [True, False, True]
     alone = technique("guided-backprop")()(lite0, image, neuron(layer, *open_)).pixels[0]
     torch.testing.assert_close(seen[2], around_grey(alone), atol=1e-3, rtol=1e-3)
+    inner = technique("guided-backprop")()(lite0, image, neuron(f"{layer}.drop", *capped)).pixels[0]
+    torch.testing.assert_close(seen[0], around_grey(inner), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("view", "rows"), [("occlusion patch_px=16", (0, 1)), ("smooth-grad samples=3", (0,))]
+)
+def test_views_of_many_forwards_explain_each_image_at_its_own_cell(
+    model: HookedModel, store: Store, view: str, rows: tuple[int, ...]
+) -> None:
+    from timmscope.figures import HeatScale, colourise
+    from timmscope.mining.cell_views import Views
+    from timmscope.techniques.text import attribution
+
+    source, maps = store.source(None), every_cell(model, store, "layer1.0")
+    images = torch.stack([model.preprocess(source.load(number)) for number in (2, 7)])
+    cells = [
+        (unit, tuple(map(int, np.unravel_index(maps[image, unit].argmax(), (16, 16)))))
+        for image, unit in ((2, 3), (7, 60))
+    ]
+    seen = Views(model, "layer1.0", view).of(images, cells, [0.0, 0.0])
+    for row in rows:  # random numbers belong to an image's place in the batch
+        goal = neuron("layer1.0", cells[row][0], *cells[row][1])
+        result = attribution(view)(model, images[row : row + 1], goal)
+        if result.pixels is not None:
+            expected = around_grey(result.pixels[0])
+        else:
+            scale = HeatScale.of(result.maps[0], signed=result.signed)
+            expected = colourise(result.maps[0], scale)
+        assert (seen[row] - expected).abs().mean() < 1e-3
 
 
 def test_a_view_that_does_not_fit_the_model_is_a_note(tmp_path: Path) -> None:

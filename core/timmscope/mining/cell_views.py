@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from timmscope.objectives import Objective
-from timmscope_registry import ParameterError, TechniqueError
+from timmscope_registry import (
+    ModelError,
+    ParameterError,
+    TechniqueError,
+    TimmscopeError,
+    UnsupportedModel,
+)
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -19,6 +25,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16
 """Images explained together."""
+_CEILING = 6.0
+"""Of a ReLU6."""
 _PATIENCE = 16
 """Refusals in a row after which a technique counts as unfit for the model."""
 
@@ -27,7 +35,7 @@ class Views:
     """Explains units at cells, in pictures.
 
     At the ceiling of a ReLU6, where a unit's strongest cells are, no gradient passes. There the
-    value before the activation is explained: below the ceiling its gradient is the unit's own.
+    value before the activation is explained.
 
     Args:
         model: the model.
@@ -51,10 +59,9 @@ class Views:
         if not isinstance(self._explain, AttributionTechnique):
             raise ParameterError(f"{technique!r} is no attribution", parameter="view")
         self._model = model
-        self._layer, self._open = model.layers[layer], True
-        if (lower := _below_the_ceiling(model, layer)) is not None:
-            self._layer, self._open = lower, False
-        self.refusal: TechniqueError | None = None
+        self._layer = model.layers[layer].name
+        self._below = _below_the_ceiling(model, layer)
+        self.refusal: TimmscopeError | None = None
         self._refused = self._explained = 0
 
     @property
@@ -72,35 +79,48 @@ class Views:
         """Whether it has explained any image."""
         return self._explained > 0
 
-    def of(self, images: Tensor, cells: Sequence[tuple[int, tuple[int, int]]]) -> list[Tensor]:
+    def of(
+        self,
+        images: Tensor,
+        cells: Sequence[tuple[int, tuple[int, int]]],
+        values: Sequence[float],
+    ) -> list[Tensor]:
         """Pictures `(3, H, W)` in [0, 1], grey where there is no explanation.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
             cells: unit, and row and column of its cell, one an image.
+            values: of the unit at the cell.
         """
-        goal = _Cells(self._layer.name, tuple(cells))
+        capped = [self._below is not None and value >= _CEILING for value in values]
+        found: dict[int, Tensor] = {}
+        for below in (False, True):
+            rows = [row for row, is_capped in enumerate(capped) if is_capped == below]
+            if rows:
+                layer = self._below if below and self._below is not None else self._layer
+                parts = self._explained_at(layer, images[rows], [cells[row] for row in rows])
+                found |= zip(rows, parts, strict=True)
+        return [found[row] for row in range(len(images))]
+
+    def _explained_at(
+        self, layer: str, images: Tensor, cells: Sequence[tuple[int, tuple[int, int]]]
+    ) -> list[Tensor]:
         try:
-            result = self._explain(self._model, images, goal)
-        except TechniqueError as error:
+            result = self._explain(self._model, images, _Cells(layer, tuple(cells)))
+        except (TechniqueError, ModelError, UnsupportedModel) as error:
             if len(images) > 1:  # one image's refusal is not the others'
                 return [
                     picture
                     for row, cell in enumerate(cells)
-                    for picture in self.of(images[row : row + 1], [cell])
+                    for picture in self._explained_at(layer, images[row : row + 1], [cell])
                 ]
+            if layer != self._layer:
+                return self._explained_at(self._layer, images, cells)
             self.refusal = self.refusal or error
             self._refused += 1
-            return [torch.full_like(images[0], 0.5)]
+            return [torch.full((3, *images.shape[2:]), 0.5)]
         self._explained += len(images)
-        pictures = _coloured(result)
-        if self._open:
-            return pictures
-        silent = (result.scores <= 0).tolist()  # nothing comes through the activation there
-        return [
-            torch.full_like(picture, 0.5) if mute else picture
-            for picture, mute in zip(pictures, silent, strict=True)
-        ]
+        return _coloured(result)
 
     def require_some(self) -> None:
         """Raise the refusal where not one image was explained."""
@@ -110,7 +130,7 @@ class Views:
 
 @dataclass(frozen=True)
 class _Cells(Objective):
-    """A unit at a cell of a layer, another one for each image."""
+    """A unit at a cell of a layer, one for all images or one for each."""
 
     layer: str
     targets: tuple[tuple[int, tuple[int, int]], ...]
@@ -129,37 +149,40 @@ class _Cells(Objective):
         """The unit at the cell, of each image."""
         assert self.at is not None, "binding finds the layer"
         maps = self.at.spatial(recording[self.layer])
-        if self.at.grid is None:
-            picked = [maps[row, unit, 0, 0] for row, (unit, _) in enumerate(self.targets)]
+        units = [unit for unit, _ in self.targets]
+        rows = [y if self.at.grid else 0 for _, (y, _) in self.targets]
+        columns = [x if self.at.grid else 0 for _, (_, x) in self.targets]
+        if len(units) == 1:
+            picked = maps[:, units[0], rows[0], columns[0]]
         else:
-            picked = [maps[row, unit, y, x] for row, (unit, (y, x)) in enumerate(self.targets)]
-        return torch.stack(picked).to(torch.promote_types(maps.dtype, torch.float32))
+            picked = maps[range(len(maps)), units, rows, columns]
+        return picked.to(torch.promote_types(maps.dtype, torch.float32))
 
     @property
     def images_named(self) -> int | None:
-        """One an image."""
-        return len(self.targets)
+        """One an image, unless there is one for all."""
+        return len(self.targets) if len(self.targets) > 1 else None
 
     def rows(self, start: int, stop: int) -> Objective:
         """The targets of those images."""
-        return replace(self, targets=self.targets[start:stop])
+        one = len(self.targets) == 1
+        return self if one else replace(self, targets=self.targets[start:stop])
 
     def repeated(self, times: int) -> Objective:
         """The targets of those images, `times` over."""
-        return replace(self, targets=self.targets * times)
+        return self if len(self.targets) == 1 else replace(self, targets=self.targets * times)
 
     def __str__(self) -> str:
         cells = (f"{unit},{y},{x}" for unit, (y, x) in self.targets)
         return f"{self.layer}[{'|'.join(cells)}]"
 
 
-def _below_the_ceiling(model: HookedModel, layer: str) -> Layer | None:
+def _below_the_ceiling(model: HookedModel, layer: str) -> str | None:
     """What the ReLU6 that a layer ends with is given, where a layer of the model returns that."""
     name = model.layers[layer].name
     for call in model.hooks.activations():
         if call.kind == "ReLU6" and name in call.after:
-            given = sorted(point for point in call.before if point in model.layers)
-            return model.layers[given[0]] if given else None
+            return min((point for point in call.before if point in model.layers), default=None)
     return None
 
 

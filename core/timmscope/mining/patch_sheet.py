@@ -83,7 +83,7 @@ def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, no
 def caption(value: float, position: tuple[int, int], name: str) -> str:
     """What stands below a patch: its value, the cell where there is one, and the image."""
     cell = f" at {position[0]},{position[1]}" if position[0] >= 0 else ""
-    return f"{value:.4g}{cell}\n{PurePath(name).stem or name}"
+    return f"{value:.4g}{cell}\n{' '.join((PurePath(name).stem or name).split())}"
 
 
 def note_of(field: ReceptiveField, *, size: tuple[int, int], placed: bool) -> str:

@@ -58,7 +58,7 @@ def patch_views(
             cells = [(unit, patch.entry.position) for patch in part]
             found += [
                 Image.fromarray((picture * 255).round().byte().permute(1, 2, 0).numpy())
-                for picture in views.of(batch, cells)
+                for picture in views.of(batch, cells, [patch.entry.value for patch in part])
             ]
             advance(len(part))
     views.require_some()

@@ -240,12 +240,17 @@ def unit_patches(
             seen: list[Tensor] | None = None
             if views is not None and not views.unfit:
                 cells = [(units[cut.place], cut.patch.entry.position) for cut in part]
-                seen = views.of(torch.stack([cut.pixels for cut in part]), cells)
+                values = [cut.patch.entry.value for cut in part]
+                seen = views.of(torch.stack([cut.pixels for cut in part]), cells, values)
             for number, cut in enumerate(part):
                 made.add(cut, None if seen is None else seen[number])
             advance(len(part))
     assert made.first is not None
-    notes = [note_of(made.first.field, size=made.first.whole.size, placed=len(units) == 1)]
+    first = made.first
+    notes = [note_of(first.field, size=first.whole.size, placed=len(units) == 1)]
+    if len({each.size for each in fields}) > 1:
+        notes[0] = f"{field} receptive fields, of each unit its own; below: the value at row,column"
+    notes.append("one patch an image" if per_image else "of all positions")
     notes += _about_views(views, several=len(units) > 1)
     if silent:
         notes.append(f"{silent} units without a gradient on these images show the spatial field")
@@ -263,7 +268,7 @@ def unit_patches(
         patches=torch.from_numpy(made.kept[0]),
         views=torch.from_numpy(made.kept[1]) if views is not None and views.some else None,
         wholes=torch.from_numpy(made.kept[2]) if 2 in made.kept else None,
-        gridded=made.first.field.grid is not None,
+        gridded=first.field.grid is not None,
         note="; ".join(notes),
     )
 
