@@ -161,11 +161,13 @@ class UnitMaps(Result):
         ]
 
     def _note(self, grid: torch.Size) -> str:
-        scale = "all maps" if self.scale == "common" else "each unit's own"
+        scale = "of all maps" if self.scale == "common" else "of each unit"
         if self.colours == "grey":
-            parts = [f"black is the lowest value, white the highest, of {scale}"]
+            parts = [f"black is the lowest value, white the highest {scale}"]
         else:
-            parts = [f"black is 0, or the lowest value above it; blue is below 0; range of {scale}"]
+            parts = [
+                f"black is 0, or the lowest value above it; blue is below 0; one range {scale}"
+            ]
         if self.activation is not None:
             parts.append(f"before and after {self.activation}, in one range")
         parts.append(

@@ -14,6 +14,8 @@ Centres = tuple[float, float, float, float]
 
 _BELOW = (0.337, 0.706, 0.914)
 """Colour of the lowest value below zero."""
+_COVER = 0.7
+"""How much of the image the strongest values cover."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -59,7 +61,7 @@ def laid_over(image: Tensor, values: Tensor, span: tuple[float, float], colours:
         return image * (0.1 + 0.9 * _rising(values, low, high))
     ground = 0.75 * (image * torch.tensor(_LUMA)[:, None, None]).sum(0) + 0.25 * image
     reach = max(abs(high), abs(min(low, 0.0)))
-    strength = 0.85 * _rising(values.abs(), max(low, 0.0), reach)
+    strength = _COVER * _rising(values.abs(), max(low, 0.0), reach)
     return (1 - strength) * ground + strength * coloured(values, span, colours)
 
 
