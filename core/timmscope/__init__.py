@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from timmscope.index import (
         Backend,
+        BuildHints,
+        Exam,
         Hits,
         VectorIndex,
     )
@@ -163,6 +165,7 @@ __all__ = [
     "AttributionTechnique",
     "Backend",
     "Baseline",
+    "BuildHints",
     "CamTechnique",
     "CascadingRandomisation",
     "Case",
@@ -174,6 +177,7 @@ __all__ = [
     "Deletion",
     "Embedding",
     "Evaluation",
+    "Exam",
     "Hits",
     "HookedModel",
     "ImageError",
@@ -289,6 +293,8 @@ _HOMES = {
     ),
     "timmscope.index": (
         "Backend",
+        "BuildHints",
+        "Exam",
         "Hits",
         "VectorIndex",
     ),

@@ -49,6 +49,7 @@ def test_the_wheel_holds_every_package_its_types_and_data(wheel):
     for package in packages:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
     assert any(name.startswith("timmscope/demo/") and ".html" in name for name in names)
+    assert "timmscope/scaffold/templates/pyproject.toml.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests", "docs", "core", "plugins")) for name in names)
     for family in families:

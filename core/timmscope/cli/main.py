@@ -53,11 +53,11 @@ COMMANDS = (
     ("top", LOOK, "Show the images of a store that drive a unit highest."),
     ("doctor", KEEP, "Explain every problem with plugins and packages, and what to do."),
     ("index", KEEP, "Build, extend, thin out, tune or look at the index of a layer."),
-    ("plugins", KEEP, "List techniques, collectors, sources and index backends."),
+    ("plugins", KEEP, "List techniques, collectors, sources, backends; begin a plugin."),
     ("verify", KEEP, "Check every shard of a store, and repair it if asked."),
 )
 for name, group, summary in COMMANDS:
-    if name in ("run", "index"):  # applications of their own, with commands below them
+    if name in ("run", "index", "plugins"):  # applications of their own, with commands below them
         app.command(f"timmscope.cli.{name}:app", name=name, group=group, help=summary)
     else:
         path = f"timmscope.cli.{name}:{name}"

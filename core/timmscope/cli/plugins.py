@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
@@ -11,14 +14,66 @@ from timmscope_registry import API_VERSION, TechniqueSpec, get_registry
 COLOURS = {"ok": "green", "failed": "red", "unsupported": "red", "blocked": "yellow"}
 
 
+Family = Literal[
+    "attribution",
+    "synthesis",
+    "attack",
+    "style",
+    "representation",
+    "collector",
+    "model-source",
+    "image-source",
+    "index-backend",
+]
+
+app = App(
+    name="plugins",
+    help="List techniques, collectors, sources and index backends, or begin a plugin of your own.",
+    version_flags=(),
+    suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative=""),
+    help_format="plaintext",
+)
+
+
+@app.command
 @plain_help
-def plugins(action: Literal["list"] = "list", /, *, json: output.Flag = False) -> None:
+def new(
+    name: str,
+    /,
+    *,
+    family: Family,
+    folder: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+) -> None:
+    """Write a package with one example that works, its tests, a README and a CI file.
+
+    Parameters
+    ----------
+    name
+        Of the technique, collector, scheme or engine: lower case with hyphens, as in
+        ``edge-energy``.
+    family
+        What kind of plugin.
+    folder
+        Where to write; by default ``timmscope-NAME``.
+    """
+    from timmscope.scaffold import new_plugin
+
+    files = new_plugin(name, family, folder)
+    root = files[0].parent
+    for file in files:
+        output.say(f"wrote {file}")
+    output.say(f"\nnow: cd {root} && python -m pip install -e . --group test && python -m pytest")
+
+
+@app.default
+@app.command(name="list")
+@plain_help
+def listing(*, json: output.Flag = False) -> None:
     """List techniques, collectors, sources and index backends of all plugins.
 
     Parameters
     ----------
-    action
-        What to do.
     json
         Print JSON.
     """

@@ -1,0 +1,211 @@
+"""What each kind of new plugin says of itself and how it is tested: what its files differ in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+FAMILIES = ("attribution", "synthesis", "attack", "style", "representation")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of plugin.
+
+    Attributes:
+        spec: name of its spec.
+        hook: name of its hook.
+        summary: of the example.
+        implementation: what the import string names; `{cls}` stands for the class.
+        command: how it is tried.
+        named: field of the spec that has the name.
+        more: further fields of the spec, as Python.
+        arguments: further arguments of `conformance`, as Python.
+        imports: of the test file.
+        test: a test of what the example computes.
+    """
+
+    spec: str
+    hook: str
+    summary: str
+    command: str
+    test: str
+    implementation: str = "{cls}"
+    named: str = "name"
+    more: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    imports: tuple[str, ...] = field(default=("from timmscope.testing import conformance",))
+
+
+def _technique(
+    family: str, summary: str, command: str, test: str, imports: str, *arguments: str
+) -> Kind:
+    return Kind(
+        spec="TechniqueSpec",
+        hook="timmscope_techniques",
+        summary=summary,
+        command=f"timmscope run {{name}} {command}",
+        more=(f'family="{family}"',),
+        arguments=arguments,
+        imports=tuple(imports.strip().splitlines()),
+        test=test,
+    )
+
+
+KINDS = {
+    "attribution": _technique(
+        "attribution",
+        "Gradient times input.",
+        "pip:efficientnet-lite0 cat.jpg --target top",
+        """def test_a_black_pixel_contributes_nothing() -> None:
+    images = tiny_images(1)
+    images[:, :, :8] = 0
+    maps = technique("{name}")()(tiny_model(), images, "class:3").maps
+    assert maps[:, :8].abs().max() == 0
+    assert maps[:, 8:].abs().max() > 0""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+    ),
+    "synthesis": _technique(
+        "synthesis",
+        "Gradient ascent by sign steps.",
+        "pip:efficientnet-lite0 --target 'tiger cat'",
+        """def test_the_score_rises() -> None:
+    made = technique("{name}")(steps=8)(tiny_model(), "class:3")
+    assert made.final_scores[0] > made.scores[0, 0]""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_model
+""",
+        'parameters={"steps": 3}',
+    ),
+    "attack": _technique(
+        "attack",
+        "Random noise of one size.",
+        "pip:efficientnet-lite0 cat.jpg",
+        """def test_every_value_moves_by_epsilon_where_there_is_room() -> None:
+    images = tiny_images(2) * 0.5 + 0.25
+    attacked = technique("{name}")(epsilon=0.01)(tiny_model(), images)
+    moved = (attacked.images - images).abs()
+    assert abs(float(moved.max()) - 0.01) < 1e-6
+    assert abs(float(moved.min()) - 0.01) < 1e-6""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+    ),
+    "style": _technique(
+        "style",
+        "The colours of one picture on another.",
+        "pip:efficientnet-lite0 content.jpg --style painting.jpg",
+        """def test_the_colours_are_the_styles() -> None:
+    content, style = tiny_images(2).split(1)
+    made = technique("{name}")()(tiny_model(), content, style)
+    distance = (made.images.mean((2, 3)) - style.mean((2, 3))).abs().max()
+    assert distance < 0.02
+    assert made.losses[0, -1] < made.losses[0, 0]""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+    ),
+    "representation": _technique(
+        "representation",
+        "Units with the highest mean.",
+        "demo.scope --layer blocks.4",
+        """def test_units_are_ranked_by_their_mean() -> None:
+    rows = np.array([[0.0, 4.0, 1.0], [2.0, 0.0, 3.0]])
+    table = technique("{name}")(count=2)(rows)
+    assert [row["unit"] for row in table.rows] == [1, 2]
+    assert [row["mean"] for row in table.rows] == [2.0, 2.0]
+    assert [row["largest"] for row in table.rows] == [4.0, 3.0]""",
+        """
+import numpy as np
+from timmscope import technique
+from timmscope.testing import conformance
+""",
+    ),
+    "collector": Kind(
+        spec="CollectorSpec",
+        hook="timmscope_collectors",
+        summary="How often each unit is the strongest.",
+        command="timmscope mine pip:efficientnet-lite0 photos --collector {name} -o photos.scope",
+        arguments=('kind="collector"',),
+        imports=(
+            "import numpy as np",
+            "from timmscope import LayerBatch",
+            "from timmscope.testing import conformance",
+            "from {package}.{slug} import {cls}",
+        ),
+        test="""def test_the_strongest_unit_of_each_image_is_counted() -> None:
+    rows = np.array([[1.0, 2.0], [3.0, 0.0], [5.0, 5.0]], np.float32)
+    counted = {cls}()
+    counted.update(LayerBatch(layer="x", ids=np.arange(3), rows={{"max": rows}}))
+    assert counted.state()["wins"].tolist() == [2, 1]""",
+    ),
+    "model-source": Kind(
+        spec="ModelSourceSpec",
+        hook="timmscope_model_sources",
+        summary="Networks of random filters.",
+        command="timmscope layers {name}:small",
+        implementation="load",
+        named="scheme",
+        more=('example="{name}:small"',),
+        arguments=('kind="model source"',),
+        imports=(
+            "from timmscope import load_model",
+            "from timmscope.testing import conformance",
+        ),
+        test="""def test_sizes_differ_in_their_filters() -> None:
+    models = [load_model(f"{name}:{{size}}") for size in ("small", "large")]
+    assert [model.layers["0"].channels for model in models] == [8, 32]""",
+    ),
+    "image-source": Kind(
+        spec="ImageSourceSpec",
+        hook="timmscope_image_sources",
+        summary="The frames of an animated file.",
+        command="timmscope mine pip:efficientnet-lite0 {name}:film.gif -o film.scope",
+        named="scheme",
+        more=('example="{name}:film.gif"',),
+        arguments=('kind="image source"', "make=film"),
+        imports=(
+            "from pathlib import Path",
+            "",
+            "from PIL import Image",
+            "from timmscope import open_images",
+            "from timmscope.testing import conformance",
+            "",
+            "",
+            "def film(folder: Path) -> str:",
+            '    """Write three frames, red, green and blue; return where they are."""',
+            '    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]',
+            '    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])',
+            '    return str(folder / "film.gif")',
+            "",
+        ),
+        test="""def test_frames_come_in_order(tmp_path: Path) -> None:
+    source = open_images("{name}:" + film(tmp_path))
+    colours = [source.load(number).getpixel((0, 0)) for number in range(len(source))]
+    assert colours == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]""",
+    ),
+    "index-backend": Kind(
+        spec="IndexBackendSpec",
+        hook="timmscope_index_backends",
+        summary="Exact search in a few lines of NumPy.",
+        command="timmscope index build photos.scope blocks.4 --backend {name}",
+        arguments=('kind="index backend"',),
+        imports=(
+            "import numpy as np",
+            "from timmscope import BuildHints",
+            "from timmscope.testing import conformance",
+            "from {package}.{slug} import {cls}",
+        ),
+        test="""def test_the_nearest_comes_first() -> None:
+    engine = {cls}(2, "l2", BuildHints())
+    engine.add(np.array([[0, 0], [3, 4], [1, 0]], np.float32), np.array([7, 8, 9]))
+    values, ids = engine.search(np.zeros((1, 2), np.float32), 3)
+    assert ids.tolist() == [[7, 9, 8]]
+    assert values.tolist() == [[0, 1, 5]]""",
+    ),
+}

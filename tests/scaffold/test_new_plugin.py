@@ -1,0 +1,95 @@
+"""A package that `timmscope plugins new` wrote works untouched: installed, listed, tested."""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from timmscope.cli import main
+from timmscope.scaffold import KINDS, new_plugin
+from timmscope_registry import ParameterError
+
+COMMAND = "import sys; from timmscope.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+def run(*command: object, cwd: Path) -> str:
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=600,
+        env=quiet,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A package of every kind, as the command writes it."""
+    root = tmp_path_factory.mktemp("new")
+    found = {}
+    for kind in KINDS:
+        found[kind] = root / kind
+        assert main(["plugins", "new", f"my-{kind}", "--family", kind, "-o", str(found[kind])]) == 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment of its own, on top of this one, with all of them installed."""
+    root = tmp_path_factory.mktemp("env")
+    venv.create(root / "env", with_pip=False)
+    python = root / "env/bin/python"
+    (own,) = (root / "env/lib").glob("python*/site-packages")
+    here = ";".join(f"site.addsitedir({folder!r})" for folder in site.getsitepackages())
+    (own / "outer.pth").write_text(f"import site;{here}\n")
+    flags = ("--quiet", "--no-deps", "--no-build-isolation")
+    editable = [word for folder in packages.values() for word in ("-e", folder)]
+    run(sys.executable, "-m", "pip", "--python", python, "install", *flags, *editable, cwd=root)
+    return python
+
+
+def test_every_kind_is_listed_once_installed(python: Path, tmp_path: Path) -> None:
+    listed = json.loads(run(python, "-c", COMMAND, "plugins", "--json", cwd=tmp_path))
+    mine = {entry["id"] for entry in listed["entries"] if "my-" in entry["id"]}
+    assert mine == {f"timmscope-my-{kind}:my-{kind}" for kind in KINDS}
+    assert listed["problems"] == []
+
+
+def test_its_own_tests_pass_untouched(python: Path, packages: dict[str, Path]) -> None:
+    """All in one process: each package's test file by its path, under its own configuration."""
+    root = next(iter(packages.values())).parent
+    files = [folder / "tests" for folder in packages.values()]
+    told = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, cwd=root)
+    assert " passed" in told
+    assert "failed" not in told
+
+
+def test_its_code_is_clean(packages: dict[str, Path]) -> None:
+    root = next(iter(packages.values())).parent
+    lint = ("--isolated", "--line-length", "100")
+    rules = ("--select", "E,F,I,UP,B")
+    run(sys.executable, "-m", "ruff", "check", *lint, *rules, root, cwd=root)
+    run(sys.executable, "-m", "ruff", "format", "--check", *lint, root, cwd=root)
+
+
+@pytest.mark.parametrize("name", ["Bad", "bad_name", "-x", "a--b", "9x", ""])
+def test_a_name_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="cannot be a plugin's name"):
+        new_plugin(name, "attack", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["plugins", "new", "x", "--family", "attack", "-o", str(tmp_path)]) == 2
+    assert "is there already: name another folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert main(["plugins", "new", "x", "--family", "painting"]) == 2
+    assert 'invalid value "painting"' in capsys.readouterr().err
