@@ -89,6 +89,11 @@ def reporting(reporter: Reporter) -> Iterator[None]:
         _reporter.reset(token)
 
 
+def quiet() -> AbstractContextManager[None]:
+    """Report nothing inside: for many short pieces of work within one that is reported."""
+    return reporting(_Silent())
+
+
 class RichReporter:
     """Bars on a terminal. Finished outer bars stay, inner ones make room."""
 

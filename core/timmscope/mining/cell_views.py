@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from timmscope.objectives import Objective
+from timmscope.progress import quiet
 from timmscope_registry import (
     ModelError,
     ParameterError,
@@ -106,7 +107,8 @@ class Views:
         self, layer: str, images: Tensor, cells: Sequence[tuple[int, tuple[int, int]]]
     ) -> list[Tensor]:
         try:
-            result = self._explain(self._model, images, _Cells(layer, tuple(cells)))
+            with quiet():
+                result = self._explain(self._model, images, _Cells(layer, tuple(cells)))
         except (TechniqueError, ModelError, UnsupportedModel) as error:
             if len(images) > 1:  # one image's refusal is not the others'
                 return [

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.images import Images
-from timmscope.progress import task
+from timmscope.progress import task, track
 from timmscope.store import Store, StoreLayer, StorePictures, TopEntry
 from timmscope.store.tops import tops
 from timmscope_registry import StoreError, UnsupportedModel
@@ -117,7 +117,7 @@ def top_patches(
 
     entries = ranked(found, load, [unit], k, per_image=per_image, where=where, pictures=pictures)
     fields, _ = fields_of(found, load, [unit], field, entries, pictures)
-    cuts = cut_patches(found, entries, fields, pictures)
+    cuts = track(cut_patches(found, entries, fields, pictures), "cutting patches", len(entries[0]))
     return [cut.patch for cut in sorted(cuts, key=lambda cut: cut.rank)]
 
 
@@ -205,17 +205,14 @@ def cut_patches(
         for rank, entry in enumerate(found):
             wanted[entry.image_id].append((place, rank))
     paths = layer.store.images.paths
-    with task("cutting patches", total=len(wanted)) as advance:
-        for ids, images in pictures.whole(sorted(wanted)):
-            for image, pixels in zip(ids.tolist(), images, strict=True):
-                whole = _picture(pixels)
-                for place, rank in wanted[image]:
-                    field, entry = fields[place], entries[place][rank]
-                    box = field.box(entry.position)
-                    cell = field.cell(entry.position)
-                    patch = Patch(whole.crop(box), whole, box, cell, field, entry, paths[image])
-                    yield Cut(place, rank, patch, pixels)
-                advance(1)
+    for ids, images in pictures.whole(sorted(wanted)):
+        for image, pixels in zip(ids.tolist(), images, strict=True):
+            whole = _picture(pixels)
+            for place, rank in wanted[image]:
+                field, entry = fields[place], entries[place][rank]
+                box, cell = field.box(entry.position), field.cell(entry.position)
+                patch = Patch(whole.crop(box), whole, box, cell, field, entry, paths[image])
+                yield Cut(place, rank, patch, pixels)
 
 
 def _shared_field(
