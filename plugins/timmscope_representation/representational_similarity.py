@@ -11,6 +11,7 @@ from pydantic import Field
 
 from timmscope import LayerSimilarity, ParameterError, RepresentationTechnique, Rows
 from timmscope_representation.aligned import Aligned
+from timmscope_representation.moments import Numbers
 from timmscope_representation.names import store_names, told_apart
 from timmscope_representation.similarity import FEWEST, linear_cka, rsa
 
@@ -101,14 +102,24 @@ def _notes(aligned: Aligned) -> Iterator[str]:
     if len(aligned) < most:
         more = most - len(aligned)
         yield f"{len(aligned)} images are in all stores; up to {more} others are not in some."
-    sizes: list[tuple[Any, np.ndarray]] = []
+    first, *others = _first_of_each_store(aligned)
+    for rows, ids in others:
+        store, known = rows.layer.store, first[0].layer.store  # type: ignore[union-attr]
+        sizes, same = store.images.sizes[ids], known.images.sizes[first[1]]
+        one, two = store.manifest.images, known.manifest.images
+        differ = int((sizes != same).any(1).sum())
+        if differ:
+            what = f"{differ} images of {store.path.stem} have other sizes in pixels than those"
+        elif len(ids) == one.count == two.count and one.fingerprint != two.fingerprint:
+            what = f"Files or labels of {store.path.stem} are others than those"
+        else:
+            continue
+        yield f"{what} of the same name in {known.path.stem}: make sure that they show the same."
+
+
+def _first_of_each_store(aligned: Aligned) -> list[tuple[Rows, Numbers]]:
+    """One layer of each store, and its ids of the shared images; arrays count as one store."""
+    found: dict[Hashable, tuple[Rows, Numbers]] = {}
     for rows, ids in zip(aligned.rows, aligned.ids, strict=True):
-        if rows.layer is not None and rows.layer.store.path not in {path for path, _ in sizes}:
-            sizes.append((rows.layer.store.path, rows.layer.store.images.sizes[ids]))
-    for path, size in sizes[1:]:
-        other = int((size != sizes[0][1]).any(1).sum())
-        if other:
-            yield (
-                f"{other} images of {path.stem} have other sizes in pixels than those of the same "
-                f"name in {sizes[0][0].stem}: make sure that they show the same."
-            )
+        found.setdefault(rows.layer and rows.layer.store.path, (rows, ids))
+    return list(found.values())

@@ -230,17 +230,26 @@ def test_layers_of_one_store_are_read_in_order_with_a_condition(stores: dict[str
     assert named.layers == ["layer4", "layer1"]
 
 
-def test_images_of_other_sizes_under_the_same_names_are_noticed(
+def test_other_images_under_the_same_names_are_noticed(
     stores: dict[str, Store], folders: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a").mkdir()
-    for path in (folders / "a").iterdir():
-        if path.stem != "05":
-            Image.open(path).resize((80, 64)).save(tmp_path / "a" / path.name)
     model = load_model("random:resnet18?seed=0&img_size=64")
-    wide = mine(model, tmp_path / "a", tmp_path / "wide.scope", layers=["layer4"], workers=0)
-    found = RepresentationalSimilarity()([stores["all"].layer("layer4"), wide])
-    assert any("11 images of wide have other sizes" in note for note in found.notes)
+    made = {}
+    for kind in ("wide", "turned"):
+        (tmp_path / kind).mkdir()
+        for path in (folders / "other").iterdir():
+            image = Image.open(path)
+            image = image.resize((80, 64)) if kind == "wide" else image.rotate(180)
+            image.putpixel((0, 0), (1, 2, 3))
+            image.save(tmp_path / kind / path.name)
+        place = tmp_path / f"{kind}.scope"
+        made[kind] = mine(model, tmp_path / kind, place, layers=["layer4"], workers=0)
+    known = stores["other"].layer("layer4")
+    for kind, words in (("wide", "5 images of wide have other sizes"), ("turned", "Files or")):
+        found = RepresentationalSimilarity()([known, made[kind]])
+        assert any(words in note for note in found.notes)
+    same = RepresentationalSimilarity()([known, stores["other"]], layer="layer1")
+    assert not same.notes
 
 
 def test_a_result_survives_saving_with_its_table(stores: dict[str, Store], tmp_path: Path) -> None:
