@@ -14,8 +14,8 @@ Numbers = npt.NDArray[Any]
 
 MAX_WIDTH = 8192
 """Longest rows: their covariance takes 0.5 GB, its eigenvectors four times as much in all."""
-TOLERANCE = 1e-5
-"""How far rounding may turn a component, in radians, before float32 products are not enough."""
+_BLOCK_ROWS, _BLOCK_NUMBERS = 8192, 1 << 23
+"""Rows of a block, and how many numbers it may have at most."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,19 @@ class PrincipalComponents:
         components: `(k, d)` float64, of length 1, largest variance first.
         variance: `(k,)` along each, with n - 1 in the denominator.
         explained: `(k,)` share of the variance of all rows.
-        passes: how often the rows were read: 1, or 2 where float32 products were not enough.
     """
 
     mean: Numbers
     components: Numbers
     variance: Numbers
     explained: Numbers
-    passes: int
 
     @classmethod
     def fit(cls, rows: Rows, count: int) -> PrincipalComponents:
         """Find the first `count` components in one pass, in memory that depends on `d` alone.
 
-        Covariances are products of blocks of rows, from which the mean of the first block is
-        taken so that large means do not cost digits, and are added up in float64. Products of
-        float32 rows are float32 at half the time. What that costs is measured at the first block,
-        and where components lie so close that it could turn one by more than `TOLERANCE`, the
-        rows are read again with float64 products.
+        The covariance is added up in float64 and its eigenproblem solved: `n d²` multiplications
+        and as many additions, of which NumPy does half, then some `9 d³`.
 
         Raises:
             ParameterError: too few rows, too short or too long ones, rows that are all equal or
@@ -65,12 +60,8 @@ class PrincipalComponents:
                 parameter="source",
             )
         rows.require(count + 1, f"{count} principal components", "source")
-        found = _Moments.of(rows, single=True)
+        found = _Moments.of(rows)
         values, vectors = found.eigen()
-        passes = 1
-        if not found.turn(values, vectors, count) <= TOLERANCE:
-            found, passes = _Moments.of(rows, single=False), 2
-            values, vectors = found.eigen()
         total = float(values.sum())
         if np.isnan(total):
             raise ParameterError(
@@ -88,7 +79,7 @@ class PrincipalComponents:
             components * np.where(components[range(count), largest] < 0, -1.0, 1.0)[:, None]
         )
         variance = np.maximum(values[:count], 0)
-        return cls(found.mean, components, variance, variance / total, passes)
+        return cls(found.mean, components, variance, variance / total)
 
     def transform(self, rows: Numbers) -> Numbers:
         """Coordinates `(n, k)` float64 of rows `(n, d)`, known ones or new ones."""
@@ -97,96 +88,70 @@ class PrincipalComponents:
         return coordinates
 
 
-@dataclass
 class _Moments:
-    """Sums over shifted rows.
+    """Sums over rows, from which the mean of the first batch is taken, block by block in float64.
+
+    Products in float32 take half the time, but their errors do not cancel over the blocks: of
+    components whose variances differ by a few thousandths, entries were wrong by 3e-5.
 
     Attributes:
-        shift: `(d,)` that was taken from every row.
         count: number of rows.
-        total: `(d,)` sum of the shifted rows.
-        products: `(d, d)` sum of their products.
-        error: `(d, d)` by which the first block's float32 product was off, or None.
-        blocks: number of blocks.
     """
 
-    shift: Numbers
-    count: int
-    total: Numbers
-    products: Numbers
-    error: Numbers | None
-    blocks: int
+    def __init__(self, first: Numbers) -> None:
+        dim = first.shape[1]
+        self._shift: Numbers = first.mean(0, dtype=np.float64)
+        self.count = 0
+        self._total, self._products = np.zeros(dim), np.zeros((dim, dim))
+        self._block = np.empty((max(1, min(_BLOCK_ROWS, _BLOCK_NUMBERS // dim)), dim))
+        self._filled = 0
 
     @classmethod
-    def of(cls, rows: Rows, *, single: bool) -> _Moments:
+    def of(cls, rows: Rows) -> _Moments:
+        """Read all rows once."""
         sums: _Moments | None = None
-        for _, block in rows.batches("principal components"):
-            if block.dtype not in (np.float32, np.float64):
-                block = block.astype(np.float64)
-            if sums is None:
-                sums = cls._begun(block, single)
-            else:
-                sums._add(block, single)
+        for _, part in rows.batches("principal components"):
+            sums = sums or cls(part)
+            sums._add(part)
         assert sums is not None  # Rows are never empty
+        sums._multiply()
         return sums
 
-    @classmethod
-    def _begun(cls, block: Numbers, single: bool) -> _Moments:
-        shift = block.mean(0, dtype=np.float64).astype(block.dtype)
-        dim = block.shape[1]
-        sums = cls(shift, 0, np.zeros(dim), np.zeros((dim, dim)), None, 0)
-        # The first block in float64 anyway: small data never are anything else.
-        sums._add(block, False)
-        if single and block.dtype == np.float32:
-            sums.error = _product(block - shift) - sums.products
-        return sums
+    def _add(self, part: Numbers) -> None:
+        """Gather rows: one large product takes less time than several small ones."""
+        start = 0
+        while start < len(part):
+            room = self._block[self._filled : self._filled + len(part) - start]
+            np.subtract(part[start : start + len(room)], self._shift, out=room)
+            self._filled += len(room)
+            start += len(room)
+            if self._filled == len(self._block):
+                self._multiply()
 
-    def _add(self, block: Numbers, single: bool) -> None:
-        shifted = np.subtract(block, self.shift, dtype=block.dtype if single else np.float64)
-        self.products += _product(shifted)
-        self.total += shifted.sum(0, dtype=np.float64)
-        self.count += len(block)
-        self.blocks += 1
+    def _multiply(self) -> None:
+        rows = self._block[: self._filled]
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._products += rows.T @ rows  # of which NumPy computes one half
+            self._total += rows.sum(0)
+        self.count += len(rows)
+        self._filled = 0
 
     @property
     def mean(self) -> Numbers:
-        mean: Numbers = self.shift.astype(np.float64) + self.total / self.count
+        """Of all rows, `(d,)`."""
+        mean: Numbers = self._shift + self._total / self.count
         return mean
 
     def eigen(self) -> tuple[Numbers, Numbers]:
         """Eigenvalues `(d,)`, falling, and eigenvectors `(d, d)` in columns, of the covariance."""
-        mean = self.total / self.count
+        mean = self._total / self.count
         with np.errstate(over="ignore", invalid="ignore"):
-            covariance = (self.products - self.count * np.outer(mean, mean)) / (self.count - 1)
-        if not np.isfinite(covariance).all():  # float32 overflowed: `turn` says so
-            return np.full(len(mean), np.nan), np.full_like(covariance, np.nan)
+            covariance = (self._products - self.count * np.outer(mean, mean)) / (self.count - 1)
+        if not np.isfinite(covariance).all():
+            return np.full(len(mean), np.nan), covariance
         values, vectors = np.linalg.eigh(covariance)
         return values[::-1], vectors[:, ::-1]
 
-    def turn(self, values: Numbers, vectors: Numbers, count: int) -> float:
-        """By how much, in radians, rounding may have turned one of the first components.
-
-        First-order perturbation theory with the first block's error; those of the blocks are as
-        good as independent, so that they add up like the square root of their number. Doubled.
-        """
-        if self.error is None or self.blocks == 1:
-            return 0.0
-        scale = 2 * np.sqrt(self.blocks) / (self.count - 1)
-        error = np.abs(vectors.T @ self.error @ vectors[:, :count])  # (d, k)
-        gaps = np.abs(values[:, None] - values[None, :count])
-        np.fill_diagonal(error, 0)
-        np.fill_diagonal(gaps, 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return float(scale * np.linalg.norm(error / gaps, axis=0).max())
-
     def noise(self) -> float:
         """Total variance that rounding alone gives equal rows."""
-        size = np.square(self.shift, dtype=np.float64).sum()
-        return float(size) * float(np.finfo(np.float32).eps) ** 2
-
-
-def _product(rows: Numbers) -> Numbers:
-    """`rowsᵀ rows`, of which NumPy computes one half."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        product: Numbers = rows.T @ rows
-    return product
+        return float(np.square(self._shift).sum()) * float(np.finfo(np.float32).eps) ** 2

@@ -1,0 +1,86 @@
+"""Maps of 100,000 rows of 512 numbers, read from a store, beside scikit-learn and openTSNE.
+
+Theirs get the rows as a matrix in memory. Scikit-learn has three ways to find 50 components of
+such a matrix: the eigenvectors of the covariance, its default for this shape since 1.5, which like
+ours costs one product of the matrix with itself; random projections, its default before; and the
+full singular value decomposition.
+
+t-SNE takes minutes, so it runs once each. `TIMMSCOPE_BENCH_MAP_ROWS` sets how many rows it gets
+(100,000).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.bench.pairs import Pair, compare, seconds_of
+from tests.bench.row_stores import mixture, rows_store
+
+from timmscope import Rows, technique
+
+ROWS, DIM, COMPONENTS = 100_000, 512, 50
+TSNE_ROWS = int(os.environ.get("TIMMSCOPE_BENCH_MAP_ROWS", str(ROWS)))
+
+
+def pca() -> Iterator[Pair]:
+    """50 components in one pass over a store, beside scikit-learn's on the loaded matrix."""
+    from sklearn.decomposition import PCA
+
+    from timmscope_representation.principal_components import PrincipalComponents
+
+    rows = mixture(ROWS, DIM)
+    with tempfile.TemporaryDirectory() as folder:
+        layer = rows_store(Path(folder) / "rows.scope", rows)
+
+        def ours() -> object:
+            return PrincipalComponents.fit(Rows(layer), COMPONENTS)
+
+        def reading() -> None:
+            for _ in Rows(layer).batches():
+                pass
+
+        for name, solver in (
+            ("scikit-learn, default", "auto"),
+            ("scikit-learn, randomized", "randomized"),
+            ("scikit-learn, full", "full"),
+        ):
+
+            def theirs(solver=solver) -> object:
+                return PCA(COMPONENTS, svd_solver=solver, random_state=0).fit(rows)
+
+            yield compare(
+                f"PCA {ROWS} x {DIM}",
+                ("one pass over a store", ours),
+                (name, theirs),
+                runs=7 if solver == "auto" else 3,
+            )
+        yield compare(
+            f"PCA {ROWS} x {DIM}",
+            ("one pass over a store", ours),
+            ("reading the store alone", reading),
+        )
+
+
+def tsne() -> Iterator[Pair]:
+    """t-SNE of a store's rows, beside openTSNE on the loaded matrix, settings alike."""
+    from openTSNE import TSNE
+
+    rows = mixture(TSNE_ROWS, DIM)
+    with tempfile.TemporaryDirectory() as folder:
+        layer = rows_store(Path(folder) / "rows.scope", rows)
+        lay: Any = technique("embedding-map")(method="tsne")
+        theirs_s = seconds_of(lambda: TSNE(random_state=0, n_jobs=-1).fit(rows))
+        ours_s = seconds_of(lambda: lay.fit(layer, seed=0))
+    yield Pair(
+        name=f"t-SNE {TSNE_ROWS} x {DIM}",
+        ours="from 50 components",
+        theirs="openTSNE",
+        ours_s=ours_s,
+        theirs_s=theirs_s,
+        ratio=ours_s / theirs_s,
+        runs=1,
+    )
