@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import site
-import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
+from tests.environments import install, layered, run, timmscope
 
 from timmscope.cli import main
 from timmscope.scaffold import KINDS, new_plugin
 from timmscope_registry import ParameterError
-
-COMMAND = "import sys; from timmscope.cli import main; sys.exit(main(sys.argv[1:]))"
-
-
-def run(*command: object, cwd: Path) -> str:
-    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=600,
-        env=quiet,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +28,13 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def python(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment of its own, on top of this one, with all of them installed."""
-    root = tmp_path_factory.mktemp("env")
-    venv.create(root / "env", with_pip=False)
-    python = root / "env/bin/python"
-    (own,) = (root / "env/lib").glob("python*/site-packages")
-    here = ";".join(f"site.addsitedir({folder!r})" for folder in site.getsitepackages())
-    (own / "outer.pth").write_text(f"import site;{here}\n")
-    flags = ("--quiet", "--no-deps", "--no-build-isolation")
-    editable = [word for folder in packages.values() for word in ("-e", folder)]
-    run(sys.executable, "-m", "pip", "--python", python, "install", *flags, *editable, cwd=root)
+    python = layered(tmp_path_factory.mktemp("env"))
+    install(python, packages.values(), editable=True)
     return python
 
 
 def test_every_kind_is_listed_once_installed(python: Path, tmp_path: Path) -> None:
-    listed = json.loads(run(python, "-c", COMMAND, "plugins", "--json", cwd=tmp_path))
+    listed = json.loads(timmscope(python, "plugins", "--json", cwd=tmp_path))
     mine = {entry["id"] for entry in listed["entries"] if "my-" in entry["id"]}
     assert mine == {f"timmscope-my-{kind}:my-{kind}" for kind in KINDS}
     assert listed["problems"] == []

@@ -56,7 +56,7 @@ def doctor(*, json: output.Flag = False) -> None:
             }
         )
     else:
-        _print(versions, notes, problems)
+        _print(versions, notes, problems, {plugin.id: plugin.version for plugin in plugins})
     if problems:
         raise SystemExit(2)
 
@@ -98,7 +98,12 @@ def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Pr
     return notes, problems
 
 
-def _print(versions: dict[str, str | None], notes: list[str], problems: list[Problem]) -> None:
+def _print(
+    versions: dict[str, str | None],
+    notes: list[str],
+    problems: list[Problem],
+    released: dict[str, str],
+) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
@@ -112,7 +117,11 @@ def _print(versions: dict[str, str | None], notes: list[str], problems: list[Pro
     for problem in problems:
         console.print()
         console.print(
-            Text.assemble((problem.plugin, "bold red"), f" ({problem.stage}): ", problem.message)
+            Text.assemble(
+                (f"{problem.plugin} {released.get(problem.plugin, '')}".rstrip(), "bold red"),
+                f" ({problem.stage}): ",
+                problem.message,
+            )
         )
         if problem.hint:
             console.print(Padding(Text.assemble(("what to do: ", "bold"), problem.hint), (0, 2)))

@@ -35,6 +35,7 @@ def mine(
         tuple[str, ...], Parameter(name=["--layers", "--layer", "-l"], show_default=False)
     ] = (),
     maps: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    collector: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
     top_k: int | None = None,
     batch_size: str | None = None,
     shard_size: int | None = None,
@@ -61,6 +62,8 @@ def mine(
         with a grid and the pooled features.
     maps
         Layer whose full maps to keep as well; large: their size is said first. May be repeated.
+    collector
+        A plugin's collector to feed as well, by name; may be repeated.
     top_k
         How many of the strongest images to keep for every unit; by default 100.
     batch_size
@@ -92,6 +95,7 @@ def mine(
             store,
             layers=_names(layers) or None,
             maps=_names(maps),
+            collectors=_names(collector),
             batch_size=None if batch_size is None else _batch_size(batch_size),
             shard_size=shard_size,
             top_k=top_k,

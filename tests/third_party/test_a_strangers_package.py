@@ -1,0 +1,135 @@
+"""A distribution that is not ours: installed, found, run, blocked, broken, taken away."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.environments import install, layered, pip, run, timmscope
+
+EXAMPLE = Path(__file__).with_name("timmscope-example")
+NAMES = {
+    "centre-bias",
+    "best-of-noise",
+    "brightness",
+    "histogram-match",
+    "class-distances",
+    "first-above",
+    "colours",
+    "gradients",
+    "dictionary",
+}
+
+pytestmark = pytest.mark.xdist_group("third party")
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the example installed as anybody would."""
+    found = layered(tmp_path_factory.mktemp("stranger"))
+    install(found, [EXAMPLE])
+    return found
+
+
+def ids(python: Path, *flags: str) -> set[str]:
+    listed = json.loads(timmscope(python, *flags, "plugins", "--json"))
+    prefix = "timmscope-example:"
+    return {e["id"].removeprefix(prefix) for e in listed["entries"] if e["id"].startswith(prefix)}
+
+
+def test_it_is_found_and_listed(python: Path) -> None:
+    assert ids(python) == NAMES
+    table = timmscope(python, "plugins")
+    assert re.search(r"timmscope-example:centre-bias +attribution +0\.3\.0 +1\.0 +ok", table)
+    assert "no problems" in timmscope(python, "doctor")
+
+
+def test_it_keeps_every_promise(python: Path) -> None:
+    told = run(
+        python, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests", cwd=EXAMPLE
+    )
+    assert " passed" in told
+
+
+def test_each_contribution_works_on_the_command_line(python: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "cat.png"
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[..., 1] = np.linspace(60, 200, 30).astype(np.uint8)
+    Image.fromarray(pixels).save(picture)
+
+    help_text = timmscope(python, "run", "centre-bias", "--help")
+    assert "Its standard deviation, as a share of the image's sides. [above 0]" in " ".join(
+        help_text.replace("│", " ").split()
+    )
+    told = json.loads(
+        timmscope(python, "run", "centre-bias", "colours:rgb", picture, "--json", cwd=tmp_path)
+    )
+    assert told["provenance"]["technique"] == "timmscope-example:centre-bias"
+    assert told["summary"][0]["objective"] == "green"
+    mined = ("mine", "colours:rgb", "gradients:24", "-o", "g.scope", "--layers", "channels")
+    timmscope(python, *mined, "--collector", "first-above", cwd=tmp_path)
+    apart = json.loads(
+        timmscope(python, "run", "class-distances", "g.scope", "--json", cwd=tmp_path)
+    )
+    assert [{row["label"], row["other"]} for row in apart["summary"]]
+    timmscope(
+        python, "index", "build", "g.scope", "channels", "--backend", "dictionary", cwd=tmp_path
+    )
+    found = json.loads(
+        timmscope(python, "search", "g.scope", "--row", "0", "--json", "-k", "3", cwd=tmp_path)
+    )
+    assert "gradient-00003" in json.dumps(found)
+
+
+def test_blocked_it_is_not_even_imported(python: Path) -> None:
+    assert ids(python, "--block", "timmscope-example") == set()
+    refused = timmscope(
+        python, "--block", "timmscope-example", "run", "centre-bias", "colours:rgb", status=2
+    )
+    assert "unknown technique 'centre-bias'" in refused
+    code = (
+        "import sys; from timmscope_registry import Registry; "
+        "Registry(block=['timmscope-example']).entries(); "
+        "print('timmscope_example.plugin' in sys.modules)"
+    )
+    assert run(python, "-c", code).strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("breakage", "stage", "words"),
+    [
+        ("raise RuntimeError('no licence')", "import", "RuntimeError: no licence"),
+        ("import a_package_that_is_missing", "import", "No module named 'a_package_that_is_miss"),
+        ("import sys; sys.exit(3)", "import", "sys.exit(3)"),
+    ],
+)
+def test_broken_it_takes_nothing_down_and_is_named_with_its_version(
+    python: Path, breakage: str, stage: str, words: str
+) -> None:
+    (plugin,) = python.parents[1].glob("lib/python*/site-packages/timmscope_example/plugin.py")
+    sound = plugin.read_text()
+    try:
+        plugin.write_text(f"{breakage}\n{sound}")
+        assert ids(python) == set()
+        explained = timmscope(python, "doctor", status=2)
+        assert f"timmscope-example:example 0.3.0 ({stage})" in explained
+        assert words in explained
+        assert "plugin.py" in explained
+        assert "line 1" in explained
+        assert "grad-cam" in timmscope(python, "run")
+    finally:
+        plugin.write_text(sound)
+    assert ids(python) == NAMES
+
+
+def test_taken_away_it_is_gone(tmp_path: Path) -> None:
+    own = layered(tmp_path)
+    install(own, [EXAMPLE])
+    assert ids(own) == NAMES
+    pip(own, "uninstall", "--quiet", "--yes", "timmscope-example")
+    assert ids(own) == set()
+    assert "no problems" in timmscope(own, "doctor")

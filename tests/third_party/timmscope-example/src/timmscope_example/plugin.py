@@ -1,0 +1,89 @@
+"""What there is. Nothing here imports torch."""
+
+from collections.abc import Iterator
+
+from timmscope_registry import (
+    CollectorSpec,
+    ImageSourceSpec,
+    IndexBackendSpec,
+    ModelSourceSpec,
+    TechniqueSpec,
+    hookimpl,
+)
+
+
+@hookimpl
+def timmscope_techniques() -> Iterator[TechniqueSpec]:
+    """One technique of each family."""
+    yield TechniqueSpec(
+        name="centre-bias",
+        family="attribution",
+        summary="What photographers do: a bump in the middle, to compare maps with.",
+        impl="timmscope_example.attribution:CentreBias",
+    )
+    yield TechniqueSpec(
+        name="best-of-noise",
+        family="synthesis",
+        summary="The best of many random images.",
+        impl="timmscope_example.synthesis:BestOfNoise",
+    )
+    yield TechniqueSpec(
+        name="brightness",
+        family="attack",
+        summary="The smallest change of brightness that fools a model.",
+        impl="timmscope_example.attack:Brightness",
+    )
+    yield TechniqueSpec(
+        name="histogram-match",
+        family="style",
+        summary="The style's histogram on the content.",
+        impl="timmscope_example.style:HistogramMatch",
+    )
+    yield TechniqueSpec(
+        name="class-distances",
+        family="representation",
+        summary="How far apart the labels' mean rows are.",
+        impl="timmscope_example.representation:ClassDistances",
+    )
+
+
+@hookimpl
+def timmscope_collectors() -> Iterator[CollectorSpec]:
+    """A collector."""
+    yield CollectorSpec(
+        name="first-above",
+        summary="The first image that drives each unit above a threshold.",
+        impl="timmscope_example.collector:FirstAbove",
+    )
+
+
+@hookimpl
+def timmscope_model_sources() -> Iterator[ModelSourceSpec]:
+    """A scheme of models."""
+    yield ModelSourceSpec(
+        scheme="colours",
+        summary="Models that name the main colour.",
+        impl="timmscope_example.models:load",
+        example="colours:rgb",
+    )
+
+
+@hookimpl
+def timmscope_image_sources() -> Iterator[ImageSourceSpec]:
+    """A scheme of images."""
+    yield ImageSourceSpec(
+        scheme="gradients",
+        summary="As many drawn colour gradients as are asked for.",
+        impl="timmscope_example.images:Gradients",
+        example="gradients:24",
+    )
+
+
+@hookimpl
+def timmscope_index_backends() -> Iterator[IndexBackendSpec]:
+    """An engine of search."""
+    yield IndexBackendSpec(
+        name="dictionary",
+        summary="Rows in a dictionary, each compared with each.",
+        impl="timmscope_example.backend:Dictionary",
+    )

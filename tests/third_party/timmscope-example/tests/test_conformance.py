@@ -1,0 +1,20 @@
+"""Each contribution keeps every promise of its kind."""
+
+from pathlib import Path
+
+from timmscope.testing import conformance
+
+
+def _gradients(folder: Path) -> str:
+    return "24"
+
+
+test_attribution = conformance("centre-bias")
+test_synthesis = conformance("best-of-noise")
+test_attack = conformance("brightness")
+test_style = conformance("histogram-match")
+test_representation = conformance("class-distances")
+test_collector = conformance("first-above", parameters={"threshold": 0.5})
+test_model_source = conformance("colours", kind="model source")
+test_image_source = conformance("gradients", kind="image source", make=_gradients)
+test_index_backend = conformance("dictionary", kind="index backend")
