@@ -35,7 +35,7 @@ _TURN_COST = 0.02
 """What one more coordinate to look at again costs, also in memory."""
 _SPLIT = 16
 """Leading coordinates by which rows are sorted into boxes."""
-_BOX = 2048
+_BOX = 1024
 """Rows of a box at most: the product of two boxes fits a processor's cache."""
 _FETCHED = 1 << 25
 """Numbers that are fetched at a time to measure pairs."""

@@ -32,7 +32,8 @@ Numbers = npt.NDArray[Any]
 
 _COSINE = 0.05
 _GROUPS_SHOWN, _MEMBERS_SHOWN = 24, 8
-_AT_ONCE = 4096
+_FETCHED, _AT_ONCE = 1 << 25, 4096
+"""Numbers that are read at a time to measure groups, and pairs that are measured at a time."""
 _UNITS = {"cosine": "cosine distance", "l2": "Euclidean distance"}
 
 
@@ -260,13 +261,16 @@ def _apart(space: RowSpace, members: Numbers, others: Numbers) -> Numbers:
     """Distance `(m,)` of each member to its counterpart; rows are read in order of id."""
     distances = np.empty(len(members))
     order = np.argsort(members, kind="stable")
-    ids = space.rows.ids
+    size = max(1, _FETCHED // (2 * space.rows.dim))
     with task("measuring groups", total=len(members)) as advance:
-        for start in range(0, len(order), _AT_ONCE):
-            part = order[start : start + _AT_ONCE]
-            wanted, back = np.unique(others[part], return_inverse=True)
-            distances[part] = space.distances(
-                space.take(ids[members[part]]), space.take(ids[wanted])[back]
-            )
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            pairs = np.stack([members[part], others[part]])
+            wanted, at = np.unique(pairs, return_inverse=True)
+            values = space.take(space.rows.ids[wanted])
+            for first in range(0, len(part), _AT_ONCE):
+                some = slice(first, first + _AT_ONCE)
+                one, other = at.reshape(pairs.shape)[:, some]
+                distances[part[some]] = space.distances(values[one], values[other])
             advance(len(part))
     return distances

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 from tests.bench.gradients import eigen_cam, grad_cam, guided_grad_cam
+from tests.bench.groups import clusters, near_duplicates
+from tests.bench.maps import pca, tsne
 from tests.bench.mining import ARCHITECTURES, mining, spread
 from tests.bench.nearest import nearest
 from tests.bench.pairs import Pair, compare
 from tests.bench.perturbation import ablation_cam, occlusion
+from tests.bench.sets import cka, fid
 
 from timmscope import load_model
 
@@ -63,4 +66,10 @@ CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "ablation-cam": ablation_cam,
     "mine": mining,
     "index": nearest,
+    "pca": pca,
+    "t-sne": tsne,
+    "clusters": clusters,
+    "near-duplicates": near_duplicates,
+    "fid": fid,
+    "cka": cka,
 }
