@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timmscope.progress import track
 from timmscope_registry import TimmscopeError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Result(ABC):
             directory.mkdir(parents=True, exist_ok=True)
             written = ["figure.png"]
             self.figure().savefig(directory / "figure.png", dpi=150)
-            for name, picture in self.pictures().items():
+            for name, picture in track(self.pictures().items(), "writing pictures"):
                 drawn = picture() if callable(picture) else picture
                 if isinstance(drawn, Tensor | np.ndarray):
                     write_png(drawn, directory / f"{name}.png")
