@@ -5,10 +5,15 @@ from __future__ import annotations
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
-from timmscope_registry import Problem, get_registry
+from timmscope_registry import PluginError, PluginInfo, Problem, get_registry
+from timmscope_registry.found import plugin_traceback
 
 PACKAGES = (
     "timmscope",
@@ -25,11 +30,19 @@ PACKAGES = (
 
 
 @plain_help
-def doctor(*, json: output.Flag = False) -> None:
+def doctor(
+    *stores: Path,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
+    json: output.Flag = False,
+) -> None:
     """Explain every problem with plugins and packages, and what to do; exit status 2 if any.
 
     Parameters
     ----------
+    stores
+        Stores to look at as well, with their indexes.
+    verbose
+        Import what plugins and libraries need, and tell the machine, libraries and loading times.
     json
         Print JSON.
     """
@@ -45,18 +58,33 @@ def doctor(*, json: output.Flag = False) -> None:
                 hint="install the package: python -m pip install timmscope",
             )
         )
+    seen: list[dict[str, Any]] = []
+    facts: dict[str, str] = {}
+    if verbose or stores:
+        from timmscope.cli import checkup
+
+        seen, faults = checkup.look_at_stores(stores)
+        problems += faults
+        if verbose:
+            problems += _broken_implementations()
+            facts = checkup.machine()
+            problems += checkup.openmp_problems(checkup.openmp_libraries())
     if json:
         output.print_json(
             {
                 "python": platform.python_version(),
                 "versions": versions,
+                "machine": facts,
                 "plugins": {plugin.id: plugin.status for plugin in plugins},
+                "load_ms": {plugin.id: round(1000 * plugin.load_seconds, 1) for plugin in plugins},
+                "stores": seen,
                 "notes": notes,
                 "problems": [vars(problem) for problem in problems],
             }
         )
     else:
-        _print(versions, notes, problems, {plugin.id: plugin.version for plugin in plugins})
+        _tell(versions, facts, plugins if verbose else [], seen)
+        _complain(notes, problems, {plugin.id: plugin.version for plugin in plugins})
     if problems:
         raise SystemExit(2)
 
@@ -98,18 +126,69 @@ def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Pr
     return notes, problems
 
 
-def _print(
-    versions: dict[str, str | None],
-    notes: list[str],
-    problems: list[Problem],
-    released: dict[str, str],
-) -> None:
-    from rich.padding import Padding
-    from rich.text import Text
+def _broken_implementations() -> list[Problem]:
+    """Contributions whose implementation cannot be imported: nobody notices before using them."""
+    problems = []
+    for entry in get_registry().entries():
+        try:
+            entry.load()
+        except PluginError as error:
+            missing = " needs " in str(error)
+            if not missing:
+                problems.append(
+                    Problem(
+                        plugin=entry.plugin.id,
+                        stage="implementation",
+                        message=str(error),
+                        hint="tell its authors; everything else works",
+                        traceback=plugin_traceback(error.__cause__) if error.__cause__ else "",
+                    )
+                )
+    return problems
 
+
+def _tell(
+    versions: dict[str, str | None],
+    facts: dict[str, str],
+    plugins: list[PluginInfo],
+    stores: list[dict[str, Any]],
+) -> None:
     rows = [("python", platform.python_version())]
     rows += [(name, found or "missing") for name, found in versions.items()]
     output.table(("package", "version"), rows)
+    if facts:
+        output.say()
+        output.table(("machine", ""), list(facts.items()))
+    if plugins:
+        output.say()
+        output.table(
+            ("plugin", "version", "status", "load"),
+            [(p.id, p.version, p.status, f"{1000 * p.load_seconds:.0f} ms") for p in plugins],
+            right=("load",),
+        )
+    if stores:
+        output.say()
+        output.table(
+            ("store", "model", "images", "shards", "layers", "indexes"),
+            [
+                (
+                    fact["store"],
+                    fact["model"],
+                    fact["images"],
+                    fact["shards"],
+                    len(fact["layers"]),
+                    ", ".join(f"{i['layer']} ({i['backend']})" for i in fact["indexes"]),
+                )
+                for fact in stores
+            ],
+            right=("images", "shards", "layers"),
+        )
+
+
+def _complain(notes: list[str], problems: list[Problem], released: dict[str, str]) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
     console = output.console()
     for note in notes:
         console.print()

@@ -1,0 +1,151 @@
+"""What `doctor -v` adds: the machine as libraries see it, and the stores that it is shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from timmscope_registry import Problem, StoreCorrupted, TimmscopeError
+
+_OPENMP = re.compile(
+    r"/(lib(?:gomp|omp|iomp5)[^/]*\.so[^/\s]*|[^/]*(?:libiomp5md|vcomp)[^/]*\.dll)$"
+)
+
+
+def machine() -> dict[str, str]:
+    """Versions and sizes that only an import tells; takes as long as importing torch."""
+    import faiss
+    import h5py
+    import torch
+
+    device = "cpu"
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        device = f"cuda: {', '.join(names)}"
+    elif torch.backends.mps.is_available():
+        device = "mps"
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": device,
+        "processors": str(os.cpu_count()),
+        "threads of torch": str(torch.get_num_threads()),
+        "oneDNN": "yes" if torch.backends.mkldnn.is_available() else "no",
+        "HDF5": h5py.version.hdf5_version,
+        "FAISS": f"{faiss.__version__} ({faiss.get_compile_options().strip().lower()})",
+        "OpenMP": ", ".join(Path(file).name for file in openmp_libraries()) or "unknown",
+    }
+
+
+def openmp_libraries() -> list[str]:
+    """Files of the OpenMP runtimes that this process has loaded; none where that cannot be seen."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    files = {line.partition("/")[2] for line in maps.splitlines() if "/" in line}
+    return sorted(f"/{file}" for file in files if _OPENMP.search(f"/{file}"))
+
+
+def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
+    """Two runtimes of one maker, or Intel's beside LLVM's, can crash or hang a process."""
+    makers: dict[str, list[str]] = {}
+    for file in libraries:
+        makers.setdefault("gnu" if "gomp" in Path(file).name else "llvm", []).append(file)
+    clashing = makers.get("llvm", [])
+    if len(clashing) < 2:
+        return []
+    return [
+        Problem(
+            plugin="OpenMP",
+            stage="package",
+            message=f"{len(clashing)} LLVM or Intel runtimes are loaded: {', '.join(clashing)}",
+            hint="install torch and faiss from one place, both by pip or both by conda",
+        )
+    ]
+
+
+def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Facts of each store and its indexes, and what is wrong with them; no shard is read whole."""
+    facts, problems = [], []
+    for path in paths:
+        try:
+            fact, found = _store(path)
+        except TimmscopeError as error:
+            problems.append(
+                Problem(
+                    plugin=str(path),
+                    stage="store",
+                    message=str(error),
+                    hint=f"timmscope verify {path} --repair"
+                    if isinstance(error, StoreCorrupted)
+                    else "",
+                )
+            )
+        else:
+            facts.append(fact)
+            problems += found
+    return facts, problems
+
+
+def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+    from timmscope.index.checking import examine_indexes, index_files
+    from timmscope.index.files import any_record
+    from timmscope.index.kept import missing_rows
+    from timmscope.store import Store
+
+    store = Store.open(path)
+    problems = []
+    if not store.complete:
+        left = store.manifest.shard_count - len(store.manifest.shards)
+        problems.append(
+            Problem(
+                plugin=str(path),
+                stage="store",
+                message=f"{left} of {store.manifest.shard_count} shards are not mined yet",
+                hint="give the command that mined it again",
+            )
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        damage = examine_indexes(store)
+    problems += [
+        Problem(
+            plugin=str(path),
+            stage="index",
+            message=f"{each.file}: {each.reason}",
+            hint=f"timmscope verify {path} --repair",
+        )
+        for each in damage
+    ]
+    indexes = []
+    for file in index_files(store.path):
+        record = any_record(file)
+        if record is None:
+            continue
+        lacks = missing_rows(record, store)
+        indexes.append({"layer": record.layer, "backend": record.backend, "missing_rows": lacks})
+        if lacks:
+            problems.append(
+                Problem(
+                    plugin=str(path),
+                    stage="index",
+                    message=f"the index of {record.layer} lacks {lacks} rows of the store",
+                    hint=f"timmscope index add {path} {record.layer}",
+                )
+            )
+    fact = {
+        "store": str(path),
+        "model": store.manifest.model.id,
+        "images": len(store),
+        "shards": f"{len(store.manifest.shards)}/{store.manifest.shard_count}",
+        "layers": list(store.layers),
+        "indexes": indexes,
+        "made_with": store.manifest.versions,
+    }
+    return fact, problems

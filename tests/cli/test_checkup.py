@@ -1,0 +1,96 @@
+"""`doctor -v`: the machine, every implementation, and the stores that it is shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from tests.cli.conftest import Cli
+
+from timmscope import VectorIndex
+from timmscope.cli.checkup import openmp_problems
+from timmscope.testing import tiny_model, tiny_store
+
+PLUGIN = """
+from timmscope_registry import TechniqueSpec, hookimpl
+
+@hookimpl
+def timmscope_techniques():
+    yield TechniqueSpec(
+        name="hollow", family="attack", summary="Nothing behind it.", impl="no_such_module_here:X"
+    )
+"""
+
+
+def test_it_tells_the_machine_and_imports_every_implementation(cli: Cli, tmp_path: Path) -> None:
+    told = json.loads(cli("doctor", "-v", "--json").out)
+    assert told["problems"] == []
+    assert told["machine"]["HDF5"] == h5py.version.hdf5_version
+    assert told["machine"]["threads of torch"] == str(torch.get_num_threads())
+    assert set(told["load_ms"]) == set(told["plugins"])
+    (tmp_path / "hollow.py").write_text(PLUGIN)
+    assert "no problems" in cli("--plugin", "hollow.py", "doctor").out  # nothing is imported
+    outcome = cli("--plugin", "hollow.py", "doctor", "-v")
+    assert outcome.status == 2
+    assert "hollow.py (implementation)" in outcome.out
+    assert "No module named 'no_such_module_here'" in " ".join(outcome.out.split())
+
+
+def test_a_whole_store_is_told_with_its_index(cli: Cli, tmp_path: Path) -> None:
+    store = tiny_store(tiny_model(), tmp_path)
+    layer = list(store.layers)[-1]
+    VectorIndex.build(store.layer(layer)).save()
+    told = json.loads(cli("doctor", store.path, "--json").out)
+    assert told["problems"] == []
+    (fact,) = told["stores"]
+    assert (fact["images"], fact["shards"], fact["model"]) == (24, "3/3", "tiny:cnn")
+    assert fact["layers"] == list(store.layers)
+    assert fact["indexes"] == [{"layer": layer, "backend": "flat", "missing_rows": 0}]
+
+
+def test_what_is_wrong_with_a_store_or_its_index_is_said_with_what_to_do(
+    cli: Cli, tmp_path: Path
+) -> None:
+    store = tiny_store(tiny_model(), tmp_path)
+    layer = list(store.layers)[-1]
+    VectorIndex.build(store.layer(layer)).save()
+    (index,) = store.path.glob("index/*.faiss")
+    damaged = bytearray(index.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    index.write_bytes(bytes(damaged))
+    outcome = cli("doctor", store.path)
+    assert outcome.status == 2
+    told = " ".join(outcome.out.split())
+    assert "(index): index/" in told
+    assert "--repair" in told
+
+    outcome = cli("doctor", "nothing.scope")
+    assert outcome.status == 2
+    assert "not a store" in outcome.out
+
+    manifest = store.path / "manifest.json"
+    manifest.write_text(manifest.read_text()[:-40])
+    outcome = cli("doctor", store.path, "--json")
+    assert outcome.status == 2
+    (problem,) = json.loads(outcome.out)["problems"]
+    assert problem["stage"] == "store"
+
+
+@pytest.mark.parametrize(
+    ("libraries", "clash"),
+    [
+        (["/a/libgomp.so.1", "/b/libgomp-abc.so.1"], False),
+        (["/a/libgomp.so.1", "/b/libiomp5.so"], False),
+        (["/a/libomp.so", "/b/libiomp5.so"], True),
+        (["/a/libiomp5.so", "/b/libiomp5.so"], True),
+        ([], False),
+    ],
+)
+def test_two_runtimes_of_intel_or_llvm_are_a_problem(libraries: list[str], clash: bool) -> None:
+    found = openmp_problems(libraries)
+    assert bool(found) is clash
+    assert all("/b/libiomp5.so" in problem.message for problem in found)
+    assert all(problem.hint for problem in found)
