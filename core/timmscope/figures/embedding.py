@@ -43,6 +43,7 @@ PANEL_IN = 5.8
 PICTURE_IN = 0.38
 """Side of a picture on it."""
 LEGEND_IN = 1.75
+_AXIS_IN = 0.4
 _MARGIN = 1.06
 """Side of the frame, in widths of what it shows."""
 _MARKERS = {
@@ -56,6 +57,10 @@ _MARKERS = {
     "cross": "X",
 }
 _NAMED_QUERIES = 12
+_FEW = 8
+"""Points that their name would cover."""
+_STEPS = 12
+"""Places to try for a name, at half a line's distance."""
 _SHAPED = 5000
 """Points of which each has a shape; more are too small."""
 
@@ -67,7 +72,7 @@ def embedding_figure(found: Embedding) -> Figure:
     values = found.values[0].numpy() if colouring else None
     groups = _groups(found, colouring, values)
     legend = LEGEND_IN if colouring or found.query_names else 0.0
-    width = 2 * MARGIN_IN + 0.3 + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
+    width = 2 * MARGIN_IN + _AXIS_IN + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
     room = width - 2 * MARGIN_IN
     title = fit(found.title, room, TITLE_PT, lines=2, bold=True)
     note = fit(_note(found), room, SMALL_PT, lines=2)
@@ -77,7 +82,7 @@ def embedding_figure(found: Embedding) -> Figure:
         page = Canvas(width, head + PANEL_IN + foot)
         page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         page.text(note, MARGIN_IN, page.height - foot + 0.38, size=SMALL_PT, colour=MUTED)
-        left = MARGIN_IN + 0.3
+        left = MARGIN_IN + _AXIS_IN
         if found.points.shape[1] == 3:
             axes = _space(page, left, head, found, groups, colouring, values)
         else:
@@ -132,12 +137,14 @@ def _plane(
             )
     halo = [withStroke(linewidth=2.2, foreground=PAPER)]
     taken: list[tuple[float, float, float, float]] = []
-    _queries(axes, found, halo, taken)
     for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
             text = fit(printable(group.name), 1.3, LABEL_PT)
-            place = _middle(points[group.members])
-            _write(axes, text, place, taken, 2 * half, effects=halo, weight="bold")
+            x, y = _middle(points[group.members]).tolist()
+            if len(group.members) < _FEW:
+                y += 2 * half / PANEL_IN * 0.14  # above the point, not on it
+            _write(axes, text, (x, y), taken, 2 * half, effects=halo, weight="bold")
+    _queries(axes, found, halo, taken)
 
 
 def _frame(axes: Axes, found: Embedding) -> None:
@@ -273,17 +280,19 @@ def _write(
     effects: Any,
     weight: str,
 ) -> None:
-    """Write at a place, moved up or down to where nothing is written yet, and inside the frame."""
+    """Write at a place or a little above or below, where nothing is written yet, or not at all."""
     inch = span / PANEL_IN
     wide, high = text_width(text, LABEL_PT, bold=True) * inch / 2, 0.16 * inch / 2
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     x = min(max(float(place[0]), left + wide), right - wide)
-    for step in range(60):
+    for step in range(_STEPS):
         y = float(place[1]) + (1 if step % 2 else -1) * ((step + 1) // 2) * high
         y = min(max(y, bottom + high), top - high)
         box = (x - wide, x + wide, y - high, y + high)
         if not any(_overlap(box, other) for other in taken):
             break
+    else:
+        return  # farther away it would name other points; the legend has it
     taken.append(box)
     axes.text(
         x, y, text, ha="center", va="center", fontsize=LABEL_PT if weight == "bold" else SMALL_PT,
@@ -314,7 +323,7 @@ def _legend(
         nonlocal at
         axes.scatter([0.09], [at + 0.07], marker=marker, s=size, color=colour, linewidths=0)
         page.text(text, left + 0.22, top + at, size=SMALL_PT)
-        at += 0.21
+        at += 0.07 + line_height(SMALL_PT, text.count("\n") + 1)
 
     if found.query_names:
         entry("*", INK, "query", 80)
@@ -337,7 +346,7 @@ def _legend(
         return
     for group in groups:
         count = f"{len(group.members):,}"
-        name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT)
+        name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT, lines=3)
         entry(_marker(group, len(found)), group.colour, f"{name}  {count}", 30)
 
 
