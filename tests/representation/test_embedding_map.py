@@ -27,8 +27,8 @@ from timmscope import (
     technique,
 )
 from timmscope.cli.main import main
-from timmscope.figures.embedding import PANEL_IN, PICTURE_IN, spread_out
 from timmscope.figures.embedding_colours import MOST, groups_of
+from timmscope.figures.embedding_pictures import PANEL_IN, PICTURE_IN, spread_out
 from timmscope.techniques.embedding_pictures import BUDGET, BYTES_PER_PIXEL, tile_px
 
 EmbeddingMap: Any = technique("embedding-map")

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from timmscope.figures.canvas import Canvas, line_height
-from timmscope.figures.embedding_colours import CONTINUOUS, OTHER, Group, groups_of
-from timmscope.figures.pixels import to_array
+from timmscope.figures.embedding_colours import CONTINUOUS, Group, groups_of
+from timmscope.figures.embedding_pictures import FRAME, PANEL_IN, draw_pictures, scale_of
 from timmscope.figures.theme import (
     INK,
     LABEL_PT,
@@ -38,14 +35,8 @@ from timmscope.figures.theme import (
 if TYPE_CHECKING:
     from timmscope.techniques.embedding import Embedding
 
-PANEL_IN = 5.8
-"""Side of a map in inches."""
-PICTURE_IN = 0.38
-"""Side of a picture on it."""
 LEGEND_IN = 1.75
 _AXIS_IN = 0.4
-_MARGIN = 1.06
-"""Side of the frame, in widths of what it shows."""
 _MARKERS = {
     "disc": "o",
     "square": "s",
@@ -95,7 +86,7 @@ def embedding_figure(found: Embedding) -> Figure:
             beside.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
             _frame(beside, found)
             beside.set_ylabel("")
-            _pictures(beside, found, groups, colouring, values)
+            draw_pictures(beside, found, groups, colouring, values)
     return page.figure
 
 
@@ -117,7 +108,7 @@ def _plane(
     size, alpha = _look(len(points))
     everything = np.concatenate([points, found.query_points.numpy()])
     low, high = everything.min(0), everything.max(0)
-    middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-12) * _MARGIN
+    middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-12) * FRAME
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
     _frame(axes, found)
     # Interleaved, so that no class covers another because it comes later.
@@ -230,13 +221,8 @@ def _space(
 def _paint(group: Group, members: Any, colouring: dict[str, Any] | None, values: Any) -> Any:
     """Keywords of `scatter` for the colours of a group's points."""
     if colouring is not None and colouring["classes"] is None:
-        return {"c": values[members], "cmap": CONTINUOUS, "norm": _scale(values)}
+        return {"c": values[members], "cmap": CONTINUOUS, "norm": scale_of(values)}
     return {"color": group.colour}
-
-
-def _scale(values: Any) -> Normalize:
-    low, high = float(values.min()), float(values.max())
-    return Normalize(low, high if high > low else low + 1)
 
 
 def _marker(group: Group, count: int) -> str:
@@ -334,7 +320,7 @@ def _legend(
     at += 0.25
     if colouring["classes"] is None:
         bar = page.axes(left + 0.02, top + at, 0.16, 2.4)
-        scale = _scale(values)
+        scale = scale_of(values)
         ramp = np.linspace(1, 0, 256)[:, None]
         bar.imshow(ramp, aspect="auto", cmap=colormaps[CONTINUOUS], extent=(0, 1, 0, 1))
         bar.set(xticks=[], yticks=[])
@@ -348,56 +334,6 @@ def _legend(
         count = f"{len(group.members):,}"
         name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT, lines=3)
         entry(_marker(group, len(found)), group.colour, f"{name}  {count}", 30)
-
-
-def _pictures(
-    axes: Axes,
-    found: Embedding,
-    groups: list[Group],
-    colouring: dict[str, Any] | None,
-    values: Any,
-) -> None:
-    """Some images at their places, framed in the colours of their points, and the queries."""
-    assert found.shown is not None
-    assert found.shown_images is not None
-    points = found.points.numpy()
-    colours = _colours(len(points), groups, colouring, values)
-    half = float(np.ptp(axes.get_xlim())) / PANEL_IN * PICTURE_IN / 2
-    for position, image in zip(found.shown.tolist(), found.shown_images, strict=True):
-        _picture(axes, to_array(image), points[position], half, colours[position], 1.3)
-    if found.query_images is not None:
-        placed: list[Any] = []
-        for image, place in zip(found.query_images, found.query_points.numpy(), strict=True):
-            if all(np.abs(place - other).max() >= 2 * half for other in placed):
-                _picture(axes, to_array(image), place, half, INK, 2.6)
-                placed.append(place)
-
-
-def _colours(
-    count: int, groups: list[Group], colouring: dict[str, Any] | None, values: Any
-) -> list[Any]:
-    if colouring is not None and colouring["classes"] is None:
-        painted: list[Any] = list(colormaps[CONTINUOUS](_scale(values)(values)))
-        return painted
-    found: list[Any] = [OTHER] * count
-    for group in groups:
-        for member in group.members.tolist():
-            found[member] = group.colour
-    return found
-
-
-def _picture(axes: Axes, array: Any, place: Any, half: float, colour: Any, edge: float) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    x = min(max(float(place[0]), left + half), right - half)
-    y = min(max(float(place[1]), bottom + half), top - half)
-    extent = (x - half, x + half, y - half, y + half)
-    image = AxesImage(axes, interpolation="antialiased", origin="upper", extent=extent, zorder=3)
-    image.set_data(array)
-    axes.add_image(image)
-    corner, side = (x - half, y - half), 2 * half
-    axes.add_patch(
-        Rectangle(corner, side, side, facecolor="none", edgecolor=colour, linewidth=edge, zorder=4)
-    )
 
 
 def _note(found: Embedding) -> str:
@@ -414,33 +350,3 @@ def _note(found: Embedding) -> str:
 
 def _short(name: str) -> str:
     return printable(PurePath(name).stem or name)
-
-
-def spread_out(points: Any, queries: Any) -> Any:
-    """Positions of points to show as pictures, such that these do not overlap each other.
-
-    Points are gone through from the middle of the map outwards; one is taken if its picture is
-    clear of those before it.
-
-    Args:
-        points: `(n, 2)`.
-        queries: `(q, 2)`, whose pictures come first.
-    """
-    everything = np.concatenate([points, queries])
-    low, high = everything.min(0), everything.max(0)
-    span = max(float((high - low).max()), 1e-12) * _MARGIN
-    middle = (low + high) / 2
-    side = span / PANEL_IN * PICTURE_IN * 1.05
-    inside = (span - side) / 2  # pictures are kept inside the frame
-    places = np.clip(points, middle - inside, middle + inside)
-    free = np.ones(len(points), bool)
-    for place in np.clip(queries, middle - inside, middle + inside):
-        free &= np.abs(places - place).max(1) >= side
-    kept = []
-    for position in np.argsort(np.square(places - middle).sum(1), kind="stable").tolist():
-        if free[position]:
-            kept.append(position)
-            free &= np.abs(places - places[position]).max(1) >= side
-            if not free.any():
-                break
-    return np.array(kept, np.int64)

@@ -37,7 +37,7 @@ def pictures_of(rows: Rows, points: npt.NDArray[Any], queries: npt.NDArray[Any])
         points: their places.
         queries: places of further images.
     """
-    from timmscope.figures.embedding import spread_out
+    from timmscope.figures.embedding_pictures import spread_out
 
     shown = spread_out(points, queries) if points.shape[1] == 2 else None
     tile = tile_px(len(rows))
