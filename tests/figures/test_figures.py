@@ -217,6 +217,12 @@ def test_fit_cuts_at_words_then_letters():
     assert fit("one\ntwo", 10.0) == "one\ntwo"
 
 
+def test_fit_keeps_the_ends_of_names():
+    short = [fit(f"3 motorcycle_right-small-{number:02d}", 1.0, 8) for number in (3, 4)]
+    assert [text[-4:] for text in short] == ["l-03", "l-04"]
+    assert all(text.count("…") == 1 and text_width(text, 8) <= 1.0 for text in short)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -116,7 +117,9 @@ def fit(
 ) -> str:
     """Text wrapped at blanks to at most `lines` lines of a width, the rest cut off with `…`.
 
-    Line breaks in the text are kept, each part having `lines` lines of its own.
+    Where the name of a file or layer fills more than half of a line, what is too long loses its
+    middle instead: names differ at their ends. Line breaks in the text are kept, each part having
+    `lines` lines of its own.
     """
     parts = (_fit_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
     return "\n".join(parts)
@@ -138,7 +141,13 @@ def _fit_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool
     return "\n".join(done)
 
 
+_NAME = re.compile(r"[\w)][-_./]\w|\d$")
+
+
 def _cut(text: str, width_in: float, size_pt: float, bold: bool) -> str:
+    names = [word for word in text.split() if _NAME.search(word)]
+    if any(text_width(name, size_pt, bold=bold) > width_in / 2 for name in names):
+        return fit_middle(text, width_in, size_pt, bold=bold)
     while text and text_width(text + "…", size_pt, bold=bold) > width_in:
         text = text[:-1]
     return text.rstrip() + "…"
