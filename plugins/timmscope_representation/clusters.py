@@ -97,7 +97,8 @@ class ImageClusters(Result):
         heads = []
         for at, facts in enumerate(self.summary()[: len(rows)]):
             of = f"{self.purities[at]:.0%} {self.majority[at]}" if self.majority[at] else ""
-            heads.append("\n".join([f"{facts['cluster']}", f"{facts['images']} images", of]))
+            plural = "" if facts["images"] == 1 else "s"
+            heads.append(f"{facts['cluster']}\n{facts['images']} image{plural}\n{of}")
         note = (
             f"{self.method}; a row shows the images nearest to the centroid, the largest cluster "
             "comes first"

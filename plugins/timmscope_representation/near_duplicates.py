@@ -125,9 +125,10 @@ class NearDuplicateGroups(Result):
                     "keep": self.names[members.start],
                     "farthest": self.names[members.stop - 1],
                     "distance": float(self.distances[members.stop - 1]),
-                    "labels": ", ".join(found[:3]) + (" …" if len(found) > 3 else ""),
                 }
             )
+            if any(self.labels):
+                rows[-1]["labels"] = ", ".join(found[:3]) + (" …" if len(found) > 3 else "")
         if rows:
             return rows
         unit = _UNITS[self.metric]

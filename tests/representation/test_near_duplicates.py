@@ -132,7 +132,7 @@ def test_members_stand_by_their_distance_to_the_first(tmp_path: Path) -> None:
     assert found.groups.tolist() == [1, 1, 1, 1, 2, 2]
     assert found.distances.tolist() == [0, 1, 2, 3, 0, 0.5]
     assert found.summary()[0] == {
-        "group": 1, "images": 4, "keep": "row 0", "farthest": "row 3", "distance": 3.0, "labels": ""
+        "group": 1, "images": 4, "keep": "row 0", "farthest": "row 3", "distance": 3.0
     }  # fmt: skip
     folder = found.save(tmp_path / "out")
     table = (folder / "near-duplicates.csv").read_text().splitlines()
