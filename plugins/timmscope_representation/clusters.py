@@ -266,7 +266,7 @@ class Clusters(RepresentationTechnique):
             note = "" if len(found.centroids) else "no part is dense enough to be a cluster"
             return found, f"HDBSCAN, at least {self.min_size} images, {metric}", note
         k = self.k or min(_MOST_BY_DEFAULT, max(1, round(math.sqrt(len(rows) / 2))))
-        rows.require(k, f"k-means with k = {k}", "k")
+        rows.require(max(k, 2), f"k-means with k = {k}", "k")
         space.require_spread("there is nothing to tell apart")
         found = kmeans(space, k, iterations=self.iterations, restarts=self.restarts, seed=self.seed)
         empty = k - len(found.centroids)

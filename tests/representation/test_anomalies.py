@@ -166,6 +166,13 @@ def test_the_strangest_are_shown_below_the_spread_of_all(
     assert sum("row " in text.get_text() for text in bare.figure().texts) == 30
 
 
+def test_scores_that_are_equal_but_for_rounding_are_drawn() -> None:
+    rows = np.repeat(ordinary(n=2), 25, 0)
+    found = Anomalies(score="mahalanobis")(rows)
+    assert np.ptp(found.scores.numpy()) < 1e-6
+    assert found.figure().axes
+
+
 def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ordinary()
     bad, empty = rows.copy(), rows.copy()
@@ -180,6 +187,7 @@ def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
           for s in SCORES),
         ("1 of 400 rows.*all zero.*row 9", lambda: Anomalies()(empty)),
         ("values up to", lambda: Anomalies(score="mahalanobis")(rows * 1e20)),
+        ("rows of the array have no values", lambda: Anomalies()(rows[:, :0])),
         ("'score'.*iforest", lambda: Anomalies(score="iforest")),
         ("takes no query images", lambda: Anomalies()(rows, [1])),
     ]  # fmt: skip

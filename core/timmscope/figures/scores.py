@@ -92,7 +92,10 @@ def scores_figure(
 
 
 def _histogram(axes: Axes, scores: Any, best: Any, name: str) -> None:
-    counts, edges = np.histogram(scores, _BINS)
+    low, high = float(scores.min()), float(scores.max())
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # equal but for rounding
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    counts, edges = np.histogram(scores, _BINS, (low, high))
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SERIES[5], linewidth=0)
     axes.set_yscale("log", nonpositive="clip")
     axes.set_ylim(0.5, max(counts.max(), 2) * 2)
