@@ -11,17 +11,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SKIP = "<!-- not run"
+_SAVED = re.compile(r"<!-- saved as (\S+) -->")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `skipped` when the page says that it is not to be run."""
+    """A fenced block.
+
+    Attributes:
+        skipped: whether the page says that it is not to be run.
+        saved: the file that the page says it is, instead.
+    """
 
     page: str
     line: int
     language: str
     text: str
     skipped: bool
+    saved: str
 
     @property
     def is_plugin(self) -> bool:
@@ -49,9 +56,10 @@ def blocks(page: Path, language: str) -> list[Block]:
         before = text[: match.start()]
         if match[1] == language:
             last = before.rstrip().rpartition("\n")[2]
-            found.append(
-                Block(name(page), before.count("\n") + 2, language, match[2], _SKIP in last)
-            )
+            file = _SAVED.search(last)
+            line = before.count("\n") + 2
+            saved = file[1] if file else ""
+            found.append(Block(name(page), line, language, match[2], _SKIP in last, saved))
     return found
 
 
