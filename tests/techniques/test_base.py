@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import h5py
 import pytest
@@ -204,6 +206,41 @@ def test_documents_are_written_byte_for_byte_and_listed(linear_model, tmp_path):
     assert record["files"] == ["figure.png", "page.html", "rows.csv"]
 
 
+def test_results_of_plugins_and_of_lazy_modules_load_in_a_new_process(tmp_path):
+    model = load_model("random:resnet18?seed=2&img_size=64")
+    maps = technique("activation-maps")(layer="maxpool", count=2)(model, torch.rand(1, 3, 64, 64))
+    maps.save(tmp_path / "maps")
+    assert type(maps).__module__.startswith("timmscope_representation.")
+    record = json.loads((tmp_path / "maps" / "result.json").read_text(encoding="utf-8"))
+    others = {
+        "lazy": {"type": "timmscope.evaluation.result:Evaluation"},
+        "unknown": {"type": "json.tool:Thing"},  # no module of a plugin: not imported
+        "gone": {"type": "strange.plugin:Thing", "provenance": {"technique": "strange:gone"}},
+    }
+    for name, changes in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps(record | changes))
+    code = f"""
+import sys
+from pathlib import Path
+from timmscope import TimmscopeError, load_result
+folder = Path({str(tmp_path)!r})
+maps = load_result(folder / "maps")
+assert maps.maps.shape[:2] == (1, 2), maps
+maps.figure()
+for name in ("lazy", "unknown", "gone"):
+    try:
+        load_result(folder / name)
+    except TimmscopeError as error:
+        assert ("no result can be read" if name == "lazy" else "holds a") in str(error), error
+    else:
+        raise AssertionError(name)
+assert "timmscope.evaluation.result" in sys.modules
+assert "json.tool" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_directory_without_a_result_is_one_clear_line(tmp_path):
     with pytest.raises(TimmscopeError, match="no result can be read from"):
         load_result(tmp_path)
@@ -265,9 +302,7 @@ class Forgetful(AttributionTechnique):
 def test_a_forgotten_hook_is_removed_and_the_technique_named(linear_model, images):
     kept = linear_model.module.fc.register_forward_hook(lambda *a: None)
     before = fingerprint(linear_model.module)
-    with pytest.warns(
-        UserWarning, match=r"Forgetful left 2 hook.s. behind, on the model, fc;"
-    ):
+    with pytest.warns(UserWarning, match=r"Forgetful left 2 hook.s. behind, on the model, fc;"):
         result = Forgetful()(linear_model, images, 1)
     assert len(result.maps) == len(images)
     assert fingerprint(linear_model.module).difference(before) == []

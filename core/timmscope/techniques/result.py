@@ -11,8 +11,10 @@ import dataclasses
 import io
 import json
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from timmscope.progress import track
-from timmscope_registry import TimmscopeError
+from timmscope_registry import PluginError, TimmscopeError, get_registry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,7 +205,7 @@ def load_result(directory: str | Path) -> Result:
     directory = Path(directory)
     try:
         record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        kind = Result._types.get(record["type"])
+        kind = _type_of(record)
         if kind is None:
             raise TimmscopeError(
                 f"{directory} holds a {record['type']}: import or install the package it comes from"
@@ -215,6 +217,21 @@ def load_result(directory: str | Path) -> Result:
         return kind(provenance=Provenance(**record["provenance"]), **values)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise TimmscopeError(f"no result can be read from {directory}: {error}") from error
+
+
+def _type_of(record: dict[str, Any]) -> type[Result] | None:
+    """The class of a record, by its module in this package, else by the technique that made it.
+
+    A file names no other module to import than the ones that are registered.
+    """
+    name: str = record["type"]
+    if name not in Result._types:
+        with suppress(ImportError, KeyError, PluginError):
+            if name.startswith("timmscope."):
+                import_module(name.partition(":")[0])
+            else:
+                get_registry().technique(record["provenance"]["technique"]).load()
+    return Result._types.get(name)
 
 
 def to_json(value: Any) -> Any:
