@@ -279,6 +279,12 @@ def _pictures(
 def _moments(rows: Rows, title: str) -> Moments:
     """Mean and covariance of all rows."""
     moments = Moments.of(rows.dim, (batch for _, batch in rows.batches(f"reading {title}")))
+    if not np.isfinite(np.trace(moments.scatter)):
+        raise ParameterError(
+            f"{rows.title} holds values so large that their squares leave float64's range: scale "
+            "the rows",
+            parameter="source",
+        )
     if moments.constant:
         raise ParameterError(
             f"all {len(rows)} rows of {rows.title} are equal: nothing can be compared; "

@@ -83,15 +83,20 @@ def set_distances(
         k: neighbours.
         advance: told how many rows were done, of `2 n + m` in all.
     """
-    x, y = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    kernel_x, radius_x = _within(x, k, advance)
-    kernel_y, radius_y = _within(y, k, advance)
+    x, y = np.array(first, np.float64), np.array(second, np.float64)
+    # Rows are seen from the middle: a mean far from zero would cost distances their digits. A row
+    # stands for it, so that differences of whole numbers stay whole, and equal distances equal.
+    centre = x[(np.einsum("ij,ij->i", x, x) - 2 * x @ x.mean(0)).argmin()].copy()
+    x -= centre
+    y -= centre
+    kernel_x, radius_x = _within(x, centre, k, advance)
+    kernel_y, radius_y = _within(y, centre, k, advance)
     n, m = len(x), len(y)
     sums_x, sums_y = np.empty(n), np.zeros(m)
     near_x, near_y = np.empty(n, np.int64), np.zeros(m, np.int64)
     gap_x, gap_y = np.empty(n), np.full(m, np.inf)
     covered, recalled, within = np.empty(n, bool), np.empty(n, bool), np.zeros(m, np.int64)
-    for part, kernel, gaps in _blocks(x, y):
+    for part, kernel, gaps in _blocks(x, y, centre):
         sums_x[part] = kernel.sum(1)
         sums_y += kernel.sum(0)
         near_x[part] = gaps.argmin(1)
@@ -118,10 +123,12 @@ def set_distances(
     )
 
 
-def _within(rows: Numbers, k: int, advance: Callable[[int], None]) -> tuple[Numbers, Numbers]:
+def _within(
+    rows: Numbers, centre: Numbers, k: int, advance: Callable[[int], None]
+) -> tuple[Numbers, Numbers]:
     """Each row's sum of kernels with the others of its set, and its k-th squared distance."""
     sums, radii = np.empty(len(rows)), np.empty(len(rows))
-    for part, kernel, gaps in _blocks(rows, rows):
+    for part, kernel, gaps in _blocks(rows, rows, centre):
         own = np.arange(len(kernel)), np.arange(part.start, part.stop)
         kernel[own], gaps[own] = 0.0, np.inf
         sums[part] = kernel.sum(1)
@@ -130,8 +137,12 @@ def _within(rows: Numbers, k: int, advance: Callable[[int], None]) -> tuple[Numb
     return sums, radii
 
 
-def _blocks(x: Numbers, y: Numbers) -> Iterator[tuple[slice, Numbers, Numbers]]:
-    """Yield a range of rows of x, their kernels with all of y, and their squared distances."""
+def _blocks(x: Numbers, y: Numbers, centre: Numbers) -> Iterator[tuple[slice, Numbers, Numbers]]:
+    """Yield a range of rows of x, their kernels with all of y, and their squared distances.
+
+    Rows are seen from a centre c, whose part in the kernels' products is added.
+    """
+    along_x, along_y = x @ centre, y @ centre + centre @ centre
     lengths_x, lengths_y = (np.einsum("ij,ij->i", rows, rows) for rows in (x, y))
     step = max(1, _BLOCK_BYTES // (8 * len(y)))
     for start in range(0, len(x), step):
@@ -140,6 +151,8 @@ def _blocks(x: Numbers, y: Numbers) -> Iterator[tuple[slice, Numbers, Numbers]]:
         lengths = lengths_x[part, None] + lengths_y
         gaps = lengths - 2 * products
         gaps[gaps <= _SAME * lengths] = 0.0
+        products += along_x[part, None]
+        products += along_y
         yield part, (products / x.shape[1] + 1) ** 3, gaps
 
 

@@ -58,6 +58,12 @@ def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
                     sums[first], sizes[first] = own, n * float(means[first] @ means[first])
     debiased = plain - n / (n - 2) * lengths + np.outer(sums, sums) / ((n - 1) * (n - 2))
     for layer in layers:
+        if not np.isfinite(debiased[layer, layer]):
+            raise ParameterError(
+                f"{aligned.rows[layer].title} holds values so large that products of their squares "
+                "leave float64's range: scale the rows",
+                parameter="layer",
+            )
         if sums[layer] <= _NOTHING**2 * sizes[layer] or (
             debiased[layer, layer] <= _NOTHING * plain[layer, layer]
         ):

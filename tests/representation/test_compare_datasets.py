@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -157,6 +158,22 @@ def test_neighbourhood_measures_equal_brute_force(k: int) -> None:
         assert found.far_ids[side] == order.tolist()
         np.testing.assert_allclose(found.far_distances[side], own.min(1)[order], rtol=1e-9)
         assert found.nearest_names[side] == [f"row {i}" for i in own[order].argmin(1)]
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6])
+def test_rows_far_from_zero_cost_no_neighbour(far: float) -> None:
+    x, y = rows(60, 5, 31), rows(40, 5, 32, 0.3)
+    near, moved = CompareDatasets()([x, y]), CompareDatasets()([x + far, y + far])
+    for name in ("precision", "recall", "density", "coverage"):
+        assert getattr(moved, name) == getattr(near, name) < 1, name
+    assert moved.fid == pytest.approx(near.fid, rel=1e-6)
+    assert moved.far_names == near.far_names
+    assert moved.nearest_names == near.nearest_names
+    kernel = functools.partial(polynomial_kernel, degree=3, gamma=1 / 5, coef0=1)
+    product = float(kernel(x + far, y + far).mean())
+    within = [kernel(z + far) for z in (x, y)]
+    own = [(k.sum() - np.trace(k)) / (len(k) * (len(k) - 1)) for k in within]
+    assert moved.kid == pytest.approx(sum(own) - 2 * product, abs=1e-12 * product)
 
 
 def test_blocks_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +405,7 @@ def test_wrong_sets_are_one_clear_line() -> None:
         ("k = 5 needs at least 6 images, the array has 5", lambda: CompareDatasets()([x, x[:5]])),
         ("k = 1 needs at least 3 images", lambda: CompareDatasets(k=1)([x, x[:2]])),
         ("all 20 rows of the array are equal", lambda: CompareDatasets()([x, np.ones((20, 3))])),
+        ("squares leave float64's range", lambda: CompareDatasets()([x, x * 1e200])),
         ("2 of 20 rows .* NaN or infinite .* row 2, row 5", lambda: CompareDatasets()([nan, x])),
         ("rows up to 8192 long", lambda: CompareDatasets()([np.ones((9, 8193))] * 2)),
         ("takes no query images", lambda: CompareDatasets()([x, x], "cat.png")),

@@ -318,6 +318,7 @@ def test_wrong_layers_are_one_clear_line(stores: dict[str, Store]) -> None:
         ("any two .* equally far", lambda: euclidean([x, np.ones((20, 2))])),
         ("the 20 rows of the array are equal, or all but one are",
          lambda: euclidean([x, single])),
+        ("squares leave float64's range", lambda: run([x, y * 1e100])),
         ("takes no query images", lambda: run([x, y], "cat.png")),
         ("'sample'.*3", lambda: RepresentationalSimilarity(sample=3)),
         ("'distance'.*'cosine'", lambda: RepresentationalSimilarity(distance="cosine")),
