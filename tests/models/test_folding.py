@@ -197,3 +197,116 @@ def test_packed_convolutions_are_the_usual_ones(groups: int) -> None:
         (slope,) = torch.autograd.grad(packed(leaf).square().sum(), leaf)
         (expected,) = torch.autograd.grad(usual(leaf).square().sum(), leaf)
         assert torch.equal(slope, expected)
+
+
+class Shared(nn.Module):
+    """One convolution and one norm, each under two names."""
+
+    def __init__(self, twice: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.twice = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), twice
+        self.body = nn.Sequential(self.conv, self.norm)
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.body(self.conv(x).relu() if self.twice else x).mean((2, 3)))
+
+
+class Aside(Plain):
+    """A function takes the convolution's output to a head that the end does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.head(y.relu())
+        return self.fc(self.norm(y).mean((2, 3)))
+
+
+class AsksTheNorm(Plain):
+    """A forward that needs the norm itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.norm.eps
+
+
+class ByName(Plain):
+    """Parts are called by the names of their arguments."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(input=self.conv(input=x)).mean((2, 3)))
+
+
+class OneByOne(Plain):
+    """The convolution takes images without a batch, and at times none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        each = torch.stack([self.conv(image) for image in x])
+        return self.fc(torch.cat([each, self.conv(x[:0])]).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("module", "gone"),
+    [
+        (lambda: Shared(twice=True), []),
+        (lambda: Shared(twice=False), ["conv"]),
+        (Aside, []),
+        (AsksTheNorm, []),
+        (ByName, ["conv"]),
+        (OneByOne, []),
+    ],
+)
+def test_odd_networks_have_the_same_layers_and_values(module, gone) -> None:
+    model = made(module())
+    fused = model.fused()
+    names = list(fused.layers)
+    assert names == [name for name in model.layers if name not in gone]
+    images = torch.rand(3, 3, 9, 8)
+    with torch.no_grad(), model.record(*names) as one, fused.record(*names) as other:
+        model(images)
+        fused(images)
+    for name in names:
+        assert (one[name] - other[name]).abs().max() <= 1e-5 * one[name].abs().max(), name
+
+
+def test_weights_of_a_copy_that_change_are_packed_again() -> None:
+    from timmscope.evaluation.randomisation import cascade
+
+    torch.manual_seed(0)
+    fused, images = made(Plain()).fused(), torch.rand(2, 3, 8, 8)
+    for stage in cascade(fused, 3, seed=0):
+        with torch.no_grad():
+            packed = stage(images)
+        usual, _ = stage.gradient(images, "class:0")  # a graph: PyTorch's own convolution
+        torch.testing.assert_close(packed[:, 0], usual, rtol=1e-5, atol=1e-6)
+
+
+def test_forward_derivatives_of_a_copy_are_not_lost() -> None:
+    from torch.autograd import forward_ad
+
+    model, images = made(Plain()), torch.rand(2, 3, 8, 8)
+    slopes = []
+    for each in (model, model.fused()):
+        with forward_ad.dual_level(), torch.no_grad():
+            dual = forward_ad.make_dual(images, torch.ones_like(images))
+            slopes.append(forward_ad.unpack_dual(each(dual)).tangent)
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_copy_made_in_inference_mode_has_gradients() -> None:
+    model, images = made(Plain()), torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        fused = model.fused()
+    assert fused is not model
+    _, slope = fused.gradient(images, "class:1")
+    torch.testing.assert_close(slope, model.gradient(images, "class:1")[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_model_with_backward_hooks_is_not_fused() -> None:
+    model = made(Plain())
+    handle = model.module.norm.register_full_backward_hook(lambda *a: None)
+    assert model.fused() is model
+    handle.remove()
+    assert model.fused() is not model

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from timmscope.models.hooked_model import HookedModel
-from timmscope.models.packing import pack_convolutions
+from timmscope.models.packing import pack_convolutions, replace_parts
+from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import Handover
 
 log = logging.getLogger("timmscope.models")
 
 TOLERANCE = 1e-5
 """Largest difference of a folded copy at a layer, as a share of the layer's largest value."""
+
+ROUNDING = 1e-4
+"""Largest difference of a layer's mean or root mean square, as a share of the latter."""
 
 _PROBES = 2
 _AT_ONCE = 16
@@ -48,7 +52,11 @@ def fold_batch_norms(model: HookedModel, layers: Sequence[str]) -> HookedModel |
     twin = _folded(model, pairs) if pairs else None
     if twin is None:
         return None
-    worst = max(_differences(model, twin, sorted(names)).values())
+    found = _differences(model, twin, sorted(names))
+    if found is None:
+        log.info("batch norms stay: the folded copy does not run")
+        return None
+    worst = max(found.values())
     if not worst <= TOLERANCE:
         log.info("batch norms stay: folding changes a layer by %.2g", worst)
         return None
@@ -61,26 +69,37 @@ def fused(model: HookedModel) -> HookedModel:
     if not _is_copiable(model):
         log.info("not fused: the model is hooked, or of another type than float32")
         return model
+    with torch.inference_mode(False):  # what is made inside may not be differentiated later
+        return _folded_where_exact(model) or _packed(model) or model
+
+
+def _folded_where_exact(model: HookedModel) -> HookedModel | None:
+    """A copy without those norms that can be folded exactly; None where there are none."""
     pairs = _pairs(model)
     while pairs:
         twin = _folded(model, pairs)
-        if twin is None:
-            return model
-        # What a norm hands on changes first; a function that uses a convolution's own output, which
-        # no module shows, changes the end.
-        last = list(model.layers)[-1]
-        worst = _differences(model, twin, [*(pair.taker for pair in pairs), last])
+        takers = [pair.taker for pair in pairs]
+        worst = _differences(model, twin, takers) if twin is not None else None
+        if twin is None or worst is None:
+            return None
         good = [pair for pair in pairs if worst[pair.taker] <= TOLERANCE]
         if len(good) == len(pairs):
-            if worst[last] <= TOLERANCE:
-                log.info("%d batch norms folded", len(pairs))
-                return twin
-            break
+            # A function that uses a convolution's own output, which no module shows, changes more.
+            if not _is_alike(model, twin):
+                return None
+            log.info("%d batch norms folded", len(pairs))
+            return twin
         pairs = good
+    return None
+
+
+def _packed(model: HookedModel) -> HookedModel | None:
+    """A copy whose weights are reordered and nothing else; None where that is no gain."""
     module = _copied(model.module)
     if module is None or not pack_convolutions(module):
-        return model
-    return _around(model, module, {})
+        return None
+    twin = _around(model, module, {})
+    return twin if _is_alike(model, twin) else None
 
 
 def _pairs(model: HookedModel) -> list[Handover]:
@@ -125,16 +144,13 @@ def _around(model: HookedModel, module: nn.Module, hidden: Mapping[str, str]) ->
 
 
 def _is_copiable(model: HookedModel) -> bool:
-    return not (
-        model.dtype != torch.float32 or model.hooks.open_contexts or _is_hooked(model.module)
-    )
+    return not (model.dtype != torch.float32 or model.hooks.open_contexts or _is_hooked(model))
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def _is_hooked(model: HookedModel) -> bool:
     """Whether someone else listens to the model or has replaced a forward."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
-        for part in module.modules()
+    return bool(model.hooks.others()) or any(
+        "forward" in vars(part) for part in model.module.modules()
     )
 
 
@@ -167,8 +183,7 @@ def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
         weight = conv.weight.double() * scale[:, None, None, None]
         conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-    path, _, last = norm_name.rpartition(".")
-    setattr(module.get_submodule(path), last, _rest(norm))
+    replace_parts(module, {norm: _rest(norm)})
 
 
 def _rest(norm: nn.BatchNorm2d) -> nn.Module:
@@ -179,20 +194,67 @@ def _rest(norm: nn.BatchNorm2d) -> nn.Module:
     return left if len(left) else nn.Identity()
 
 
-def _differences(model: HookedModel, twin: HookedModel, names: list[str]) -> dict[str, float]:
-    """The largest difference at each layer as a share of its largest value; NaN counts."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(_PROBES, *model.input_size, generator=generator)
+def _differences(
+    model: HookedModel, twin: HookedModel, names: Sequence[str]
+) -> dict[str, float] | None:
+    """The largest difference at each layer as a share of its largest value; NaN counts.
+
+    None where the copy does not run: a forward may ask a norm for its `eps`, or lay a tensor out
+    anew by `view`.
+    """
+    images = _probes(model)
     found: dict[str, float] = {}
-    for start in range(0, len(names), _AT_ONCE):
-        some = names[start : start + _AT_ONCE]
-        with torch.inference_mode():
-            with model.record(*some) as one:
-                model(images)
-            with twin.record(*some) as other:
-                twin(images)
-            found |= {name: _share(one[name], other[name]) for name in some}
+    try:
+        for start in range(0, len(names), _AT_ONCE):
+            some = names[start : start + _AT_ONCE]
+            with torch.inference_mode():
+                with model.record(*some) as one:
+                    model(images)
+                with twin.record(*some) as other:
+                    twin(images)
+                found |= {name: _share(one[name], other[name]) for name in some}
+    except (RuntimeError, AttributeError, TimmscopeError) as error:
+        log.info("the copy does not run: %s", error)
+        return None
     return found
+
+
+def _is_alike(model: HookedModel, twin: HookedModel) -> bool:
+    """Whether all layers of a copy, and its end, are the model's but for what rounding adds up to.
+
+    Means and root mean squares are compared, which needs one forward each and keeps no layer.
+    """
+    images = _probes(model)
+    try:
+        if any(name not in model.layers for name in twin.layers):
+            return False
+        one, other = (_moments(each, images, list(twin.layers)) for each in (model, twin))
+    except (RuntimeError, AttributeError, TimmscopeError) as error:
+        log.info("the copy does not run: %s", error)
+        return False
+    bound = ROUNDING * one[:, 1:] + torch.finfo(torch.float32).tiny
+    return bool(((other - one).abs() <= bound).all())
+
+
+def _moments(model: HookedModel, images: Tensor, names: Sequence[str]) -> Tensor:
+    """Mean and root mean square of each layer, `(layers, 2)`."""
+    found: dict[str, Tensor] = {}
+
+    def look(name: str) -> Callable[[Tensor], None]:
+        def take(value: Tensor) -> None:
+            value = value.float()
+            found[name] = torch.stack([value.mean(), value.square().mean().sqrt()])
+
+        return take
+
+    with torch.inference_mode(), model.watch({name: look(name) for name in names}):
+        model(images)
+    return torch.stack([found[name] for name in names])
+
+
+def _probes(model: HookedModel) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(_PROBES, *model.input_size, generator=generator)
 
 
 def _share(true: Tensor, other: Tensor) -> float:

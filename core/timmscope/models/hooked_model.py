@@ -178,12 +178,15 @@ class HookedModel:
         return f"class {index}"
 
     def fused(self) -> HookedModel:
-        """A copy for speed, where many images follow: the same answers, to 1e-5, in less time.
+        """A copy for speed, where many images follow: the same answers, but for rounding, sooner.
 
         Batch norms are folded into the convolutions before them, and on a CPU the convolutions'
-        weights are reordered once instead of at every call. Half a second's work for a ResNet-50,
-        and its convolutions' weights are in memory three times. A convolution that took a batch
-        norm in is no layer of the copy. The weights are those of now: change none afterwards.
+        weights are reordered once instead of at every call. A second's work for a ResNet-50, and
+        its convolutions' weights are in memory three times. A convolution that took a batch norm
+        in is no layer of the copy. The weights are those of now: change none afterwards.
+
+        A layer differs by about 1e-5 of its largest value, which is as far as the model itself is
+        from its values in float64.
 
         Returns:
             The copy; the model itself where there is nothing to gain, or where it is not in
