@@ -195,10 +195,13 @@ def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> Non
     refused("label have the same one", context="label", where="label == 'class0'")
     refused("takes no query images", images="cat.png")
     refused("no image that meets the condition", where="width > 999")
+    refused("all 1 rows of fc of .* are equal", where=[3])
     with pytest.raises(LayerNotFound, match=r"no layer 'layer9'; did you mean 'layer1'\?"):
         UnitReport()(store, layer="layer9")
     with pytest.raises(ParameterError, match="an array is not enough"):
         UnitReport(context="label")(np.ones((4, 3)))
+    with pytest.raises(ParameterError, match="all 4 rows of the array are equal"):
+        UnitReport()(np.ones((4, 3)))
     rows = np.random.default_rng(0).random((9, 3))
     rows[[2, 5], 1] = np.nan
     with pytest.raises(ParameterError, match=r"2 of 9 rows of the array hold NaN .* row 2, row 5"):

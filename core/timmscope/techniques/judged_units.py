@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from timmscope.techniques.csv_text import csv_text
 from timmscope.techniques.result import Provenance, Result
+from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +62,8 @@ class JudgedUnits(Result):
         """Judge the units of a store's layer, or the columns of an array.
 
         Raises:
-            ParameterError, StoreError: as `judge_units`.
+            ParameterError: as `judge_units`, or all rows are equal.
+            StoreError: as `judge_units`.
         """
         from timmscope.units import UnitRows, judge_rows
 
@@ -70,6 +72,12 @@ class JudgedUnits(Result):
         else:
             source = UnitRows.of_array(rows.title, int(rows.ids[-1]) + 1, rows.dim, rows.batches)
         report = judge_rows(source, thresholds, by=by)
+        if all((each.minimum == each.maximum).all() for each in (report.pooled, report.maxima)):
+            raise ParameterError(
+                f"all {report.images} rows of {rows.title} are equal: nothing tells its units "
+                "apart; choose other images or another layer",
+                parameter="where",
+            )
         return cls(
             provenance=provenance,
             layer=report.layer,
