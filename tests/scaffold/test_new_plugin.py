@@ -64,6 +64,25 @@ def test_a_name_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("class", "attack", "no module of the package can be called class"),
+        ("plugin", "attack", "no module of the package can be called plugin"),
+        ("grad-cam", "attribution", "the technique timmscope:grad-cam has it"),
+        ("registry", "attack", "there is a package timmscope_registry already"),
+        ("style", "style", "there is a package timmscope_style already"),
+        ("tensor", "attack", "its class would be called Tensor"),
+        ("table", "representation", "its class would be called Table"),
+        ("image", "image-source", "its class would be called Image"),
+    ],
+)
+def test_a_name_that_something_else_has_is_refused(name, kind, words, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=f"{name}' cannot be a plugin's name: {words}"):
+        new_plugin(name, kind, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["plugins", "new", "x", "--family", "attack", "-o", str(tmp_path)]) == 2

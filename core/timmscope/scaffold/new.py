@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from timmscope.scaffold.kinds import KINDS
-from timmscope_registry import ParameterError
+from timmscope_registry import ParameterError, get_registry
 
 TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -42,6 +44,10 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
             parameter="name",
         )
     context = _context(bare, kind)
+    if taken := _taken(bare, kind, context):
+        raise ParameterError(
+            f"{name!r} cannot be a plugin's name: {taken}; choose another", parameter="name"
+        )
     root = folder or Path(context["distribution"])
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ParameterError(f"{root} is there already: name another folder", parameter="output")
@@ -64,6 +70,22 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
         file.write_text(text, encoding="utf-8")
         written.append(file)
     return written
+
+
+def _taken(name: str, kind: str, context: dict[str, Any]) -> str | None:
+    """What else has a name that the package would need; None where nothing has."""
+    slug, package = context["slug"], context["package"]
+    if keyword.iskeyword(slug) or slug == "plugin":
+        return f"no module of the package can be called {slug}"
+    for entry in get_registry().entries():
+        if entry.spec.name == name:
+            return f"the {entry.kind} {entry.id} has it"
+    if find_spec(package) is not None:
+        return f"there is a package {package} already"
+    imports = rf"^(from .* )?import .*\b{context['cls']}\b"
+    if re.search(imports, _render(f"{kind}.py", context), re.MULTILINE):
+        return f"its class would be called {context['cls']}, as one that the example imports"
+    return None
 
 
 def _context(name: str, kind: str) -> dict[str, Any]:
