@@ -71,8 +71,22 @@ def test_an_array_takes_a_mask_or_ids() -> None:
     for wrong in ("label == 'a'", [6], [0.5], [True, False]):
         with pytest.raises(ParameterError, match=r"array|neither a mask"):
             Rows(array, wrong)
-    with pytest.raises(ParameterError, match="expected vectors"):
-        Rows(np.zeros((2, 3, 4)))
+    with pytest.raises(ParameterError, match="no image that meets the condition"):
+        Rows(array, [])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 3, 4)), np.zeros(3), np.array(1.0), np.zeros((4, 0))]
+)
+def test_an_array_that_is_not_of_rows_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(ParameterError, match=r"the array has shape \(.*\), expected \(n, d\)"):
+        Rows(array)
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [None, 1], [1j, 2]])
+def test_an_array_that_holds_no_real_numbers_is_refused(values: list[object]) -> None:
+    with pytest.raises(ParameterError, match=r"the array holds .*, expected real"):
+        Rows(np.array([values] * 3))
 
 
 def test_rows_that_are_no_numbers_are_counted_and_named() -> None:

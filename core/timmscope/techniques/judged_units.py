@@ -74,8 +74,8 @@ class JudgedUnits(Result):
         report = judge_rows(source, thresholds, by=by)
         if all((each.minimum == each.maximum).all() for each in (report.pooled, report.maxima)):
             raise ParameterError(
-                f"all {report.images} rows of {rows.title} are equal: nothing tells its units "
-                "apart; choose other images or another layer",
+                f"all {report.images} rows of {rows.title} are equal in float32: nothing tells "
+                "its units apart; choose other images or another layer",
                 parameter="where",
             )
         return cls(

@@ -37,7 +37,8 @@ class Rows:
         chosen: the mask `(N,)` over the store's images that `where` stands for; None for all.
 
     Raises:
-        ParameterError: the condition is wrong or chooses nothing, or the array is not `(n, d)`.
+        ParameterError: the condition is wrong or chooses nothing, or the array is not `(n, d)` of
+            real numbers.
         StoreError: the store is not finished or keeps no pooled rows.
     """
 
@@ -56,14 +57,9 @@ class Rows:
             known = source.store.images.readable
             self.chosen = None if where is None else source.store.images.where(where)
         else:
-            self._rows = source
+            self._rows = _vectors(source)
             known = np.ones(len(source), bool)
             self.chosen = None if where is None else _mask(where, len(source))
-        if self._rows.ndim != 2:
-            raise ParameterError(
-                f"{self.title} has rows of shape {tuple(self._rows.shape[1:])}, expected vectors",
-                parameter="source",
-            )
         self.ids = np.flatnonzero(known if self.chosen is None else known & self.chosen)
         if not len(self.ids):
             chosen = "" if where is None else " that meets the condition"
@@ -240,6 +236,20 @@ def _finite(rows: npt.NDArray[Any]) -> bool:
     return bool(np.isfinite(total)) or bool(np.isfinite(rows).all())
 
 
+def _vectors(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, if it is `(n, d)` of real numbers, d at least 1."""
+    if array.ndim != 2 or not array.shape[1]:
+        raise ParameterError(
+            f"the array has shape {array.shape}, expected (n, d): a row of values an image",
+            parameter="source",
+        )
+    if array.dtype.kind not in "biuf":
+        raise ParameterError(
+            f"the array holds {array.dtype}, expected real numbers", parameter="source"
+        )
+    return array
+
+
 def _mask(where: str | npt.ArrayLike, count: int) -> npt.NDArray[np.bool_]:
     if isinstance(where, str):
         raise ParameterError(
@@ -249,7 +259,8 @@ def _mask(where: str | npt.ArrayLike, count: int) -> npt.NDArray[np.bool_]:
     given = np.asarray(where)
     if given.dtype == bool and given.shape == (count,):
         return given
-    ids = given.astype(np.int64) if given.dtype.kind in "iu" and given.ndim == 1 else None
+    whole = given.dtype.kind in "iu" or not given.size
+    ids = given.astype(np.int64) if whole and given.ndim == 1 else None
     if ids is None or (len(ids) and (ids.min() < 0 or ids.max() >= count)):
         raise ParameterError(
             f"where is neither a mask of {count} values nor ids below {count}", parameter="where"
