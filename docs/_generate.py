@@ -24,6 +24,8 @@ from timmscope.cli import families, flags
 from timmscope.cli.main import app as command_line
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
+SAMPLES = Path(__file__).parent / "images" / "techniques"
+"""A figure of each technique, made by `_samples.py`."""
 FAMILY_TITLES = {
     "attribution": "Attribution: which pixels matter",
     "synthesis": "Synthesis: what a unit would like to see",
@@ -126,6 +128,9 @@ def technique_page(entry: Entry[TechniqueSpec]) -> str:
     lines += [f"- Source: {spec.paper}"] if spec.paper else []
     lines += [f"- Needs: {', '.join(f'`{need}`' for need in spec.needs)}"] if spec.needs else []
     lines += [f'- Python: `technique("{spec.name}")`, class `{kind.__module__}.{kind.__name__}`']
+    picture = SAMPLES / f"{spec.name}.webp"
+    if picture.is_file():
+        lines += ["", f"![A figure of {spec.name}](../../../images/techniques/{picture.name})"]
     lines += ["", "## Parameters", ""]
     if kind.model_fields:
         lines += ["| name | type | default | what it does |", "|---|---|---|---|"]

@@ -46,6 +46,7 @@ def test_every_technique_has_a_page_with_all_parameters_explained(reference: Pat
         page = (reference / f"techniques/{entry.spec.name}.md").read_text()
         assert f"({entry.spec.name}.md)" in listed.replace("techniques/", "")
         assert entry.spec.paper in page
+        assert f"(../../../images/techniques/{entry.spec.name}.webp)" in page, "docs/_samples.py"
         for field, info in timmscope.technique(entry.id).model_fields.items():
             rows = [line for line in page.splitlines() if line.startswith(f"| `{field}` |")]
             assert len(rows) == 1, (entry.id, field)

@@ -1,0 +1,95 @@
+"""Makes docs/images/techniques/NAME.webp, a figure of each technique.
+
+`python docs/_samples.py STORE` with the demo's store (`timmscope demo`); some minutes, and seeded.
+Names of techniques after the store make only these.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from timmscope import HookedModel, Result, Store, load_model, mine, technique
+from timmscope_registry import get_registry
+
+FOLDER = Path(__file__).parent / "images" / "techniques"
+WIDTH = 720
+LAYER = "bn2"
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "occlusion": {"patch_px": 56, "stride_px": 28},
+    "rise": {"masks": 500},
+    "grabcut": {"saliency": "grad-cam"},
+    "score-cam": {"layer": "blocks.4"},
+    "ablation-cam": {"layer": "blocks.4"},
+    "neural-style": {"steps": 60},
+    "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
+    "top-patches": {"units": "3,7,11", "k": 6},
+    "embedding-map": {"method": "tsne"},
+    "clusters": {"method": "hdbscan"},
+    "anomalies": {"score": "knn"},
+}
+LAYERS = {"top-patches": "blocks.2.1.bn1", "unit-report": "blocks.4.1.bn1"}
+
+
+def main(store: Path, names: list[str]) -> None:
+    """Run each technique on photographs, and keep its figure."""
+    import skimage
+
+    photos = Path(skimage.__file__).parent / "data"
+    cat, coffee = photos / "chelsea.png", photos / "coffee.png"
+    model, opened = load_model("pip:efficientnet-lite0"), Store.open(store)
+    FOLDER.mkdir(exist_ok=True)
+    for entry in get_registry().techniques():
+        name = entry.spec.name
+        if entry.plugin.distribution == "timmscope" and (not names or name in names):
+            result = sample(entry.id, name, model, opened, cat, coffee)
+            print(name, keep(result, FOLDER / f"{name}.webp"), "KB", flush=True)
+
+
+def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coffee: Path) -> Result:
+    """A result of one technique on the photographs or the store."""
+    run: Any = technique(id)(**PARAMETERS.get(name, {}))
+    if name.startswith("attention"):
+        return run(load_model("random:vit_tiny_patch16_224?seed=0"), [cat, coffee])
+    if run.family == "attribution":
+        return run(model, [cat, coffee])
+    if run.family == "synthesis":
+        return run(model, "espresso")
+    if run.family == "attack":
+        return run(model, [cat, coffee])
+    if run.family == "style":
+        return run(model, cat, coffee)
+    if run.reads == "model":
+        return run(model, cat) if name == "activation-maps" else run(model)
+    if name == "representational-similarity":
+        return run([store])
+    if name == "compare-datasets":
+        cats = store.path.with_name("no-cats.scope")
+        folders = store.path.parent / "images"
+        files = sorted(path for path in folders.rglob("*.jpg") if "chelsea" not in path.parts)
+        made = mine(model, files, cats, layers=[LAYER])
+        return run([store, made], layer=LAYER)
+    queries = [cat] if name == "nearest-neighbours" else None
+    return run(store, queries, layer=LAYERS.get(name, LAYER), model=model)
+
+
+def keep(result: Result, path: Path) -> int:
+    """Write the figure, no wider than a page; returns its size."""
+    buffer = io.BytesIO()
+    result.figure().savefig(buffer, format="png", dpi=110)
+    picture = Image.open(buffer).convert("RGB")
+    if picture.width > WIDTH:
+        height = round(picture.height * WIDTH / picture.width)
+        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    picture.crop((0, 0, picture.width, min(picture.height, 2 * WIDTH))).save(
+        path, quality=60, method=6
+    )
+    return path.stat().st_size // 1024
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
