@@ -57,14 +57,15 @@ def kmeans(space: RowSpace, k: int, *, iterations: int, restarts: int, seed: int
     drawn[np.searchsorted(rows.ids, rows.sample(k * POINTS_PER_CLUSTER, seed))] = True
     points = np.empty((int(drawn.sum()), rows.dim), np.float32)
     held: list[tuple[Numbers, Numbers]] | None = [] if len(rows) * rows.dim <= _HELD else None
+    cosine = space.metric == "cosine"
+    origin = np.zeros(rows.dim) if cosine else space.middle()
     at = filled = 0
-    for ids, values in space.batches("reading rows"):
+    for ids, values in space.batches("reading rows", origin):
         some = values[drawn[at : at + len(values)]]
         points[filled : filled + len(some)] = some
         at, filled = at + len(values), filled + len(some)
         if held is not None:
             held.append((ids, values))
-    cosine = space.metric == "cosine"
     settings = faiss.ClusteringParameters()
     settings.niter, settings.seed, settings.spherical = iterations, seed & 0x7FFFFFFF, cosine
     settings.nredo, settings.min_points_per_centroid = restarts, 1
@@ -78,13 +79,13 @@ def kmeans(space: RowSpace, k: int, *, iterations: int, restarts: int, seed: int
     codes = np.empty(len(rows), np.int64)
     distances = np.empty(len(rows), np.float32)
     at = 0
-    batches: Iterable[tuple[Numbers, Numbers]] = held or space.batches("finding clusters")
+    batches: Iterable[tuple[Numbers, Numbers]] = held or space.batches("finding clusters", origin)
     for _, values in batches:
         part = slice(at, at + len(values))
         codes[part] = index.search(values, 1)[1][:, 0]
         distances[part] = _to_centroid(space, values, centroids[codes[part]])
         at += len(values)
-    return _ranked(codes, distances, centroids)
+    return _ranked(codes, distances, (centroids + origin).astype(np.float32))
 
 
 def hdbscan(space: RowSpace, fewest: int) -> Partition:
@@ -118,9 +119,9 @@ def hdbscan(space: RowSpace, fewest: int) -> Partition:
         codes = HDBSCAN(min_cluster_size=fewest, n_jobs=-1, copy=True).fit_predict(values)
     codes = codes.astype(np.int64)
     centroids = np.stack(
-        [values[codes == code].mean(0) for code in range(codes.max() + 1)]
-        or [np.empty(rows.dim, np.float32)]
-    )[: codes.max() + 1]
+        [values[codes == code].mean(0, dtype=np.float64) for code in range(codes.max() + 1)]
+        or [np.empty(rows.dim)]
+    )[: codes.max() + 1].astype(np.float32)
     if space.metric == "cosine":
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
     distances = np.full(len(rows), np.nan, np.float32)

@@ -16,8 +16,8 @@ Numbers = npt.NDArray[Any]
 
 _HELD = 1 << 26
 """Numbers of rows that are compared with all others at a time: 256 MiB."""
-_ORIGIN = 256
-"""Rows whose mean is taken for the origin."""
+_PER_NEIGHBOUR = 16
+"""Numbers that a row's search needs for each neighbour, those that are sorted included."""
 _SAMPLE = 1 << 24
 """Numbers of the rows that medians are taken of: 128 MiB."""
 _NORMAL, _DEVIATION = 1.4826, 1.2533
@@ -41,17 +41,16 @@ def neighbour_distances(space: RowSpace, k: int) -> Numbers:
     import faiss
 
     rows = space.rows
-    size = max(1, min(len(rows), _HELD // rows.dim))
-    origin = space.take(rows.sample(_ORIGIN, 0)).mean(0).astype(np.float32)
+    size = max(1, min(len(rows), _HELD // (rows.dim + _PER_NEIGHBOUR * (k + 1))))
+    origin = space.middle()
     scores = np.empty(len(rows))
     for start in range(0, len(rows), size):
-        block = _block(space, start, min(start + size, len(rows)))
-        block -= origin  # products lose digits far from zero
+        block = _block(space, start, min(start + size, len(rows)), origin)
         best = np.full((len(block), k + 1), np.inf, np.float32)
         places = np.full((len(block), k + 1), -1, np.int64)
         at = 0
-        for _, values in space.batches("finding neighbours"):
-            squares, found = faiss.knn(block, values - origin, min(k + 1, len(values)))
+        for _, values in space.batches("finding neighbours", origin):
+            squares, found = faiss.knn(block, values, min(k + 1, len(values)))
             both = np.hstack([best, squares])
             among = np.hstack([places, found + at])
             order = np.argpartition(both, k, axis=1)[:, : k + 1]
@@ -77,7 +76,9 @@ def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
     Args:
         rows: at least two that differ.
     """
-    moments = Moments.of(rows.dim, (values for _, values in rows.batches("mean and covariance")))
+    space = RowSpace(rows, "l2")  # which refuses what cannot be squared
+    batches = rows.batches("mean and covariance")
+    moments = Moments.of(rows.dim, (space.prepared(values) for _, values in batches))
     covariance = moments.scatter / moments.count
     fourth = 0.0
     for _, values in rows.batches("shrinkage"):
@@ -99,7 +100,7 @@ def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
         centred = (part - moments.mean) @ whitened
         return np.asarray(np.sqrt(np.einsum("ij,ij->i", centred, centred)))
 
-    return _each(rows, distances, "distances"), shrinkage
+    return _each(space, distances, "distances"), shrinkage
 
 
 def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
@@ -122,7 +123,8 @@ def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
         rows: at least two that differ.
         seed: of the sample.
     """
-    sample = rows.take(rows.sample(max(2, _SAMPLE // rows.dim), seed)).astype(np.float64)
+    space = RowSpace(rows, "l2")  # which refuses what cannot be squared
+    sample = space.take(rows.sample(max(2, _SAMPLE // rows.dim), seed)).copy()
     centre = np.median(sample, axis=0)
     sample -= centre
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
@@ -155,7 +157,7 @@ def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
             index += 0.5 * np.square(found / limit) if limit > 0 else 0
         return np.sqrt(index)
 
-    return _each(rows, combined, "distances"), int(kept.sum())
+    return _each(space, combined, "distances"), int(kept.sum())
 
 
 def _scale(centred: Numbers) -> Numbers:
@@ -172,11 +174,13 @@ def _limit(distances: Numbers) -> float:
     return float((middle + _QUANTILE * _scale((roots - middle)[:, None])[0]) ** 1.5)
 
 
-def _block(space: RowSpace, start: int, stop: int) -> Numbers:
-    """Prepared rows from place `start` to `stop`, float32."""
-    return np.ascontiguousarray(space.take(space.rows.ids[start:stop]), np.float32)
+def _block(space: RowSpace, start: int, stop: int, origin: Numbers) -> Numbers:
+    """Prepared rows from place `start` to `stop`, float32, as seen from an origin."""
+    values = space.take(space.rows.ids[start:stop])
+    return np.ascontiguousarray(values - origin, np.float32)
 
 
-def _each(rows: Rows, score: Callable[[Numbers], Numbers], what: str) -> Numbers:
+def _each(space: RowSpace, score: Callable[[Numbers], Numbers], what: str) -> Numbers:
     """A score of every row, batch by batch."""
-    return np.concatenate([score(values) for _, values in rows.batches(what)])
+    batches = space.rows.batches(what)
+    return np.concatenate([score(space.prepared(values)) for _, values in batches])

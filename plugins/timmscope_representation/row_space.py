@@ -14,6 +14,8 @@ Numbers = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
 
 _NAMED = 5
+_MIDDLE = 256
+"""Rows whose median is taken for the middle of all."""
 _LARGEST = 1e15
 """Squares of larger values add up to what float32 cannot hold."""
 
@@ -38,14 +40,28 @@ class RowSpace:
         self.rows = rows
         self.metric: Metric = metric
 
-    def batches(self, what: str) -> Iterator[tuple[Numbers, Numbers]]:
+    def batches(
+        self, what: str, origin: Numbers | float = 0.0
+    ) -> Iterator[tuple[Numbers, Numbers]]:
         """Yield ids `(b,)` and prepared rows `(b, d)` float32, in order, reporting progress.
+
+        Args:
+            what: is being done, for the progress bar.
+            origin: what is subtracted from each row before it becomes float32.
 
         Raises:
             ParameterError: rows hold NaN or infinite values, have no direction or are too long.
         """
         for ids, values in self.rows.batches(what):
-            yield ids, np.ascontiguousarray(self.prepared(values), np.float32)
+            yield ids, np.ascontiguousarray(self.prepared(values) - origin, np.float32)
+
+    def middle(self) -> Numbers:
+        """Median `(d,)` float64 of some rows, an origin for products in float32.
+
+        These lose digits far from zero, and a mean would be there if one row is far away.
+        """
+        middle: Numbers = np.median(self.take(self.rows.sample(_MIDDLE, 0)), axis=0)
+        return middle
 
     def take(self, ids: npt.ArrayLike) -> Numbers:
         """Prepared rows `(len(ids), d)` float64 of some images, by id."""

@@ -49,6 +49,17 @@ def test_neighbours_are_found_across_blocks_and_copies_are_at_distance_0(
     np.testing.assert_allclose(whole, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("where", ["one row is far away", "all rows are"])
+def test_neighbours_keep_their_digits_far_from_zero(where: str) -> None:
+    rows = np.random.default_rng(2).normal(size=(600, 64))
+    rows[7] *= 1e6 if where == "one row is far away" else 1
+    rows += 0 if where == "one row is far away" else 1e5
+    theirs = NearestNeighbors(algorithm="ball_tree").fit(rows)
+    expected = theirs.kneighbors(n_neighbors=3)[0][:, -1]
+    found = Anomalies(k=3, metric="l2")(rows)
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(400, 12), (30, 80), (20, 1)])
 def test_mahalanobis_is_scikit_learns_with_ledoit_and_wolfs_shrinkage(
     shape: tuple[int, int],
@@ -178,6 +189,8 @@ def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
     bad, empty = rows.copy(), rows.copy()
     bad[7], bad[8, 2] = np.nan, np.inf
     empty[9] = 0
+    late = np.random.default_rng(0).normal(size=(5000, 3))
+    late[4990] = 1e200
     calls = [
         ("k = 400 needs at least 401 images", lambda: Anomalies(k=400)(rows)),
         ("score = robust needs at least 3", lambda: Anomalies(score="robust")(rows[:2])),
@@ -187,7 +200,8 @@ def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
           for s in SCORES),
         ("1 of 400 rows.*all zero.*row 9", lambda: Anomalies()(empty)),
         ("values up to", lambda: Anomalies(score="mahalanobis")(rows * 1e20)),
-        ("rows of the array have no values", lambda: Anomalies()(rows[:, :0])),
+        *(("values up to 1e.200", lambda s=s: Anomalies(score=s)(late)) for s in SCORES[1:]),
+        (r"shape .400, 0., expected", lambda: Anomalies()(rows[:, :0])),
         ("'score'.*iforest", lambda: Anomalies(score="iforest")),
         ("takes no query images", lambda: Anomalies()(rows, [1])),
     ]  # fmt: skip

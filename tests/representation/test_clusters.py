@@ -55,6 +55,17 @@ def test_kmeans_finds_the_partition_of_scikit_learn(metric: str) -> None:
     np.testing.assert_allclose(np.array(ours), np.array(centres), atol=1e-3)
 
 
+def test_clusters_far_from_zero_are_those_near_it() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(600, 64)) + 0.5 * rng.normal(size=(5, 64))[np.arange(600) % 5]
+    far = values.round(4) + 30_000.0
+    found = Clusters(k=5, metric="l2")(far)
+    gaps = np.linalg.norm(far[:, None] - found.centroids.double().numpy(), axis=2)
+    np.testing.assert_allclose(gaps[range(600), found.clusters - 1], gaps.min(1), rtol=1e-3)
+    np.testing.assert_allclose(found.distances, gaps.min(1), rtol=1e-3)
+    assert same(found.clusters, Clusters(k=5, metric="l2")(far - 30_000).clusters)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_every_row_goes_to_its_nearest_centroid_and_medoids_are_nearest_to_theirs(
     metric: str,
