@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from timmscope import ClassNames, ParameterError, Rows, StoreLayer, task
+from timmscope import ClassNames, ParameterError, Rows, StoreLayer
+
+from .clustering import kmeans
+from .row_space import RowSpace
 
 Numbers = npt.NDArray[Any]
 Colouring = tuple[dict[str, Any], Numbers]
 """Title and names of classes (None for numbers), and a value `(n,)` float64 a point."""
 
 _LOGITS = "logits"
-_POINTS_PER_CLUSTER = 256
-"""FAISS's own default: of more rows a sample decides the centres."""
+_ITERATIONS, _RESTARTS = 25, 3
 
 
 def by_label(rows: Rows) -> Colouring:
@@ -69,40 +71,16 @@ def by_unit(rows: Rows, unit: int) -> Colouring:
 
 
 def by_cluster(rows: Rows, count: int, seed: int) -> Colouring:
-    """Clusters of the rows by k-means, the largest first.
-
-    Centres are those of at most 256 rows a cluster, which are drawn at random; every row then
-    goes to the nearest.
+    """Clusters of the rows by k-means, the largest first, by Euclidean distance as on a PCA map.
 
     Raises:
         ParameterError: there are fewer rows than clusters, or all are equal.
     """
-    import faiss
-
     rows.require(count, f"{count} clusters", "clusters")
-    sample = rows.take(rows.sample(count * _POINTS_PER_CLUSTER, seed)).astype(np.float32)
-    kmeans = faiss.Kmeans(
-        rows.dim,
-        count,
-        niter=25,
-        nredo=3,
-        seed=seed & 0x7FFFFFFF,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_POINTS_PER_CLUSTER,
-    )
-    with task("clusters"):
-        kmeans.train(np.ascontiguousarray(sample))
-    nearest = [
-        kmeans.index.search(np.ascontiguousarray(block, np.float32), 1)[1][:, 0]
-        for _, block in rows.batches("nearest clusters")
-    ]
-    codes = np.concatenate(nearest)
-    sizes = np.bincount(codes, minlength=count)
-    rank = np.empty(count, np.int64)
-    rank[np.argsort(-sizes, kind="stable")] = np.arange(count)
-    filled = int((sizes > 0).sum())
-    names = [f"cluster {number + 1}" for number in range(filled)]
-    return {"title": "cluster", "classes": names}, rank[codes].astype(float)
+    space = RowSpace(rows, "l2")
+    found = kmeans(space, count, iterations=_ITERATIONS, restarts=_RESTARTS, seed=seed)
+    names = [f"cluster {number + 1}" for number in range(len(found.centroids))]
+    return {"title": "cluster", "classes": names}, (found.clusters - 1).astype(float)
 
 
 def _told_apart(names: Sequence[str], numbers: Numbers) -> list[str]:
