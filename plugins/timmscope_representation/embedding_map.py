@@ -66,7 +66,7 @@ class EmbeddingMap(RepresentationTechnique):
         return Embedding.of_rows(
             source,
             found.points,
-            thumbnails=self.thumbnails and source.has_pictures,
+            thumbnails=self.thumbnails,
             query_points=places,
             query_images=pictures,
             provenance=self.provenance(model, **facts),

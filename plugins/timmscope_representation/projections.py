@@ -105,6 +105,7 @@ def project(
         note = f"PCA, whose {dimensions} components have {shares} of the variance"
         return Projection("pca", _reduced(pca, rows), pca, note)
     _require_library(method)
+    seed %= 1 << 32  # the libraries take no others; seeds may be negative
     near = neighbours or NEIGHBOURS[method]
     _require_rows(rows, method, near)
     pca = PrincipalComponents.fit(rows, min(COMPONENTS, rows.dim, len(rows) - 1))
@@ -159,9 +160,15 @@ def _reduced(pca: PrincipalComponents, rows: Rows) -> Numbers:
     """Principal coordinates `(n, k)` float32, by a pass over the rows."""
     places = np.empty((len(rows), len(pca.components)), np.float32)
     done = 0
-    for _, block in rows.batches("projecting"):
-        places[done : done + len(block)] = pca.transform(block)
-        done += len(block)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        for _, block in rows.batches("projecting"):
+            places[done : done + len(block)] = pca.transform(block)
+            done += len(block)
+    if not np.isfinite(places).all():
+        raise ParameterError(
+            f"the values of {rows.title} are too large for a map: scale them down",
+            parameter="source",
+        )
     return places
 
 

@@ -333,6 +333,11 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
         (ParameterError, "all 50 rows.*equal", lambda: EmbeddingMap()(np.ones((50, 4)))),
         (
             ParameterError,
+            "too large for a map",
+            lambda: EmbeddingMap()(digits.astype(np.float64) * 1e60),
+        ),
+        (
+            ParameterError,
             "all 200 rows.*equal",
             lambda: EmbeddingMap(method="umap")(np.ones((200, 4))),
         ),
@@ -372,6 +377,33 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
         with pytest.raises(kind, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_a_seed_may_be_negative(digits: Any, method: str) -> None:
+    one, two, other = (
+        EmbeddingMap(method=method, neighbours=5)(digits[:60], seed=seed).points
+        for seed in (-3, -3, 5)
+    )
+    assert torch.equal(one, two)
+    assert method == "tsne" or not torch.equal(one, other)
+
+
+def test_a_map_of_images_that_have_gone_shows_none(store: Store, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy.scope"
+    shutil.copytree(store.path, copy)
+    manifest = copy / "manifest.json"
+    where = json.loads(manifest.read_text())["images"]["location"]
+    manifest.write_text(manifest.read_text().replace(where, "/gone"))
+    with pytest.warns(UserWarning, match="no images are shown: /gone"):
+        found = EmbeddingMap()(Store.open(copy), layer=LAYER)
+    assert found.shown is None
+    assert found.sheets is None
+    there = EmbeddingMap()(store, layer=LAYER)
+    assert torch.equal(found.points, there.points)
+    assert (found.save(tmp_path / "out") / "map.html").exists()
 
 
 @pytest.mark.parametrize(("method", "package"), [("tsne", "openTSNE"), ("umap", "umap-learn")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from timmscope.progress import task
 from timmscope.techniques.rows import Rows
+from timmscope_registry import ImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +41,13 @@ def pictures_of(rows: Rows, points: npt.NDArray[Any], queries: npt.NDArray[Any])
     """
     from timmscope.figures.embedding_pictures import spread_out
 
+    if not rows.has_pictures:
+        return NO_PICTURES
+    try:
+        pictures = rows.pictures
+    except ImageError as error:
+        warnings.warn(f"no images are shown: {error}", stacklevel=3)
+        return NO_PICTURES
     shown = spread_out(points, queries) if points.shape[1] == 2 else None
     tile = tile_px(len(rows))
     side = _SHEET_PX // tile
@@ -47,9 +56,7 @@ def pictures_of(rows: Rows, points: npt.NDArray[Any], queries: npt.NDArray[Any])
     sheets = [_jpeg(tiles, columns, high) for tiles in _tiles(rows, tile, columns * high)]
     return {
         "shown": None if shown is None else torch.from_numpy(shown),
-        "shown_images": None
-        if shown is None
-        else rows.pictures.thumbnails(rows.ids[shown], SHOWN_PX),
+        "shown_images": None if shown is None else pictures.thumbnails(rows.ids[shown], SHOWN_PX),
         "sheets": torch.frombuffer(bytearray(b"".join(sheets)), dtype=torch.uint8),
         "sheet_sizes": [len(sheet) for sheet in sheets],
         "tile_px": tile,
