@@ -70,8 +70,11 @@ class CompareDatasets(RepresentationTechnique):
         # places of both would be anything but independent.
         ids = [rows.sample(self.sample, self.seed + side) for side, rows in enumerate(pair)]
         first, second = (rows.take(drawn) for rows, drawn in zip(pair, ids, strict=True))
-        with task("comparing pairs", total=2 * len(first) + len(second)) as advance:
+        total = 2 * len(first) + len(second)
+        with task("comparing pairs", total=total) as advance, _overflowing():
             distances = set_distances(first, second, self.k, advance)
+        if not np.isfinite(distances.kid_error):
+            raise _too_large(*pair)
         points, explained = _plane(moments, [first[:_POINTS], second[:_POINTS]])
         far, near, gaps = _farthest(ids, distances, self.examples)
         notes = list(self._notes(pair, titles, ids, distances))
@@ -278,13 +281,10 @@ def _pictures(
 
 def _moments(rows: Rows, title: str) -> Moments:
     """Mean and covariance of all rows."""
-    moments = Moments.of(rows.dim, (batch for _, batch in rows.batches(f"reading {title}")))
+    with _overflowing():
+        moments = Moments.of(rows.dim, (batch for _, batch in rows.batches(f"reading {title}")))
     if not np.isfinite(np.trace(moments.scatter)):
-        raise ParameterError(
-            f"{rows.title} holds values so large that their squares leave float64's range: scale "
-            "the rows",
-            parameter="source",
-        )
+        raise _too_large(rows)
     if moments.constant:
         raise ParameterError(
             f"all {len(rows)} rows of {rows.title} are equal: nothing can be compared; "
@@ -292,3 +292,16 @@ def _moments(rows: Rows, title: str) -> Moments:
             parameter="layer",
         )
     return moments
+
+
+def _overflowing() -> np.errstate:
+    """Without NumPy's warnings: what is not finite is refused afterwards."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _too_large(*sets: Rows) -> ParameterError:
+    return ParameterError(
+        f"values of {' or '.join(rows.title for rows in sets)} are so large that their powers "
+        "leave float64's range: scale the rows",
+        parameter="source",
+    )

@@ -43,7 +43,10 @@ def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
     runs = list(_runs(dims))
     plain, lengths = np.empty((len(dims), len(dims))), np.empty((len(dims), len(dims)))
     sums, sizes = np.empty(len(dims)), np.empty(len(dims))
-    with task("comparing layers", total=n * (1 + len(runs))) as advance:
+    with (
+        task("comparing layers", total=n * (1 + len(runs))) as advance,
+        np.errstate(over="ignore", invalid="ignore"),  # what is not finite is refused below
+    ):
         means = [np.zeros(dim) for dim in dims]
         for batch in aligned.batches(layers):
             for mean, rows in zip(means, batch, strict=True):
@@ -56,7 +59,7 @@ def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
                 lengths[first, second] = lengths[second, first] = common
                 if first == second:
                     sums[first], sizes[first] = own, n * float(means[first] @ means[first])
-    debiased = plain - n / (n - 2) * lengths + np.outer(sums, sums) / ((n - 1) * (n - 2))
+        debiased = plain - n / (n - 2) * lengths + np.outer(sums, sums) / ((n - 1) * (n - 2))
     for layer in layers:
         if not np.isfinite(debiased[layer, layer]):
             raise ParameterError(
