@@ -260,6 +260,9 @@ def test_captions_tell_value_cell_and_image(model: HookedModel, store: Store) ->
     texts = [text.get_text() for text in vector.figure().texts]
     assert f"{float(vector.values[0, 0]):.4g}" in texts
     assert vector.summary()[0]["position"] is None
+    seen = TopPatches(units="4,8", k=2, view="saliency")(store, layer="fc", model=model)
+    assert "at that cell" in TopPatches(units="4", k=1)(store, layer="layer1.0", model=model).note
+    assert seen.note.endswith("saliency of the unit")
 
 
 def test_more_patches_than_images_are_all_there_are(model: HookedModel, store: Store) -> None:

@@ -251,7 +251,7 @@ def unit_patches(
     if len({each.size for each in fields}) > 1:
         notes[0] = f"{field} receptive fields, of each unit its own; below: the value at row,column"
     notes.append("one patch an image" if per_image else "of all positions")
-    notes += _about_views(views, several=len(units) > 1)
+    notes += _about_views(views, several=len(units) > 1, gridded=first.field.grid is not None)
     if silent:
         notes.append(f"{silent} units without a gradient on these images show the spatial field")
     if empty := sum(not found for found in entries):
@@ -305,13 +305,14 @@ class _Pictures:
         self.boxes[cut.place, cut.rank] = patch.box
 
 
-def _about_views(views: Views | None, *, several: bool) -> list[str]:
+def _about_views(views: Views | None, *, several: bool, gridded: bool) -> list[str]:
     if views is None:
         return []
     if not views.some:
         return [f"without {views.title}: {views.refusal}"]
     place = "under" if several else "beside"
-    return [f"{place} each patch: {views.title} of the unit at that cell"]
+    cell = " at that cell" if gridded else ""
+    return [f"{place} each patch: {views.title} of the unit{cell}"]
 
 
 def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
