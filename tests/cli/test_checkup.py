@@ -94,3 +94,21 @@ def test_two_runtimes_of_intel_or_llvm_are_a_problem(libraries: list[str], clash
     assert bool(found) is clash
     assert all("/b/libiomp5.so" in problem.message for problem in found)
     assert all(problem.hint for problem in found)
+
+
+def test_shards_that_are_cut_short_or_gone_are_told_without_reading_them(
+    cli: Cli, tmp_path: Path
+) -> None:
+    store = tiny_store(tiny_model(), tmp_path)
+    first, second, _ = sorted(store.path.glob("shards/*.h5"))
+    size = first.stat().st_size
+    with first.open("r+b") as file:
+        file.truncate(100)
+    second.unlink()
+    outcome = cli("doctor", store.path, "--json")
+    assert outcome.status == 2
+    told = [problem["message"] for problem in json.loads(outcome.out)["problems"]]
+    assert told == [
+        f"shards/{first.name}: it has 100 bytes and was written with {size}",
+        f"shards/{second.name}: it is missing",
+    ]

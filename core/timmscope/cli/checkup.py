@@ -53,7 +53,7 @@ def openmp_libraries() -> list[str]:
 
 
 def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
-    """Two runtimes of one maker, or Intel's beside LLVM's, can crash or hang a process."""
+    """Two of LLVM's or Intel's runtimes can crash or hang a process; GNU's stand side by side."""
     makers: dict[str, list[str]] = {}
     for file in libraries:
         makers.setdefault("gnu" if "gomp" in Path(file).name else "llvm", []).append(file)
@@ -71,7 +71,10 @@ def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
 
 
 def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Facts of each store and its indexes, and what is wrong with them; no shard is read whole."""
+    """Facts of each store and its indexes, and what is wrong with them.
+
+    Shards are not read: `timmscope verify` does that.
+    """
     facts, problems = [], []
     for path in paths:
         try:
@@ -98,6 +101,7 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     from timmscope.index.files import any_record
     from timmscope.index.kept import missing_rows
     from timmscope.store import Store
+    from timmscope.store.verify import wrong_sizes
 
     store = Store.open(path)
     problems = []
@@ -111,6 +115,15 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
                 hint="give the command that mined it again",
             )
         )
+    problems += [
+        Problem(
+            plugin=str(path),
+            stage="store",
+            message=f"{each.file}: {each.reason}",
+            hint=f"timmscope verify {path} --repair",
+        )
+        for each in wrong_sizes(store.path, store.manifest)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         damage = examine_indexes(store)

@@ -119,6 +119,22 @@ def verify(
     )
 
 
+def wrong_sizes(folder: Path, manifest: Manifest) -> list[Damage]:
+    """Files that are missing or of another size than was written: what is seen without reading."""
+    found = []
+    for name, record in _expected(manifest).items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            found.append(Damage(name, "it is missing"))
+        else:
+            if size != record.size:
+                found.append(
+                    Damage(name, f"it has {size} bytes and was written with {record.size}")
+                )
+    return found
+
+
 def _expected(manifest: Manifest) -> dict[str, FileRecord]:
     found = {}
     for number, shard in manifest.shards.items():
