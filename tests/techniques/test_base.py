@@ -19,6 +19,7 @@ from timmscope import (
     HookedModel,
     ImageError,
     ParameterError,
+    RepresentationTechnique,
     SynthesisOutcome,
     SynthesisTechnique,
     Table,
@@ -313,3 +314,23 @@ def test_a_forgotten_hook_is_removed_and_the_technique_named(linear_model, image
         Forgetful(broken=True)(linear_model, images, 1)
     assert fingerprint(linear_model.module).difference(before) == []
     kept.remove()
+
+
+class ForgetfulReader(RepresentationTechnique):
+    """Leaves a hook of the most talkative sort on the model that it reads."""
+
+    reads = "model"
+
+    def analyse(self, source, images):
+        source.module.fc.register_forward_hook(
+            lambda *a, **k: None, with_kwargs=True, always_call=True
+        )
+        source.module.fc.register_forward_pre_hook(lambda *a, **k: None, with_kwargs=True)
+        return Table(provenance=self.provenance(source), rows=[{"layers": len(source.layers)}])
+
+
+def test_a_hook_that_an_analysis_of_a_model_forgets_is_removed_without_a_trace(linear_model):
+    before = fingerprint(linear_model.module)
+    with pytest.warns(UserWarning, match=r"ForgetfulReader left 2 hook.s. behind, on fc;"):
+        ForgetfulReader()(linear_model)
+    assert fingerprint(linear_model.module).difference(before) == []

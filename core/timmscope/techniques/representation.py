@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from timmscope.models import HookedModel, load_model
 from timmscope.techniques.base import Technique
+from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Provenance, Result
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
@@ -194,8 +196,9 @@ class RepresentationTechnique(Technique):
             LayerNotFound: the store has no such layer.
         """
         token = _call.set(_Call(seed, model))
+        used = source if isinstance(source, HookedModel) else model
         try:
-            with session(seed):
+            with session(seed), no_leftovers(self, used) if used is not None else nullcontext():
                 return self.analyse(self._source(source, layer, where, location), images)
         finally:
             _call.reset(token)

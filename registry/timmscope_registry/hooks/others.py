@@ -9,6 +9,13 @@ from torch import nn
 HookKeys = Mapping[nn.Module, Mapping[str, frozenset[int]]]
 """Keys of hooks by module and kind; modules and kinds without any are left out."""
 
+_MARKS = (
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""What modules note of some hooks beside the hooks themselves."""
+
 _KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -34,5 +41,7 @@ def remove_new(module: nn.Module, before: HookKeys) -> list[str]:
         for kind, keys in kinds.items():
             for key in keys - before.get(part, {}).get(kind, frozenset()):
                 vars(part)[kind].pop(key)
+                for mark in _MARKS:
+                    vars(part)[mark].pop(key, None)
                 removed.append(names[part] or "the model")
     return removed
