@@ -438,7 +438,9 @@ def test_images_that_moved_are_asked_for_and_taken(
     shutil.copytree(pictures, here)
     store = run(small_model, here, tmp_path / "s", layers=["layer3"])
     here.rename(tmp_path / "there")
-    with pytest.raises(ImageError, match=r"no such folder.*have moved.*images= .*--images"):
+    with pytest.raises(
+        ImageError, match=r"no such folder.*have moved.*images= .*location=.*--images"
+    ):
         top_patches(store, small_model, "layer3", 0, 2)
     assert len(top_patches(store, small_model, "layer3", 0, 2, images=tmp_path / "there")) == 2
 

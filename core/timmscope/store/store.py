@@ -203,7 +203,7 @@ class Store:
                 raise
             raise ImageError(
                 f"{error}; if the images of {self.path.name} have moved, say where they are now: "
-                "images= in Python, --images on the command line",
+                "images= in Python (of a technique location=), --images on the command line",
                 path=error.path,
             ) from error
         names = self.images.paths
