@@ -184,6 +184,13 @@ def test_scores_that_are_equal_but_for_rounding_are_drawn() -> None:
     assert found.figure().axes
 
 
+@pytest.mark.parametrize(("n", "ticks"), [(6, ["1", "2", "5"]), (3000, ["1", "10", "100"])])
+def test_images_are_counted_in_whole_numbers(n: int, ticks: list[str]) -> None:
+    axes = Anomalies(k=2)(np.random.default_rng(0).normal(size=(n, 3))).figure().axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ticks
+    assert not any(label.get_text() for label in axes.get_yticklabels(minor=True))
+
+
 def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = ordinary()
     bad, empty = rows.copy(), rows.copy()

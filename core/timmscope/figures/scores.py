@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from timmscope.figures.canvas import Canvas, line_height
@@ -32,6 +33,8 @@ _CELL = 8.5 / _COLUMNS
 _WIDTH = 2 * MARGIN_IN + _COLUMNS * (_CELL + GAP_IN) - GAP_IN
 _PLOT_LEFT, _PLOT_H, _PLOT_BELOW = 0.55, 1.5, 0.5
 _BINS = 60
+_DECADES = 20
+"""Images of a bin from which on powers of ten are ticks enough."""
 
 
 def scores_figure(
@@ -98,7 +101,12 @@ def _histogram(axes: Axes, scores: Any, best: Any, name: str) -> None:
     counts, edges = np.histogram(scores, _BINS, (low, high))
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SERIES[5], linewidth=0)
     axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(0.5, max(counts.max(), 2) * 2)
+    most = int(max(counts.max(), 2))
+    steps = (1, 2, 5) if most < _DECADES else (1,)
+    ticks = [step * 10**power for power in range(len(str(most))) for step in steps]
+    axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(0.5, most * 2)
     axes.set_xlim(edges[0], edges[-1] + 0.01 * (edges[-1] - edges[0]))
     axes.plot(best, np.full(len(best), 0.7), "|", color=SERIES[1], markersize=9)
     lowest = float(best.min())
