@@ -188,7 +188,7 @@ class NearDuplicates(RepresentationTechnique):
     def _known(self) -> NearDuplicates:
         if self.metric == "l2" and self.distance is None:
             raise ValueError(
-                "metric l2 has no default distance, since each layer has its own scale"
+                "metric l2 has no default distance, since each layer has its own scale: give one"
             )
         return self
 
