@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from timmscope import AttributionTechnique, Collector
-from timmscope_registry import CollectorSpec, ParameterError, TechniqueSpec, hookimpl
+from timmscope import AttributionTechnique, Collector, HookedModel
+from timmscope_registry import (
+    CollectorSpec,
+    ModelError,
+    ModelSourceSpec,
+    ParameterError,
+    TechniqueSpec,
+    hookimpl,
+)
 
 _hooks = []
 
@@ -135,6 +142,38 @@ class FailsOutOfBounds(_Plain):
         return super().attribute(model, images, objective)
 
 
+class UnfreezesTheModel(_Plain):
+    """Leaves the parameters requiring gradients."""
+
+    def attribute(self, model, images, objective):
+        model.module.requires_grad_(True)
+        return super().attribute(model, images, objective)
+
+
+class ConvertsTheModel(_Plain):
+    """Leaves the model in float32."""
+
+    def attribute(self, model, images, objective):
+        model.module.float()
+        return super().attribute(model, images, objective)
+
+
+class ReplacesAForward(_Plain):
+    """Changes the model once; later runs change nothing more."""
+
+    def attribute(self, model, images, objective):
+        model.module.tripwire.forward = model.module.tripwire.forward
+        return super().attribute(model, images, objective)
+
+
+class WritesIntoImages(_Plain):
+    """Clamps the caller's images, which a second time does nothing."""
+
+    def attribute(self, model, images, objective):
+        images.clamp_(0.2, 0.8)
+        return super().attribute(model, images, objective)
+
+
 TECHNIQUES = [
     Good,
     LeavesAHook,
@@ -150,6 +189,10 @@ TECHNIQUES = [
     ReturnsNoNumbers,
     RefusesInManyLines,
     FailsOutOfBounds,
+    UnfreezesTheModel,
+    ConvertsTheModel,
+    ReplacesAForward,
+    WritesIntoImages,
 ]
 
 
@@ -220,7 +263,47 @@ class LosesItsState(_Count):
         pass
 
 
-COLLECTORS = [GoodCount, ForgetsWhenMerged, CountsBatches, WritesIntoRows, LosesItsState]
+class SavesHalfOfIt(_Count):
+    """A mean whose state lacks how many images it is of."""
+
+    name = "saves-half-of-it"
+
+    def __init__(self):
+        self.seen = self.sum = 0.0
+
+    def update(self, batch):
+        super().update(batch)
+        self.sum += float(batch.rows["pooled"].sum())
+
+    def merge(self, other):
+        super().merge(other)
+        self.sum += other.sum
+
+    def state(self):
+        import numpy as np
+
+        return {"mean": np.array([self.sum / max(self.seen, 1)])}
+
+    def load(self, state):
+        self.seen, self.sum = 1.0, float(state["mean"][0])
+
+
+COLLECTORS = [
+    GoodCount,
+    ForgetsWhenMerged,
+    CountsBatches,
+    WritesIntoRows,
+    LosesItsState,
+    SavesHalfOfIt,
+]
+
+
+def another_each_time(rest):
+    """A model with random weights that no seed decides."""
+    if rest != "any":
+        raise ModelError(f"there is no model {rest!r}")
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
+    return HookedModel(module, mean=(0,) * 3, std=(1,) * 3, input_size=(3, 4, 4))
 
 
 def slug(kind: type) -> str:
@@ -245,3 +328,13 @@ def timmscope_collectors():
         yield CollectorSpec(
             name=kind.name, summary="Broken on purpose.", impl=f"{__name__}:{kind.__name__}"
         )
+
+
+@hookimpl
+def timmscope_model_sources():
+    yield ModelSourceSpec(
+        scheme="another-each-time",
+        summary="Broken on purpose.",
+        example="another-each-time:any",
+        impl=f"{__name__}:another_each_time",
+    )

@@ -68,6 +68,10 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
         ("returns-no-numbers", "runs-at-all", "NaN"),
         ("refuses-in-many-lines", "runs-on-cnn", "several lines"),
         ("fails-out-of-bounds", "runs-on-token", "list index"),
+        ("unfreezes-the-model", "works-on-a-frozen-model", "requires_grad"),
+        ("converts-the-model", "works-in-bfloat16", "float32"),
+        ("replaces-a-forward", "model-is-untouched", "own forward"),
+        ("writes-into-images", "images-are-only-read", "wrote into the images"),
     ],
 )
 def test_a_broken_technique_is_found_by_the_check_of_its_promise(
@@ -85,10 +89,18 @@ def test_a_broken_technique_is_found_by_the_check_of_its_promise(
         ("counts-batches", "batches-do-not-matter"),
         ("writes-into-rows", "rows-are-only-read"),
         ("loses-its-state", "state-comes-back"),
+        ("saves-half-of-it", "state-comes-back"),
     ],
 )
 def test_a_broken_collector_is_found_by_the_check_of_its_promise(registry, tmp_path, name, check):
     assert check in failing(registry.collector(name), tmp_path, check)
+
+
+def test_a_model_source_with_other_weights_each_time_is_found(registry, tmp_path):
+    (source,) = (e for e in registry.model_sources() if e.spec.name == "another-each-time")
+    found = failing(source, tmp_path)
+    assert found.keys() == {"its-example-works"}
+    assert "other weights" in found["its-example-works"]
 
 
 def test_expected_failures_have_to_fail(registry):

@@ -82,7 +82,7 @@ def rows_come_back(case: Case) -> None:
 
 @check("index backend")
 def a_file_keeps_everything(case: Case) -> None:
-    """Saved and loaded, mapped or not, it finds the same; a damaged file is refused."""
+    """Saved and loaded, mapped or not, it finds the same and goes on; a damaged file is refused."""
     engine, _, ids = _built(case, "ip")
     engine.remove(ids[:7])
     path = case.folder / "index.bin"
@@ -95,6 +95,14 @@ def a_file_keeps_everything(case: Case) -> None:
         seen, where = again.search(queries, K)
         np.testing.assert_array_equal(where, found)
         np.testing.assert_allclose(seen, values, rtol=1e-5, atol=1e-5)
+    again = type(engine).load(path, DIM, "ip", engine.facts(), mmap=False)
+    again.remove(ids[7:9])
+    more = 9 * _rows(1, seed=6)
+    again.add(more, np.array([10_000]))
+    assert again.search(more, 1)[1].tolist() == [[10_000]], "a row added after loading is not found"
+    assert not np.isin(again.search(queries, K)[1], ids[:9]).any(), (
+        "it found rows that were removed"
+    )
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     refused = _refusal(lambda: type(engine).load(path, DIM, "ip", engine.facts(), mmap=False))
@@ -160,8 +168,12 @@ def _exam(rows: Rows, ids: Ids, space: Space) -> Exam:
 
 
 def _judge(engine: Backend, rows: Rows, ids: Ids, queries: Rows, space: Space) -> None:
+    asked = queries.copy()
     values, found = engine.search(queries, K)
+    assert np.array_equal(queries, asked), "it wrote into the queries"
     assert values.shape == found.shape == (len(queries), K)
+    kinds = str(values.dtype), str(found.dtype)
+    assert kinds == ("float32", "int64"), f"values and ids are {' and '.join(kinds)}"
     assert all(len(set(row)) == K for row in found.tolist()), "it found a row twice"
     steps = np.diff(values, axis=1)
     assert (steps <= 1e-5 if space == "ip" else steps >= -1e-5).all(), "not best first"

@@ -29,18 +29,29 @@ def parameters_make_it_again(case: Case) -> None:
 
 @check("collector")
 def state_comes_back(case: Case) -> None:
-    """A collector that loads a state has that state, to the bit."""
+    """A collector that loads a state has that state, to the bit, and goes on from there."""
     seen = _fed(case, [slice(None)])
     again = seen.fresh()
     again.load(seen.state())
     assert not _differing(seen.state(), again.state(), 0.0)
+    first, rest = slice(0, 11), slice(11, IMAGES)
+    fed, merged, other = seen.fresh(), seen.fresh(), seen.fresh()
+    fed.load(_fed(case, [first]).state())
+    for batch in _batches(case, [rest]):
+        fed.update(batch)
+    merged.load(_fed(case, [first]).state())
+    other.load(_fed(case, [rest]).state())
+    merged.merge(other)
+    for how, state in (("fed", fed.state()), ("merged", merged.state())):
+        differ = _differing(seen.state(), state, TOLERANCE)
+        assert not differ, f"{', '.join(differ)} are lost where a loaded state is {how}"
 
 
 @check("collector")
 def empty_is_neutral(case: Case) -> None:
     """Merging an empty collector, from either side, changes nothing."""
     seen = _fed(case, [slice(None)])
-    state = seen.state()
+    state = {name: array.copy() for name, array in seen.state().items()}
     seen.merge(seen.fresh())
     assert not _differing(state, seen.state(), 0.0)
     empty = seen.fresh()

@@ -152,7 +152,9 @@ def _find(name: str, kind: str | None) -> Any:
         return found[0]
     if not found:
         known = sorted({entry.spec.name for entry in registry.entries()})
-        hint = did_you_mean(name, known) or "is its package installed?"
+        hint = did_you_mean(name, known) or (
+            "is its package installed? For a file: get_registry().load_file('my.py')"
+        )
         raise PluginError(f"no {kind or 'contribution'} is called {name!r}; {hint}")
     raise PluginError(
         f"{name!r} is " + " and ".join(f"the {entry.kind} {entry.id}" for entry in found) + ": say "

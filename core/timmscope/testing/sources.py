@@ -25,7 +25,7 @@ def an_unknown_name_is_one_clear_line(case: Case) -> None:
 
 @check("model source")
 def its_example_works(case: Case) -> None:
-    """The example in the spec loads, and the model gives finite logits or features."""
+    """The example in the spec loads, gives finite values, and has the same weights each time."""
     import torch
 
     scheme, _, rest = case.entry.spec.example.partition(":")
@@ -39,6 +39,8 @@ def its_example_works(case: Case) -> None:
     assert isinstance(model, HookedModel), f"it returned {type(model).__name__}"
     with torch.no_grad():
         assert bool(torch.isfinite(model(torch.full((1, *model.input_size), 0.5))).all())
+    again = case.entry.load()(rest)  # stores are looked at with the model loaded by its name
+    assert again.weights_sha256 == model.weights_sha256, "loaded again it has other weights"
 
 
 @check("image source")

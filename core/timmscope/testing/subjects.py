@@ -132,7 +132,7 @@ class Subject:
         """
         if isinstance(self.technique, RepresentationTechnique) and self.technique.reads != "model":
             self.store  # noqa: B018  (mined before anything is counted)
-        self.model.layers  # noqa: B018
+        self.run()  # the first one may look at the model, which is remembered
         before = self.tripwire.passed
         self.run()
         count = self.tripwire.passed - before

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from timmscope.lookup import technique
-from timmscope.techniques import load_result
+from timmscope.techniques import RepresentationTechnique, load_result
 from timmscope.techniques.leftovers import LeftoverWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
-from timmscope.testing.subjects import Subject, same, watched
+from timmscope.testing.models import tiny_images, tiny_model
+from timmscope.testing.subjects import IMAGES, Subject, same, watched
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import fingerprint
 
@@ -88,6 +89,15 @@ def model_is_untouched(case: Case) -> None:
 
 
 @check("technique")
+def images_are_only_read(case: Case) -> None:
+    """The caller's images are as before."""
+    subject = _working(case)  # which has run
+    assert torch.equal(subject.images, tiny_images(IMAGES)), (
+        "it wrote into the images that it was given"
+    )
+
+
+@check("technique")
 def model_is_untouched_after_a_fault(case: Case) -> None:
     """The same when the model breaks in the middle of the work, and the error comes through."""
     subject = _working(case)
@@ -136,7 +146,9 @@ def works_on_a_frozen_model(case: Case) -> None:
     subject = _working(case)
     expected = subject.run()
     subject.model.module.requires_grad_(False)
-    assert not same(expected, subject.run())
+    with _left_as_it_was(subject):
+        differ = same(expected, subject.run())
+    assert not differ, f"{', '.join(differ)} differ on a frozen model"
 
 
 @check("technique")
@@ -145,7 +157,7 @@ def works_without_autograd(case: Case) -> None:
     subject = _working(case)
     expected = subject.run()
     for where in (torch.no_grad, torch.inference_mode):
-        with where():
+        with where(), _left_as_it_was(subject):
             differ = same(expected, subject.run())
         assert not differ, f"{', '.join(differ)} differ under {where.__name__}"
 
@@ -157,10 +169,11 @@ def works_in_bfloat16(case: Case) -> None:
     if subject.technique.family == "representation":
         raise NotApplicable("stores are mined with a precision of their own")
     subject.model.module.bfloat16()
-    try:
-        subject.run()
-    except TimmscopeError as refusal:
-        _is_one_line(refusal)
+    with _left_as_it_was(subject):
+        try:
+            subject.run()
+        except TimmscopeError as refusal:
+            _is_one_line(refusal)
 
 
 @check("technique")
@@ -212,7 +225,7 @@ def progress_is_told_and_work_can_be_stopped(case: Case) -> None:
 
 
 def _working(case: Case) -> Subject:
-    """The technique on the first tiny model that it does not refuse."""
+    """The technique on the first tiny model that it does not refuse, one that it has not seen."""
     refusals = []
     for layout in ("cnn", "token", "hybrid", "nhwc"):
         subject = Subject.of(case, layout)
@@ -222,8 +235,20 @@ def _working(case: Case) -> Subject:
         except TimmscopeError as refusal:
             refusals.append(f"{layout}: {refusal}")
         else:
+            subject.model = tiny_model(layout)
             return subject
     raise AssertionError("it refuses every tiny model: " + "; ".join(refusals))
+
+
+@contextlib.contextmanager
+def _left_as_it_was(subject: Subject) -> Iterator[None]:
+    """Fail where the model or its surroundings have changed."""
+    if isinstance(subject.technique, RepresentationTechnique):
+        subject.store  # noqa: B018  (mined before anything is compared)
+    before = fingerprint(subject.model.module)
+    yield
+    changed = fingerprint(subject.model.module).difference(before)
+    assert not changed, f"the model has changed: {'; '.join(changed)}"
 
 
 @contextlib.contextmanager
