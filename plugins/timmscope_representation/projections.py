@@ -30,6 +30,8 @@ _PACKAGES = {"tsne": ("openTSNE", "openTSNE"), "umap": ("umap", "umap-learn")}
 _STEPS = 750
 """Iterations of t-SNE: openTSNE's 250 with exaggerated forces, then 500."""
 _EVERY = 10
+_FEWEST = 5
+"""Rows that t-SNE and UMAP need, however few neighbours they look at."""
 _LARGE = 10_000
 """Rows from which on t-SNE's interpolation and several threads pay."""
 
@@ -183,15 +185,19 @@ def _require_library(method: Method) -> None:
 
 def _require_rows(rows: Rows, method: Method, near: int) -> None:
     """Refuse fewer rows than neighbours: t-SNE looks at three times its perplexity."""
-    needed = 3 * near + 1 if method == "tsne" else near + 1
-    if len(rows) < max(needed, 5):
+    needed = max(3 * near + 1 if method == "tsne" else near + 1, _FEWEST)
+    if len(rows) < needed:
         most = (len(rows) - 1) // 3 if method == "tsne" else len(rows) - 1
         what = (
             f"t-SNE with perplexity {near}" if method == "tsne" else f"UMAP with {near} neighbours"
         )
-        hint = f"set neighbours to {most} or less" if most >= 2 else "choose the method pca"
+        hint = (
+            f"set neighbours to {most} or less"
+            if most >= 2 and len(rows) >= _FEWEST
+            else "choose the method pca"
+        )
         raise ParameterError(
-            f"{what} needs at least {max(needed, 5)} images, {rows.title} has {len(rows)}: {hint}",
+            f"{what} needs at least {needed} images, {rows.title} has {len(rows)}: {hint}",
             parameter="neighbours",
         )
 

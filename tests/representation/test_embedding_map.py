@@ -330,6 +330,11 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
             "UMAP with 15 neighbours needs at least 16 images.*has 10: set neighbours to 9",
             lambda: EmbeddingMap(method="umap")(digits[:10]),
         ),
+        (
+            ParameterError,
+            "UMAP with 2 neighbours needs at least 5 images.*has 4: choose the method pca",
+            lambda: EmbeddingMap(method="umap", neighbours=2)(digits[:4]),
+        ),
         (ParameterError, "all 50 rows.*equal", lambda: EmbeddingMap()(np.ones((50, 4)))),
         (
             ParameterError,
