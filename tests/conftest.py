@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub, or waits for one
 
 import timmscope_registry.hooks  # noqa: F401  (before any peer imports torchvision)
 from timmscope import HookedModel, load_model
