@@ -59,7 +59,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="embedding-map",
         family="representation",
-        summary="Images laid out by likeness: PCA, t-SNE or UMAP, as a picture and a page to explore.",
+        summary="Images laid out by likeness: PCA, t-SNE or UMAP, as picture and page to explore.",
         impl="timmscope_representation.embedding_map:EmbeddingMap",
         paper="van der Maaten & Hinton, JMLR 2008; McInnes et al. 2018, arXiv:1802.03426",
     )
