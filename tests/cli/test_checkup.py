@@ -69,7 +69,7 @@ def test_what_is_wrong_with_a_store_or_its_index_is_said_with_what_to_do(
 
     outcome = cli("doctor", "nothing.scope")
     assert outcome.status == 2
-    assert "not a store" in outcome.out
+    assert "not a store" in " ".join(outcome.out.split())
 
     manifest = store.path / "manifest.json"
     manifest.write_text(manifest.read_text()[:-40])
