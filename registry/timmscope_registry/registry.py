@@ -62,7 +62,7 @@ class Entry(Generic[S]):
         Raises:
             PluginError: a requirement is not installed, or the import fails; the cause is chained.
         """
-        what = f"{self.kind} {self.spec.name!r} of {self.plugin.id}"
+        what = f"{self.kind} {self.spec.name!r} of {self.plugin.id} {self.plugin.version}".rstrip()
         needs = getattr(self.spec, "needs", ())
         if missing := [need for need in needs if not _is_installed(need)]:
             quoted = " ".join(f'"{need}"' for need in missing)

@@ -126,6 +126,53 @@ def test_broken_it_takes_nothing_down_and_is_named_with_its_version(
     assert ids(python) == NAMES
 
 
+@pytest.mark.parametrize(
+    ("breakage", "status", "words"),
+    [
+        (
+            "        raise ValueError('no such\\nluck')",
+            1,
+            "timmscope-example:example 0.3.0 failed in attribution.py, line 18: ValueError: no "
+            "such luck; tell its authors",
+        ),
+        ("        return images", 2, "centre-bias returned maps of shape (1, 3, 16, 16)"),
+        ("        return images[:, 0] * torch.nan", 2, "centre-bias returned NaN or infinite"),
+    ],
+)
+def test_a_method_that_fails_is_named_and_one_that_returns_nonsense_is_stopped(
+    python: Path, tmp_path: Path, breakage: str, status: int, words: str
+) -> None:
+    (file,) = python.parents[1].glob("lib/python*/site-packages/timmscope_example/attribution.py")
+    sound = file.read_text()
+    head, quotes, rest = sound.rpartition('"""')
+    try:
+        file.write_text(f"{head}{quotes}\n{breakage}\n{rest}")
+        Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+        told = timmscope(
+            python, "run", "centre-bias", "colours:rgb", "red.png", cwd=tmp_path, status=status
+        )
+        assert words in " ".join(told.split())
+        assert "Traceback" not in told
+    finally:
+        file.write_text(sound)
+
+
+def test_a_schema_that_cannot_be_is_told_and_the_rest_works(python: Path, tmp_path: Path) -> None:
+    (file,) = python.parents[1].glob("lib/python*/site-packages/timmscope_example/attribution.py")
+    sound = file.read_text()
+    try:
+        file.write_text(sound.replace("width: float", "width: NoSuchType"))
+        told = " ".join(timmscope(python, "run", "centre-bias", "--help", status=2).split())
+        assert "'centre-bias' of timmscope-example:example 0.3.0 cannot be loaded" in told
+        assert "NoSuchType" in told
+        assert "timmscope-example:example (implementation)" in " ".join(
+            timmscope(python, "doctor", "-v", status=2).replace(" 0.3.0", "").split()
+        )
+        assert "brightness" in timmscope(python, "run")
+    finally:
+        file.write_text(sound)
+
+
 def test_taken_away_it_is_gone(tmp_path: Path) -> None:
     own = layered(tmp_path)
     install(own, [EXAMPLE])

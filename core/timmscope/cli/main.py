@@ -105,6 +105,15 @@ def launch(
                 if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
                     raise
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except (TimmscopeError, CycloptsError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        from timmscope.cli.blame import plugin_at_fault
+
+        failure = plugin_at_fault(error, registry)
+        if failure is None:
+            raise
+        raise failure from error
     finally:
         set_registry(None)
 
