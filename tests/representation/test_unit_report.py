@@ -209,8 +209,12 @@ def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> Non
 
 
 def test_the_command_writes_the_csv_and_names_the_context(
-    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: Store,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     run = ["run", "unit-report", str(store.path), "--layer", "layer1", "-o", str(tmp_path)]
     assert main([*run, "--context", "folder", "--class-size", "5"]) == 0
     out = capsys.readouterr().out
