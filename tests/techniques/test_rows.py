@@ -97,6 +97,9 @@ def test_rows_that_are_no_numbers_are_counted_and_named() -> None:
         list(rows.batches())
     with pytest.raises(ParameterError, match="2 of 9000"):
         rows.take([3])
+    for some in (Rows(array, [2, 3, 4]), Rows(array, np.arange(9000) < 5)):
+        with pytest.raises(ParameterError, match=r"1 of [35] rows of the array .* row 3; leave"):
+            list(some.batches())
     assert np.isfinite(Rows(array, np.isfinite(array).all(1)).take([0, 1])).all()
 
 

@@ -194,7 +194,8 @@ class Rows:
             for start in range(0, len(self), size):
                 ids = self.ids[start : start + size]
                 whole = len(self) == len(self._rows)
-                yield ids, np.asarray(self._rows[start : start + size] if whole else self.take(ids))
+                wanted = slice(start, start + size) if whole else ids
+                yield ids, np.asarray(self._rows[wanted])
             return
         manifest = self.layer.store.manifest
         shards = list(range(manifest.shard_count))
