@@ -71,7 +71,10 @@ class CompareDatasets(RepresentationTechnique):
         ids = [rows.sample(self.sample, self.seed + side) for side, rows in enumerate(pair)]
         first, second = (rows.take(drawn) for rows, drawn in zip(pair, ids, strict=True))
         total = 2 * len(first) + len(second)
-        with task("comparing pairs", total=total) as advance, _overflowing():
+        with (
+            task("comparing pairs", total=total) as advance,
+            np.errstate(over="ignore", invalid="ignore"),
+        ):  # what is not finite is refused afterwards
             distances = set_distances(first, second, self.k, advance)
         if not np.isfinite(distances.kid_error):
             raise _too_large(*pair)
@@ -231,11 +234,9 @@ def _plane(moments: list[Moments], sets: list[Numbers]) -> tuple[Numbers, list[f
     both = Moments(len(moments[0].mean))
     for each in moments:
         both.merge(each)
-    values, vectors = np.linalg.eigh(both.scatter)
-    axes = vectors[:, ::-1][:, :2]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
-    points = (np.concatenate(sets).astype(np.float64) - both.mean) @ axes
-    shares = (np.maximum(values, 0)[::-1][:2] / values.sum()).tolist()
+    axes, variances = both.components(2)
+    points = (np.concatenate(sets).astype(np.float64) - both.mean) @ axes.T
+    shares = (variances[:2] / variances.sum()).tolist()
     if points.shape[1] == 1:
         return np.hstack([points, np.zeros_like(points)]), [*shares, 0.0]
     return points, shares
@@ -281,9 +282,8 @@ def _pictures(
 
 def _moments(rows: Rows, title: str) -> Moments:
     """Mean and covariance of all rows."""
-    with _overflowing():
-        moments = Moments.of(rows.dim, (batch for _, batch in rows.batches(f"reading {title}")))
-    if not np.isfinite(np.trace(moments.scatter)):
+    moments = Moments.of(rows.dim, (batch for _, batch in rows.batches(f"reading {title}")))
+    if not moments.finite:
         raise _too_large(rows)
     if moments.constant:
         raise ParameterError(
@@ -292,11 +292,6 @@ def _moments(rows: Rows, title: str) -> Moments:
             parameter="layer",
         )
     return moments
-
-
-def _overflowing() -> np.errstate:
-    """Without NumPy's warnings: what is not finite is refused afterwards."""
-    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _too_large(*sets: Rows) -> ParameterError:

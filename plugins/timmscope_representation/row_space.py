@@ -29,14 +29,9 @@ class RowSpace:
     Args:
         rows: the rows.
         metric: `cosine` or `l2`.
-
-    Raises:
-        ParameterError: rows have no values.
     """
 
     def __init__(self, rows: Rows, metric: Metric) -> None:
-        if not rows.dim:
-            raise ParameterError(f"rows of {rows.title} have no values", parameter="source")
         self.rows = rows
         self.metric: Metric = metric
 
