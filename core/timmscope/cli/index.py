@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
+from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -296,19 +297,13 @@ def _bytes(text: str) -> int:
 
 def _ids(text: str, images: int) -> list[int]:
     """Numbers of a list with ranges, each once and in order, of a store with so many images."""
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if low > high:
-            raise ParameterError(
-                f"--ids has {part.strip()!r}, expected numbers and ranges as in 3,17,100-199",
-                parameter="ids",
-            )
-        if high >= images:
-            raise ParameterError(
-                f"--ids: there is no image {high}, the store has 0 to {images - 1}",
-                parameter="ids",
-            )
-        found.update(range(low, high + 1))
-    return sorted(found)
+    try:
+        found = sorted(number_list(text))
+    except ValueError as error:
+        raise ParameterError(f"--ids: {error}", parameter="ids") from None
+    if found[-1] >= images:
+        raise ParameterError(
+            f"--ids: there is no image {found[-1]}, the store has 0 to {images - 1}",
+            parameter="ids",
+        )
+    return found

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import AfterValidator
 
+from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
-
-_PART = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", re.ASCII)
-_MOST = 1 << 20
 
 
 def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
@@ -21,19 +18,12 @@ def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
     """
     if isinstance(given, int):
         given = (given,)
-    found: dict[int, None] = {}
-    for part in given.split(",") if isinstance(given, str) else given:
-        if isinstance(part, int):
-            low = high = part
-        else:
-            match = _PART.fullmatch(part)
-            low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not 0 <= low <= high or high - low > _MOST:
-            raise ValueError(f"{part!r} is neither a number nor a range, as in 3,17,100-199")
-        found.update(dict.fromkeys(range(low, high + 1)))
-    if not found:
+    numbers = number_list(given) if isinstance(given, str) else list(dict.fromkeys(given))
+    if not numbers:
         raise ValueError("it is empty; leave it out for all units")
-    return tuple(found)
+    if min(numbers) < 0:
+        raise ValueError(f"{min(numbers)} is neither a number nor a range of units")
+    return tuple(numbers)
 
 
 UnitNumbers = Annotated[int | str | tuple[int, ...], AfterValidator(_numbers)]
