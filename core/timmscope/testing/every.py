@@ -36,12 +36,6 @@ def is_documented(case: Case) -> None:
     assert own, f"{case.entry.spec.impl} has no docstring of its own"
 
 
-@check(*KINDS)
-def implementation_is_found_again(case: Case) -> None:
-    """The import string leads to the same object twice."""
-    assert case.entry.load() is case.entry.load()
-
-
 @cache
 def _imported_by(module: str) -> list[str]:
     """Which heavy packages the import of a module brings in, in a process of its own."""
