@@ -133,17 +133,17 @@ def _broken_implementations() -> list[Problem]:
         try:
             entry.load()
         except PluginError as error:
-            missing = " needs " in str(error)
-            if not missing:
-                problems.append(
-                    Problem(
-                        plugin=entry.plugin.id,
-                        stage="implementation",
-                        message=str(error),
-                        hint="tell its authors; everything else works",
-                        traceback=plugin_traceback(error.__cause__) if error.__cause__ else "",
-                    )
+            if error.__cause__ is None:  # it lacks an extra, which is no fault
+                continue
+            problems.append(
+                Problem(
+                    plugin=entry.plugin.id,
+                    stage="implementation",
+                    message=str(error),
+                    hint="tell its authors; everything else works",
+                    traceback=plugin_traceback(error.__cause__),
                 )
+            )
     return problems
 
 
