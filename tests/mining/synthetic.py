@@ -54,6 +54,7 @@ def write_synthetic(
     reductions: bool = False,
     unreadable: Collection[int] = (),
     shards: Collection[int] | None = None,
+    given: np.ndarray | None = None,
 ) -> Store:
     """Write a store of one layer, ``features``, of `width` units without a grid.
 
@@ -70,6 +71,7 @@ def write_synthetic(
         reductions: keep maxima, top-k and statistics too; slower, and three times the bytes.
         unreadable: ids of images that could not be read.
         shards: numbers of shards to write; by default all, and the store is complete.
+        given: rows (count, width) to write instead of those of `rows_of`.
     """
     layer = Layer(
         name=LAYER,
@@ -112,7 +114,11 @@ def write_synthetic(
         for number in range(manifest.shard_count) if shards is None else sorted(shards):
             start, stop = manifest.span(number)
             ids = range(start, stop)
-            rows = rows_of(start, stop, width=width, clusters=clusters, seed=seed, block=shard_size)
+            rows = (
+                rows_of(start, stop, width=width, clusters=clusters, seed=seed, block=shard_size)
+                if given is None
+                else given[start:stop].copy()
+            )
             kinds = {"pooled": rows}
             if reductions:
                 kinds |= {"max": rows, "argmax": np.zeros(rows.shape, np.int32)}
