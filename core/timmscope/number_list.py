@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 
 _PART = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", re.ASCII)
-_MOST = 1 << 20
-"""Numbers of one range: a longer one is a slip."""
 
 
-def number_list(text: str) -> list[int]:
-    """Every number of a list with ranges once, in the order given.
+def number_list(text: str, end: int) -> list[int]:
+    """Every number of a list with ranges once, in the order given; all are below `end`.
 
     Raises:
-        ValueError: it is no such list.
+        ValueError: it is no such list, or has numbers from `end` on.
     """
     found: dict[int, None] = {}
     for part in text.split(","):
         match = _PART.fullmatch(part)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if low > high or high - low > _MOST:
+        if low > high:
             raise ValueError(f"{part!r} is neither a number nor a range, as in 3,17,100-199")
+        if high >= end:
+            raise ValueError(f"there is no {high}, expected 0 to {end - 1}")
         found.update(dict.fromkeys(range(low, high + 1)))
     return list(found)

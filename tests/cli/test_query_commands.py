@@ -286,8 +286,11 @@ class TestIndex:
             (["build", "S", "layer2", "--backend", "magic"], "'magic'"),
             (["build", "S", "layer2", "--memory", "2X"], "a size as in 2G"),
             (["remove", "S", "layer2"], "expected --where, --ids or --compact"),
-            (["remove", "S", "layer2", "--ids", "3-1"], "--ids has '3-1'"),
-            (["remove", "S", "layer2", "--ids", "0-9999999999"], "no image 9999999999, the store"),
+            (["remove", "S", "layer2", "--ids", "3-1"], "--ids: '3-1' is neither"),
+            (
+                ["remove", "S", "layer2", "--ids", "0-9999999999"],
+                "--ids: there is no 9999999999, expected 0 to",
+            ),
             (["bild", "S", "layer2"], "bild"),
         ],
     )

@@ -298,12 +298,6 @@ def _bytes(text: str) -> int:
 def _ids(text: str, images: int) -> list[int]:
     """Numbers of a list with ranges, each once and in order, of a store with so many images."""
     try:
-        found = sorted(number_list(text))
+        return sorted(number_list(text, images))
     except ValueError as error:
         raise ParameterError(f"--ids: {error}", parameter="ids") from None
-    if found[-1] >= images:
-        raise ParameterError(
-            f"--ids: there is no image {found[-1]}, the store has 0 to {images - 1}",
-            parameter="ids",
-        )
-    return found

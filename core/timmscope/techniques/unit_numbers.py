@@ -9,6 +9,9 @@ from pydantic import AfterValidator
 from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
 
+_END = 1 << 20
+"""No layer has as many units."""
+
 
 def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
     """Every number once, in the order given.
@@ -18,7 +21,7 @@ def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
     """
     if isinstance(given, int):
         given = (given,)
-    numbers = number_list(given) if isinstance(given, str) else list(dict.fromkeys(given))
+    numbers = number_list(given, _END) if isinstance(given, str) else list(dict.fromkeys(given))
     if not numbers:
         raise ValueError("it is empty; leave it out for all units")
     if min(numbers) < 0:
