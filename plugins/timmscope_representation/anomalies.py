@@ -10,6 +10,7 @@ from pydantic import Field
 
 from timmscope import ParameterError, RepresentationTechnique, Rows, Scores
 from timmscope_representation.outlyingness import mahalanobis, neighbour_distances, robust
+from timmscope_representation.principal_components import MAX_WIDTH
 from timmscope_representation.row_space import Metric, RowSpace
 from timmscope_representation.shown import labels, names, thumbnails
 
@@ -45,6 +46,12 @@ class Anomalies(RepresentationTechnique):
             source.require(self.k + 1, f"{self.title()} with k = {self.k}", "k")
         else:
             source.require(3, f"{self.title()} with score = {self.score}", "score")
+            if source.dim > MAX_WIDTH:
+                raise ParameterError(
+                    f"score = {self.score} is computed of rows up to {MAX_WIDTH} long, those of "
+                    f"{source.title} are {source.dim}: use score='knn', or another layer",
+                    parameter="score",
+                )
         space = RowSpace(source, self.metric if self.score == "knn" else "l2")
         space.require_spread("none stands out")
         scores, name, note = self._scores(space)
@@ -76,11 +83,10 @@ class Anomalies(RepresentationTechnique):
             scores, shrinkage = mahalanobis(space.rows)
             return scores, "Mahalanobis distance", f"covariance shrunk by {shrinkage:.2g}"
         scores, components = robust(space.rows, self.seed)
-        return (
-            scores,
-            "robust distance (ordinary images: up to about 1)",
-            f"within and from {components} spherical principal components",
-        )
+        note = f"within and from {components} spherical principal components"
+        if (scores == 0).sum() > len(scores) / 2:
+            note += "; more than half of the rows are equal, and any other is strange beside them"
+        return scores, "robust distance (ordinary images: up to about 1)", note
 
 
 def _ordinal(number: int) -> str:

@@ -29,7 +29,7 @@ class Partition:
     Attributes:
         clusters: `(n,)` number of each row's cluster, from 1; 0 is noise.
         distances: `(n,)` float32, to its cluster's centroid in the metric's units; NaN for noise.
-        centroids: `(k, d)` float32, of length 1 for `cosine`.
+        centroids: `(k, d)` float64, of length 1 for `cosine`.
     """
 
     clusters: Numbers
@@ -85,7 +85,7 @@ def kmeans(space: RowSpace, k: int, *, iterations: int, restarts: int, seed: int
         codes[part] = index.search(values, 1)[1][:, 0]
         distances[part] = _to_centroid(space, values, centroids[codes[part]])
         at += len(values)
-    return _ranked(codes, distances, (centroids + origin).astype(np.float32))
+    return _ranked(codes, distances, centroids + origin)
 
 
 def hdbscan(space: RowSpace, fewest: int) -> Partition:
@@ -114,21 +114,22 @@ def hdbscan(space: RowSpace, fewest: int) -> Partition:
             f"{rows.title} has {len(rows)}: choose some with where=, or use method='kmeans'",
             parameter="method",
         )
-    values = np.concatenate([values for _, values in space.batches("reading rows")])
+    origin = np.zeros(rows.dim) if space.metric == "cosine" else space.middle()
+    values = np.concatenate([values for _, values in space.batches("reading rows", origin)])
     with task("hdbscan"):
         codes = HDBSCAN(min_cluster_size=fewest, n_jobs=-1, copy=True).fit_predict(values)
     codes = codes.astype(np.int64)
     centroids = np.stack(
         [values[codes == code].mean(0, dtype=np.float64) for code in range(codes.max() + 1)]
         or [np.empty(rows.dim)]
-    )[: codes.max() + 1].astype(np.float32)
+    )[: codes.max() + 1]
     if space.metric == "cosine":
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
     distances = np.full(len(rows), np.nan, np.float32)
     for start in range(0, len(rows), _BATCH):
         some = start + np.flatnonzero(codes[start : start + _BATCH] >= 0)
         distances[some] = _to_centroid(space, values[some], centroids[codes[some]])
-    return _ranked(codes, distances, centroids)
+    return _ranked(codes, distances, centroids + origin)
 
 
 def _to_centroid(space: RowSpace, values: Numbers, centroids: Numbers) -> Numbers:

@@ -78,6 +78,7 @@ def by_cluster(rows: Rows, count: int, seed: int) -> Colouring:
     """
     rows.require(count, f"{count} clusters", "clusters")
     space = RowSpace(rows, "l2")
+    space.require_spread("there is nothing to tell apart")
     found = kmeans(space, count, iterations=_ITERATIONS, restarts=_RESTARTS, seed=seed)
     names = [f"cluster {number + 1}" for number in range(len(found.centroids))]
     return {"title": "cluster", "classes": names}, (found.clusters - 1).astype(float)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from timmscope import Rows
+from timmscope import ParameterError, Rows
 from timmscope_representation.moments import Moments
 from timmscope_representation.row_space import RowSpace
 
@@ -122,13 +122,22 @@ def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
     Args:
         rows: at least two that differ.
         seed: of the sample.
+
+    Raises:
+        ParameterError: the sampled rows are all equal.
     """
     space = RowSpace(rows, "l2")  # which refuses what cannot be squared
     sample = space.take(rows.sample(max(2, _SAMPLE // rows.dim), seed)).copy()
     centre = np.median(sample, axis=0)
     sample -= centre
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
-    some = lengths > 1e-9 * max(float(lengths.max()), 1e-300)
+    if not lengths.any():
+        raise ParameterError(
+            f"nearly all rows of {rows.title} are equal, all {len(sample)} that medians are taken "
+            "of: robust distances are undefined; use score='knn'",
+            parameter="score",
+        )
+    some = lengths > 1e-9 * float(lengths.max())
     directions = sample[some] / lengths[some, None]
     values, axes = np.linalg.eigh(directions.T @ directions)
     shares = np.cumsum(values[::-1]) / values.sum()

@@ -18,6 +18,10 @@ _MIDDLE = 256
 """Rows whose median is taken for the middle of all."""
 _LARGEST = 1e15
 """Squares of larger values add up to what float32 cannot hold."""
+_SMALLEST = 1e-12
+"""Squares of differences that are all smaller are, or are near, what float32 takes for zero."""
+_ROUNDING, _EXACT_ROUNDING = 1e-6, 1e-12
+"""Differences beside the values' size that are rounding, in float32 and in float64."""
 
 
 class RowSpace:
@@ -73,8 +77,8 @@ class RowSpace:
             if largest > _LARGEST:
                 raise ParameterError(
                     f"{self.rows.title} holds values up to {largest:.2g}, whose squares leave "
-                    "float32's range: use metric='cosine', or scale the rows",
-                    parameter="metric",
+                    "float32's range: scale them down",
+                    parameter="source",
                 )
             return values
         wide = values.astype(np.float64)
@@ -98,13 +102,27 @@ class RowSpace:
         """Refuse rows that are all equal; reads no more than it takes to find two that differ.
 
         Raises:
-            ParameterError: they are equal, for `cosine` in direction.
+            ParameterError: they are equal, for `cosine` in direction, or so nearly for `l2` that
+                squares of their differences leave float32's range.
         """
         first: Numbers | None = None
-        for _, values in self.batches("reading rows"):
-            first = values[0] if first is None else first
-            if (np.abs(values - first) > 1e-6 * np.abs(first).max()).any():
+        largest = 0.0
+        for _, values in self.rows.batches("reading rows"):
+            prepared = self.prepared(values)
+            exact = self.metric == "l2" and prepared.dtype == np.float64
+            prepared = prepared.astype(np.float64, copy=False)
+            first = prepared[0] if first is None else first
+            gap = float(np.abs(prepared - first).max())
+            if gap > (_EXACT_ROUNDING if exact else _ROUNDING) * np.abs(first).max():
+                largest = max(largest, gap)
+            if largest > _SMALLEST:
                 return
+        if largest:
+            raise ParameterError(
+                f"no values of {self.rows.title} differ by more than {largest:.2g}, whose square "
+                "leaves float32's range: scale them up",
+                parameter="source",
+            )
         raise ParameterError(
             f"all {len(self.rows)} rows of {self.rows.title} are equal: {what}",
             parameter="source",

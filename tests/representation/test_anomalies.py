@@ -162,6 +162,29 @@ def test_a_store_gives_the_scores_of_its_rows(score: str, tmp_path: Path) -> Non
     assert len(chosen.ids) == 100
 
 
+def test_small_and_close_rows_are_told_apart_as_large_ones_are() -> None:
+    rows = np.random.default_rng(5).normal(size=(80, 6))
+    for values in (1 + 1e-9 * rows, 1e-9 * rows):  # float64, which holds both
+        for fields in ({"score": "knn", "metric": "l2"}, {"score": "mahalanobis"}):
+            found, expected = Anomalies(**fields)(values), Anomalies(**fields)(rows)
+            scale = 1e9 if fields["score"] == "knn" else 1
+            np.testing.assert_allclose(found.scores * scale, expected.scores, rtol=1e-4)
+
+
+def test_rows_of_which_most_are_equal_are_ordinary_and_the_others_strange(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.ones((200, 6))
+    rows[5], rows[7] = 4, [1, 1, 2, 1, 1, 1]
+    found = Anomalies(score="robust")(rows)
+    assert np.flatnonzero(found.scores).tolist() == [5, 7]
+    assert "more than half of the rows are equal" in found.note
+    monkeypatch.setattr(outlyingness, "_SAMPLE", 6 * 20)
+    few = np.vstack([rows[:6], np.ones((4000, 6))])
+    with pytest.raises(ParameterError, match="all 20 that medians are taken of"):
+        Anomalies(score="robust")(few)
+
+
 def test_the_strangest_are_shown_below_the_spread_of_all(
     lite0: HookedModel, photo_paths: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -208,6 +231,10 @@ def test_wrong_calls_are_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFi
         ("1 of 400 rows.*all zero.*row 9", lambda: Anomalies()(empty)),
         ("values up to", lambda: Anomalies(score="mahalanobis")(rows * 1e20)),
         *(("values up to 1e.200", lambda s=s: Anomalies(score=s)(late)) for s in SCORES[1:]),
+        ("no values of the array differ by more than 3",
+         lambda: Anomalies(metric="l2")(3e-30 * np.eye(9))),
+        *((r"rows up to 8192 long, those of the array are 8193", lambda s=s: Anomalies(score=s)(
+            np.eye(3, 8193))) for s in SCORES[1:]),
         (r"shape .400, 0., expected", lambda: Anomalies()(rows[:, :0])),
         ("'score'.*iforest", lambda: Anomalies(score="iforest")),
         ("takes no query images", lambda: Anomalies()(rows, [1])),

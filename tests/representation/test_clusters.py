@@ -66,6 +66,16 @@ def test_clusters_far_from_zero_are_those_near_it() -> None:
     assert same(found.clusters, Clusters(k=5, metric="l2")(far - 30_000).clusters)
 
 
+@pytest.mark.parametrize("method", ["kmeans", "hdbscan"])
+def test_clusters_of_small_and_of_close_rows_are_those_of_large_ones(method: str) -> None:
+    rows, labels = blobs()
+    for values in (1e-10 * rows, 1 + 1e-9 * rows.astype(float)):
+        found = Clusters(method=method, k=5, metric="l2")(values)
+        assert same(found.clusters, labels)
+        centre = values[labels == 0].astype(float).mean(0)  # of the largest
+        np.testing.assert_allclose(found.centroids[0], centre, rtol=0, atol=1e-6 * np.ptp(values))
+
+
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_every_row_goes_to_its_nearest_centroid_and_medoids_are_nearest_to_theirs(
     metric: str,
@@ -219,6 +229,7 @@ def test_wrong_calls_are_one_clear_line(
         ("all 9 rows", lambda: Clusters(method="hdbscan", min_size=3)(np.ones((9, 3)))),
         ("1 of 300 rows.*NaN.*row 7", lambda: Clusters()(bad)),
         ("1 of 300 rows.*all zero.*row 9", lambda: Clusters()(empty)),
+        ("differ by more than 4.*e-30.*scale them up", lambda: Clusters(metric="l2")(rows * 1e-30)),
         ("leave float32's range", lambda: Clusters(metric="l2")(rows * 1e20)),
         ("'k'.*0", lambda: Clusters(k=0)),
         ("'method'.*means", lambda: Clusters(method="means")),
