@@ -3,13 +3,17 @@
 import itertools
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from timmscope.figures import (
     HeatScale,
@@ -22,6 +26,7 @@ from timmscope.figures import (
     style_figure,
     synthesis_figure,
     table_figure,
+    theme,
 )
 from timmscope.figures.attack import magnified
 from timmscope.figures.heat import BY_COLOUR
@@ -201,10 +206,49 @@ def test_pyplot_is_never_imported():
 
 
 def test_dollar_signs_are_no_formulas_and_unknown_letters_are_boxes():
-    figure = attribution_figure(images(1), torch.ones(1, 32, 48), ["a$b^c$ 猫"])
+    unknown = "\U000f1234"  # for private use: no typeface has it
+    figure = attribution_figure(images(1), torch.ones(1, 32, 48), [f"a$b^c$ {unknown}"])
     texts = [text.get_text() for text in figure.texts]
     assert "a$b^c$ □" in texts
     drawn(figure)
+    drawn(sheet_figure(images(1), row_labels=[f"a {unknown}\nb"]))
+    assert text_width(unknown, 8) == text_width("□", 8)
+
+
+def test_letters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_path, monkeypatch):
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder([".notdef", "cat"])
+    builder.setupCharacterMap({ord("猫"): "cat"})
+    pen = TTGlyphPen(None)
+    for step, place in enumerate(((0, 0), (0, 900), (900, 900), (900, 0))):
+        (pen.lineTo if step else pen.moveTo)(place)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "cat": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "cat": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "One Cat", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "cat.ttf")
+    caches = (theme._families, theme._font_of, theme._advance)
+    monkeypatch.setattr(theme, "_FURTHER", ("Not Installed", "One Cat"))
+    known = list(fontManager.ttflist)
+    try:
+        fontManager.addfont(tmp_path / "cat.ttf")
+        for cache in caches:
+            cache.cache_clear()
+        assert theme.printable("a 猫") == "a 猫"
+        assert text_width("猫", 72) == pytest.approx(1.03)  # one em, and the allowance of hinting
+        figure = sheet_figure(images(1), ["猫"], cell_in=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # matplotlib's, that a glyph is missing
+            drawn(figure)
+        assert figure.texts[0].get_text() == "猫"
+        assert figure.texts[0].get_fontfamily() == [theme.TYPEFACE, "One Cat"]
+    finally:
+        fontManager.ttflist[:] = known
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_fit_cuts_at_words_then_letters():

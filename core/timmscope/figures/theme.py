@@ -11,11 +11,19 @@ from functools import lru_cache
 import matplotlib
 import matplotlib.style
 from cycler import cycler
-from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
 TYPEFACE = "DejaVu Sans"
 """Ships with matplotlib, so that pictures are the same everywhere."""
+_FURTHER = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans SC",
+    "Noto Sans KR", "Source Han Sans", "IPAexGothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Droid Sans Fallback", "Hiragino Sans", "PingFang SC", "Hiragino Sans GB",
+    "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
+    "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS",
+)  # fmt: skip
+"""Asked for letters that the typeface lacks, where they are installed."""
 
 TITLE_PT = 11.0
 LABEL_PT = 8.5
@@ -43,7 +51,6 @@ MAX_ROWS = 24
 """Rows of pictures in one figure; what is left out is said below them."""
 
 _STYLE = {
-    "font.family": [TYPEFACE],
     "font.size": LABEL_PT,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -75,31 +82,44 @@ _STYLE = {
 @contextmanager
 def theme() -> Iterator[None]:
     """matplotlib's defaults with this style inside; the caller's settings afterwards."""
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", _STYLE, {"font.family": _families()}]):
         yield
 
 
+_LACKING = "□"
 _HINTING = 1.03
 """Letters drawn at screen resolutions are wider than the typeface says, by about as much."""
 
 
 @lru_cache
-def _font(bold: bool) -> FT2Font:
+def _families() -> list[str]:
+    """The typeface, and those that stand in for it."""
+    installed = set(fontManager.get_font_names())
+    return [TYPEFACE, *(name for name in _FURTHER if name in installed)]
+
+
+@lru_cache
+def _font(family: str, bold: bool) -> FT2Font:
     weight = "bold" if bold else "normal"
     # Not matplotlib's get_font, which shares a font whose size drawing changes.
-    font = FT2Font(findfont(FontProperties(family=TYPEFACE, weight=weight)))
+    font = FT2Font(findfont(FontProperties(family=family, weight=weight)))
     font.set_size(100, 72)
     return font
 
 
 @lru_cache(4096)
-def _advance(letter: str, bold: bool) -> float:
-    return float(_font(bold).load_char(ord(letter)).linearHoriAdvance) / 65536 / 100
+def _font_of(letter: str, bold: bool) -> FT2Font | None:
+    """The first font that has a letter; None where none does."""
+    fonts = (_font(family, bold) for family in _families())
+    return next((font for font in fonts if font.get_char_index(ord(letter))), None)
 
 
 @lru_cache(4096)
-def _known(letter: str) -> bool:
-    return letter.isspace() or bool(_font(False).get_char_index(ord(letter)))
+def _advance(letter: str, bold: bool) -> float:
+    font = _font_of(letter, bold)
+    if font is None:
+        return _advance(" " if letter.isspace() else _LACKING, bold)
+    return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536 / 100
 
 
 def text_width(text: str, size_pt: float, *, bold: bool = False) -> float:
@@ -108,8 +128,9 @@ def text_width(text: str, size_pt: float, *, bold: bool = False) -> float:
 
 
 def printable(text: str) -> str:
-    """The text with a box for each character that the typeface lacks."""
-    return "".join(letter if _known(letter) else "□" for letter in text)
+    """The text with a box for each character that all typefaces lack."""
+    known = (letter.isspace() or _font_of(letter, False) is not None for letter in text)
+    return "".join(letter if some else _LACKING for letter, some in zip(text, known, strict=True))
 
 
 def fit(
