@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from timmscope import ClassNames, ParameterError, Rows, StoreLayer
+from timmscope import ClassNames, ParameterError, Rows, StoreLayer, task
 
 from .clustering import kmeans
 from .row_space import RowSpace
@@ -19,6 +20,7 @@ Colouring = tuple[dict[str, Any], Numbers]
 
 _LOGITS = "logits"
 _ITERATIONS, _RESTARTS = 25, 3
+_BATCH, _NAMED = 4096, 5
 
 
 def by_label(rows: Rows) -> Colouring:
@@ -32,6 +34,8 @@ def by_label(rows: Rows) -> Colouring:
 
 def by_prediction(rows: Rows, layer: StoreLayer, names: ClassNames | None) -> Colouring:
     """The class with the highest logit of each image, as the store holds them.
+
+    Images whose logits hold NaN or infinite values are told by a warning and have no class, -1.
 
     Args:
         rows: that are laid out.
@@ -48,9 +52,24 @@ def by_prediction(rows: Rows, layer: StoreLayer, names: ClassNames | None) -> Co
             f"layer {_LOGITS} as well",
             parameter="colour",
         )
-    logits = Rows(store.layer(_LOGITS), rows.chosen)
-    best = np.concatenate([block.argmax(1) for _, block in logits.batches("predictions")])
-    found, codes = np.unique(best, return_inverse=True)
+    logits, best = store.layer(_LOGITS).pooled, np.full(len(rows), -1)
+    with task("predictions", total=len(rows)) as advance:
+        for start in range(0, len(rows), _BATCH):
+            part = slice(start, start + _BATCH)
+            block = np.asarray(logits[rows.ids[part]])
+            best[part] = np.where(np.isfinite(block).all(1), block.argmax(1), -1)
+            advance(len(block))
+    without = np.flatnonzero(best < 0)
+    if len(without):
+        named = ", ".join(rows.names(rows.ids[without[:_NAMED]]))
+        more = f" and {len(without) - _NAMED} more" if len(without) > _NAMED else ""
+        warnings.warn(
+            f"the logits of {len(without)} of {len(rows)} images hold NaN or infinite values, so "
+            f"they have no prediction: {named}{more}",
+            stacklevel=2,
+        )
+    found = np.unique(best[best >= 0])
+    codes = np.where(best < 0, -1, np.searchsorted(found, best))
     classes = [names.short(index) if names else f"class {index}" for index in found.tolist()]
     return {"title": "prediction", "classes": _told_apart(classes, found)}, codes.astype(float)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -60,6 +63,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(model: HookedModel, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
     path = tmp_path_factory.mktemp("stores") / "colours.scope"
     return mine(model, folder, path, layers=[LAYER, "logits"], workers=0)
+
+
+def copied(store: Store, path: Path, logits: dict[int, float]) -> Store:
+    """A copy whose logits of some images hold another value."""
+    shutil.copytree(store.path, path)
+    for file in (path / "shards").iterdir():
+        with h5py.File(file, "r+", libver=("v110", "v110")) as shard:
+            for image, value in logits.items():
+                shard["layers/logits/pooled"][image, 3] = value
+    return Store.open(path)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +199,23 @@ def test_points_are_coloured_by_what_the_store_knows_and_what_is_asked_for(
     clusters = found.values[3].reshape(3, 10)
     assert [len(row.unique()) for row in clusters] == [1, 1, 1]
     assert sorted(clusters[:, 0].tolist()) == [0, 1, 2]
+
+
+def test_images_whose_logits_are_no_numbers_have_no_prediction_and_are_told(
+    store: Store, tmp_path: Path
+) -> None:
+    whole = EmbeddingMap(colour="prediction", thumbnails=False)(store, layer=LAYER)
+    bad = copied(store, tmp_path / "bad.scope", {4: np.nan, 20: np.inf})
+    with pytest.warns(UserWarning, match=r"logits of 2 of 30 .*blue-4.png, red/red-0.png$"):
+        found = EmbeddingMap(colour="prediction", thumbnails=False)(bad, layer=LAYER)
+    told, expected = ([row["prediction"] for row in each.table()] for each in (found, whole))
+    assert told[4] is told[20] is None
+    assert told[:4] + told[5:20] + told[21:] == expected[:4] + expected[5:20] + expected[21:]
+    texts = [text.get_text() for text in found.figure().texts]
+    assert "no class  2" in texts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EmbeddingMap(thumbnails=False)(bad, layer=LAYER, where="id not in (4, 20)")
 
 
 def test_colour_says_what_is_shown_first_and_where_images_may_be_left_out(store: Store) -> None:
