@@ -183,7 +183,7 @@ class UnitPatches(Result):
             [self._tile(place, rank) / 255 for place, *span in lines for rank in range(*span)],
             [text for line in lines for text in self._captions(*line)],
             title=f"{self.layer} of {self.provenance.model}: {len(units)} units",
-            row_labels=[f"unit\n{units[place]}" if not start else "" for place, start, _ in lines],
+            row_labels=[f"unit {units[place]}" if not start else "" for place, start, _ in lines],
             row_lengths=[stop - start for _, start, stop in lines],
             note=note,
             cell_in=1.2,
