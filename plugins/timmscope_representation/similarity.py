@@ -19,6 +19,11 @@ _NOTHING = 1e-12
 """What is this small beside the numbers that it is the difference of is rounding."""
 _DIGITS = 12
 """Of a distance beside the largest: equal images are equally near each other."""
+_LOST, _FEW = 1e-9, 0.01
+"""Squared distances that are this small beside the largest keep three digits at most; and the share
+of them that ranks can do without."""
+_EQUAL = 1e-6
+"""Rows that differ by this little beside their size are the same."""
 
 
 def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
@@ -136,7 +141,8 @@ def rsa(
         distance: 1 - Pearson's correlation over units, or Euclidean.
 
     Raises:
-        ParameterError: a row without variance has no correlation, or all distances are equal.
+        ParameterError: a row without variance has no correlation, all distances are equal, or one
+            image is so far away that the others' cannot be told apart.
     """
     upper = np.triu_indices(len(places), 1)
     ranks = np.empty((len(aligned.rows), len(upper[0])))
@@ -144,11 +150,11 @@ def rsa(
         for layer in range(len(ranks)):
             rows = aligned.take(layer, places).astype(np.float64)
             title = aligned.rows[layer].title
+            names = aligned.rows[layer].names(aligned.ids[layer][places])
             if distance == "correlation":
-                names = aligned.rows[layer].names(aligned.ids[layer][places])
                 gaps = _uncorrelated(rows, names, title)
             else:
-                gaps = _squared_distances(rows)
+                gaps = _squared_distances(rows, names, title)
             ranks[layer] = _ranks(gaps[upper])
             if ranks[layer].min() == ranks[layer].max():
                 raise ParameterError(
@@ -182,11 +188,23 @@ def _uncorrelated(rows: Numbers, names: list[str], title: str) -> Numbers:
     return 1 - rows @ rows.T
 
 
-def _squared_distances(rows: Numbers) -> Numbers:
-    """Squared Euclidean distance of every two rows: its ranks are the distance's."""
-    rows = rows - rows.mean(0)
-    lengths = np.einsum("ij,ij->i", rows, rows)
-    gaps: Numbers = lengths[:, None] + lengths - 2 * rows @ rows.T
+def _squared_distances(rows: Numbers, names: list[str], title: str) -> Numbers:
+    """Squared Euclidean distance of every two rows, up to a factor: its ranks are the distance's."""
+    largest = np.abs(rows).max()
+    rows = rows / largest if largest else rows  # so that squares stay in range
+    centred = rows - rows.mean(0)
+    lengths = np.einsum("ij,ij->i", centred, centred)
+    gaps: Numbers = lengths[:, None] + lengths - 2 * centred @ centred.T
+    close = np.argwhere(np.triu(gaps < _LOST * gaps.max(), 1))
+    if len(close) > _FEW * len(rows) * (len(rows) - 1) / 2:
+        one, other = rows[close[:: max(1, len(close) // 1000)].T]
+        if (np.abs(one - other) > _EQUAL * np.abs(one).max(1, keepdims=True)).any():
+            raise ParameterError(
+                f"{names[int(lengths.argmax())]} is so far from other images in {title} that "
+                "their distances cannot be told apart beside it: leave it out with where=, or set "
+                "distance to correlation",
+                parameter="where",
+            )
     return gaps
 
 

@@ -314,6 +314,9 @@ def test_wrong_layers_are_one_clear_line(stores: dict[str, Store]) -> None:
         ("3 of 20 rows .* NaN or infinite values: row 1, row 7, row 9", lambda: run([x, nan])),
         ("equal in 2 of 20 images .row 4, row 6.*distance to euclidean", lambda: run([x, dead])),
         ("equal in 20 of 20 images .*and 17 more", lambda: run([x, y[:, :1]])),
+        *(("row 3 is so far from other images in the array that", lambda factor=factor: euclidean(
+            [x, np.where(np.arange(20)[:, None] == 3, factor, 1) * x]))
+            for factor in (1e6, 1e9, 1e20)),
         ("any two of 20 images are equally far apart", lambda: euclidean([x, np.eye(20)])),
         ("any two .* equally far", lambda: euclidean([x, np.ones((20, 2))])),
         ("the 20 rows of the array are equal, or all but one are",
