@@ -37,9 +37,11 @@ def technique(name: str) -> type[Technique]:
     entry = get_registry().technique(name)
     found = entry.load()
     base = BASES[entry.spec.family]
+    who = f"the technique {entry.id} {entry.plugin.version}".rstrip()
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(
-            f"the technique {entry.id} is {found!r}, expected a subclass of "
-            f"timmscope.{base.__name__}"
-        )
+        raise PluginError(f"{who} is {found!r}, expected a subclass of timmscope.{base.__name__}")
+    if missing := sorted(found.__abstractmethods__):
+        raise PluginError(f"{who} has no method {', '.join(missing)}")
+    if found.__call__ is not base.__call__:
+        raise PluginError(f"{who} has a __call__ of its own, which its family's base has to do")
     return found

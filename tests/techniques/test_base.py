@@ -125,7 +125,11 @@ def test_noise_belongs_to_an_image_whatever_its_neighbours():
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("zero", "zero everywhere for image 0"), ("nan", "NaN"), ("shape", r"expected \(B, h, w\)")],
+    [
+        ("zero", "zero everywhere for image 0"),
+        ("nan", "NaN"),
+        ("shape", r"expected a tensor"),
+    ],
 )
 def test_an_untrustworthy_map_is_an_error(linear_model, images, kind, message):
     with pytest.raises(TechniqueError, match=message):
@@ -314,6 +318,31 @@ def test_a_forgotten_hook_is_removed_and_the_technique_named(linear_model, image
         Forgetful(broken=True)(linear_model, images, 1)
     assert fingerprint(linear_model.module).difference(before) == []
     kept.remove()
+
+
+class ForgetfulEverywhere(AttributionTechnique):
+    """Leaves hooks on two parameters and on every module of the process."""
+
+    def attribute(self, model, images, objective):
+        fc = model.module.fc.requires_grad_(True)
+        fc.weight.register_hook(lambda gradient: gradient * 2)
+        fc.bias.register_post_accumulate_grad_hook(lambda bias: bias.zero_())
+        torch.nn.modules.module.register_module_forward_hook(lambda *a: a[2] * 0, always_call=True)
+        fc.requires_grad_(False)
+        return images.sum(1)
+
+
+def test_a_hook_forgotten_on_a_parameter_or_on_all_modules_is_removed(linear_model, images):
+    kept = linear_model.module.fc.weight.requires_grad_(True).register_hook(lambda g: g)
+    with pytest.warns(
+        UserWarning, match=r"Everywhere left 3 hook.s. behind, on all modules, fc.weight, fc.bias;"
+    ):
+        ForgetfulEverywhere()(linear_model, images, 1)
+    linear_model.module.requires_grad_(True)
+    linear_model.module(torch.ones(1, 3, 4, 4))[0, 0].backward()
+    assert torch.equal(linear_model.module.fc.weight.grad[0], torch.ones(48))
+    assert torch.equal(linear_model.module.fc.bias, torch.linspace(-0.5, 0.5, 3))
+    assert list(linear_model.module.fc.weight._backward_hooks) == [kept.id]
 
 
 class ForgetfulReader(RepresentationTechnique):

@@ -135,8 +135,12 @@ def test_broken_it_takes_nothing_down_and_is_named_with_its_version(
             "timmscope-example:example 0.3.0 failed in attribution.py, line 18: ValueError: no "
             "such luck; tell its authors",
         ),
-        ("        return images", 2, "centre-bias returned maps of shape (1, 3, 16, 16)"),
-        ("        return images[:, 0] * torch.nan", 2, "centre-bias returned NaN or infinite"),
+        (
+            "        return images",
+            2,
+            "timmscope-example:centre-bias 0.3.0 returned maps of shape (1, 3, 16, 16)",
+        ),
+        ("        raise SystemExit(0)", 1, "attribution.py, line 18: it calls sys.exit(0)"),
     ],
 )
 def test_a_method_that_fails_is_named_and_one_that_returns_nonsense_is_stopped(

@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from timmscope_registry import PluginError, Registry
+from timmscope_registry.found import one_line
 
 DEFECT = 1
 """Exit status of a defect, as against wrong input."""
@@ -31,10 +32,9 @@ def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | N
     if found is None:
         return None
     plugin, file, line = found
-    reason = " ".join(str(error).split())
     failure = PluginError(
         f"{plugin.id} {plugin.version}".rstrip()
-        + f" failed in {file}, line {line}: {type(error).__name__}: {reason}; tell its authors, "
+        + f" failed in {file}, line {line}: {one_line(error)}; tell its authors, "
         "everything else works (--debug shows the traceback)"
     )
     failure.exit_status = DEFECT

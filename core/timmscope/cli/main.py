@@ -105,9 +105,9 @@ def launch(
                 if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
                     raise
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except (TimmscopeError, CycloptsError, OSError, MemoryError):
+    except (TimmscopeError, CycloptsError, OSError, MemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit in a plugin too
         from timmscope.cli.blame import plugin_at_fault
 
         failure = plugin_at_fault(error, registry)
@@ -179,8 +179,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError) and error.errno is not None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return 2, f"error: {': '.join([*files, error.strerror or str(error)])}"
+    where = " ".join(["", *getattr(error, "__notes__", ())])
     return 1, (
-        f"internal error: {type(error).__name__}: {error}; "
+        f"internal error{where}: {type(error).__name__}: {error}; "
         "run again with --debug for the traceback, and report it"
     )
 

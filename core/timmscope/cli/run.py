@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter
 
 from timmscope.cli import output
-from timmscope_registry import FAMILIES, ParameterError, get_registry
+from timmscope_registry import FAMILIES, Entry, ParameterError, TechniqueSpec, get_registry
 
 HELP = ("--help", "-h")
 
@@ -31,6 +31,15 @@ def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)
             f"the technique comes before its flags: timmscope run TECHNIQUE {name} …"
         )
     entry = get_registry().technique(name)
+    try:
+        _run(entry, name, rest)
+    except Exception as error:
+        error.add_note(f"in the technique {entry.id} {entry.plugin.version}".rstrip())
+        raise
+
+
+def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
+    """Run one technique with the flags that its fields make."""
     from timmscope import technique
     from timmscope.cli import families, flags
 

@@ -21,9 +21,9 @@ from timmscope.objectives import class_logit
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
+from timmscope.techniques.returned import checked_pixels
 from timmscope.techniques.session import chunk_size, session, usable
-from timmscope.techniques.synthesis import checked_pixels
-from timmscope_registry import ObjectiveError, ParameterError, TechniqueError
+from timmscope_registry import ObjectiveError, ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,12 +227,7 @@ class AttackTechnique(Technique):
                     changed = self.perturb(model, part, label, aim)
                 finally:
                     _passes.reset(token)
-            if changed.shape != part.shape:
-                raise TechniqueError(
-                    f"{self.title()} returned shape {tuple(changed.shape)} for images of shape "
-                    f"{tuple(part.shape)}"
-                )
-            checked_pixels(self, changed)
+            checked_pixels(self, changed, tuple(part.shape))
             adversarial[rows] = changed.detach().to(batch)
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards

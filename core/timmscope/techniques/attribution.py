@@ -14,11 +14,12 @@ from torch.nn import functional
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
-from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.base import Technique, named, require_rgb
 from timmscope.techniques.layer_views import sharing
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
-from timmscope.techniques.session import chunk_size, session, usable
+from timmscope.techniques.returned import checked_numbers
+from timmscope.techniques.session import chunk_size, session
 from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def attribute_together(
                     session(seed, range(start, stop), batch_size),
                     no_leftovers(technique, model),
                 ):
-                    outcome = technique.attribute(model, usable(part), goal)
+                    outcome = technique.attribute(model, part.clone(), goal)
                 done.append(_checked(technique, model, outcome, part, goal, start))
     labels = describe(model, bound, len(batch))
     pictures = batch.cpu()
@@ -255,15 +256,13 @@ def _checked(
     start: int,
 ) -> _Chunk:
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
-    raw = _kept(parts[0], model)
-    title = technique.title()
-    if raw.ndim != 3 or len(raw) != len(images):
+    if not 1 <= len(parts) <= 3:
         raise TechniqueError(
-            f"{title} returned maps of shape {tuple(raw.shape)} for {len(images)} images; "
-            "expected (B, h, w)"
+            f"{named(technique)} returned {len(parts)} tensors; expected maps, (maps, scores) or "
+            "(maps, scores, pixels)"
         )
-    if not bool(torch.isfinite(raw).all()):
-        raise TechniqueError(f"{title} returned NaN or infinite values")
+    raw = _kept(checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model)
+    title = named(technique)
     empty = (raw.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
     if empty:
         rows = ", ".join(str(start + row) for row in empty[:5])
@@ -276,11 +275,14 @@ def _checked(
         why = _why_flat(raw, images[flat[0]])
         raise TechniqueError(f"the map of {title} is the same everywhere for image {rows}: {why}")
     if len(parts) > 1:
-        scores = parts[1]
+        scores = checked_numbers(technique, parts[1], "scores", (len(images),))
     else:
         with torch.no_grad():
             scores = model.score(images, objective)
-    return _Chunk(raw, _kept(scores, model), _kept(parts[2], model) if len(parts) > 2 else None)
+    if len(parts) < 3:
+        return _Chunk(raw, _kept(scores, model), None)
+    pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
+    return _Chunk(raw, _kept(scores, model), _kept(pixels, model))
 
 
 def _flat(maps: Tensor) -> Tensor:

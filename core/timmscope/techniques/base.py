@@ -15,7 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from timmscope.models import HookedModel
 from timmscope.progress import track
 from timmscope.techniques.result import Provenance
-from timmscope_registry import ModelError, ParameterError, get_registry, nearest
+from timmscope_registry import (
+    Entry,
+    ModelError,
+    ParameterError,
+    TechniqueSpec,
+    get_registry,
+    nearest,
+)
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a hook point; command lines complete it and check it against the model."""
@@ -51,11 +58,8 @@ class Technique(BaseModel, ABC):
     @classmethod
     def technique_id(cls) -> str:
         """The registered id, `distribution:name`, or the class's import path if unregistered."""
-        path = f"{cls.__module__}:{cls.__qualname__}"
-        for entry in get_registry().techniques():
-            if entry.spec.impl == path:
-                return entry.id
-        return path
+        entry = _entry(cls)
+        return entry.id if entry is not None else _path(cls)
 
     @classmethod
     def title(cls) -> str:
@@ -80,6 +84,14 @@ class Technique(BaseModel, ABC):
         )
 
 
+def named(technique: Technique) -> str:
+    """How to speak of a technique that did wrong: someone else's with its plugin and version."""
+    entry = _entry(type(technique))
+    if entry is None or entry.plugin.distribution == "timmscope":
+        return technique.title()
+    return f"{entry.id} {entry.plugin.version}".rstrip()
+
+
 def require_rgb(model: HookedModel) -> None:
     """Refuse a model that does not take RGB images.
 
@@ -95,6 +107,16 @@ def require_rgb(model: HookedModel) -> None:
         raise ModelError(
             f"{model.id} takes {model.input_size[0]} channels; this technique needs an RGB model"
         )
+
+
+def _path(technique: type[Technique]) -> str:
+    return f"{technique.__module__}:{technique.__qualname__}"
+
+
+def _entry(technique: type[Technique]) -> Entry[TechniqueSpec] | None:
+    """What the registry lists of a technique; None where it is unregistered."""
+    path = _path(technique)
+    return next((e for e in get_registry().techniques() if e.spec.impl == path), None)
 
 
 def _as_parameter_error(technique: type[Technique], error: ValidationError) -> ParameterError:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 from timmscope.models import HookedModel
-from timmscope.techniques.base import Technique
+from timmscope.techniques.base import Technique, named
 
 _NAMED = 5
 
@@ -18,10 +18,10 @@ class LeftoverWarning(UserWarning):
 
 @contextlib.contextmanager
 def no_leftovers(technique: Technique, model: HookedModel) -> Iterator[None]:
-    """Take away the hooks that the model has afterwards and did not have before.
+    """Take away the hooks that the model or all modules have afterwards and had not before.
 
     Warns:
-        LeftoverWarning: there were some; the message names the technique and the modules.
+        LeftoverWarning: there were some; the message names the technique and where they were.
     """
     before = model.hooks.others()
     try:
@@ -31,7 +31,7 @@ def no_leftovers(technique: Technique, model: HookedModel) -> Iterator[None]:
         if removed:
             shown = ", ".join(dict.fromkeys(removed[:_NAMED]))
             warnings.warn(
-                f"{technique.technique_id()} left {len(removed)} hook(s) behind, on {shown}"
+                f"{named(technique)} left {len(removed)} hook(s) behind, on {shown}"
                 f"{' …' if len(removed) > _NAMED else ''}; they were removed: tell its authors",
                 LeftoverWarning,
                 stacklevel=3,

@@ -20,6 +20,7 @@ from timmscope.models import HookedModel, load_model
 from timmscope.techniques.base import Technique
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Provenance, Result
+from timmscope.techniques.returned import checked_pixels, checked_type
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
 from timmscope_registry import ParameterError, StoreMismatch, TimmscopeError
@@ -199,9 +200,17 @@ class RepresentationTechnique(Technique):
         used = source if isinstance(source, HookedModel) else model
         try:
             with session(seed), no_leftovers(self, used) if used is not None else nullcontext():
-                return self.analyse(self._source(source, layer, where, location), images)
+                given = images.clone() if isinstance(images, Tensor) else images
+                outcome = self.analyse(self._source(source, layer, where, location), given)
+                return self._checked(outcome)
         finally:
             _call.reset(token)
+
+    def _checked(self, outcome: object) -> Result:
+        result = checked_type(self, outcome, Result)  # type: ignore[type-abstract]
+        if isinstance(result, Sheet) and len(result.images):
+            checked_pixels(self, result.images)
+        return result
 
     def model_of(self, layer: StoreLayer) -> HookedModel:
         """The model that a store was mined with: the caller's, else loaded by its id.

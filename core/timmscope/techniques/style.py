@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.models import HookedModel
-from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.base import Technique, named, require_rgb
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
+from timmscope.techniques.returned import checked_numbers, checked_pixels, checked_type
 from timmscope.techniques.session import session
-from timmscope.techniques.synthesis import checked_pixels
 from timmscope_registry import ParameterError, TechniqueError
 
 if TYPE_CHECKING:
@@ -136,12 +136,9 @@ class StyleTechnique(Technique):
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
         with session(seed), no_leftovers(self, model):
-            outcome = self.stylize(model, scene, pictures, shares)
-        losses = {name: value.detach().float().cpu() for name, value in outcome.losses.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in losses.values()):
-            raise TechniqueError(
-                f"{self.title()} met a NaN or infinite loss: lower the learning rate"
-            )
+            given = None if scene is None else scene.clone()
+            outcome = self.stylize(model, given, [each.clone() for each in pictures], shares)
+        losses = _losses(self, checked_type(self, outcome, StyleOutcome))
         size = pictures[0].shape[2:]
         shown = [
             picture
@@ -151,13 +148,25 @@ class StyleTechnique(Technique):
         ]
         return Stylization(
             provenance=self._provenance(model, seed, weights=shares),
-            images=checked_pixels(self, outcome.images),
+            images=checked_pixels(self, outcome.images, (1, 3, "H", "W")),
             content=scene.cpu() if scene is not None else None,
             styles=torch.cat(shown).cpu(),
-            losses=torch.stack(list(losses.values())),
+            losses=torch.stack(list(losses.values())).float().cpu(),
             loss_names=list(losses),
             weights=shares,
         )
+
+
+def _losses(technique: StyleTechnique, outcome: StyleOutcome) -> dict[str, Tensor]:
+    """Losses by name, all over the same number of steps."""
+    values = checked_type(technique, outcome.losses, dict)
+    if not values:
+        raise TechniqueError(f"{named(technique)} returned no losses; expected at least 'total'")
+    steps: int | str = "steps + 1"
+    for name, value in values.items():
+        advice = "lower the learning rate"
+        steps = len(checked_numbers(technique, value, f"losses {name!r}", (steps,), advice))
+    return values
 
 
 def _as_list(styles: Any) -> list[Any]:

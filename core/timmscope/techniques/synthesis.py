@@ -15,8 +15,8 @@ from timmscope.techniques.attribution import describe
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
+from timmscope.techniques.returned import checked_numbers, checked_pixels, checked_type
 from timmscope.techniques.session import chunk_size, session
-from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,18 +122,23 @@ class SynthesisTechnique(Technique):
             start = start.expand(goal.images_named, -1, -1, -1)
         bound = goal.bind(model, start)
         with session(seed), no_leftovers(self, model):
-            outcome = self.synthesize(model, bound, start)
+            outcome = self.synthesize(model, bound, None if start is None else start.clone())
+        checked_type(self, outcome, SynthesisOutcome)
         images = checked_pixels(self, outcome.images)
-        if not bool(torch.isfinite(outcome.scores).all()):
-            raise TechniqueError(
-                f"{self.title()} met NaN or infinite scores: lower the step size or learning rate"
-            )
+        scores = checked_numbers(
+            self,
+            outcome.scores,
+            "scores",
+            ("steps", len(images)),
+            "lower the step size or learning rate",
+        )
+        best = checked_numbers(self, outcome.best_step, "best steps", (len(images),))
         final = _scores(model, images, bound)
         return Synthesis(
             provenance=self._provenance(model, seed, objective=str(bound)),
             images=images,
-            scores=outcome.scores.detach().float().cpu(),
-            best_step=outcome.best_step.cpu(),
+            scores=scores.float().cpu(),
+            best_step=best.cpu(),
             final_scores=final,
             objective=str(bound),
             labels=describe(model, bound, len(images)),
@@ -148,25 +153,3 @@ def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
             for row in range(0, len(images), step)
         ]
     return torch.cat(parts).cpu()
-
-
-def checked_pixels(technique: Technique, images: Tensor) -> Tensor:
-    """Images as float32 on the CPU.
-
-    Raises:
-        TechniqueError: a technique handed back something that is no RGB image in [0, 1].
-    """
-    images = images.detach().float().cpu()
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise TechniqueError(
-            f"{technique.title()} returned images of shape {tuple(images.shape)}; "
-            "expected (B, 3, H, W)"
-        )
-    if not bool(torch.isfinite(images).all()):
-        raise TechniqueError(f"{technique.title()} returned NaN or infinite pixels")
-    low, high = (float(value) for value in torch.aminmax(images))
-    if low < 0 or high > 1:
-        raise TechniqueError(
-            f"{technique.title()} returned pixels from {low:.3g} to {high:.3g}; expected [0, 1]"
-        )
-    return images

@@ -12,8 +12,7 @@ from timmscope.lookup import technique
 from timmscope.techniques import RepresentationTechnique, Technique, load_result
 from timmscope.techniques.leftovers import LeftoverWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
-from timmscope.testing.models import tiny_images
-from timmscope.testing.subjects import IMAGES, Subject, same, watched
+from timmscope.testing.subjects import Subject, same, watched
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import fingerprint
 
@@ -86,16 +85,6 @@ def model_is_untouched(case: Case) -> None:
         subject.run()
     changed = fingerprint(subject.model.module).difference(before)
     assert not changed, f"the model has changed: {'; '.join(changed)}"
-
-
-@check("technique")
-def images_are_only_read(case: Case) -> None:
-    """The caller's images are as before."""
-    subject = _working(case)
-    subject.run()
-    assert torch.equal(subject.images, tiny_images(IMAGES)), (
-        "it wrote into the images that it was given"
-    )
 
 
 @check("technique")

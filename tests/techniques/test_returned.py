@@ -1,0 +1,182 @@
+"""What a method may not hand back, of every family: one line that names who did it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from timmscope import (
+    AttackTechnique,
+    AttributionTechnique,
+    HookedModel,
+    RepresentationTechnique,
+    Sheet,
+    StyleOutcome,
+    StyleTechnique,
+    SynthesisOutcome,
+    SynthesisTechnique,
+    TechniqueError,
+    technique,
+)
+from timmscope_registry import PluginError, get_registry, set_registry
+
+NAN = float("nan")
+MAPS, SCORES = torch.arange(32.0).reshape(2, 4, 4), torch.ones(2)
+PICTURE = torch.full((1, 3, 4, 4), 0.5)
+STEPS, BEST = torch.rand(5, 1), torch.zeros(1, dtype=torch.long)
+LOSSES = {"total": torch.ones(3)}
+
+returned: Any = None
+
+
+class Maps(AttributionTechnique):
+    """Hands back whatever is wanted, like those below."""
+
+    def attribute(self, model, images, objective):
+        return returned
+
+
+class Pictures(SynthesisTechnique):
+    def synthesize(self, model, objective, init):
+        return returned
+
+
+class Changes(AttackTechnique):
+    def perturb(self, model, images, labels, targets):
+        return returned
+
+
+class Styles(StyleTechnique):
+    def stylize(self, model, content, styles, weights):
+        return returned
+
+
+class Sheets(RepresentationTechnique):
+    reads = "model"
+
+    def analyse(self, source, images):
+        if isinstance(returned, torch.Tensor):
+            facts = self.provenance(source)
+            return Sheet(provenance=facts, images=returned, titles=["a"], rows=[{"a": 1}])
+        return returned
+
+
+CALLS: dict[str, Callable[[HookedModel], object]] = {
+    "attribution": lambda model: Maps()(model, torch.rand(2, 3, 4, 4), 0),
+    "synthesis": lambda model: Pictures()(model, 0),
+    "attack": lambda model: Changes()(model, PICTURE),
+    "style": lambda model: Styles()(model, PICTURE, PICTURE),
+    "representation": lambda model: Sheets()(model),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "value", "words"),
+    [
+        ("attribution", None, "Maps returned nothing for maps; expected a tensor (2, h, w)"),
+        ("attribution", MAPS.numpy(), "returned type ndarray for maps"),
+        ("attribution", MAPS[:1], "maps of shape (1, 4, 4); expected a tensor (2, h, w)"),
+        ("attribution", MAPS[:, :0], "maps of shape (2, 0, 4)"),
+        ("attribution", MAPS + 1j, "maps of torch.complex64; expected real numbers"),
+        ("attribution", MAPS.to_sparse(), "maps of torch.sparse_coo"),
+        ("attribution", MAPS / 0, "NaN or infinite maps"),
+        ("attribution", (), "returned 0 tensors; expected maps, (maps, scores) or"),
+        ("attribution", (MAPS, SCORES[:, None]), "scores of shape (2, 1); expected a tensor (2)"),
+        ("attribution", (MAPS, 3.0), "returned type float for scores"),
+        ("attribution", (MAPS, SCORES * NAN), "NaN or infinite scores"),
+        ("attribution", (MAPS, SCORES, MAPS), "pixels of shape (2, 4, 4); expected a tensor (2, 3"),
+        ("synthesis", PICTURE, "Pictures returned type Tensor; expected a SynthesisOutcome"),
+        ("synthesis", SynthesisOutcome(PICTURE * 3, STEPS, BEST), "pixels from 1.5 to 1.5;"),
+        ("synthesis", SynthesisOutcome(PICTURE[:0], STEPS, BEST), "images of shape (0, 3, 4, 4)"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS[:, 0], BEST), "expected a tensor (steps, 1)"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS * NAN, BEST), "scores: lower the step size"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS, 3), "returned type int for best steps"),
+        ("attack", None, "Changes returned nothing for images"),
+        ("attack", PICTURE[0], "expected a tensor (1, 3, 4, 4)"),
+        ("attack", PICTURE - 1, "pixels from -0.5 to -0.5; expected [0, 1]"),
+        ("attack", PICTURE * NAN, "NaN or infinite images"),
+        ("style", None, "Styles returned nothing; expected a StyleOutcome"),
+        ("style", StyleOutcome(PICTURE.repeat(2, 1, 1, 1), LOSSES), "expected a tensor (1, 3, H"),
+        ("style", StyleOutcome(PICTURE, {}), "returned no losses"),
+        ("style", StyleOutcome(PICTURE, LOSSES | {"b": torch.ones(2)}), "'b' of shape (2,); exp"),
+        (
+            "style",
+            StyleOutcome(PICTURE, {"a": torch.ones(2) * NAN}),
+            "'a': lower the learning rate",
+        ),
+        ("representation", None, "Sheets returned nothing; expected a Result"),
+        ("representation", PICTURE + 1, "Sheets returned pixels from 1.5 to 1.5; expected [0, 1]"),
+    ],
+)
+def test_nonsense_is_stopped_in_one_line_that_names_the_technique(
+    linear_model, monkeypatch, family, value, words
+):
+    monkeypatch.setitem(globals(), "returned", value)
+    with pytest.raises(TechniqueError) as caught:
+        CALLS[family](linear_model)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Scribbler(AttributionTechnique):
+    """Writes into what it is given, past autograd's notice too."""
+
+    def attribute(self, model, images, objective):
+        images.data.zero_()
+        return MAPS
+
+
+def test_what_a_technique_writes_into_its_images_reaches_nobody(linear_model):
+    images = torch.rand(2, 3, 4, 4)
+    kept = images.clone()
+    result = Scribbler()(linear_model, images, 0)
+    assert torch.equal(images, kept)
+    assert torch.equal(result.images, kept)
+    with torch.no_grad():
+        assert torch.equal(result.scores, linear_model(kept)[:, 0])
+
+
+SOURCE = """
+from timmscope import AttributionTechnique
+from timmscope_registry import TechniqueSpec, hookimpl
+
+class Hollow(AttributionTechnique):
+    pass
+
+class Whole(AttributionTechnique):
+    def attribute(self, model, images, objective): ...
+    def __call__(self, *words): ...
+
+@hookimpl
+def timmscope_techniques():
+    for name in ("Hollow", "Whole"):
+        yield TechniqueSpec(
+            name=name.lower(), family="attribution", summary=".", impl=f"{__name__}:{name}"
+        )
+"""
+
+
+@pytest.fixture
+def _hollow(tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "hollow.py").write_text(SOURCE)
+    set_registry(None)
+    get_registry().load_file(tmp_path / "hollow.py")
+    yield
+    set_registry(None)
+
+
+@pytest.mark.usefixtures("_hollow")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hollow", "the technique hollow.py:hollow has no method attribute"),
+        ("whole", "the technique hollow.py:whole has a __call__ of its own"),
+    ],
+)
+def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):
+    with pytest.raises(PluginError, match=words):
+        technique(name)
