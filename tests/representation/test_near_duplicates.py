@@ -12,7 +12,7 @@ from tests.mining.synthetic import LAYER, rows_of, write_synthetic
 
 from timmscope import HookedModel, ParameterError, Rows, load_result, mine, technique
 from timmscope.cli import main
-from timmscope_representation import close_rows
+from timmscope_representation import close_rows, turned_rows
 from timmscope_representation.close_rows import close_groups
 from timmscope_representation.disjoint_sets import DisjointSets
 from timmscope_representation.row_space import RowSpace
@@ -69,7 +69,9 @@ def decaying(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
 def test_groups_are_those_of_all_pairs_in_float64(
     make: Any, metric: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(close_rows, "_BOX", 32)
+    monkeypatch.setattr(turned_rows, "BOX", 32)
+    monkeypatch.setattr(turned_rows, "_IN_CELL", 12)
+    monkeypatch.setattr(close_rows, "_PRODUCTS", 32 * 40)
     for seed, (n, d) in enumerate([(240, 24), (97, 3), (151, 1)]):
         rows = make(np.random.default_rng(seed), n, d)
         rows[~rows.any(1)] = 1
@@ -81,7 +83,7 @@ def test_groups_are_those_of_all_pairs_in_float64(
 
 
 def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(close_rows, "_BOX", 8)
+    monkeypatch.setattr(turned_rows, "BOX", 8)
     rng = np.random.default_rng(0)
     rows = 1000.0 * rng.integers(-9, 10, (40, 6)).astype(np.float64)
     rows[20:] = rows[:20] + np.array([3, 4, 0, 0, 0, 0])  # 5 from each other, 1000 from the rest
@@ -94,7 +96,7 @@ def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) 
 def test_pairs_are_measured_in_portions_and_never_twice_within_a_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(close_rows, "_BOX", 64)
+    monkeypatch.setattr(turned_rows, "BOX", 64)
     monkeypatch.setattr(close_rows, "_AT_ONCE", 128)
     monkeypatch.setattr(close_rows, "_FETCHED", 128)
     measured = []
