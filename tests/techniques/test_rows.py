@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from timmscope import HookedModel, ImageError, ParameterError, Rows, Store, StorePictures, mine
+from timmscope import (
+    HookedModel,
+    ImageError,
+    ParameterError,
+    Rows,
+    Store,
+    StoreCorrupted,
+    StorePictures,
+    mine,
+)
 
 SIZE = 4
 
@@ -135,3 +146,16 @@ def test_pictures_are_the_images_as_the_model_saw_them(
     assert again.thumbnails([5], 1).unique().tolist() == [0.5]
     with pytest.raises(ImageError, match="none of the 1 images"):
         list(again.batches([5]))
+
+
+def test_reading_ahead_ends_with_the_reader_and_tells_what_went_wrong(store: Store) -> None:
+    before = threading.active_count()
+    for ids, _ in Rows(store.layer("fc")).batches(size=2):
+        assert ids.tolist() == [0, 1]
+        break
+    gc.collect()
+    assert threading.active_count() == before
+    (store.path / "shards" / "00001.h5").unlink()
+    with pytest.raises(StoreCorrupted, match="the file is missing"):
+        list(Rows(store.layer("fc")).batches(size=2))
+    assert threading.active_count() == before

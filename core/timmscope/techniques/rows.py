@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from timmscope.images import Images
+
+Batch = tuple[npt.NDArray[np.int64], npt.NDArray[Any]]
 
 _BATCH = 4096
 _NAMED = 5
@@ -110,7 +113,7 @@ class Rows:
             ParameterError: rows hold NaN or infinite values; all are counted, some named.
         """
         with task(what, total=len(self)) as advance:
-            for ids, rows in self._raw(size):
+            for ids, rows in _read_ahead(self._raw(size)):
                 if not _finite(rows):
                     raise self._nonfinite(size)
                 yield ids, rows
@@ -189,7 +192,7 @@ class Rows:
             raise ParameterError("an array has no images to show: pass a store", parameter="source")
         return StorePictures(self.layer.store, self._location)
 
-    def _raw(self, size: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+    def _raw(self, size: int) -> Iterator[Batch]:
         if self.layer is None:
             for start in range(0, len(self), size):
                 ids = self.ids[start : start + size]
@@ -226,6 +229,15 @@ class Rows:
             f"{first}{more}; {hint}",
             parameter="source",
         )
+
+
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, each one read while the one before is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 def _finite(rows: npt.NDArray[Any]) -> bool:
