@@ -43,6 +43,8 @@ HOOKS: dict[str, type[Spec]] = {
 }
 HEAVY = ("torch", "timm", "matplotlib", "h5py", "faiss")
 """Modules that a plugin should not import merely to be listed."""
+SLOW_S = 1.0
+"""Seconds beyond which listing a plugin is told: every command waits for them."""
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -60,16 +62,26 @@ def load(plugin: Found, manager: pluggy.PluginManager) -> None:
         with _quiet():
             _load(plugin, manager)
     except KeyboardInterrupt as error:
-        error.add_note(f"while loading the plugin {plugin.id}")
+        error.add_note(f"while loading the plugin {plugin.id} {plugin.version}".rstrip())
         raise
     finally:
         plugin.load_seconds = time.perf_counter() - start
     heavy = [name for name in HEAVY if name in sys.modules and name not in before]
-    if heavy and plugin.group:
+    took = f"{1000 * plugin.load_seconds:.0f} ms"
+    if not plugin.group:
+        return
+    if heavy:
         plugin.report(
             "cost",
-            f"listing it imports {', '.join(heavy)} ({plugin.load_seconds:.1f} s)",
+            f"listing it imports {', '.join(heavy)} ({took})",
             hint="its authors should name implementations by import string and import them there",
+        )
+    elif plugin.load_seconds > SLOW_S:
+        plugin.report(
+            "cost",
+            f"listing it takes {took}, on every command",
+            hint=f"its authors should do where it is used what takes long in {plugin.value}; "
+            f"to go without it: TIMMSCOPE_BLOCK={plugin.distribution}",
         )
 
 

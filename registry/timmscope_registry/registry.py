@@ -232,7 +232,10 @@ class Registry:
                 plugin=entries[-1].plugin.id,
                 stage="name",
                 message=f"the {entries[0].kind} name {name!r} is offered by "
-                + " and ".join(entry.plugin.distribution for entry in entries),
+                + " and ".join(
+                    f"{entry.plugin.distribution} {entry.plugin.version}".rstrip()
+                    for entry in entries
+                ),
                 hint="use a full name: " + " or ".join(entry.id for entry in entries),
             )
             for (_, name), entries in by_name.items()

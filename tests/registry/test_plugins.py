@@ -1,6 +1,7 @@
 """Discovery with real distributions: good ones are offered, bad ones hurt nobody else."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -176,7 +177,22 @@ def test_ctrl_c_during_a_hanging_import_passes_and_names_the_plugin(distribution
     distribution("hanging", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt) as caught:
         Registry().plugins()
-    assert caught.value.__notes__ == ["while loading the plugin hanging:main"]
+    assert caught.value.__notes__ == ["while loading the plugin hanging:main 1.0"]
+
+
+def test_a_plugin_that_hangs_at_import_is_told_with_its_time_and_works(
+    distribution: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("timmscope_registry.loading.SLOW_S", 0.2)
+    distribution("slow", "import time; time.sleep(0.21)" + GOOD.replace("\n    ", "\n"))
+    registry = Registry()
+    (problem,) = [problem for problem in registry.problems() if problem.plugin == "slow:main"]
+    assert problem.stage == "cost"
+    told = re.fullmatch(r"listing it takes (\d+) ms, on every command", problem.message)
+    assert told is not None
+    assert int(told[1]) >= 210
+    assert "TIMMSCOPE_BLOCK=slow" in problem.hint
+    assert status(registry, "slow:main") == "ok"
 
 
 def test_a_misspelt_hook_is_reported_with_the_right_name(distribution: Make) -> None:
@@ -298,13 +314,14 @@ def test_unreadable_metadata_hurts_nobody_else(distribution: Make) -> None:
 
 def test_a_short_name_that_two_offer_needs_the_full_id(distribution: Make) -> None:
     distribution("one", GOOD)
-    distribution("two", GOOD)
+    distribution("two", GOOD, version="2.1")
     registry = Registry()
     with pytest.raises(PluginError, match="use one:ripple or two:ripple"):
         registry.technique("ripple")
     assert registry.technique("two:ripple").plugin.distribution == "two"
     problem = only(registry)
     assert problem.stage == "name"
+    assert problem.message == "the technique name 'ripple' is offered by one 1.0 and two 2.1"
     assert problem.hint == "use a full name: one:ripple or two:ripple"
 
 
@@ -350,8 +367,8 @@ def test_blocking_what_does_not_exist_is_reported() -> None:
     assert "did you mean 'timmscope'" in problem.message
 
 
-def test_a_plugin_that_imports_torch_to_be_listed_is_reported(distribution: Make) -> None:
-    distribution("heavy", "import torch\n" + "".join(GOOD.replace("\n    ", "\n")))
+def test_a_plugin_that_imports_a_heavy_library_to_be_listed_is_reported(distribution: Make) -> None:
+    distribution("heavy", "import h5py\n" + "".join(GOOD.replace("\n    ", "\n")))
     code = (
         "import json; from timmscope_registry import get_registry as g\n"
         "print(json.dumps([p.message for p in g().problems()]))"
@@ -365,7 +382,7 @@ def test_a_plugin_that_imports_torch_to_be_listed_is_reported(distribution: Make
         check=True,
     )
     (message,) = json.loads(done.stdout)
-    assert message.startswith("listing it imports torch")
+    assert message.startswith("listing it imports h5py")
 
 
 def test_what_a_plugin_prints_does_not_reach_stdout(

@@ -75,8 +75,14 @@ def doctor(
                 "python": platform.python_version(),
                 "versions": versions,
                 "machine": facts,
-                "plugins": {plugin.id: plugin.status for plugin in plugins},
-                "load_ms": {plugin.id: round(1000 * plugin.load_seconds, 1) for plugin in plugins},
+                "plugins": {
+                    plugin.id: {
+                        "version": plugin.version,
+                        "status": plugin.status,
+                        "load_ms": round(1000 * plugin.load_seconds, 1),
+                    }
+                    for plugin in plugins
+                },
                 "stores": seen,
                 "notes": notes,
                 "problems": [vars(problem) for problem in problems],
