@@ -189,7 +189,7 @@ def _uncorrelated(rows: Numbers, names: list[str], title: str) -> Numbers:
 
 
 def _squared_distances(rows: Numbers, names: list[str], title: str) -> Numbers:
-    """Squared Euclidean distance of every two rows, up to a factor: its ranks are the distance's."""
+    """Squared distance of every two rows, up to a factor: its ranks are the distance's."""
     largest = np.abs(rows).max()
     rows = rows / largest if largest else rows  # so that squares stay in range
     centred = rows - rows.mean(0)

@@ -21,15 +21,16 @@ class UnitReport(RepresentationTechnique):
     Dead units never fire. Saturated ones are always on: they hardly depend on the image. Sparse
     ones fire on few images. Redundant ones correlate (Pearson) with another unit. Selective ones
     tell their best class from all other images, by the area under the ROC curve; beside it stands
-    the selectivity index of Morcos et al. (ICLR 2018). With a `context`, classes are the values of
-    any column of text: a unit may be tied to a camera or a place. Dead and saturated units could be
-    pruned, and redundant ones whose partner stays and varies more.
+    the selectivity index of Morcos et al. (ICLR 2018). With a `context`, any column takes the place
+    of labels: a unit may be tied to a camera or a place by its texts, or to brightness or a year by
+    Pearson's correlation with its numbers. Dead and saturated units could be pruned, and redundant
+    ones whose partner stays and varies more.
 
     An array's rows count as both mean and maximum of their images.
     """
 
     context: str | None = Field(default=None, min_length=1)
-    """Column of text whose values take the place of labels: `folder`, or one of the metadata."""
+    """Column that takes the place of labels: `folder`, `width`, or one of the metadata."""
     sparse: float = Field(default=UnitThresholds.sparse, ge=0, le=1)
     """Share of images that a sparse unit fires on, at most."""
     saturated: float = Field(default=UnitThresholds.saturated, ge=0)

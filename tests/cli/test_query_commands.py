@@ -52,7 +52,7 @@ class TestStats:
         assert told.status == 0, told.err
         report = Store.open(store).layer("layer2").units()
         assert told.out.splitlines()[0] == report.summary()
-        assert "Over 24 images much of this is chance" in told.out
+        assert "over 24 images much of this is chance" in told.out
         with Image.open("timmscope-out/stats-layer2.png") as figure:
             assert figure.width > 1000
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,8 +46,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def with_context(store: Store, tmp_path: Path) -> Store:
-    lines = ["id,camera,year,same"]
-    lines += [f"{i},{'north' if i % 3 else 'south'},{2000 + i % 4},x" for i in range(COUNT)]
+    lines = ["id,camera,year,same,one"]
+    lines += [
+        f"{i},{'north' if i % 3 else 'south'},{2000 + i % 4 if i > 2 else ''},x,7"
+        for i in range(COUNT)
+    ]
     (tmp_path / "shots.csv").write_text("\n".join(lines) + "\n")
     return store.with_metadata(tmp_path / "shots.csv")
 
@@ -121,6 +126,63 @@ def test_a_unit_tied_to_a_context_is_found() -> None:
     assert report.auroc[2] == 1
 
 
+def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
+    report = UnitReport(context="year")(with_context, layer="layer1")
+    years = np.array([2000 + i % 4 for i in range(3, COUNT)])  # the first three have none
+    rows = np.asarray(with_context.layer("layer1").pooled, np.float64)[3:]
+    expected = [np.corrcoef(unit, years)[0, 1] for unit in rows.T]
+    found = [unit["context_correlation"] for unit in report.units]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    best = int(np.abs(expected).argmax())
+    assert f"unit {best} closest to year (r = {expected[best]:+.2f})" in report.sentence
+    assert (report.by, report.labelled, report.unjudged) == ("year", COUNT - 3, "")
+    first = report.summary()[0]
+    assert first["unit"] == best
+    assert first["context_correlation"] == found[best]
+    assert "auroc" not in first
+    figure = report.figure()
+    assert "How each unit goes with year" in [text.get_text() for text in figure.texts]
+    named = figure.axes[3].texts[0].get_text().splitlines()
+    assert named[0] == f"{best}: {expected[best]:+.2f}"
+    some = UnitReport(context="id")(with_context, layer="layer1", where="id >= 3 and id < 12")
+    expected = np.corrcoef(rows[:9].T, np.arange(3, 12))[-1, :-1]
+    found = [unit["context_correlation"] for unit in some.units]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_an_array_of_float64_is_judged_in_float64() -> None:
+    rows = 1 + 1e-9 * np.random.default_rng(3).normal(size=(200, 3))
+    rows[:, 2] = 1
+    units = UnitReport()(rows).units
+    for unit, column in zip(units, rows.T, strict=True):
+        assert unit["mean_std"] == pytest.approx(column.std(), rel=1e-6, abs=1e-15)
+        assert (unit["max_min"], unit["max_max"]) == (column.min(), column.max())
+    assert units[0]["correlation"] == pytest.approx(np.corrcoef(rows[:, :2].T)[0, 1], abs=1e-6)
+    assert units[2]["correlation"] is None
+
+
+def test_few_images_are_told_to_leave_much_to_chance() -> None:
+    rows = np.random.default_rng(0).random((120, 4))
+    assert "chance" not in UnitReport()(rows).sentence
+    few = UnitReport()(rows[:99])
+    assert few.sentence.endswith("; over 99 images much of this is chance, correlations above all")
+    assert any("over 99 images" in text.get_text() for text in few.figure().texts)
+
+
+def test_rows_of_a_store_that_are_no_numbers_are_refused_and_named(
+    store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "nan.scope"
+    shutil.copytree(store.path, path)
+    (shard,) = (path / "shards").iterdir()
+    with h5py.File(shard, "r+", libver=("v110", "v110")) as file:
+        for kind in ("pooled", "max"):
+            file[f"layers/layer1/{kind}"][[2, 15], 7] = np.nan
+    message = r"^2 of 20 rows of layer1 of nan.scope hold NaN .* class0/04.png, class1/07.png; "
+    with pytest.raises(ParameterError, match=message):
+        UnitReport()(path, layer="layer1", where="id < 20")
+
+
 def test_an_array_is_judged_by_its_columns() -> None:
     rng = np.random.default_rng(0)
     rows = rng.random((400, 7))
@@ -188,20 +250,23 @@ def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> Non
         with pytest.raises(ParameterError, match=match):
             UnitReport(**fields)(source, layer="fc", **given)
 
-    refused(r"no column 'camra'; did you mean 'camera'\?; columns of text are", context="camra")
-    refused("column 'year' holds no text", context="year")
+    refused(r"no column 'camra' of .*; did you mean 'camera'\? there are id, path", context="camra")
+    refused("no column 'readable' of text or numbers", context="readable")
+    refused("all images that have a one have the same one", context="one")
     refused("all images that have a same have the same one", context="same")
     refused("no two values of name have 10 images", context="name")
     refused("label have the same one", context="label", where="label == 'class0'")
     refused("takes no query images", images="cat.png")
     refused("no image that meets the condition", where="width > 999")
-    refused("all 1 rows of fc of .* are equal", where=[3])
+    refused("a report on units needs at least 3 images, fc of .* has 1 that meet", where=[3])
     with pytest.raises(LayerNotFound, match=r"no layer 'layer9'; did you mean 'layer1'\?"):
         UnitReport()(store, layer="layer9")
     with pytest.raises(ParameterError, match="an array is not enough"):
         UnitReport(context="label")(np.ones((4, 3)))
     with pytest.raises(ParameterError, match="all 4 rows of the array are equal"):
         UnitReport()(np.ones((4, 3)))
+    with pytest.raises(ParameterError, match=r"values up to 4e.39, beyond float32's range"):
+        UnitReport()(4e39 * np.eye(3))
     rows = np.random.default_rng(0).random((9, 3))
     rows[[2, 5], 1] = np.nan
     with pytest.raises(ParameterError, match=r"2 of 9 rows of the array hold NaN .* row 2, row 5"):
@@ -222,5 +287,5 @@ def test_the_command_writes_the_csv_and_names_the_context(
     assert "class0" in out
     assert main([*run, "--context", "width"]) == 2
     error = capsys.readouterr().err
-    assert "holds no text" in error
+    assert "all images that have a width have the same one" in error
     assert error.count("\n") == 1

@@ -13,9 +13,6 @@ from timmscope.cli.text import plain_help
 if TYPE_CHECKING:
     from timmscope import UnitReport
 
-FEW = 100
-"""Images below which a correlation of 0.95 between some two of many units says little."""
-
 
 @plain_help
 def stats(
@@ -96,8 +93,6 @@ def stats(
         return
     output.say(f"{report.summary()}\n")
     _table(report, shown, sort)
-    if report.images < FEW:
-        output.say(f"\nOver {report.images} images much of this is chance: correlations above all.")
     if not report.rectified:
         output.say(
             "\nValues go below zero here, so none counts as sparse, and dead is what never changes."

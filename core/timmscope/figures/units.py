@@ -70,19 +70,21 @@ def units_figure(
     limits: Mapping[str, float],
     by: str = "label",
 ) -> Figure:
-    """Four panels: firing, size and spread, redundancy, selectivity (where images have classes).
+    """Four panels: firing, spread, redundancy, and what tells images' classes or numbers apart.
 
     Args:
         rows: of `UnitReport.table`.
         heading: of `UnitReport.summary`.
         rectified: whether a unit fires above zero.
         limits: of `UnitThresholds`, by name.
-        by: what classes are.
+        by: what classes, or numbers, are.
     """
     units = _Units(rows, rectified, limits, by)
     panels = [_firing, _spread, _redundancy]
     if not np.isnan(units.column("auroc")).all():
         panels.append(_selectivity)
+    elif not np.isnan(units.column("context_correlation")).all():
+        panels.append(_context)
     step_x, step_y = _LEFT + _W + 0.35, _HEAD + _H + _BELOW + 0.12
     lines = -(-len(panels) // 2)
     title, _, rest = heading.partition(": ")
@@ -188,6 +190,22 @@ def _selectivity(units: _Units, axes: Axes) -> str:
     _names(axes, lines, 0.4)
     what = "class" if units.by == "label" else units.by
     return f"How well it tells its best {what} apart"
+
+
+def _context(units: _Units, axes: Axes) -> str:
+    """Correlation of each unit with a column of numbers, in falling order."""
+    correlation = units.column("context_correlation")
+    order = np.argsort(-np.nan_to_num(correlation), kind="stable")
+    axes.bar(np.arange(len(order)), np.nan_to_num(correlation[order]), width=1.0, color=SERIES[0])
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
+    axes.set_ylim(-1.02, 1.02)
+    axes.set_ylabel("correlation")
+    axes.set_xlabel("units, most positive first")
+    known = [unit for unit in order.tolist() if correlation[unit] == correlation[unit]]
+    known.sort(key=lambda unit: -abs(correlation[unit]))
+    _names(axes, [f"{unit}: {correlation[unit]:+.2f}" for unit in known[:_NAMED]], 0.97)
+    return f"How each unit goes with {units.by}"
 
 
 def _bars(

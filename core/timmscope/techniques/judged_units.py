@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 """Units in the summary: those that stand out."""
-_COLUMNS = ("unit", "flags", "prunable", "fires", "mean_mean", "partner", "correlation")
-_OF_CLASSES = ("best_class", "selectivity", "auroc")
+_LARGEST = 3.4e38
+_FEWEST = 3
+"""Rows: any two units of two rows correlate fully."""
+_COLUMNS = ["unit", "flags", "prunable", "fires", "mean_mean", "partner", "correlation"]
+_OF_CLASSES = ["best_class", "selectivity", "auroc"]
+_OF_NUMBERS = ["context_correlation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +34,8 @@ class JudgedUnits(Result):
         sentence: the counts in one sentence.
         counts: how many units have each flag.
         images: images that were read.
-        labelled: those of them with a class.
-        by: what classes are: ``label``, or a column.
+        labelled: those of them with a class, or a number in its place.
+        by: what classes, or numbers, are: ``label``, or a column.
         unjudged: why no unit can be selective; empty where some can.
         rectified: whether a unit fires above zero.
         limits: the thresholds by name.
@@ -62,19 +66,31 @@ class JudgedUnits(Result):
         """Judge the units of a store's layer, or the columns of an array.
 
         Raises:
-            ParameterError: as `judge_units`, or all rows are equal.
+            ParameterError: as `judge_units`; or there are fewer than three rows, all are equal, or
+                some are no numbers.
             StoreError: as `judge_units`.
         """
         from timmscope.units import UnitRows, judge_rows
 
+        rows.require(_FEWEST, "a report on units", "where")
         if rows.layer is not None:
             source = UnitRows.of_layer(rows.layer, rows.chosen, by)
         else:
             source = UnitRows.of_array(rows.title, int(rows.ids[-1]) + 1, rows.dim, rows.batches)
         report = judge_rows(source, thresholds, by=by)
+        if report.counts["nonfinite"]:
+            for _ in rows.batches("looking for what is no number"):  # which refuses it
+                pass
+        largest = float(max(report.maxima.maximum.max(), -report.pooled.minimum.min()))
+        if largest > _LARGEST:
+            raise ParameterError(
+                f"{rows.title} holds values up to {largest:.2g}, beyond float32's range: scale "
+                "them down",
+                parameter="source",
+            )
         if all((each.minimum == each.maximum).all() for each in (report.pooled, report.maxima)):
             raise ParameterError(
-                f"all {report.images} rows of {rows.title} are equal in float32: nothing tells "
+                f"all {report.images} rows of {rows.title} are equal: nothing tells "
                 "its units apart; choose other images or another layer",
                 parameter="where",
             )
@@ -113,5 +129,8 @@ class JudgedUnits(Result):
 
     def summary(self) -> list[dict[str, Any]]:
         """The units that stand out, one a row."""
-        columns = (*_COLUMNS, *(() if self.unjudged else _OF_CLASSES))
+        columns = _COLUMNS
+        if not self.unjudged:
+            tied = any(unit["context_correlation"] is not None for unit in self.units)
+            columns = columns + (_OF_NUMBERS if tied else _OF_CLASSES)
         return [{name: self.units[unit][name] for name in columns} for unit in self.striking]

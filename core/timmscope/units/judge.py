@@ -64,12 +64,12 @@ def judge_units(
         layer: as `store.layer(name)` gives it.
         where: only these images: a condition (`ImageTable.where`), a mask (N,) or ids.
         thresholds: from where a unit counts as what.
-        by: column of text whose values units may be selective of, as in ``folder`` or one of the
-            metadata; by default the labels.
+        by: column in place of the labels, as in ``folder``, ``width`` or one of the metadata: units
+            may be selective of its texts, or correlate with its numbers.
 
     Raises:
         ParameterError: the condition is wrong, or chooses no image that could be read; there is no
-            such column, it holds no text, or the images have one value of it.
+            such column, or the images have one value of it.
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
@@ -81,14 +81,20 @@ def judge_rows(
 ) -> UnitReport:
     """Judge units by rows of any origin; arguments and errors as for `judge_units`."""
     limits = thresholds or UnitThresholds()
-    units, codes = source.channels, source.codes
-    labelled = codes[source.readable]
-    labelled = labelled[labelled >= 0]
-    sizes = np.bincount(labelled, minlength=len(source.names))
-    unjudged = _unjudged(sizes, limits.class_size, by or LABEL)
+    units, codes, numbers = source.channels, source.codes, source.numbers
+    if numbers is None:
+        labelled = codes[source.readable]
+        labelled = labelled[labelled >= 0]
+        sizes = np.bincount(labelled, minlength=len(source.names))
+        unjudged = _unjudged(sizes, limits.class_size, by or LABEL)
+    else:
+        labelled = numbers[source.readable]
+        labelled = labelled[np.isfinite(labelled)]
+        unjudged = _unjudged(np.unique(labelled, return_counts=True)[1], 1, by or LABEL)
     if unjudged and by is not None:
         raise ParameterError(f"nothing to tell apart: {unjudged}", parameter="context")
     means = ClassMeans(len(source.names), units)
+    context = Correlation(units + 1, units)  # of the numbers, as one more unit, with all
     correlation, partner = np.empty(units), np.empty(units, dtype=np.int64)
     maxima, pooled = source.known() or _statistics(source)
     width = max(1, min(units, CORRELATION_BYTES // (8 * units)))
@@ -99,11 +105,15 @@ def judge_rows(
             block.update(rows)
             if first == 0:
                 means.update(rows, codes[ids])
+                if numbers is not None:
+                    context.update(np.column_stack([rows, numbers[ids]]))
                 images += len(ids)
         span = slice(first, first + width)
         correlation[span], partner[span] = strongest(block.matrix(), first)
     constant = pooled.minimum == pooled.maximum
     correlation[constant], partner[constant] = np.nan, -1
+    with_context = np.full(units, np.nan) if numbers is None else context.matrix()[0, :units]
+    with_context[constant] = np.nan
     best, selectivity = best_classes(means.means(limits.class_size), np.nan_to_num(pooled.minimum))
     area = np.full(units, np.nan)
     if (best >= 0).any():
@@ -129,6 +139,7 @@ def judge_rows(
         best_class=[source.names[code] if code >= 0 else None for code in best.tolist()],
         selectivity=selectivity,
         auroc=area,
+        context_correlation=with_context,
         prunable=_prunable(flags, partner, pooled.variance),
         **flags,
     )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .judge import UnitThresholds
 
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+FEW = 100
+"""Images below which a correlation of 0.95 between some two of many units says little."""
 FLAGS = ("dead", "saturated", "sparse", "redundant", "selective")
 """In the order in which they are told."""
 
@@ -39,7 +41,7 @@ class UnitReport:
         layer: name of the layer.
         images: images that were read.
         labelled: those of them with a label, or a value of the column in its place.
-        by: what classes are: ``label``, or a column of the images or of their metadata.
+        by: what classes, or numbers, are: ``label``, or a column of the images or their metadata.
         unjudged: why no unit can be selective, in a few words; empty where some can.
         rectified: whether the layer is.
         thresholds: the limits.
@@ -52,6 +54,8 @@ class UnitReport:
         best_class: class of the highest mean, None without labels.
         selectivity: index of Morcos et al. (ICLR 2018) for it, 0 to 1; NaN without labels.
         auroc: area under the ROC curve of that class against all other images.
+        context_correlation: Pearson's correlation of the spatial means with a column of numbers;
+            NaN where there is none, and for a constant unit.
         dead: never fires; in a layer that is not rectified, has one value whatever the image.
         sparse: fires on few images; told of rectified layers only.
         saturated: always on, hardly depending on the image: its spatial mean varies little, or its
@@ -76,6 +80,7 @@ class UnitReport:
     best_class: Sequence[str | None]
     selectivity: np.ndarray
     auroc: np.ndarray
+    context_correlation: np.ndarray
     dead: np.ndarray
     sparse: np.ndarray
     saturated: np.ndarray
@@ -106,12 +111,19 @@ class UnitReport:
         if not np.isnan(self.auroc).all():
             what = "class" if self.by == LABEL else self.by
             told.append(f"{counts['selective']} selective of a {what}")
+        tie = self.context_correlation
+        if not np.isnan(tie).all():
+            unit = int(np.nanargmax(np.abs(tie)))
+            told.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f})")
         text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(told)}"
         if counts["nonfinite"]:
             text += f"; {counts['nonfinite']} were NaN or infinite on some images"
         if self.unjudged and self.labelled:
             text += f"; none is selective: {self.unjudged}"
-        return f"{text}; {counts['prunable']} could be pruned"
+        text += f"; {counts['prunable']} could be pruned"
+        if self.images < FEW:
+            text += f"; over {self.images} images much of this is chance, correlations above all"
+        return text
 
     def flags(self, unit: int) -> list[str]:
         """What is said of one unit, `nonfinite` included."""
@@ -137,6 +149,7 @@ class UnitReport:
             "best_class": list(self.best_class),
             "selectivity": self._numbers(self.selectivity),
             "auroc": self._numbers(self.auroc),
+            "context_correlation": self._numbers(self.context_correlation),
         }
         return [
             {"unit": unit, **dict(zip(columns, values, strict=True))}
@@ -144,7 +157,7 @@ class UnitReport:
         ]
 
     def ranked(self, by: str, *, ascending: bool = False) -> list[int]:
-        """Units in order of a column of `table` (``correlation`` by magnitude), NaN last.
+        """Units in order of a column of `table` (correlations by magnitude), NaN last.
 
         Raises:
             ParameterError: there is no such column, or it holds no numbers.
@@ -163,7 +176,7 @@ class UnitReport:
             value = row[by]
             if value is None:
                 return True, 0.0, row["unit"]
-            value = abs(value) if by == "correlation" else value
+            value = abs(value) if by.endswith("correlation") else value
             return False, value if ascending else -value, row["unit"]
 
         return [row["unit"] for row in sorted(rows, key=place)]
@@ -185,6 +198,9 @@ class UnitReport:
             [u for u in np.argsort(-clearest[name], kind="stable") if getattr(self, name)[u]]
             for name in FLAGS
         ]
+        tie = np.nan_to_num(np.abs(self.context_correlation))
+        if tie.any():
+            lists.insert(0, np.argsort(-tie, kind="stable").tolist())
         # However few have a flag, what comes closest is worth knowing.
         lists += [
             np.argsort(-size, kind="stable")[:3].tolist() if size.any() else [],

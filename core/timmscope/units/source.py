@@ -35,6 +35,7 @@ class UnitRows:
         names: of the classes.
         codes: place of each image's class in `names`, -1 where there is none; by id.
         readable: by id, whether the image could be read and is chosen.
+        numbers: by id, a number in place of the class, NaN where there is none; None for classes.
     """
 
     name: str
@@ -44,6 +45,7 @@ class UnitRows:
     names: Sequence[str]
     codes: np.ndarray
     readable: np.ndarray
+    numbers: np.ndarray | None = None
 
     @classmethod
     def of_layer(
@@ -52,12 +54,14 @@ class UnitRows:
         """A store's layer, its images told apart by a column.
 
         Raises:
-            ParameterError: the condition is wrong, or the column is not one of text.
+            ParameterError: the condition is wrong, or there is no such column.
             StoreError: the store is not finished.
         """
         store = layer.store
         chosen = None if where is None else store.images.where(where)
-        table = store.images.labels if by in (None, LABEL) else context_of(store, by or LABEL)
+        table, numbers = store.images.labels, None
+        if by is not None and by != LABEL:
+            table, numbers = _context_of(store, by)
         collected = {record.name for record in store.manifest.collectors}
 
         def known() -> tuple[UnitStatistics, UnitStatistics] | None:
@@ -74,6 +78,7 @@ class UnitRows:
             names=table.names,
             codes=table.codes if chosen is None else np.where(chosen, table.codes, -1),
             readable=readable if chosen is None else readable & chosen,
+            numbers=numbers,
         )
 
     @classmethod
@@ -92,38 +97,35 @@ class UnitRows:
         )
 
 
-def context_of(store: Store, column: str) -> LabelTable:
-    """A column of text of a store's images, or of the metadata beside it, as classes.
+def _context_of(store: Store, column: str) -> tuple[LabelTable, np.ndarray | None]:
+    """A column of a store's images, or of the metadata beside it: classes, or else numbers (N,).
 
     Raises:
-        ParameterError: there is no such column, or it holds no text.
+        ParameterError: there is no such column, or it holds neither text nor numbers.
         StoreError: the store is not finished.
     """
     kinds = columns.kinds(store.images.metadata)
-    if column not in kinds:
-        texts = [name for name, kind in kinds.items() if kind == "text"]
-        hint = did_you_mean(column, texts)
+    if kinds.get(column) not in ("text", "number"):
+        known = [name for name, kind in kinds.items() if kind in ("text", "number")]
+        hint = did_you_mean(column, known)
         raise ParameterError(
-            f"{store.path.name} has no column {column!r}; {f'{hint}; ' if hint else ''}columns of "
-            f"text are {', '.join(texts)}",
-            parameter="context",
-        )
-    if kinds[column] != "text":
-        raise ParameterError(
-            f"the column {column!r} holds no text: units are told apart by names; write its values "
-            f"as text, as in {column}_1",
+            f"{store.path.name} has no column {column!r} of text or numbers; "
+            f"{f'{hint} ' if hint else ''}there are {', '.join(known)}",
             parameter="context",
         )
     store.files.require_all()
 
-    def parts() -> Iterator[np.ndarray]:
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for start, stop, block in columns.blocks(store.files, [column], store.images.metadata):
             found = block[column]
-            values = np.broadcast_to(found.values, (stop - start,))
             missing = np.zeros(stop - start, bool) if found.missing is None else found.missing
-            yield np.where(missing, np.bytes_(b""), values)
+            yield np.broadcast_to(found.values, (stop - start,)), missing
 
-    return LabelTable.of_columns(parts())
+    if kinds[column] == "number":
+        numbers = [np.where(missing, np.nan, values) for values, missing in parts()]
+        return LabelTable([None] * len(store)), np.concatenate(numbers)
+    texts = (np.where(missing, np.bytes_(b""), values) for values, missing in parts())
+    return LabelTable.of_columns(texts), None
 
 
 def _rows(layer: StoreLayer, kind: str, chosen: np.ndarray | None, what: str) -> Batches:

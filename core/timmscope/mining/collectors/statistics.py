@@ -83,18 +83,20 @@ class Moments:
         moments = cls(rows.shape[1])
         if not len(rows):
             return moments
-        values = np.ascontiguousarray(rows.T, dtype=np.float32)  # (C, n)
+        kind = np.result_type(rows.dtype, np.float32)  # float64 stays, as an array may hold it
+        values = np.ascontiguousarray(rows.T, dtype=kind)  # (C, n)
         finite = np.isfinite(values)
         moments.count = finite.sum(axis=1)
         moments.nonfinite = values.shape[1] - moments.count
         moments.zeros = (values == 0).sum(axis=1)
-        moments.min = np.where(finite, values, np.float32(np.inf)).min(axis=1)
-        moments.max = np.where(finite, values, np.float32(-np.inf)).max(axis=1)
+        moments.min = np.where(finite, values, kind.type(np.inf)).min(axis=1)
+        moments.max = np.where(finite, values, kind.type(-np.inf)).max(axis=1)
         exact = np.where(finite, values, 0).astype(np.float64)
         moments.mean = exact.sum(axis=1) / np.maximum(moments.count, 1)
         exact -= moments.mean[:, None]
         moments.m2 = np.where(finite, exact * exact, 0).sum(axis=1)
-        moments.sketch.update(values)
+        with np.errstate(over="ignore"):
+            moments.sketch.update(values.astype(np.float32, copy=False))
         return moments
 
     def merge(self, other: Moments) -> None:
