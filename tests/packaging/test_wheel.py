@@ -1,4 +1,7 @@
-"""The wheel works alone: installed with its dependencies and nothing else, in a new environment."""
+"""The wheel works alone: installed with its dependencies and nothing else, in a new environment.
+
+A stranger's package is installed beside it there, and taken away again.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "tests/third_party/timmscope-example"
 
 SMOKE = """
 import json, sys, torch, timmscope, timmscope_registry
@@ -32,12 +37,26 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
+def built(folder: Path, out: Path) -> Path:
+    flags = ("--quiet", "--no-deps", "--no-build-isolation", "-w", out)
+    run(sys.executable, "-m", "pip", "wheel", *flags, folder, cwd=out)
+    (found,) = out.glob("timmscope*.whl")
+    return found
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, ROOT, cwd=out)
-    (found,) = out.glob("timmscope-*.whl")
-    return found
+    return built(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory) -> Path:
+    """A new environment with the wheel, what it depends on and nothing else."""
+    root = tmp_path_factory.mktemp("new")
+    venv.create(root / "env", with_pip=True)
+    python = root / "env/bin/python"
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=root)
+    return root / "env/bin"
 
 
 def test_the_wheel_holds_every_package_its_types_and_data(wheel):
@@ -57,20 +76,25 @@ def test_the_wheel_holds_every_package_its_types_and_data(wheel):
     assert "timmscope = timmscope.cli:main" in text
 
 
-def test_the_wheel_works_installed_alone(wheel, tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
-    run(
-        python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel,
-        cwd=tmp_path,
-    )  # fmt: skip
+def test_the_wheel_works_installed_alone(environment, tmp_path):
+    python, command = environment / "python", environment / "timmscope"
     facts = json.loads(run(python, "-c", SMOKE, tmp_path / "out", cwd=tmp_path).splitlines()[-1])
     assert facts["peak"] > 0
     assert not facts["extra"]
     assert (tmp_path / "out" / "figure.png").exists()
-    command = tmp_path / "env" / "bin" / "timmscope"
     assert run(command, "--version", cwd=tmp_path).strip()
     listed = run(command, "plugins", "--json", cwd=tmp_path)
     for name in ("grad-cam", "pgd", "neural-style", "activation-maximization", "filters"):
         assert name in listed
     run(python, "-m", "pip", "check", cwd=tmp_path)
+
+
+def test_a_strangers_package_is_found_run_and_taken_away_beside_it(environment, tmp_path):
+    python, command = environment / "python", environment / "timmscope"
+    run(python, "-m", "pip", "install", "--quiet", built(EXAMPLE, tmp_path), cwd=tmp_path)
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
+    told = run(command, "run", "centre-bias", "colours:rgb", "grey.png", "--json", cwd=tmp_path)
+    assert json.loads(told)["provenance"]["technique"] == "timmscope-example:centre-bias"
+    assert json.loads(run(command, "doctor", "--json", cwd=tmp_path))["problems"] == []
+    run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "timmscope-example", cwd=tmp_path)
+    assert "timmscope-example" not in run(command, "plugins", cwd=tmp_path)

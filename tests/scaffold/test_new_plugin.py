@@ -69,6 +69,7 @@ def test_a_name_that_cannot_be_is_refused(name: str, tmp_path: Path) -> None:
     [
         ("class", "attack", "no module of the package can be called class"),
         ("plugin", "attack", "no module of the package can be called plugin"),
+        ("none", "attack", "no class can be called None"),
         ("grad-cam", "attribution", "the technique timmscope:grad-cam has it"),
         ("registry", "attack", "there is a package timmscope_registry already"),
         ("style", "style", "there is a package timmscope_style already"),

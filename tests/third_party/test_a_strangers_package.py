@@ -1,4 +1,9 @@
-"""A distribution that is not ours: installed, found, run, blocked, broken, taken away."""
+"""A distribution that is not ours: installed, found, run, blocked, broken, taken away.
+
+The environment is new, but sees what is installed here: installing torch takes most of a minute.
+`tests/packaging/test_wheel.py` installs, runs and takes away the same package in an environment
+that has nothing but the wheel and what that depends on.
+"""
 
 from __future__ import annotations
 

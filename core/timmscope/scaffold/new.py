@@ -77,6 +77,8 @@ def _taken(name: str, kind: str, context: dict[str, Any]) -> str | None:
     slug, package = context["slug"], context["package"]
     if keyword.iskeyword(slug) or slug == "plugin":
         return f"no module of the package can be called {slug}"
+    if keyword.iskeyword(context["cls"]):
+        return f"no class can be called {context['cls']}"
     for entry in get_registry().entries():
         if entry.spec.name == name:
             return f"the {entry.kind} {entry.id} has it"
