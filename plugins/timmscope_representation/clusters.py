@@ -196,8 +196,9 @@ class Clusters(RepresentationTechnique):
     method: Literal["kmeans", "hdbscan"] = "kmeans"
     """How to cluster; `hdbscan` needs the extra `embed`."""
     k: int | None = Field(default=None, ge=1)
-    """Clusters of k-means; by default √(n / 2) for n images (Mardia, Kent & Bibby, 1979), at most
-    256."""
+    """Clusters of k-means; by default √n for n images, as many as there are images in one, at most
+    256. Rather too many than too few: one too many splits a group in two that are alike, one too
+    few hides a group within another."""
     metric: Metric = "cosine"
     """Cosine distance (1 - cos) or Euclidean distance."""
     iterations: int = Field(default=25, ge=1)
@@ -265,7 +266,7 @@ class Clusters(RepresentationTechnique):
             found = hdbscan(space, self.min_size)
             note = "" if len(found.centroids) else "no part is dense enough to be a cluster"
             return found, f"HDBSCAN, at least {self.min_size} images, {metric}", note
-        k = self.k or min(_MOST_BY_DEFAULT, max(1, round(math.sqrt(len(rows) / 2))))
+        k = self.k or min(_MOST_BY_DEFAULT, round(math.sqrt(len(rows))))
         rows.require(max(k, 2), f"k-means with k = {k}", "k")
         space.require_spread("there is nothing to tell apart")
         found = kmeans(space, k, iterations=self.iterations, restarts=self.restarts, seed=self.seed)

@@ -94,6 +94,12 @@ def test_every_row_goes_to_its_nearest_centroid_and_medoids_are_nearest_to_their
         assert row["mean_distance"] == pytest.approx(nearest[members].mean(), rel=1e-4)
 
 
+def test_there_are_as_many_clusters_as_images_in_one_by_default() -> None:
+    rows = np.random.default_rng(0).normal(size=(150, 4))
+    told = [Clusters()(rows[:n]).method.split(",")[1] for n in (150, 2)]
+    assert told == [" k = 12", " k = 1"]
+
+
 def test_the_nearest_to_the_mean_is_the_medoid_for_squared_distances() -> None:
     rows, _ = blobs(spread=1.0)
     found = Clusters(k=5, metric="l2", iterations=100)(rows)
