@@ -259,6 +259,7 @@ def public_page(package: str, about: str, problems: list[str]) -> str:
         except Exception as error:
             problems.append(f"{package}.{name}: {type(error).__name__}: {error}")
             continue
+        problems += [f"{each} has no docstring" for each in undocumented(module, name)]
         if isinstance(value, type) and issubclass(value, timmscope.TimmscopeError):
             errors.append(name)
         else:
@@ -327,6 +328,25 @@ def directive(module: ModuleType, name: str) -> list[str]:
         shown = ""
     body = textwrap.indent(inspect.cleandoc(about).partition("\n\n")[0], "   ")
     return [f".. py:data:: {full}", *filter(None, [shown]), "", body]
+
+
+def undocumented(module: ModuleType, name: str) -> list[str]:
+    """A public name, and those of its members, that lack a docstring."""
+    value, full = getattr(module, name), f"{module.__name__}.{name}"
+    if not isinstance(value, type):
+        is_function = callable(value) and hasattr(value, "__code__")
+        package = module.__name__.partition(".")[0]
+        return [] if (value.__doc__ if is_function else data_doc(package, name)) else [full]
+    about = vars(value).get("__doc__") or ""
+    missing = [full] if not about or about.startswith(f"{name}(") else []  # a dataclass's own
+    members = (inspect.isfunction, inspect.isdatadescriptor, inspect.ismethod)
+    return missing + [
+        f"{full}.{member}"
+        for member in vars(value)
+        if not member.startswith("_")
+        and any(is_one(getattr(value, member)) for is_one in members)
+        and not inspect.getdoc(getattr(value, member))
+    ]
 
 
 def data_doc(package: str, name: str) -> str:

@@ -17,7 +17,10 @@ GROUP = f"timmscope.v{API_VERSION[0]}"
 """Entry-point group of plugins; the major version is in its name, seen without importing."""
 
 Family = Literal["attribution", "synthesis", "attack", "style", "representation"]
+"""What a technique does: the family decides its base class, its inputs and its result."""
+
 FAMILIES: tuple[Family, ...] = get_args(Family)
+"""All families, in the order of lists."""
 
 _NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")
 _IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

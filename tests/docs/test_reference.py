@@ -14,11 +14,15 @@ import pytest
 from tests.docs.pages import ROOT, blocks, commands, name, pages
 
 import timmscope
+import timmscope.testing
 import timmscope_registry
 import timmscope_registry.hooks
 from timmscope import HookedModel, Store, load_model, mine
 from timmscope.cli.main import COMMANDS
 from timmscope_registry import get_registry
+
+WITHOUT_PAPER = {"activation-maps", "near-duplicates"}
+"""Techniques that show or measure what needs no method."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,10 @@ def test_every_technique_has_a_page_with_all_parameters_explained(reference: Pat
     for entry in own:
         page = (reference / f"techniques/{entry.spec.name}.md").read_text()
         assert f"({entry.spec.name}.md)" in listed.replace("techniques/", "")
-        assert entry.spec.paper in page
+        assert f"- Source: {entry.spec.paper}" in page or entry.spec.name in WITHOUT_PAPER
+        about = page.partition("\n## Parameters")[0]
+        has_formula = re.search(r"`[^`\n]*[=·∇∂ΣΠ−√→][^`\n]*`|⊙", about)
+        assert has_formula or entry.spec.family == "representation" or entry.spec.name == "grabcut"
         assert f"(../../../images/techniques/{entry.spec.name}.webp)" in page, "docs/_samples.py"
         for field, info in timmscope.technique(entry.id).model_fields.items():
             rows = [line for line in page.splitlines() if line.startswith(f"| `{field}` |")]
@@ -62,6 +69,7 @@ def test_every_hook_has_its_text_and_its_example(reference: Path, generator: Mod
         section = text.partition(f"## {hook}\n")[2].partition("\n## ")[0]
         assert f"def {hook}()" in section
         assert "Called when" in section
+        assert "Error" in section, "what errors do"
         assert "@hookimpl" in section
 
 
@@ -71,12 +79,24 @@ def test_every_command_is_described(reference: Path) -> None:
         section = text.partition(f"## timmscope {command}\n")[2].partition("\n## ")[0]
         assert summary in section
         assert "--debug" not in section, "flags of all commands are told once"
+    assert len(re.findall(r"^#+ timmscope \w+ \w+", text, re.MULTILINE)) >= 6, "index …, plugins …"
+    assert re.findall(r"^\* `[^`]+`(?!: \w|\]).*$", text, re.MULTILINE) == [], "without help"
+
+
+def test_a_public_name_without_a_docstring_is_told(generator: ModuleType) -> None:
+    module = ModuleType("timmscope_none")
+    exec("def bare(): ...\nclass Bare:\n    def method(self): ...\nMANY = (1, 2)\n", vars(module))
+    module.__all__ = ["bare", "Bare", "MANY"]  # type: ignore[attr-defined]
+    told = [name for each in module.__all__ for name in generator.undocumented(module, each)]
+    expected = ["bare", "Bare", "Bare.method", "MANY"]
+    assert told == [f"timmscope_none.{name}" for name in expected]
 
 
 @pytest.mark.parametrize(
     ("module", "page"),
     [
         (timmscope, "api-timmscope.md"),
+        (timmscope.testing, "api-testing.md"),
         (timmscope_registry, "api-registry.md"),
         (timmscope_registry.hooks, "api-hooks.md"),
     ],

@@ -19,6 +19,7 @@ from torch import Tensor
 from timmscope_registry.errors import LayerNotFound, UnsupportedModel
 
 Layout = Literal["NCHW", "NHWC", "tokens", "vector"]
+"""The order of a layer's axes: units first or last, one row a token, or no grid at all."""
 
 LOGITS = "logits"
 """The hook point that stands for the root module's output."""
