@@ -344,7 +344,7 @@ def test_the_command_compares_layers_and_models(
     record = json.loads(capsys.readouterr().out)
     assert record["files"] == ["figure.png", "similarity.csv"]
     assert len(record["summary"]) == 6
-    assert main([*run, both[0], "-l", "layer4", "-l", "layer1", "--where", "id < 9", *out]) == 0
+    assert main([*run, both[0], "-l", "layer4,layer1", "--where", "id < 9", *out]) == 0
     assert "layer4   layer1" in capsys.readouterr().out
     for words, message in (
         ([both[0], "-l", "layer4"], "compares layers with each other, 1 is given"),

@@ -285,6 +285,12 @@ def test_the_command_writes_the_csv_and_names_the_context(
     out = capsys.readouterr().out
     assert "units.csv" in out
     assert "class0" in out
+    for more in (["--layer", "fc"], ["--layer=layer1,fc"]):
+        again = [*run[:3], *more, *([] if "," in more[0] else run[3:5])]
+        assert main(again) == 2
+        error = capsys.readouterr().err
+        assert "looks at one layer, 2 are named:" in error
+        assert error.endswith("; run it once for each\n")
     assert main([*run, "--context", "width"]) == 2
     error = capsys.readouterr().err
     assert "all images that have a width have the same one" in error

@@ -23,6 +23,7 @@ from timmscope import (
 )
 from timmscope.cli import output
 from timmscope.cli.deliver import default_folder, deliver
+from timmscope.cli.names import names
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def representation_of_store(
     store: Path,
     /,
     *queries: Path,
-    layer: Annotated[str | None, Parameter(name=["--layer", "-l"])] = None,
+    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
     where: str | None = None,
     metadata: Path | None = None,
     images: str | None = None,
@@ -240,7 +241,7 @@ def representation_of_store(
     result = technique(
         _opened(store, metadata),
         list(queries) or None,
-        layer=layer,
+        layer=names(layer) or None,
         where=where,
         location=images,
         seed=seed,
@@ -267,8 +268,8 @@ def representation_of_stores(
     stores
         Stores that ``timmscope mine`` made.
     layer
-        Layer of the stores; may be repeated, for techniques that look at several. By default
-        all that each store holds, or the one that all hold.
+        Layer of the stores; may be repeated, or several with commas between, for techniques that
+        look at several. By default all that each store holds, or the one that all hold.
     where
         Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
     metadata
@@ -291,7 +292,7 @@ def representation_of_stores(
         )
     result = technique(
         [_opened(path, metadata) for path in stores],
-        layer=layer or None,
+        layer=names(layer) or None,
         where=where,
         location=(images[0] if len(stores) == 1 else images) if images else None,
         seed=seed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from timmscope.cli import output
+from timmscope.cli.names import names
 from timmscope.cli.text import plain_help
 from timmscope_registry import ParameterError, TimmscopeError
 
@@ -93,9 +94,9 @@ def mine(
             load_model(model, device=device),
             images,
             store,
-            layers=_names(layers) or None,
-            maps=_names(maps),
-            collectors=_names(collector),
+            layers=names(layers) or None,
+            maps=names(maps),
+            collectors=names(collector),
             batch_size=None if batch_size is None else _batch_size(batch_size),
             shard_size=shard_size,
             top_k=top_k,
@@ -216,10 +217,6 @@ def _odd(layer: str, counts: np.ndarray) -> str:
         f"{layer}: {units} of {len(counts)} units are NaN or infinite at some images, most often "
         f"unit {worst}, at {counts[worst]}; top and statistics leave those values out"
     )
-
-
-def _names(given: tuple[str, ...]) -> list[str]:
-    return [name for text in given for name in text.split(",") if name]
 
 
 def _batch_size(text: str) -> int | Literal["auto"]:

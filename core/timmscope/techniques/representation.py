@@ -316,7 +316,8 @@ class RepresentationTechnique(Technique):
         stores = [source for source in sources if isinstance(source, Store)]
         if names is not None and len(names) != 1:
             raise ParameterError(
-                f"{self.title()} looks at one layer, {len(names)} are named: {', '.join(names)}",
+                f"{self.title()} looks at one layer, {len(names)} are named: {', '.join(names)}; "
+                "run it once for each",
                 parameter="layer",
             )
         if names or not stores:
