@@ -66,16 +66,18 @@ def test_a_plugin_shown_on_a_page_runs_as_the_page_says(
     (code,) = [block for block in blocks(page, "python") if block.is_plugin]
     (desk / "my.py").write_text(code.text, encoding="utf-8")
     lines = [
-        words
-        for where, words in SHOWN
-        if where.startswith(f"{name(page)}:") and "my.py" in words and "run" in words
+        words for where, words in SHOWN if where.startswith(f"{name(page)}:") and "my.py" in words
     ]
-    assert lines
-    for words in lines:
-        assert main([*words, "-o", "made"]) == 0, capsys.readouterr().err
-        result = json.loads((desk / "made/result.json").read_text())
-        assert result["provenance"]["technique"].startswith("my.py:")
-        assert (desk / "made/figure.png").stat().st_size > 10_000
+    assert any("run" in words for words in lines)
+    for number, words in enumerate(lines):
+        made = desk / f"made-{number}"
+        output = [] if "doctor" in words else ["-o", str(made)]
+        assert main([*words, *output]) == 0, capsys.readouterr().err
+        if "run" in words:
+            result = json.loads((made / "result.json").read_text())
+            assert result["provenance"]["technique"].startswith("my.py:")
+        if output:
+            assert (made / "figure.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("words", [w for _, w in SHOWN], ids=[where for where, _ in SHOWN])
