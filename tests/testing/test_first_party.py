@@ -21,6 +21,7 @@ QUICK = {
     "pgd": {"steps": 3},
     "rise": {"masks": 9},
     "smooth-grad": {"samples": 3},
+    "top-patches": {"units": [0, 5], "k": 2},
 }
 """Of techniques that take their time; with their defaults they run once on each tiny model."""
 
