@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import itertools
 import json
 import shutil
 import warnings
@@ -14,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from timmscope import (
@@ -218,6 +221,24 @@ def test_images_whose_logits_are_no_numbers_have_no_prediction_and_are_told(
         EmbeddingMap(thumbnails=False)(bad, layer=LAYER, where="id not in (4, 20)")
 
 
+def test_names_in_space_do_not_cover_each_other(store: Store) -> None:
+    rows = np.random.default_rng(0).normal(size=(30, 5)) * 0.01
+    labels = np.repeat(["north", "south", "west"], 10)
+    found = EmbeddingMap(dimensions=3)(rows)
+    codes = torch.from_numpy(np.repeat([0.0, 1, 2], 10))[None]
+    classes = [{"title": "label", "classes": sorted(set(labels.tolist()))}]
+    figure = dataclasses.replace(found, colourings=classes, values=codes).figure()
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [
+        text.get_window_extent(renderer)
+        for axes in figure.axes
+        for text in axes.texts
+        if text.get_text() in labels
+    ]
+    assert len(boxes) == 3
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
 def test_colour_says_what_is_shown_first_and_where_images_may_be_left_out(store: Store) -> None:
     chosen = EmbeddingMap(colour="cluster", clusters=2, unit=1)(
         store, layer=LAYER, where="label != 'red'"
@@ -321,7 +342,7 @@ def test_an_array_has_a_map_without_pictures(digits: Any) -> None:
     assert found.sheets is None
     assert found.names[7] == "row 7"
     assert found.colourings == []
-    assert len(found.figure().axes) == 1
+    assert len(found.figure().axes) == 2  # the space, and the names before it
     assert found.summary()[0]["images"] == 300
 
 

@@ -165,6 +165,8 @@ def _space(
     colouring: dict[str, Any] | None,
     values: Any,
 ) -> Any:
+    from mpl_toolkits.mplot3d.proj3d import proj_transform
+
     points = found.points.numpy()
     size, alpha = _look(len(points))
     place = (
@@ -193,20 +195,29 @@ def _space(
             *found.query_points.numpy().T, s=110, marker="*", color=INK, edgecolors=PAPER,
             linewidths=0.8, depthshade=False,
         )  # fmt: skip
-        for name, at in zip(
-            found.query_names[:_NAMED_QUERIES], found.query_points.tolist(), strict=False
-        ):
-            axes.text(
-                *at, "  " + fit(_short(name), 1.4, SMALL_PT), fontsize=SMALL_PT, parse_math=False
-            )
+    # Names are kept apart on a plane before the space.
+    names = page.axes(left, top, PANEL_IN, PANEL_IN)
+    names.set(xlim=(0, PANEL_IN), ylim=(0, PANEL_IN), zorder=axes.get_zorder() + 1)
+    names.set_axis_off()
+
+    def seen(point: Any) -> Any:
+        """Where a point of the space is on that plane."""
+        shown = axes.transData.transform(proj_transform(*point, axes.get_proj())[:2])
+        return names.transData.inverted().transform(shown)
+
     halo = [withStroke(linewidth=2.2, foreground=PAPER)]
-    for group in groups:
+    taken: list[tuple[float, float, float, float]] = []
+    for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
-            name = fit(printable(group.name), 1.3, SMALL_PT)
-            axes.text(
-                *_middle(points[group.members]), name, fontsize=SMALL_PT, weight="bold",
-                ha="center", path_effects=halo, parse_math=False, zorder=10,
-            )  # fmt: skip
+            text = fit(printable(group.name), 1.3, LABEL_PT)
+            middle = seen(_middle(points[group.members]))
+            _write(names, text, middle, taken, PANEL_IN, effects=halo, weight="bold")
+    for name, at in zip(
+        found.query_names[:_NAMED_QUERIES], found.query_points.tolist(), strict=False
+    ):
+        x, y = seen(at)
+        text = fit(_short(name), 1.8, SMALL_PT)
+        _write(names, text, (x, y - 0.14), taken, PANEL_IN, effects=halo, weight="normal")
     for axis, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), "xyz", strict=True):
         axis.set_pane_color((0.97, 0.975, 0.98, 1))
         axis.set_tick_params(labelsize=6)

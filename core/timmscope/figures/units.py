@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from timmscope.figures.canvas import Canvas, line_height
 from timmscope.figures.theme import (
@@ -216,9 +217,15 @@ def _bars(
     axes.bar(np.arange(len(order)), heights, width=1.0, color=colours, linewidth=0)
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
     axes.set_ylim(0, 1.02)
-    for place, name in enumerate(name for name in flags if units.flagged(name).any()):
-        words = f"{_WORDS.get(name, name)}: {int(units.flagged(name).sum())}"
-        _corner(axes, words, 0.88 - 0.1 * place, colour=_COLOURS[name], left=True)
+    found = [name for name in flags if units.flagged(name).any()]
+    if found:
+        counts = {name: int(units.flagged(name).sum()) for name in found}
+        axes.legend(
+            [Patch(color=_COLOURS[name]) for name in found],
+            [f"{_WORDS.get(name, name)}: {counts[name]}" for name in found],
+            loc="upper left", bbox_to_anchor=(0, 0.94), frameon=True, framealpha=0.85,
+            edgecolor="none", borderaxespad=0.3, handlelength=1,
+        )  # fmt: skip
 
 
 def _colour(units: _Units, unit: int, flags: tuple[str, ...]) -> str:
@@ -227,16 +234,14 @@ def _colour(units: _Units, unit: int, flags: tuple[str, ...]) -> str:
     return _COLOURS[found] if found else SERIES[0]
 
 
-def _names(axes: Axes, lines: list[str], top: float, *, left: bool = False) -> None:
-    _corner(axes, "\n".join(fit(line, 1.6, SMALL_PT) for line in lines), top, left=left)
+def _names(axes: Axes, lines: list[str], top: float) -> None:
+    _corner(axes, "\n".join(fit(line, 1.6, SMALL_PT) for line in lines), top)
 
 
-def _corner(axes: Axes, text: str, top: float, *, colour: str = INK, left: bool = False) -> None:
-    """Small print at the edge of a panel; `top` in its heights."""
+def _corner(axes: Axes, text: str, top: float, *, colour: str = INK) -> None:
+    """Small print at the right edge of a panel; `top` in its heights."""
     axes.text(
-        0.02 if left else 0.98, top, text, transform=axes.transAxes, color=colour, va="top",
-        ha="left" if left else "right", fontsize=SMALL_PT, parse_math=False, bbox=_PAPER,
+        0.98, top, text, transform=axes.transAxes, color=colour, va="top", ha="right",
+        fontsize=SMALL_PT, parse_math=False,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
     )  # fmt: skip
-
-
-_PAPER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}

@@ -122,7 +122,7 @@ class UnitReport:
             text += f"; none is selective: {self.unjudged}"
         text += f"; {counts['prunable']} could be pruned"
         if self.images < FEW:
-            text += f"; over {self.images} images much of this is chance, correlations above all"
+            text += f"; over {self.images} images much of this is chance"
         return text
 
     def flags(self, unit: int) -> list[str]:
