@@ -6,8 +6,11 @@ import shutil
 import pytest
 from PIL import Image
 
-from timmscope.demo import makes, run, run_demo
+from timmscope import load_model, mine
+from timmscope.demo import looks, makes, run, run_demo
 from timmscope.demo.dataset import photographs
+from timmscope.demo.tour import LAYERS, MODEL, Tour
+from timmscope.images import FolderSource
 from timmscope.store import Store
 from timmscope_registry import ImageError
 
@@ -46,6 +49,10 @@ def pages(monkeypatch):
     return seen
 
 
+def section(page, name):
+    return next(section for section in page.sections if section.id == name)
+
+
 def stamps(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
@@ -68,8 +75,9 @@ def test_own_images_are_explored_and_the_second_run_takes_all_of_it_up(folder, t
     first, second = pages
     assert [s.title for s in first.sections] == [s.title for s in second.sections]
     assert first.sections[0].cards == second.sections[0].cards
-    assert first.sections[3].explained == second.sections[3].explained
-    attacked = first.sections[5].attacked
+    assert section(first, "explanations").explained == section(second, "explanations").explained
+    assert section(first, "map").note == "This needs at least 91 images that can be read."
+    attacked = section(first, "attack").attacked
     assert [a.before.bars.rows[0][0] for a in attacked] == [
         card.bars.rows[0][0] for card in first.sections[0].cards[:2]
     ]
@@ -87,7 +95,27 @@ def test_a_single_image_leaves_out_what_needs_two(tmp_path, pages):
     assert notes["neighbours"] == "This needs at least two images that can be read."
     assert notes["style"] == "This needs at least two images that can be read."
     assert "only one" in notes["units"]
-    assert len(pages[0].sections[5].attacked) == 1
+    assert len(section(pages[0], "attack").attacked) == 1
+
+
+def test_enough_images_are_laid_out_as_a_picture_and_a_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(looks, "PERPLEXITY", 3)
+    folder = tmp_path / "ten"
+    for shade in range(10):
+        (folder / f"{shade % 2}").mkdir(parents=True, exist_ok=True)
+        picture = Image.new("RGB", (40, 40), (25 * shade, 90, 250 - 25 * shade))
+        picture.save(folder / f"{shade % 2}" / f"{shade}.png")
+    model = load_model(MODEL)
+    store = mine(model, folder, tmp_path / "demo.scope", layers=LAYERS)
+    source = FolderSource(folder)
+    tour = Tour(model=model, store=store, source=source, folder=folder, out=tmp_path, own=True)
+    shown = looks.whole_map(tour)
+    assert shown.note == ""
+    assert shown.wide.src.startswith("data:image/png;base64,")
+    assert (tmp_path / shown.page).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    at = (tmp_path / shown.page).stat().st_mtime_ns
+    assert looks.whole_map(tour) == shown
+    assert (tmp_path / shown.page).stat().st_mtime_ns == at
 
 
 def test_lines_in_the_report_name_real_files(folder, tmp_path, pages):

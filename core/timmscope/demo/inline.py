@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 import matplotlib
 from PIL import Image
@@ -28,6 +29,11 @@ def data_uri(image: Tensor, *, lossless: bool = False) -> str:
         Image.fromarray(to_array(image)).save(buffer, format="JPEG", quality=88, optimize=True)
         kind, content = "jpeg", buffer.getvalue()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def png_uri(path: Path) -> str:
+    """A PNG file as a `data:` address."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def gradient(scale: HeatScale) -> str:

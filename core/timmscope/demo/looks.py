@@ -1,4 +1,4 @@
-"""The report's sections that look at the data: predictions, units, neighbours."""
+"""The report's sections that look at the data: predictions, units, neighbours, a map."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from timmscope.demo import choose
-from timmscope.demo.inline import data_uri
+from timmscope.demo.inline import data_uri, png_uri
 from timmscope.demo.kept import configured, digest, kept
 from timmscope.demo.tour import FEATURES, LATE, MIDDLE, Tour
 from timmscope.demo.view import Picture, Section, Strip
@@ -18,6 +18,8 @@ from timmscope.store import TopEntry
 from timmscope.techniques import RepresentationTechnique
 
 UNITS, PATCHES, NEIGHBOURS = 4, 6, 6
+PERPLEXITY = 30
+"""Of the map, for which t-SNE looks at three times as many neighbours of each image."""
 FIELDS: dict[str, FieldKind] = {MIDDLE: "spatial", LATE: "effective"}
 """Which receptive field a patch is: 35 and 73 px of 224. The late layer's spatial one is 211."""
 
@@ -130,6 +132,48 @@ def neighbours(tour: Tour) -> Section:
             f"photograph in {shares[0]:.0%} of cases by pixels, in {shares[1]:.0%} by features."
         )
     return replace(section, strips=_found(tour, cast(Neighbours, result)), note=note)
+
+
+def whole_map(tour: Tour) -> Section:
+    """All images laid out by what the last layer answers, and the page to explore them on."""
+    section = Section(
+        id="map",
+        title="What lies near what",
+        lead=(
+            "Every image is a point; near points are images that the model's last layer answers "
+            "alike. Crops of one photograph gather without anybody having told the model so."
+            if not tour.own
+            else "Every image is a point; near points are images that the model's last layer "
+            "answers alike."
+        ),
+        python=f'technique("embedding-map")(method="tsne")(store, layer="{FEATURES}")',
+        cli=(
+            f"timmscope run embedding-map {tour.typed(tour.store.path)} --layer {FEATURES} "
+            "--method tsne"
+        ),
+    )
+    needed = 3 * PERPLEXITY + 1
+    if int(tour.store.images.readable.sum()) < needed:
+        return replace(section, note=f"This needs at least {needed} images that can be read.")
+    laid_out: RepresentationTechnique = configured(
+        "embedding-map", method="tsne", neighbours=PERPLEXITY
+    )
+    folder = tour.out / "results" / "embedding-map"
+    kept(
+        folder,
+        laid_out,
+        {
+            "store": tour.store.manifest.images.fingerprint,
+            "weights": tour.model.weights_sha256,
+            "layer": FEATURES,
+        },
+        lambda: laid_out(tour.store, layer=FEATURES, location=tour.folder, model=tour.model),
+    )
+    return replace(
+        section,
+        wide=Picture(png_uri(folder / "figure.png"), title="t-SNE map of all images"),
+        page="results/embedding-map/map.html",
+    )
 
 
 def _found(tour: Tour, result: Neighbours) -> list[Strip]:

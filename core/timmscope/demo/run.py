@@ -28,6 +28,7 @@ SECTIONS = (
     ("predictions", looks.predictions),
     ("top patches", looks.units),
     ("nearest neighbours", looks.neighbours),
+    ("map", looks.whole_map),
     ("saliency, Grad-CAM", makes.explanations),
     ("class visualisation", makes.synthesis),
     ("attack", makes.attack),

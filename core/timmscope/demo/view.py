@@ -113,6 +113,8 @@ class Section:
         python: lines that make it again.
         cli: the same for a shell; may be empty.
         note: small print, for example why something is missing.
+        wide: a picture as wide as the page.
+        page: a page to explore beside the report; may be empty.
         cards, strips, explained, synthesised, attacked, stylised: what it shows.
     """
 
@@ -122,6 +124,8 @@ class Section:
     python: str
     cli: str = ""
     note: str = ""
+    wide: Picture | None = None
+    page: str = ""
     cards: list[Card] = field(default_factory=list)
     strips: list[Strip] = field(default_factory=list)
     explained: list[Explained] = field(default_factory=list)
