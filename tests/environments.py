@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import site
 import subprocess
@@ -11,6 +12,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 COMMAND = "import sys; from timmscope.cli import main; sys.exit(main(sys.argv[1:]))"
+
+SEVERAL = """
+import contextlib, io, json, sys
+from timmscope.cli import main
+for words in json.loads(sys.argv[1]):
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        status = main(words)
+    print(json.dumps([status, told.getvalue()]))
+"""
 
 
 def layered(root: Path) -> Path:
@@ -49,3 +60,12 @@ def run(*command: object, cwd: Path | None = None, status: int = 0) -> str:
 def timmscope(python: Path, *words: object, cwd: Path | None = None, status: int = 0) -> str:
     """Run the command line in an environment."""
     return run(python, "-c", COMMAND, *words, cwd=cwd, status=status)
+
+
+def several(
+    python: Path, *lines: tuple[object, ...], cwd: Path | None = None
+) -> list[tuple[int, str]]:
+    """Status and output of several command lines, run in one process, which imports torch once."""
+    words = json.dumps([[str(word) for word in line] for line in lines])
+    told = run(python, "-c", SEVERAL, words, cwd=cwd).splitlines()
+    return [(status, text) for status, text in map(json.loads, told[-len(lines) :])]

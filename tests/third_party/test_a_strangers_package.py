@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.environments import install, layered, pip, run, timmscope
+from tests.environments import install, layered, pip, run, several, timmscope
 
 EXAMPLE = Path(__file__).with_name("timmscope-example")
 NAMES = {
@@ -66,28 +66,27 @@ def test_each_contribution_works_on_the_command_line(python: Path, tmp_path: Pat
     pixels[..., 1] = np.linspace(60, 200, 30).astype(np.uint8)
     Image.fromarray(pixels).save(picture)
 
-    help_text = timmscope(python, "run", "centre-bias", "--help")
+    outcomes = several(
+        python,
+        ("run", "centre-bias", "--help"),
+        ("run", "centre-bias", "colours:rgb", picture, "--json"),
+        ("mine", "colours:rgb", "gradients:24", "-o", "g.scope", "--layers", "channels",
+         "--collector", "first-above"),
+        ("run", "class-distances", "g.scope", "--json"),
+        ("index", "build", "g.scope", "channels", "--backend", "dictionary"),
+        ("search", "g.scope", "--row", "0", "--json", "-k", "3"),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert [status for status, _ in outcomes] == [0] * 6, outcomes
+    help_text, explained, _, distances, _, found = (text for _, text in outcomes)
     assert "Its standard deviation, as a share of the image's sides. [above 0]" in " ".join(
         help_text.replace("│", " ").split()
     )
-    told = json.loads(
-        timmscope(python, "run", "centre-bias", "colours:rgb", picture, "--json", cwd=tmp_path)
-    )
+    told = json.loads(explained)
     assert told["provenance"]["technique"] == "timmscope-example:centre-bias"
     assert told["summary"][0]["objective"] == "green"
-    mined = ("mine", "colours:rgb", "gradients:24", "-o", "g.scope", "--layers", "channels")
-    timmscope(python, *mined, "--collector", "first-above", cwd=tmp_path)
-    apart = json.loads(
-        timmscope(python, "run", "class-distances", "g.scope", "--json", cwd=tmp_path)
-    )
-    assert [{row["label"], row["other"]} for row in apart["summary"]]
-    timmscope(
-        python, "index", "build", "g.scope", "channels", "--backend", "dictionary", cwd=tmp_path
-    )
-    found = json.loads(
-        timmscope(python, "search", "g.scope", "--row", "0", "--json", "-k", "3", cwd=tmp_path)
-    )
-    assert "gradient-00003" in json.dumps(found)
+    assert [{row["label"], row["other"]} for row in json.loads(distances)["summary"]]
+    assert "gradient-00003" in json.dumps(json.loads(found))
 
 
 def test_blocked_it_is_not_even_imported(python: Path) -> None:
@@ -171,13 +170,13 @@ def test_a_schema_that_cannot_be_is_told_and_the_rest_works(python: Path, tmp_pa
     sound = file.read_text()
     try:
         file.write_text(sound.replace("width: float", "width: NoSuchType"))
-        told = " ".join(timmscope(python, "run", "centre-bias", "--help", status=2).split())
+        outcomes = several(python, ("run", "centre-bias", "--help"), ("doctor", "-v"), ("run",))
+        assert [status for status, _ in outcomes] == [2, 2, 0]
+        told, explained, listed = (" ".join(text.split()) for _, text in outcomes)
         assert "'centre-bias' of timmscope-example:example 0.3.0 cannot be loaded" in told
         assert "NoSuchType" in told
-        assert "timmscope-example:example (implementation)" in " ".join(
-            timmscope(python, "doctor", "-v", status=2).replace(" 0.3.0", "").split()
-        )
-        assert "brightness" in timmscope(python, "run")
+        assert "timmscope-example:example 0.3.0 (implementation)" in explained
+        assert "brightness" in listed
     finally:
         file.write_text(sound)
 
