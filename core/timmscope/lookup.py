@@ -11,6 +11,7 @@ from timmscope.techniques import (
     Technique,
 )
 from timmscope_registry import PluginError, get_registry
+from timmscope_registry.offers import described, subclass
 
 BASES: dict[str, type[Technique]] = {
     base.family: base
@@ -35,13 +36,10 @@ def technique(name: str) -> type[Technique]:
             family.
     """
     entry = get_registry().technique(name)
-    found = entry.load()
     base = BASES[entry.spec.family]
-    who = f"the technique {entry.id} {entry.plugin.version}".rstrip()
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(f"{who} is {found!r}, expected a subclass of timmscope.{base.__name__}")
-    if missing := sorted(found.__abstractmethods__):
-        raise PluginError(f"{who} has no method {', '.join(missing)}")
+    found = subclass(entry, base)
     if found.__call__ is not base.__call__:
-        raise PluginError(f"{who} has a __call__ of its own, which its family's base has to do")
+        raise PluginError(
+            f"{described(entry)} has a __call__ of its own, which its family's base has to do"
+        )
     return found

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from timmscope_registry import discovery, loading
 from timmscope_registry.errors import PluginError
 from timmscope_registry.found import Found, PluginInfo, Problem
+from timmscope_registry.offers import described
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
     CollectorSpec,
@@ -62,7 +63,7 @@ class Entry(Generic[S]):
         Raises:
             PluginError: a requirement is not installed, or the import fails; the cause is chained.
         """
-        what = f"{self.kind} {self.spec.name!r} of {self.plugin.id} {self.plugin.version}".rstrip()
+        what = described(self)
         needs = getattr(self.spec, "needs", ())
         if missing := [need for need in needs if not _is_installed(need)]:
             quoted = " ".join(f'"{need}"' for need in missing)

@@ -173,8 +173,8 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hollow", "the technique hollow.py:hollow has no method attribute"),
-        ("whole", "the technique hollow.py:whole has a __call__ of its own"),
+        ("hollow", "technique 'hollow' of hollow.py has no method attribute"),
+        ("whole", "technique 'whole' of hollow.py has a __call__ of its own"),
     ],
 )
 def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):

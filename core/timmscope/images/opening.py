@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from timmscope_registry import ImageError, get_registry
+from timmscope_registry.offers import by_scheme, made
 
 from .files import IMAGE_SUFFIXES, FileSource, FolderSource
 from .source import ImageSource
@@ -27,6 +27,7 @@ def open_images(location: Images) -> ImageSource:
 
     Raises:
         ImageError: nothing there, or no source fits; the message lists what would.
+        PluginError: several plugins offer the scheme, or the source is none.
     """
     if isinstance(location, ImageSource):
         return location
@@ -37,18 +38,15 @@ def open_images(location: Images) -> ImageSource:
         return FileSource(path.resolve() for path in files)
     text = os.fspath(location)
     entries = get_registry().image_sources()
-    scheme, colon, rest = text.partition(":")
-    if colon and not Path(text).exists():
-        for entry in entries:
-            if entry.spec.scheme == scheme:
-                return cast("ImageSource", entry.load()(rest))
     path = Path(text)
+    if ":" in text and not path.exists() and (found := by_scheme(entries, text)):
+        return made(*found, ImageSource)  # type: ignore[type-abstract]
     if path.is_dir():
         return FolderSource(path)
     bare = text.partition("?")[0]
     for entry in entries:
         if bare.lower().endswith(tuple(entry.spec.suffixes)):
-            return cast("ImageSource", entry.load()(text))
+            return made(entry, text, ImageSource)  # type: ignore[type-abstract]
     if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():
         return FileSource([path.name], root=path.resolve().parent, location=str(path.resolve()))
     schemes = ", ".join(f"{entry.spec.scheme}:" for entry in entries)

@@ -25,6 +25,7 @@ from timmscope_registry import (
     get_registry,
     import_string,
 )
+from timmscope_registry.offers import subclass
 
 from .blame import declared_columns, storable_state
 from .collectors import (
@@ -241,7 +242,7 @@ def _by_name(name: str) -> Collector:
             f"{name!r} is no collector; give an instance of a Collector, or a plugin's name",
             parameter="collectors",
         )
-    kind = cast("type[Collector]", get_registry().collector(name).load())
+    kind = subclass(get_registry().collector(name), Collector)  # type: ignore[type-abstract]
     return kind()
 
 

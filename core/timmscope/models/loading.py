@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from timmscope_registry import ModelError, get_registry, nearest
+from timmscope_registry.offers import by_scheme, made
 
 if TYPE_CHECKING:
     import torch
@@ -25,19 +26,23 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
     Raises:
         ModelError: no such scheme or model, or its weights cannot be read.
         UnsupportedModel: timmscope cannot serve the architecture.
+        PluginError: several plugins offer the scheme, or what the source makes is no model.
     """
-    scheme, colon, rest = spec.partition(":")
-    if not colon:
-        scheme, rest = "timm", spec
-    sources = {entry.spec.scheme: entry for entry in get_registry().model_sources()}
-    if scheme not in sources:
+    from timmscope.models.hooked_model import HookedModel
+
+    text = spec if ":" in spec else f"timm:{spec}"
+    entries = get_registry().model_sources()
+    found = by_scheme(entries, text)
+    if found is None:
+        scheme, _, rest = text.partition(":")
+        sources = {entry.spec.scheme for entry in entries}
         close = nearest(scheme, sources)
         hint = f"; did you mean {close[0]}:{rest}?" if close else ""
         raise ModelError(
             f"no model source is called {scheme!r} in {spec!r}; known: {', '.join(sorted(sources))}"
             + hint
         )
-    if not rest:
-        raise ModelError(f"{spec!r} names no model: expected {scheme}:NAME")
-    model: HookedModel = sources[scheme].load()(rest)
+    if not found[1]:
+        raise ModelError(f"{spec!r} names no model: expected {text}NAME")
+    model = made(*found, HookedModel)
     return model.to(device) if device is not None else model

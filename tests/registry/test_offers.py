@@ -1,0 +1,74 @@
+"""Sources of other people: which one is meant, and what it may not make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from timmscope import HookedModel, load_model, open_images
+from timmscope_registry import PluginError, set_registry
+
+SOURCE = """
+    from timmscope_registry import ImageSourceSpec, ModelSourceSpec, hookimpl
+
+    def make(rest):
+        from timmscope.testing import tiny_model
+        return tiny_model(rest) if rest in ("cnn", "token") else rest
+
+    def raising(rest):
+        raise TypeError("of its own")
+
+    def nothing():
+        pass
+
+    @hookimpl
+    def timmscope_model_sources():
+        for name in ("make", "raising", "nothing"):
+            yield ModelSourceSpec(scheme=name, summary=".", impl=f"MODULE:{name}")
+
+    @hookimpl
+    def timmscope_image_sources():
+        yield ImageSourceSpec(scheme="make", summary=".", impl="MODULE:make", suffixes=(".zz",))
+"""
+
+
+@pytest.fixture
+def _one(distribution: Callable[..., str]) -> Iterator[None]:
+    set_registry(None)
+    distribution("one", SOURCE, version="1.5")
+    yield
+    set_registry(None)
+
+
+@pytest.mark.usefixtures("_one")
+def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> None:
+    assert load_model("make:token").id == "tiny:token"
+    distribution("two", SOURCE)
+    set_registry(None)
+    with pytest.raises(PluginError, match=r"model source 'make': use one:make:cnn or two:make:cnn"):
+        load_model("make:cnn")
+    with pytest.raises(PluginError, match=r"image source 'make': use one:make:x or two:make:x"):
+        open_images("make:x")
+    assert isinstance(load_model("one:make:cnn"), HookedModel)
+
+
+@pytest.mark.usefixtures("_one")
+@pytest.mark.parametrize(
+    ("load", "location", "words"),
+    [
+        (load_model, "make:x", "'make' of one:main 1.5 returned str, expected HookedModel"),
+        (open_images, "make:x", "'make' of one:main 1.5 returned str, expected ImageSource"),
+        (open_images, "film.zz", "'make' of one:main 1.5 returned str, expected ImageSource"),
+        (load_model, "nothing:x", "of one:main 1.5 cannot be called with text: nothing.. takes 0"),
+    ],
+)
+def test_a_source_that_makes_something_else_is_named_with_its_version(load, location, words):
+    with pytest.raises(PluginError, match=words):
+        load(location)
+
+
+@pytest.mark.usefixtures("_one")
+def test_an_error_of_the_sources_own_comes_through():
+    with pytest.raises(TypeError, match="of its own"):
+        load_model("raising:x")
