@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from timmscope import HookedModel, load_model, open_images
+from timmscope.index.backend import find_backend
 from timmscope_registry import PluginError, set_registry
 
 SOURCE = """
-    from timmscope_registry import ImageSourceSpec, ModelSourceSpec, hookimpl
+    from timmscope_registry import (
+        ImageSourceSpec,
+        IndexBackendSpec,
+        ModelSourceSpec,
+        hookimpl,
+    )
 
     def make(rest):
         from timmscope.testing import tiny_model
@@ -26,6 +32,10 @@ SOURCE = """
     def timmscope_model_sources():
         for name in ("make", "raising", "nothing"):
             yield ModelSourceSpec(scheme=name, summary=".", impl=f"MODULE:{name}")
+
+    @hookimpl
+    def timmscope_index_backends():
+        yield IndexBackendSpec(name="make", summary=".", impl="MODULE:make")
 
     @hookimpl
     def timmscope_image_sources():
@@ -66,6 +76,12 @@ def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> No
 def test_a_source_that_makes_something_else_is_named_with_its_version(load, location, words):
     with pytest.raises(PluginError, match=words):
         load(location)
+
+
+@pytest.mark.usefixtures("_one")
+def test_a_backend_that_is_none_is_told_what_it_lacks():
+    with pytest.raises(PluginError, match=r"'make' of one:main 1.5 has no ids, add, .*, search"):
+        find_backend("make")
 
 
 @pytest.mark.usefixtures("_one")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope_registry import PluginError, VectorIndexError, get_registry
+from timmscope_registry.offers import described
 
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -177,6 +178,7 @@ def find_backend(name: str) -> type[Backend]:
 
     Raises:
         VectorIndexError: no plugin offers it; the message lists what there is.
+        PluginError: it cannot be loaded, or lacks methods.
     """
     registry = get_registry()
     try:
@@ -185,4 +187,7 @@ def find_backend(name: str) -> type[Backend]:
         known = ", ".join(entry.spec.name for entry in registry.index_backends())
         raise VectorIndexError(f"{error} (index backends: {known})") from error
     backend: type[Backend] = entry.load()
+    needed = [name for name in vars(Backend) if not name.startswith("_")]
+    if lacking := [name for name in needed if not hasattr(backend, name)]:
+        raise PluginError(f"{described(entry)} has no {', '.join(lacking)}")
     return backend
