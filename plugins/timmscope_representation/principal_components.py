@@ -51,7 +51,7 @@ class PrincipalComponents:
                 f"{rows.title} are {rows.dim}: choose another layer, or fewer columns",
                 parameter="source",
             )
-        rows.require(count + 1, f"{count} principal components", "source")
+        rows.require(count + 1, f"PCA with {count} components", "source")
         found = Moments.of(rows.dim, (part for _, part in rows.batches("principal components")))
         if not found.finite:
             raise ParameterError(

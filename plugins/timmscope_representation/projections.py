@@ -109,7 +109,7 @@ def project(
     _require_library(method)
     seed %= 1 << 32  # the libraries take no others; seeds may be negative
     near = neighbours or NEIGHBOURS[method]
-    _require_rows(rows, method, near)
+    _require_rows(rows, method, near, dimensions)
     pca = PrincipalComponents.fit(rows, min(COMPONENTS, rows.dim, len(rows) - 1))
     reduced = _reduced(pca, rows)
     lay_out = _tsne if method == "tsne" else _umap
@@ -183,7 +183,7 @@ def _require_library(method: Method) -> None:
         )
 
 
-def _require_rows(rows: Rows, method: Method, near: int) -> None:
+def _require_rows(rows: Rows, method: Method, near: int, dimensions: int) -> None:
     """Refuse fewer rows than neighbours: t-SNE looks at three times its perplexity."""
     needed = max(3 * near + 1 if method == "tsne" else near + 1, _FEWEST)
     if len(rows) < needed:
@@ -192,12 +192,14 @@ def _require_rows(rows: Rows, method: Method, near: int) -> None:
             f"t-SNE with perplexity {near}" if method == "tsne" else f"UMAP with {near} neighbours"
         )
         hint = (
-            f"set neighbours to {most} or less"
+            f": set neighbours to {most} or less"
             if most >= 2 and len(rows) >= _FEWEST
-            else "choose the method pca"
+            else ": choose the method pca"
+            if len(rows) > dimensions
+            else ""
         )
         raise ParameterError(
-            f"{what} needs at least {needed} images, {rows.title} has {len(rows)}: {hint}",
+            f"{what} needs at least {needed} images, {rows.title} has {len(rows)}{hint}",
             parameter="neighbours",
         )
 

@@ -386,6 +386,11 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
             "UMAP with 2 neighbours needs at least 5 images.*has 4: choose the method pca",
             lambda: EmbeddingMap(method="umap", neighbours=2)(digits[:4]),
         ),
+        (
+            ParameterError,
+            "UMAP with 2 neighbours needs at least 5 images, the array has 2$",
+            lambda: EmbeddingMap(method="umap", neighbours=2)(digits[:2]),
+        ),
         (ParameterError, "all 50 rows.*equal", lambda: EmbeddingMap()(np.ones((50, 4)))),
         (
             ParameterError,
