@@ -101,7 +101,8 @@ def timmscope_model_sources() -> Iterable[ModelSourceSpec]:
 
     Called when a model is first loaded by name or schemes are listed; gets nothing. The callable
     behind ``impl`` is called with what follows the colon and returns a `timmscope.HookedModel`;
-    it raises `ModelError` with one clear line when it cannot.
+    it raises `ModelError` with one clear line when it cannot. Anything else that it returns is
+    a `PluginError`, as is a scheme that several plugins offer: full ids tell them apart.
 
     Example::
 
@@ -130,7 +131,8 @@ def timmscope_image_sources() -> Iterable[ImageSourceSpec]:
 
     Called when images are first loaded by location or sources are listed; gets nothing. The
     callable behind ``impl`` is called with the location (without its scheme) and returns an image
-    source; it raises `ImageError` with one clear line when it cannot.
+    source; it raises `ImageError` with one clear line when it cannot. Anything else that it returns
+    is a `PluginError`, as is a scheme that several plugins offer: full ids tell them apart.
 
     Example::
 
