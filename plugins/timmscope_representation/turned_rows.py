@@ -28,6 +28,8 @@ _TRIED = 1024
 """Rows of the sample whose pairs tell how many coordinates to look at."""
 _WIDTHS = (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 """Numbers of coordinates to choose from, besides all of them."""
+_WIDE = 2048
+"""Rows that are longer have too many axes to find them all."""
 _FETCH_COST, _MEASURE_COST = 12_000, 200_000
 """What looking at one pair again, in more coordinates or at full length, costs in coordinates of
 the first product: rows are fetched for each pair."""
@@ -71,7 +73,7 @@ class Turned:
         self._distance = distance * scale
         # Axes spread the rows that they come from more than others, so others decide their number.
         tried = np.arange(len(sample)) % max(4, len(sample) // _TRIED) == 0
-        axes = np.linalg.eigh(sample[~tried].T @ sample[~tried])[1][:, ::-1]
+        axes = _axes(sample[~tried])
         shares = _shares(sample[tried] @ axes, self._distance)
         many = min(shares, key=lambda width: _MEASURE_COST * shares[width] + _TURN_COST * width)
         axes = np.ascontiguousarray(axes[:, :many])
@@ -148,6 +150,18 @@ class Turned:
             rounding = 1 + (gaps.shape[1] + 9) * 2.0**-23
             found[part] = squares <= reach * reach * rounding
         return found
+
+
+def _axes(sample: Numbers) -> Numbers:
+    """Principal axes of centred rows `(m, d)` in columns `(d, p)`, the first the longest.
+
+    All `d` of rows that are not too long; of longer ones those that some rows of the sample span.
+    """
+    if sample.shape[1] <= _WIDE:
+        return np.linalg.eigh(sample.T @ sample)[1][:, ::-1]
+    some = sample[: max(_WIDTHS)]
+    spanned: Numbers = some.T @ np.linalg.eigh(some @ some.T)[1][:, ::-1]
+    return np.linalg.qr(spanned)[0]
 
 
 def _left_over(squares: Numbers, coordinates: Numbers, widths: list[int]) -> Numbers:

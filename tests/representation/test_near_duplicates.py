@@ -82,6 +82,19 @@ def test_groups_are_those_of_all_pairs_in_float64(
                 np.testing.assert_array_equal(found, brute_force(given, metric, distance))
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_groups_of_long_rows_are_those_of_all_pairs(
+    metric: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turned_rows, "_WIDE", 20)
+    monkeypatch.setattr(turned_rows, "_WIDTHS", (4, 8, 16))
+    for seed, make in enumerate([normal, copies, equal, of_all_sizes]):
+        rows = make(np.random.default_rng(seed), 200, 50)
+        for distance in (0.0, 0.05, 1.0):
+            found = close_groups(RowSpace(Rows(rows), metric), distance, seed)
+            np.testing.assert_array_equal(found, brute_force(rows, metric, distance))
+
+
 def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turned_rows, "BOX", 8)
     rng = np.random.default_rng(0)
