@@ -251,6 +251,13 @@ def test_letters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_path,
             cache.cache_clear()
 
 
+def test_titles_and_notes_of_one_picture_are_not_cut_off():
+    title = "layer4 of random:resnet18?seed=0: the strongest patches of 2 units"
+    note = "outlined: the receptive field, 435x435 px, and the cell; one patch an image; " * 2
+    figure = sheet_figure(images(1), title=title, note=note.strip())
+    assert " ".join(text.get_text() for text in figure.texts).split() == f"{title} {note}".split()
+
+
 def test_fit_cuts_at_words_then_letters():
     assert fit("one two", 10.0) == "one two"
     lines = fit("one two three four five six", 0.6, 8, lines=2).split("\n")

@@ -240,7 +240,8 @@ def test_a_whole_layer_is_a_book_of_pages_within_a_budget(
     assert pages == [f"page-{number:03d}.png" for number in range(2, 6)]  # 64 units, 14 a page
     last = found.pictures()["page-005"]()
     texts = [text.get_text() for text in last.texts]
-    assert "63" in texts
+    assert "unit 63" in texts
+    assert texts[0] == "layer1.0 of s.scope: 64 units"  # no model was needed
     assert "55" not in texts
     rows = list(csv.DictReader(io.StringIO((tmp_path / "patches.csv").read_text())))
     assert len(rows) == 64 * 3

@@ -23,6 +23,9 @@ from timmscope.figures.theme import (
 )
 from timmscope_registry import ParameterError
 
+_READABLE_IN = 4.8
+"""Width of a page, however few its pictures, on which titles and notes are not cut off."""
+
 
 def sheet_figure(
     images: Tensor | Sequence[Tensor],
@@ -86,7 +89,8 @@ def sheet_figure(
         lines = [line for text in row_labels for line in text.split("\n")]
         side = 0.14 + min(1.1, max(text_width(line, LABEL_PT) for line in lines))
     step_x, step_y = cell + gap_in, tall + label + gap_in
-    width = max(2 * MARGIN_IN + side + columns * step_x - gap_in, 2.2)
+    least = _READABLE_IN if title or note else 2.2
+    width = max(2 * MARGIN_IN + side + columns * step_x - gap_in, least)
     heading = fit(title, width - 2 * MARGIN_IN, TITLE_PT, lines=2, bold=True)
     small = fit(note, width - 2 * MARGIN_IN, SMALL_PT, lines=3)
     head = MARGIN_IN + (_height(heading, TITLE_PT) + 0.12 if title else 0)

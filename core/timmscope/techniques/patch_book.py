@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,10 +88,15 @@ class UnitPatches(Result):
             return grid_figure(
                 [self._tile(0, rank) for rank in range(len(self.names[0]))],
                 self._captions(0, 0, len(self.names[0])),
-                f"{self.layer}[{int(self.units[0])}] of {self.provenance.model}",
+                f"{self.layer}[{int(self.units[0])}] of {self._of}",
                 self.note,
             )
         return self._page(0)
+
+    @property
+    def _of(self) -> str:
+        """The model, where it was needed, else the store."""
+        return self.provenance.model or Path(str(self.provenance.call.get("store"))).name
 
     def pictures(self) -> dict[str, Any]:
         """The other pages."""
@@ -182,7 +188,7 @@ class UnitPatches(Result):
         return sheet_figure(
             [self._tile(place, rank) / 255 for place, *span in lines for rank in range(*span)],
             [text for line in lines for text in self._captions(*line)],
-            title=f"{self.layer} of {self.provenance.model}: {len(units)} units",
+            title=f"{self.layer} of {self._of}: {len(units)} units",
             row_labels=[f"unit {units[place]}" if not start else "" for place, start, _ in lines],
             row_lengths=[stop - start for _, start, stop in lines],
             note=note,
