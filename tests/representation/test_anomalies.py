@@ -198,6 +198,7 @@ def test_the_strangest_are_shown_below_the_spread_of_all(
     bare = Anomalies(k=1, top=30)(np.random.default_rng(0).normal(size=(40, 3)))
     assert len(bare.figure().axes) == 1
     assert sum("row " in text.get_text() for text in bare.figure().texts) == 30
+    assert f"1. row {int(bare.scores.argmax())}" in [t.get_text() for t in bare.figure().texts]
 
 
 def test_scores_that_are_equal_but_for_rounding_are_drawn() -> None:

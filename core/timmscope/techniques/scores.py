@@ -58,7 +58,7 @@ class Scores(Result):
             score = number(float(self.scores[at]))
             name = PurePath(self.names[at]).stem or self.names[at]
             label = self.labels[at]
-            titles.append(f"{rank}  {name}\n" + (f"{score}  {label}" if label else score))
+            titles.append(f"{rank}. {name}\n" + (f"{score}  {label}" if label else score))
         return scores_figure(
             self.scores.numpy(),
             self.scores[places].tolist(),
