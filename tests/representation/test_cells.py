@@ -34,7 +34,8 @@ def test_cells_of_close_rows_are_near(spread: float, size: float) -> None:
 
 def test_clear_clusters_are_apart_up_to_the_gap_between_them() -> None:
     rng = np.random.default_rng(1)
-    rows = np.concatenate([rng.uniform(0, 1, (100, 3)), rng.uniform(0, 1, (100, 3)) + [10, 0, 0]])
+    rows = rng.uniform(0, 1, (200, 3))
+    rows[100:, 0] += 10
     cells, cell = sorted_into(rows, 2)
     assert cell.tolist() in ([0] * 100 + [1] * 100, [1] * 100 + [0] * 100)
     line = rows[100:].mean(0) - rows[:100].mean(0)
