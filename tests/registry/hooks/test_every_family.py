@@ -47,9 +47,10 @@ def smallest(family: str) -> str:
 
 
 def create(name: str) -> tuple[nn.Module, ModelHooks, Tensor]:
-    """Make the model at 128 px if it can be, else at its own size."""
+    """Make the model at 128 px if it can be, or at 112 for patches of 14, else at its own size."""
     generator = torch.Generator().manual_seed(1)
-    for options, size in (({"img_size": 128}, 128), ({}, 128), ({}, None)):
+    sizes = ({"img_size": 128}, 128), ({"img_size": 112}, 112), ({}, 128), ({}, None)
+    for options, size in sizes:
         torch.manual_seed(0)
         try:
             model = timm.create_model(name, **options)
