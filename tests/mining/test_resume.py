@@ -19,7 +19,7 @@ from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
-from timmscope.mining import mine
+from timmscope.mining import loader, mine
 from timmscope.mining.lock import StoreLock
 from timmscope.store import Store, verify
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
@@ -261,6 +261,14 @@ def test_other_library_versions_may_read_a_store_but_not_finish_it(
     older.without_shards({1}).write(store.path)
     with pytest.raises(StoreMismatch, match="torch version: the store has 1, this run"):
         run(small_model, pictures, tmp_path / "s")
+
+
+def test_a_worker_that_hands_over_while_the_pass_ends_says_nothing(capsys) -> None:
+    for error in (ConnectionResetError("gone"), EOFError()):
+        loader._told(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    loader._told(ValueError, ValueError("odd"), None)
+    assert capsys.readouterr().err == "ValueError: odd\n"
 
 
 def test_ctrl_c_ends_the_pass_in_order(pictures: Path, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ cannot be read. So every forward sees the same batches whatever was killed or da
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import current_thread, main_thread
+from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -176,3 +178,13 @@ def _as_is(batch: T) -> T:
 def _quiet(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
     warnings.filterwarnings("ignore", module="PIL")  # an odd image that can be read is no news
+    sys.excepthook = _told
+
+
+def _told(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Print what went wrong in a worker's thread.
+
+    The one that hands batches over meets a closed connection if the pass ends at that moment.
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, where)
