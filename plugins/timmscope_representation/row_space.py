@@ -14,7 +14,7 @@ Numbers = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
 
 _NAMED = 5
-_MIDDLE = 256
+_MIDDLE = 64
 """Rows whose median is taken for the middle of all."""
 _LARGEST = 1e15
 """Squares of larger values add up to what float32 cannot hold."""
@@ -46,21 +46,26 @@ class RowSpace:
 
         Args:
             what: is being done, for the progress bar.
-            origin: what is subtracted from each row before it becomes float32.
+            origin: what is subtracted from each row before it becomes float32, as of `middle`.
 
         Raises:
             ParameterError: rows hold NaN or infinite values, have no direction or are too long.
         """
         for ids, values in self.rows.batches(what):
-            yield ids, np.ascontiguousarray(self.prepared(values) - origin, np.float32)
+            prepared = self.prepared(values)
+            near = np.subtract(prepared, origin, dtype=np.result_type(prepared, np.float32))
+            yield ids, np.ascontiguousarray(near, np.float32)
 
     def middle(self) -> Numbers:
         """Median `(d,)` float64 of some rows, an origin for products in float32.
 
+        It is rounded as the rows are, so that it may be subtracted from them in their own type.
+
         These lose digits far from zero, and a mean would be there if one row is far away.
         """
-        middle: Numbers = np.median(self.take(self.rows.sample(_MIDDLE, 0)), axis=0)
-        return middle
+        some = self.prepared(self.rows.take(self.rows.sample(_MIDDLE, 0)))
+        middle = np.median(some.astype(np.float64), axis=0)
+        return np.asarray(middle.astype(np.result_type(some, np.float32)), np.float64)
 
     def take(self, ids: npt.ArrayLike) -> Numbers:
         """Prepared rows `(len(ids), d)` float64 of some images, by id."""

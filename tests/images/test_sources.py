@@ -410,7 +410,8 @@ def test_string_tables_behave_as_sequences_and_stay_small() -> None:
     assert len(pickle.dumps(table)) < 1000 * 30
     with pytest.raises(IndexError):
         table[1000]
-    assert list(StringTable([])) == []
+    assert table.take([len(names) - 1, 0]) == [names[-1], names[0]]
+    assert list(StringTable([])) == [] == StringTable([]).take([])
 
 
 def test_rows_of_an_array_cut_short_after_opening_are_named_and_the_rest_still_read(

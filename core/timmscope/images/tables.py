@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 
 class StringTable(Sequence[str]):
@@ -42,6 +43,13 @@ class StringTable(Sequence[str]):
         table._bytes = np.concatenate(parts)
         return table
 
+    def take(self, places: npt.ArrayLike) -> list[str]:
+        """Strings at some places, each from 0 on."""
+        wanted = np.asarray(places, dtype=np.int64)
+        begins, ends = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
+        cells = self._bytes.data
+        return [decode(cells[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+
     def __len__(self) -> int:
         return len(self._ends) - 1
 
@@ -51,7 +59,7 @@ class StringTable(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
     def __getitem__(self, index: int | slice) -> str | list[str]:
         if isinstance(index, slice):
-            return [self._get(i) for i in range(*index.indices(len(self)))]
+            return self.take(np.arange(*index.indices(len(self))))
         position = int(index)
         if position < 0:
             position += len(self)
@@ -119,14 +127,18 @@ class LabelTable(Sequence[str | None]):
     def __getitem__(self, index: slice) -> list[str | None]: ...
     def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
         if isinstance(index, slice):
-            return [self._name(int(code)) for code in self._codes[index]]
-        return self._name(int(self._codes[index]))
+            return self._spelt(self._codes[index])
+        return self._spelt(self._codes[[int(index)]])[0]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._spelt(self._codes))
 
     def __repr__(self) -> str:
         return f"<LabelTable of {len(self)}, {len(self._names)} names>"
 
-    def _name(self, code: int) -> str | None:
-        return None if code < 0 else self._names[code]
+    def _spelt(self, codes: np.ndarray) -> list[str | None]:
+        names = (*self._names, None)  # -1 is the last
+        return [names[code] for code in codes.tolist()]
 
 
 def encode(text: str) -> bytes:
@@ -134,6 +146,6 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def decode(data: bytes) -> str:
+def decode(data: bytes | memoryview) -> str:
     """The inverse of `encode`."""
-    return data.decode("utf-8", "surrogateescape")
+    return str(data, "utf-8", "surrogateescape")

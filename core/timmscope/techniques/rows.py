@@ -162,11 +162,10 @@ class Rows:
 
     def names(self, ids: npt.ArrayLike) -> list[str]:
         """What to call some images: their paths in the store, `row 7` in an array."""
-        wanted = np.asarray(ids, np.int64).tolist()
+        wanted = np.asarray(ids, np.int64)
         if self.layer is None:
-            return [f"row {image}" for image in wanted]
-        paths = self.layer.store.images.paths
-        return [paths[image] for image in wanted]
+            return [f"row {image}" for image in wanted.tolist()]
+        return self.layer.store.images.paths.take(wanted)
 
     def short_names(self, ids: npt.ArrayLike) -> list[str]:
         """`names` without folder and ending, as captions."""
