@@ -115,26 +115,21 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
                 hint="give the command that mined it again",
             )
         )
-    problems += [
-        Problem(
-            plugin=str(path),
-            stage="store",
-            message=f"{each.file}: {each.reason}",
-            hint=f"timmscope verify {path} --repair",
-        )
-        for each in wrong_sizes(store.path, store.manifest)
-    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        damage = examine_indexes(store)
+        damaged = examine_indexes(store)
     problems += [
         Problem(
             plugin=str(path),
-            stage="index",
+            stage=stage,
             message=f"{each.file}: {each.reason}",
             hint=f"timmscope verify {path} --repair",
         )
-        for each in damage
+        for stage, found in (
+            ("store", wrong_sizes(store.path, store.manifest)),
+            ("index", damaged),
+        )
+        for each in found
     ]
     indexes = []
     for file in index_files(store.path):
