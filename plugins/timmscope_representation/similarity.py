@@ -38,7 +38,8 @@ def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
 
     because `K 1 = 0`. So memory depends on the layers' widths alone, and all n images count. Rows
     are read twice: for the means, and for the products; more often where the products of all pairs
-    would take more than 512 MiB.
+    would take more than 512 MiB. CKA knows no scale, so each layer's rows are divided by their
+    largest number, and powers of them stay in range.
 
     Raises:
         ParameterError: a layer's rows are all equal, or nearly so.
@@ -48,30 +49,25 @@ def linear_cka(aligned: Aligned) -> tuple[Numbers, Numbers]:
     runs = list(_runs(dims))
     plain, lengths = np.empty((len(dims), len(dims))), np.empty((len(dims), len(dims)))
     sums, sizes = np.empty(len(dims)), np.empty(len(dims))
-    with (
-        task("comparing layers", total=n * (1 + len(runs))) as advance,
-        np.errstate(over="ignore", invalid="ignore"),  # what is not finite is refused below
-    ):
+    with task("comparing layers", total=n * (1 + len(runs))) as advance:
         means = [np.zeros(dim) for dim in dims]
+        largest = np.zeros(len(dims))
         for batch in aligned.batches(layers):
-            for mean, rows in zip(means, batch, strict=True):
-                mean += rows.sum(0) / n
+            for layer, rows in enumerate(batch):
+                means[layer] += (rows / n).sum(0)
+                largest[layer] = max(largest[layer], np.abs(rows).max())
             advance(len(batch[0]))
+        largest[largest == 0] = 1
+        scaled = [mean / most for mean, most in zip(means, largest, strict=True)]
         for pairs in runs:
-            for pair, (product, common, own) in _products(aligned, means, pairs, advance).items():
-                first, second = pair
+            products = _products(aligned, scaled, largest, pairs, advance)
+            for (first, second), (product, common, own) in products.items():
                 plain[first, second] = plain[second, first] = np.square(product).sum()
                 lengths[first, second] = lengths[second, first] = common
                 if first == second:
-                    sums[first], sizes[first] = own, n * float(means[first] @ means[first])
-        debiased = plain - n / (n - 2) * lengths + np.outer(sums, sums) / ((n - 1) * (n - 2))
+                    sums[first], sizes[first] = own, n * float(scaled[first] @ scaled[first])
+    debiased = plain - n / (n - 2) * lengths + np.outer(sums, sums) / ((n - 1) * (n - 2))
     for layer in layers:
-        if not np.isfinite(debiased[layer, layer]):
-            raise ParameterError(
-                f"{aligned.rows[layer].title} holds values so large that products of their squares "
-                "leave float64's range: scale the rows",
-                parameter="layer",
-            )
         if sums[layer] <= _NOTHING**2 * sizes[layer] or (
             debiased[layer, layer] <= _NOTHING * plain[layer, layer]
         ):
@@ -108,15 +104,21 @@ def _runs(dims: Sequence[int]) -> Iterator[list[tuple[int, int]]]:
 def _products(
     aligned: Aligned,
     means: list[Numbers],
+    units: Numbers,
     pairs: list[tuple[int, int]],
     advance: Callable[[int], None],
 ) -> dict[tuple[int, int], tuple[Numbers, float, float]]:
-    """Of each pair `Xᵀ Y` of centred rows, `Σ k l` and `Σ k`, in one pass."""
+    """Of each pair `Xᵀ Y` of centred rows, `Σ k l` and `Σ k`, in one pass.
+
+    Each layer's rows are measured in a unit of its own, and so are its means.
+    """
     needed = sorted({layer for pair in pairs for layer in pair})
     products = {(i, j): np.zeros((len(means[i]), len(means[j]))) for i, j in pairs}
     common, own = dict.fromkeys(pairs, 0.0), dict.fromkeys(needed, 0.0)
     for batch in aligned.batches(needed):
-        rows = {layer: x - means[layer] for layer, x in zip(needed, batch, strict=True)}
+        rows = {
+            layer: x / units[layer] - means[layer] for layer, x in zip(needed, batch, strict=True)
+        }
         lengths = {layer: np.einsum("ij,ij->i", x, x) for layer, x in rows.items()}
         for i, j in pairs:
             products[i, j] += rows[i].T @ rows[j]
@@ -172,6 +174,8 @@ def rsa(
 
 def _uncorrelated(rows: Numbers, names: list[str], title: str) -> Numbers:
     """1 - Pearson's correlation of every two rows."""
+    largest = np.abs(rows).max(1, keepdims=True)
+    rows = rows / np.where(largest, largest, 1)  # so that squares stay in range
     size = np.linalg.norm(rows, axis=1)
     rows = rows - rows.mean(1, keepdims=True)
     spread = np.linalg.norm(rows, axis=1)
