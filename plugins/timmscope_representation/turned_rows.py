@@ -66,51 +66,23 @@ class Turned:
             max(1, count // _IN_CELL), _CELLS, max(_SAMPLE, _SAMPLE_NUMBERS // dim) // _PER_CELL
         )
         sample = space.take(space.rows.sample(max(_SAMPLE, cells * _PER_CELL), seed))
-        mean = sample.mean(0)
-        sample -= mean
-        scale = 1 / (np.sqrt(np.square(sample).sum(1).max()) or 1.0)
-        sample *= scale
-        self._distance = distance * scale
-        # Axes spread the rows that they come from more than others, so others decide their number.
-        tried = np.arange(len(sample)) % max(4, len(sample) // _TRIED) == 0
-        axes = _axes(sample[~tried])
-        shares = _shares(sample[tried] @ axes, self._distance)
-        many = min(shares, key=lambda width: _MEASURE_COST * shares[width] + _TURN_COST * width)
-        axes = np.ascontiguousarray(axes[:, :many])
-        widths = [width for width in shares if width <= many]
+        frame = _Frame(sample, distance)
+        self._distance = frame.distance
         into = Cells(sample.astype(np.float32), cells, seed)
-        table = np.empty((count, many), np.float32)
-        left_over = np.empty((count, len(widths)), np.float32)
-        squares, cell = np.empty(count), np.empty(count, np.int64)
-        at = 0
-        for _, values in space.rows.batches("turning rows"):
-            centred = space.prepared(values) - mean
-            centred *= scale
-            part = slice(at, at + len(values))
-            squares[part] = np.einsum("ij,ij->i", centred, centred)
-            if not squares[part].max() < 1e36:
-                raise ParameterError(
-                    f"rows of {space.rows.title} differ too much in size to be compared in "
-                    "float32: use metric='cosine', or scale them",
-                    parameter="metric",
-                )
-            table[part] = coordinates = centred @ axes
-            left_over[part] = _left_over(squares[part], coordinates, widths)
-            cell[part] = into.sort(centred.astype(np.float32), np.sqrt(squares[part]))
-            at += len(values)
+        table, left_over, squares, cell = _turned(space, frame, into)
         self.places = np.argsort(cell, kind="stable")
         sizes = np.bincount(cell, minlength=cells)
         self.starts = _starts(sizes)
         self._cell = cell[self.places[self.starts[:-1]]]
         self._near = into.near(self._distance * (1 + _TURN) + _TINY**0.5)
         compared = float(sizes @ self._near @ sizes) / count**2
-        few = min(widths, key=lambda width: compared * width + _FETCH_COST * shares[width])
-        self._few, self._table, squares = few, table[self.places], squares[self.places]
+        self._few = frame.few(compared)
+        self._at = frame.widths.index(self._few)
+        self._table, squares = table[self.places], squares[self.places]
         self._left_over = left_over[self.places]
-        self._at = widths.index(few)
         self._lengths = np.sqrt(squares)
         # What is turned, and a product of p + 3 terms, may be off by a share of the squares.
-        slack = 2 * _TURN + (few + 9) * 2.0**-23
+        slack = 2 * _TURN + (self._few + 9) * 2.0**-23
         self._halves = (-0.5 * (1 - slack) * squares).astype(np.float32)
         square = self._distance**2 * (1 + 4 * _TURN) + _TINY
         self.limit = np.nextafter(np.float32(-square / 2), np.float32(-np.inf))
@@ -150,6 +122,79 @@ class Turned:
             rounding = 1 + (gaps.shape[1] + 9) * 2.0**-23
             found[part] = squares <= reach * reach * rounding
         return found
+
+
+class _Frame:
+    """Origin, unit and axes that a sample gives, and how many of them are worth looking at.
+
+    Args:
+        sample: rows `(m, d)`; they become centred, in the unit.
+        distance: Euclidean, of rows that are close.
+
+    Attributes:
+        distance: in the unit.
+        axes: `(d, p)`, in columns.
+        widths: numbers of leading coordinates to choose from, ascending to p.
+    """
+
+    def __init__(self, sample: Numbers, distance: float) -> None:
+        self._mean = sample.mean(0)
+        sample -= self._mean
+        self._scale = 1 / (np.sqrt(np.square(sample).sum(1).max()) or 1.0)
+        sample *= self._scale
+        self.distance = distance * self._scale
+        # Axes spread the rows that they come from more than others, so others decide their number.
+        tried = np.arange(len(sample)) % max(4, len(sample) // _TRIED) == 0
+        axes = _axes(sample[~tried])
+        shares = _shares(sample[tried] @ axes, self.distance)
+        many = min(shares, key=lambda width: _MEASURE_COST * shares[width] + _TURN_COST * width)
+        self.axes = np.ascontiguousarray(axes[:, :many])
+        self._shares = {width: share for width, share in shares.items() if width <= many}
+        self.widths = list(self._shares)
+
+    def centred(self, rows: Numbers) -> Numbers:
+        """Rows from the origin, in the unit."""
+        found: Numbers = rows - self._mean
+        found *= self._scale
+        return found
+
+    def few(self, compared: float) -> int:
+        """How many coordinates to compare first, if this share of all pairs is compared."""
+        cost = {
+            width: compared * width + _FETCH_COST * self._shares[width] for width in self.widths
+        }
+        return min(cost, key=lambda width: cost[width])
+
+
+def _turned(
+    space: RowSpace, frame: _Frame, cells: Cells
+) -> tuple[Numbers, Numbers, Numbers, Places]:
+    """All rows, read once.
+
+    Returns:
+        coordinates `(n, p)` float32; what the first of them leave over, `(n, widths)` float32;
+        squared lengths `(n,)`; cells `(n,)`.
+    """
+    count = len(space.rows)
+    table = np.empty((count, frame.axes.shape[1]), np.float32)
+    left_over = np.empty((count, len(frame.widths)), np.float32)
+    squares, cell = np.empty(count), np.empty(count, np.int64)
+    at = 0
+    for _, values in space.rows.batches("turning rows"):
+        centred = frame.centred(space.prepared(values))
+        part = slice(at, at + len(values))
+        squares[part] = np.einsum("ij,ij->i", centred, centred)
+        if not squares[part].max() < 1e36:
+            raise ParameterError(
+                f"rows of {space.rows.title} differ too much in size to be compared in "
+                "float32: use metric='cosine', or scale them",
+                parameter="metric",
+            )
+        table[part] = coordinates = centred @ frame.axes
+        left_over[part] = _left_over(squares[part], coordinates, frame.widths)
+        cell[part] = cells.sort(centred.astype(np.float32), np.sqrt(squares[part]))
+        at += len(values)
+    return table, left_over, squares, cell
 
 
 def _axes(sample: Numbers) -> Numbers:
