@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ConfigDict, Field
 
 from timmscope import (
     AttackTechnique,
@@ -19,7 +20,10 @@ from timmscope import (
     StyleTechnique,
     SynthesisOutcome,
     SynthesisTechnique,
+    Table,
+    Technique,
     TechniqueError,
+    compare,
     technique,
 )
 from timmscope_registry import PluginError, get_registry, set_registry
@@ -180,3 +184,74 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
 def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):
     with pytest.raises(PluginError, match=words):
         technique(name)
+
+
+class Given(Technique):
+    """Parameters that can be changed in place."""
+
+    powers: list[int] = Field(default_factory=lambda: [1, 2])
+    weights: dict[str, float] = Field(default_factory=lambda: {"edge": 0.5})
+
+    def forget(self, outcome):
+        self.powers.pop()
+        self.weights["edge"] = 9.0
+        return outcome
+
+
+class ForgetfulMaps(Given, AttributionTechnique):
+    """Changes its own parameters while it works, like those below."""
+
+    def attribute(self, model, images, objective):
+        return self.forget(torch.rand(len(images), 4, 4))
+
+
+class ForgetfulPictures(Given, SynthesisTechnique):
+    def synthesize(self, model, objective, init):
+        return self.forget(SynthesisOutcome(PICTURE, STEPS, BEST))
+
+
+class ForgetfulChanges(Given, AttackTechnique):
+    def perturb(self, model, images, labels, targets):
+        return self.forget(images)
+
+
+class ForgetfulStyles(Given, StyleTechnique):
+    def stylize(self, model, content, styles, weights):
+        return self.forget(StyleOutcome(PICTURE, LOSSES))
+
+
+class ForgetfulTables(Given, RepresentationTechnique):
+    reads = "model"
+
+    def analyse(self, source, images):
+        self.forget(None)
+        return Table(provenance=self.provenance(source), rows=[{"a": 1}])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: ForgetfulMaps()(model, torch.rand(2, 3, 4, 4), 0),
+        lambda model: compare([ForgetfulMaps()], model, torch.rand(2, 3, 4, 4), 0),
+        lambda model: ForgetfulPictures()(model, 0),
+        lambda model: ForgetfulChanges()(model, PICTURE),
+        lambda model: ForgetfulStyles()(model, PICTURE, PICTURE),
+        lambda model: ForgetfulTables()(model),
+    ],
+)
+def test_parameters_are_recorded_as_given_whatever_the_method_does_to_them(linear_model, call):
+    recorded = call(linear_model).provenance.parameters
+    recorded = recorded.get("techniques", [{"parameters": recorded}])[0]["parameters"]
+    assert recorded == {"powers": [1, 2], "weights": {"edge": 0.5}}
+
+
+class Odd(ForgetfulMaps):
+    """A parameter that JSON cannot hold."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    kernel: torch.Tensor = BEST
+
+
+def test_a_parameter_that_json_cannot_hold_is_one_line_before_anything_is_computed(linear_model):
+    with pytest.raises(TechniqueError, match=r"parameters of .*Odd cannot be recorded as JSON: "):
+        Odd()(linear_model, torch.rand(1, 3, 4, 4), 0)

@@ -20,7 +20,7 @@ from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Result
+from timmscope.techniques.result import Provenance, Result
 from timmscope.techniques.returned import checked_pixels
 from timmscope.techniques.session import chunk_size, session, usable
 from timmscope_registry import ObjectiveError, ParameterError
@@ -208,6 +208,12 @@ class AttackTechnique(Technique):
                 "a target equals the image's label: aim at another class", parameter="targets"
             )
         already = before == aims if aims is not None else before != truth
+        facts = self._provenance(
+            model,
+            seed,
+            labels=truth.tolist(),
+            targets=aims.tolist() if aims is not None else None,
+        )
         adversarial = batch.clone()
         forwards = torch.zeros(len(batch), dtype=torch.long)
         backwards = torch.zeros(len(batch), dtype=torch.long)
@@ -232,7 +238,7 @@ class AttackTechnique(Technique):
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
         return self._judged(
-            model, batch, adversarial, truth, aims, clean, already, forwards, backwards, seed, step
+            model, batch, adversarial, truth, aims, clean, already, forwards, backwards, facts, step
         )
 
     def _judged(
@@ -246,7 +252,7 @@ class AttackTechnique(Technique):
         already: Tensor,
         forwards: Tensor,
         backwards: Tensor,
-        seed: int,
+        facts: Provenance,
         step: int,
     ) -> Adversarial:
         with torch.no_grad():
@@ -264,12 +270,7 @@ class AttackTechnique(Technique):
             for row in zip(labels, before, after, strict=True)
         ]
         return Adversarial(
-            provenance=self._provenance(
-                model,
-                seed,
-                labels=labels.tolist(),
-                targets=targets.tolist() if targets is not None else None,
-            ),
+            provenance=facts,
             images=adversarial.cpu(),
             originals=originals.cpu(),
             labels=labels.cpu(),

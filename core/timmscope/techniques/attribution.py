@@ -17,7 +17,7 @@ from timmscope.progress import track
 from timmscope.techniques.base import Technique, named, require_rgb
 from timmscope.techniques.layer_views import sharing
 from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Result
+from timmscope.techniques.result import Provenance, Result
 from timmscope.techniques.returned import checked_numbers
 from timmscope.techniques.session import chunk_size, session
 from timmscope_registry import TechniqueError
@@ -192,6 +192,7 @@ def attribute_together(
     step = chunk_size(model, batch, batch_size)
     layers = [name for each in techniques for name in each.shared_layers(model, bound)]
     chunks: list[list[_Chunk]] = [[] for _ in techniques]
+    facts = [each._provenance(model, seed, objective=str(bound)) for each in techniques]
     starts = range(0, len(batch), step)
     name = techniques[0].title() if len(techniques) == 1 else "comparing"
     for start in track(starts, name, total=len(starts)):
@@ -208,8 +209,8 @@ def attribute_together(
     labels = describe(model, bound, len(batch))
     pictures = batch.cpu()
     return [
-        _joined(technique, model, done, pictures, bound, labels, seed)
-        for technique, done in zip(techniques, chunks, strict=True)
+        _joined(technique, fact, done, pictures, bound, labels)
+        for technique, fact, done in zip(techniques, facts, chunks, strict=True)
     ]
 
 
@@ -222,12 +223,11 @@ class _Chunk:
 
 def _joined(
     technique: AttributionTechnique,
-    model: HookedModel,
+    facts: Provenance,
     chunks: list[_Chunk],
     images: Tensor,
     objective: Objective,
     labels: list[str],
-    seed: int,
 ) -> Attribution:
     raw = torch.cat([chunk.raw for chunk in chunks])
     signed = technique.is_signed()
@@ -235,7 +235,7 @@ def _joined(
         signed = bool((raw.amin((1, 2)) < -1e-6 * raw.abs().amax((1, 2))).any())
     pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
     return Attribution(
-        provenance=technique._provenance(model, seed, objective=str(objective)),
+        provenance=facts,
         maps=resize_maps(raw, (images.shape[2], images.shape[3])),
         raw=raw,
         images=images,

@@ -19,6 +19,7 @@ from timmscope_registry import (
     Entry,
     ModelError,
     ParameterError,
+    TechniqueError,
     TechniqueSpec,
     get_registry,
     nearest,
@@ -72,11 +73,25 @@ class Technique(BaseModel, ABC):
         """Iterate with a progress bar where one is shown; use it for every long loop."""
         return track(steps, description or self.title(), total=total)
 
+    def _recorded(self) -> dict[str, Any]:
+        """The parameters as JSON values: asked for before the method runs, which may change them.
+
+        Raises:
+            TechniqueError: JSON cannot hold one of them.
+        """
+        try:
+            return self.model_dump(mode="json")
+        except Exception as error:  # a serialiser of a plugin's own raises what it likes
+            reason = " ".join(str(error).split())
+            raise TechniqueError(
+                f"parameters of {named(self)} cannot be recorded as JSON: {reason}"
+            ) from error
+
     def _provenance(self, model: HookedModel | None, seed: int, **facts: Any) -> Provenance:
         return Provenance.now(
             technique=self.technique_id(),
             family=self.family,
-            parameters=self.model_dump(mode="json"),
+            parameters=self._recorded(),
             model=model.id if model is not None else None,
             weights_sha256=model.weights_sha256 if model is not None else None,
             seed=seed,

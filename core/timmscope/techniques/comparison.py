@@ -127,7 +127,7 @@ def compare(
     results = attribute_together(list(chosen.values()), model, images, objective, seed, batch_size)
     first = results[0]
     return Comparison(
-        provenance=_provenance(chosen, model, first, seed),
+        provenance=_provenance(results, model, seed),
         maps=torch.stack([result.maps for result in results]),
         names=list(chosen),
         signed=[result.signed for result in results],
@@ -178,20 +178,21 @@ def _spread(
     return dict(zip(names, placed, strict=True))
 
 
-def _provenance(
-    chosen: dict[str, AttributionTechnique], model: HookedModel, first: Attribution, seed: int
-) -> Provenance:
+def _provenance(results: list[Attribution], model: HookedModel, seed: int) -> Provenance:
     return Provenance.now(
         technique="timmscope:compare",
         family="attribution",
         parameters={
             "techniques": [
-                {"technique": each.technique_id(), "parameters": each.model_dump(mode="json")}
-                for each in chosen.values()
+                {
+                    "technique": each.provenance.technique,
+                    "parameters": each.provenance.parameters,
+                }
+                for each in results
             ]
         },
         model=model.id,
         weights_sha256=model.weights_sha256,
         seed=seed,
-        call={"objective": first.objective},
+        call={"objective": results[0].objective},
     )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -132,10 +132,11 @@ class Sheet(Result):
 
 @dataclass(frozen=True)
 class _Call:
-    """The running call: what `analyse` is not handed but may ask for."""
+    """The running call: what `analyse` is not handed but may ask for, and what was given."""
 
     seed: int = 0
     model: HookedModel | None = None
+    parameters: Mapping[str, Any] | None = None
 
 
 _call: ContextVar[_Call] = ContextVar("timmscope_representation_call", default=_Call())  # noqa: B039
@@ -196,7 +197,7 @@ class RepresentationTechnique(Technique):
             StoreError: there is no store, or it cannot be read.
             LayerNotFound: the store has no such layer.
         """
-        token = _call.set(_Call(seed, model))
+        token = _call.set(_Call(seed, model, self._recorded()))
         used = source if isinstance(source, HookedModel) else model
         try:
             with session(seed), no_leftovers(self, used) if used is not None else nullcontext():
@@ -250,7 +251,9 @@ class RepresentationTechnique(Technique):
             model: the model that was looked at or through.
             facts: what else decides the result: store, layer, names of the queries.
         """
-        return self._provenance(model, _call.get().seed, **facts)
+        made = self._provenance(model, _call.get().seed, **facts)
+        given = _call.get().parameters
+        return made if given is None else replace(made, parameters=dict(given))
 
     def layer_of(self, rows: Rows) -> StoreLayer:
         """The layer of a store that rows are of.

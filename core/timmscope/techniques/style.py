@@ -135,6 +135,7 @@ class StyleTechnique(Technique):
         pictures = [model.images(item).detach() for item in _as_list(styles)]
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
+        facts = self._provenance(model, seed, weights=shares)
         with session(seed), no_leftovers(self, model):
             given = None if scene is None else scene.clone()
             outcome = self.stylize(model, given, [each.clone() for each in pictures], shares)
@@ -147,7 +148,7 @@ class StyleTechnique(Technique):
             for picture in pictures
         ]
         return Stylization(
-            provenance=self._provenance(model, seed, weights=shares),
+            provenance=facts,
             images=checked_pixels(self, outcome.images, (1, 3, "H", "W")),
             content=scene.cpu() if scene is not None else None,
             styles=torch.cat(shown).cpu(),

@@ -121,6 +121,7 @@ class SynthesisTechnique(Technique):
         if start is not None and len(start) == 1 and goal.images_named:
             start = start.expand(goal.images_named, -1, -1, -1)
         bound = goal.bind(model, start)
+        facts = self._provenance(model, seed, objective=str(bound))
         with session(seed), no_leftovers(self, model):
             outcome = self.synthesize(model, bound, None if start is None else start.clone())
         checked_type(self, outcome, SynthesisOutcome)
@@ -135,7 +136,7 @@ class SynthesisTechnique(Technique):
         best = checked_numbers(self, outcome.best_step, "best steps", (len(images),))
         final = _scores(model, images, bound)
         return Synthesis(
-            provenance=self._provenance(model, seed, objective=str(bound)),
+            provenance=facts,
             images=images,
             scores=scores.float().cpu(),
             best_step=best.cpu(),
