@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from timmscope_registry.specs import Spec
 
@@ -126,6 +128,22 @@ def one_line(error: BaseException) -> str:
         return f"it calls sys.exit({error.code!r})"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def named_warnings(who: str) -> Iterator[None]:
+    """Put a name before every warning that is shown inside; filters decide as ever which are."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        shown(Warning(f"{who}: {message}"), category, *where)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if warnings.showwarning is show:
+            warnings.showwarning = shown
 
 
 def plugin_traceback(error: BaseException) -> str:

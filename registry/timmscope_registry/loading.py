@@ -17,6 +17,7 @@ from timmscope_registry import hookspecs
 from timmscope_registry.found import (
     Found,
     authors_hint,
+    named_warnings,
     one_line,
     plugin_traceback,
     upgrade_hint,
@@ -59,7 +60,7 @@ def load(plugin: Found, manager: pluggy.PluginManager) -> None:
     before = set(sys.modules)
     start = time.perf_counter()
     try:
-        with _quiet():
+        with _quiet(), named_warnings(f"{plugin.id} {plugin.version}".rstrip()):
             _load(plugin, manager)
     except KeyboardInterrupt as error:
         error.add_note(f"while loading the plugin {plugin.id} {plugin.version}".rstrip())

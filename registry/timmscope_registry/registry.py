@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from timmscope_registry import discovery, loading
 from timmscope_registry.errors import PluginError
-from timmscope_registry.found import Found, PluginInfo, Problem
+from timmscope_registry.found import Found, PluginInfo, Problem, named_warnings
 from timmscope_registry.offers import described
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
@@ -69,7 +69,8 @@ class Entry(Generic[S]):
             quoted = " ".join(f'"{need}"' for need in missing)
             raise PluginError(f"{what} needs {', '.join(missing)}: python -m pip install {quoted}")
         try:
-            return import_string(self.spec.impl)
+            with named_warnings(what):
+                return import_string(self.spec.impl)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

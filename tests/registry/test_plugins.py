@@ -4,8 +4,10 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -393,6 +395,33 @@ def test_what_a_plugin_prints_does_not_reach_stdout(
     captured = capfd.readouterr()
     assert captured.out == ""
     assert "hello" in captured.err
+
+
+WARNING = "import warnings\nwarnings.warn('old', UserWarning, stacklevel=1)\n"
+
+
+def test_a_warning_at_import_names_the_plugin_once(distribution: Make) -> None:
+    later = distribution("later", WARNING + "class Impl: pass", points="[console_scripts]\n")
+    spec = GOOD.replace("\n    ", "\n").replace("MODULE:Impl", f"{later}:Impl")
+    distribution("warns", WARNING + spec, version="3.1")
+    registry = Registry()
+    with pytest.warns(UserWarning, match="old") as caught:
+        assert registry.problems() == []
+    assert [str(warning.message) for warning in caught] == ["warns:main 3.1: old"]
+    with pytest.warns(UserWarning, match="old") as caught:
+        registry.technique("ripple").load()
+    assert [str(each.message) for each in caught] == ["technique 'ripple' of warns:main 3.1: old"]
+    assert Path(caught[0].filename).stem == later
+
+
+@pytest.mark.parametrize(("action", "problems"), [("error", ["UserWarning: old"]), ("ignore", [])])
+def test_filters_decide_what_becomes_of_a_plugins_warning(
+    distribution: Make, action: Any, problems: list[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    distribution("warns", WARNING + GOOD.replace("\n    ", "\n"))
+    warnings.simplefilter(action)
+    assert [problem.message for problem in Registry().problems()] == problems
+    assert not recwarn.list
 
 
 def test_an_implementation_that_cannot_be_imported_is_one_clear_error(distribution: Make) -> None:
