@@ -25,6 +25,18 @@ SOURCE = """
     def raising(rest):
         raise TypeError("of its own")
 
+    def listed(rest):
+        from timmscope import ImageSource
+        class Listed(ImageSource):
+            paths = list(rest)
+            def __len__(self):
+                return {"minus": -1, "half": 2.5, "many": 1 << 80}.get(rest, len(rest))
+            def load(self, index):
+                raise NotImplementedError
+            def fingerprint(self):
+                return ""
+        return Listed()
+
     def nothing():
         pass
 
@@ -40,6 +52,7 @@ SOURCE = """
     @hookimpl
     def timmscope_image_sources():
         yield ImageSourceSpec(scheme="make", summary=".", impl="MODULE:make", suffixes=(".zz",))
+        yield ImageSourceSpec(scheme="listed", summary=".", impl="MODULE:listed")
 """
 
 
@@ -70,6 +83,10 @@ def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> No
         (load_model, "make:x", "'make' of one:main 1.5 returned str, expected HookedModel"),
         (open_images, "make:x", "'make' of one:main 1.5 returned str, expected ImageSource"),
         (open_images, "film.zz", "'make' of one:main 1.5 returned str, expected ImageSource"),
+        (open_images, "listed:abba", "1.5 has one name for images 1 and 2, 'b'; expected one for"),
+        (open_images, "listed:minus", "'listed' of one:main 1.5 has no number of images: __len__"),
+        (open_images, "listed:half", "of one:main 1.5 has no number of images: 'float' object"),
+        (open_images, "listed:many", "of one:main 1.5 has no number of images: cannot fit"),
         (load_model, "nothing:x", "of one:main 1.5 cannot be called with text: nothing.. takes 0"),
     ],
 )

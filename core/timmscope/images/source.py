@@ -47,7 +47,10 @@ class ImageSource(ABC):
     @property
     @abstractmethod
     def paths(self) -> Sequence[str]:
-        """A name for every image, unique within the source and stable between runs."""
+        """A name for every image, unique within the source and stable between runs.
+
+        Only a list of files may name a file twice: whichever of the two is meant, it is the same.
+        """
 
     @property
     def labels(self) -> Sequence[str | None] | None:

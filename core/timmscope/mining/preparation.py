@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from timmscope.images import ImageSource
+from timmscope.images.opening import fault
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.files import TEMPORARY
 from timmscope.store.manifest import NAME as MANIFEST
@@ -16,9 +16,6 @@ from timmscope_registry import ImageError, ParameterError, StoreError, StoreMism
 from .plan import Plan, bytes_per_image
 
 log = logging.getLogger("timmscope.mining")
-
-_LOOKED_AT = 100
-"""Names and labels whose type is looked at before the first image."""
 
 
 def prepare(folder: Path) -> None:
@@ -41,19 +38,10 @@ def prepare(folder: Path) -> None:
 
 def require_images(source: ImageSource) -> None:
     """Refuse a source without images, or one, a plugin's perhaps, that does not describe them."""
-    count = len(source)
-    if not count:
+    if wrong := fault(source):
+        raise ImageError(f"{type(source).__name__} {wrong}")
+    if not len(source):
         raise ImageError(f"{source!r} holds no image; name at least one")
-    columns: dict[str, Sequence[object]] = {"paths": source.paths}
-    if source.labels is not None:
-        columns["labels"] = source.labels
-    for what, values in columns.items():
-        if len(values) != count:
-            raise ImageError(f"{source!r} has {len(values)} {what}; expected one for every image")
-        for value in (values[row] for row in range(min(count, _LOOKED_AT))):
-            if not isinstance(value, str) and (value is not None or what == "paths"):
-                kind = type(value).__name__
-                raise ImageError(f"{source!r} has {what} of type {kind}; expected text")
 
 
 def part_of(manifest: Manifest, part: tuple[int, int] | None) -> Manifest:
