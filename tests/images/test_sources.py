@@ -220,6 +220,15 @@ def test_webdataset_tars_are_indexed_with_their_labels(tmp_path: Path) -> None:
     assert [value(copy, i) for i in range(3)] == [1, 0, 9]
 
 
+def test_archives_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / f"part-{number}").mkdir()
+        make_tar(tmp_path / f"part-{number}" / "t.tar", {"x.png": png(number)})
+    source = open_images(f"webdataset:{tmp_path}/part-*/t.tar")
+    assert list(source.paths) == ["part-0/t.tar/x.png", "part-1/t.tar/x.png"]
+    assert [value(source, row) for row in (0, 1)] == [0, 1]
+
+
 def test_a_compressed_tar_is_refused_with_advice(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"))

@@ -39,8 +39,9 @@ class WebDatasetSource(ImageSource):
         names: list[str] = []
         labels: list[str | None] = []
         where: list[tuple[int, int, int]] = []
+        called = _called(self._tars)
         for number, tar in enumerate(tracked(self._tars, "listing archives")):
-            self._index(number, tar, names, labels, where)
+            self._index(number, tar, called[number], names, labels, where)
         if not names:
             raise ImageError(f"{location}: no image in {len(self._tars)} archive(s)")
         self._paths = StringTable(names)
@@ -56,7 +57,10 @@ class WebDatasetSource(ImageSource):
 
     @property
     def paths(self) -> StringTable:
-        """The archive's name and the member's, as in ``train-0.tar/000.jpg``."""
+        """The archive's name and the member's, as in ``train-0.tar/000.jpg``.
+
+        Where archives in different folders have one name, the folders come before it.
+        """
         return self._paths
 
     @property
@@ -98,6 +102,7 @@ class WebDatasetSource(ImageSource):
     def _index(
         number: int,
         tar: Path,
+        called: str,
         names: list[str],
         labels: list[str | None],
         where: list[tuple[int, int, int]],
@@ -121,7 +126,7 @@ class WebDatasetSource(ImageSource):
                     key = f"{folder}/{stem}"
                     if f".{suffix.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
                         keys.append(key)
-                        names.append(f"{tar.name}/{member.name}")
+                        names.append(f"{called}/{member.name}")
                         where.append((number, content_at.offset_data, content_at.size))
                     elif f".{suffix}" in _LABEL_SUFFIXES:
                         content = archive.extractfile(member)
@@ -153,6 +158,15 @@ def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
             "fetch or make it again, or leave it out",
             path=tar,
         )
+
+
+def _called(tars: list[Path]) -> list[str]:
+    """Names that tell archives apart, whatever folder they lie in."""
+    names = [tar.name for tar in tars]
+    if len(set(names)) == len(names):
+        return names
+    above = os.path.commonpath(tars)
+    return [tar.relative_to(above).as_posix() for tar in tars]
 
 
 def _tars(location: str) -> list[Path]:
