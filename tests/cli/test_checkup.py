@@ -35,12 +35,30 @@ def test_it_tells_the_machine_and_imports_every_implementation(cli: Cli, tmp_pat
     assert ours["version"] == version("timmscope")
     assert ours["status"] == "ok"
     assert 0 < ours["load_ms"] < 60_000
+    assert 0 < ours["import_ms"] < 60_000
     (tmp_path / "hollow.py").write_text(PLUGIN)
     assert "no problems" in cli("--plugin", "hollow.py", "doctor").out  # nothing is imported
     outcome = cli("--plugin", "hollow.py", "doctor", "-v")
     assert outcome.status == 2
     assert "hollow.py (implementation)" in outcome.out
     assert "No module named 'no_such_module_here'" in " ".join(outcome.out.split())
+
+
+def test_an_implementation_that_is_slow_at_first_use_is_noted_with_its_time(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sleepy_implementation.py").write_text("import time\ntime.sleep(1.2)\nX = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "late.py").write_text(
+        PLUGIN.replace("no_such_module_here", "sleepy_implementation")
+    )
+    outcome = cli("--plugin", "late.py", "doctor", "-v", "--json")
+    assert outcome.status == 0
+    told = json.loads(outcome.out)
+    (note,) = [note for note in told["notes"] if "late.py" in note]
+    assert note.startswith("the technique 'hollow' of late.py takes ")
+    assert note.endswith("ms to import at first use (sleepy_implementation:X)")
+    assert told["plugins"]["late.py"]["import_ms"] >= 1200
 
 
 def test_a_whole_store_is_told_with_its_index(cli: Cli, tmp_path: Path) -> None:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from timmscope_registry import Problem, StoreCorrupted, TimmscopeError
+from timmscope_registry import (
+    PluginError,
+    Problem,
+    StoreCorrupted,
+    TimmscopeError,
+    get_registry,
+)
+from timmscope_registry.found import plugin_traceback
+from timmscope_registry.loading import SLOW_S
+from timmscope_registry.offers import described
 
 _OPENMP = re.compile(
     r"/(lib(?:gomp|omp|iomp5)[^/]*\.so[^/\s]*|[^/]*(?:libiomp5md|vcomp)[^/]*\.dll)$"
@@ -40,6 +50,46 @@ def machine() -> dict[str, str]:
         "FAISS": f"{faiss.__version__} ({faiss.get_compile_options().strip().lower()})",
         "OpenMP": ", ".join(Path(file).name for file in openmp_libraries()) or "unknown",
     }
+
+
+def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
+    """Import every implementation: nobody notices before first use that one is slow or broken.
+
+    Returns:
+        Seconds that each plugin's implementations took beside the framework, a note on each that
+        took over `SLOW_S`, and those that cannot be imported.
+    """
+    import timmscope.lookup
+    import timmscope.mining
+    import timmscope.store  # noqa: F401  (all that implementations stand on)
+
+    spent: dict[str, float] = {}
+    notes, problems = [], []
+    for entry in get_registry().entries():
+        plugin = entry.plugin
+        start = time.perf_counter()
+        try:
+            entry.load()
+        except PluginError as error:
+            if error.__cause__ is None:  # it lacks an extra, which is no fault
+                continue
+            problems.append(
+                Problem(
+                    plugin=plugin.id,
+                    stage="implementation",
+                    message=str(error),
+                    hint="tell its authors; everything else works",
+                    traceback=plugin_traceback(error.__cause__),
+                )
+            )
+        took = time.perf_counter() - start
+        spent[plugin.id] = spent.get(plugin.id, 0.0) + took
+        if took > SLOW_S:
+            notes.append(
+                f"the {described(entry)} takes {1000 * took:.0f} ms to import at first use "
+                f"({entry.spec.impl})"
+            )
+    return spent, notes, problems
 
 
 def openmp_libraries() -> list[str]:

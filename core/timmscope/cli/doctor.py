@@ -12,8 +12,7 @@ from cyclopts import Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
-from timmscope_registry import PluginError, PluginInfo, Problem, get_registry
-from timmscope_registry.found import plugin_traceback
+from timmscope_registry import PluginInfo, Problem, get_registry
 
 PACKAGES = (
     "timmscope",
@@ -60,14 +59,16 @@ def doctor(
         )
     seen: list[dict[str, Any]] = []
     facts: dict[str, str] = {}
+    spent: dict[str, float] = {}
     if verbose or stores:
         from timmscope.cli import checkup
 
         seen, faults = checkup.look_at_stores(stores)
         problems += faults
         if verbose:
-            problems += _broken_implementations()
             facts = checkup.machine()
+            spent, slow, faults = checkup.implementations()
+            notes, problems = notes + slow, problems + faults
             problems += checkup.openmp_problems(checkup.openmp_libraries())
     if json:
         output.print_json(
@@ -80,6 +81,9 @@ def doctor(
                         "version": plugin.version,
                         "status": plugin.status,
                         "load_ms": round(1000 * plugin.load_seconds, 1),
+                        "import_ms": round(1000 * spent[plugin.id], 1)
+                        if plugin.id in spent
+                        else None,
                     }
                     for plugin in plugins
                 },
@@ -89,7 +93,7 @@ def doctor(
             }
         )
     else:
-        _tell(versions, facts, plugins if verbose else [], seen)
+        _tell(versions, facts, plugins if verbose else [], spent, seen)
         _complain(notes, problems, {plugin.id: plugin.version for plugin in plugins})
     if problems:
         raise SystemExit(2)
@@ -132,31 +136,11 @@ def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Pr
     return notes, problems
 
 
-def _broken_implementations() -> list[Problem]:
-    """Contributions whose implementation cannot be imported: nobody notices before using them."""
-    problems = []
-    for entry in get_registry().entries():
-        try:
-            entry.load()
-        except PluginError as error:
-            if error.__cause__ is None:  # it lacks an extra, which is no fault
-                continue
-            problems.append(
-                Problem(
-                    plugin=entry.plugin.id,
-                    stage="implementation",
-                    message=str(error),
-                    hint="tell its authors; everything else works",
-                    traceback=plugin_traceback(error.__cause__),
-                )
-            )
-    return problems
-
-
 def _tell(
     versions: dict[str, str | None],
     facts: dict[str, str],
     plugins: list[PluginInfo],
+    spent: dict[str, float],
     stores: list[dict[str, Any]],
 ) -> None:
     rows = [("python", platform.python_version())]
@@ -168,9 +152,18 @@ def _tell(
     if plugins:
         output.say()
         output.table(
-            ("plugin", "version", "status", "load"),
-            [(p.id, p.version, p.status, f"{1000 * p.load_seconds:.0f} ms") for p in plugins],
-            right=("load",),
+            ("plugin", "version", "status", "load", "import at first use"),
+            [
+                (
+                    p.id,
+                    p.version,
+                    p.status,
+                    f"{1000 * p.load_seconds:.0f} ms",
+                    f"{1000 * spent[p.id]:.0f} ms" if p.id in spent else "",
+                )
+                for p in plugins
+            ],
+            right=("load", "import at first use"),
         )
     if stores:
         output.say()
