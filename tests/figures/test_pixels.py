@@ -64,6 +64,15 @@ def test_equal_steps_of_the_signed_colours_look_equally_large():
     assert abs(steps[0] / steps[-1] - 1) < 0.15
 
 
+@pytest.mark.parametrize("side", [5, 10, 35])
+def test_colours_span_the_same_values_however_small_the_part_that_has_some(side):
+    part = torch.rand(35, 35, generator=torch.Generator().manual_seed(0)) + 0.1
+    heat = torch.zeros(224, 224)
+    heat[:side, :35] = part[:side]
+    scale = HeatScale.of(heat)
+    assert scale.high == pytest.approx(float(np.quantile(part[:side], 0.995)))
+
+
 def test_an_isolated_spike_on_nothing_keeps_its_colour():
     heat = torch.zeros(100, 100)
     heat[3, 3] = 1.0

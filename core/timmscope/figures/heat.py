@@ -3,7 +3,8 @@
 A signed map is drawn with a diverging colour map centred at zero.
 A map without sign begins at zero, or at its smallest value where that is far from zero (RISE).
 A few extreme pixels (saliency has them) would leave the rest black, so colours end at a quantile of
-the magnitudes and the colour bar says so with an arrow; the numbers themselves are untouched.
+the magnitudes above zero and the colour bar says so with an arrow; the numbers themselves are
+untouched.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class HeatScale:
         if top == 0:
             return cls(-1.0 if signed else 0.0, 1.0, signed=bool(signed), clipped=False)
         low = float(values.min())
-        edge = float(np.quantile(values.abs().numpy(), QUANTILE))
+        there = values.abs()[values != 0].numpy()  # a unit's receptive field may be a small part
+        edge = float(np.quantile(there, QUANTILE))
         # A quantile far below the maximum belongs to a few isolated cells on nothing: keep all.
         edge = edge if edge > top / 20 else top
         signed = low < -1e-6 * top if signed is None else signed
