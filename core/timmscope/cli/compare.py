@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from timmscope.cli import output
+from timmscope.cli import parameters
 from timmscope.cli.text import plain_help
 from timmscope_registry import ParameterError
 
 
 @plain_help
 def compare(
-    model: str,
+    model: parameters.Model,
     /,
-    *images: Path,
-    technique: Annotated[tuple[str, ...], Parameter(show_default=False)],
-    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
-    target: Annotated[str, Parameter(name=["--target", "-t"])] = "top",
-    output_dir: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    *images: parameters.ImageFile,
+    technique: parameters.Repeated,
+    layer: parameters.Layers = (),
+    target: parameters.Target = "top",
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    batch_size: parameters.BatchSize = None,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Explain images by several techniques, and write their maps side by side on one sheet.
 
@@ -32,28 +27,13 @@ def compare(
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
-    images
-        Image files.
     technique
         Attribution, as in ``grad-cam``, with parameters behind it if need be, as in
         ``"occlusion patch_px=56 baseline=blur"``; may be repeated.
     layer
         Layer for the techniques that have one and name none; may be repeated, for a map at each.
-    target
-        What to explain: ``tiger cat``, ``class:282``, a unit ``blocks.4[17]``, or ``top``, the
-        model's own prediction.
     output_dir
         Where to write; by default ``timmscope-out/compare-IMAGE``.
-    seed
-        Of random numbers.
-    batch_size
-        Images a pass; by default what fits memory.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     if not images:
         raise ParameterError("no image given: name at least one file", parameter="images")

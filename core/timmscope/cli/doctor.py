@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 from timmscope_registry import PluginInfo, Problem, get_registry
 
@@ -32,7 +32,7 @@ PACKAGES = (
 def doctor(
     *stores: Path,
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
-    json: output.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Explain every problem with plugins and packages, and what to do; exit status 2 if any.
 
@@ -42,8 +42,6 @@ def doctor(
         Stores to look at as well, with their indexes.
     verbose
         Import what plugins and libraries need, and tell the machine, libraries and loading times.
-    json
-        Print JSON.
     """
     versions = {name: _version(name) for name in PACKAGES}
     notes, faults = packages_advice(versions)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
@@ -19,19 +17,19 @@ SHOWN = 5
 
 @plain_help
 def evaluate(
-    model: str,
-    images: str,
+    model: parameters.Model,
+    images: parameters.DataSet,
     /,
     *,
-    technique: Annotated[tuple[str, ...], Parameter(show_default=False)],
-    metric: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
-    target: Annotated[str, Parameter(name=["--target", "-t"])] = "top",
+    technique: parameters.Repeated,
+    metric: parameters.Repeated = (),
+    target: parameters.Target = "top",
     boxes: Path | None = None,
-    output_dir: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    batch_size: parameters.BatchSize = None,
+    device: parameters.Device = None,
+    json: parameters.Json = False,
 ) -> None:
     """Judge explanations of many images: techniques side by side, by several metrics.
 
@@ -40,32 +38,17 @@ def evaluate(
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
-    images
-        A folder, a text file of paths, an ``.npz`` or HDF5 file, a webdataset ``.tar``.
     technique
         Attribution to judge, as in ``grad-cam``, with parameters behind it if need be, as in
         ``"occlusion patch_px=56 baseline=blur"``; may be repeated.
     metric
         ``insertion``, ``deletion``, ``pointing-game``, ``sensitivity-n`` or ``randomisation``; may
         be repeated. By default all, the pointing game where there are boxes.
-    target
-        What to explain: ``tiger cat``, ``class:282``, a unit ``blocks.4[17]``, or ``top``, the
-        model's own prediction for each image.
     boxes
         CSV file with the columns path, left, upper, right and lower, in pixels of the image file:
         the objects, for the pointing game.
     output_dir
         Where to write; by default ``timmscope-out/evaluate-IMAGES``.
-    seed
-        Of random numbers.
-    batch_size
-        Images a forward; by default what fits memory.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print JSON.
     """
     from timmscope import evaluate as run
     from timmscope import load_model

@@ -21,7 +21,7 @@ from timmscope import (
     Technique,
     load_model,
 )
-from timmscope.cli import output
+from timmscope.cli import parameters
 from timmscope.cli.deliver import default_folder, deliver
 from timmscope.cli.names import names
 from timmscope_registry import ParameterError
@@ -29,43 +29,25 @@ from timmscope_registry import ParameterError
 if TYPE_CHECKING:
     from timmscope import Store
 
-Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-Target = Annotated[str, Parameter(name=["--target", "-t"])]
-
 
 def attribution(
     technique: AttributionTechnique,
-    model: str,
+    model: parameters.Model,
     /,
-    *images: Path,
-    target: Target = "top",
-    output_dir: Output = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    *images: parameters.ImageFile,
+    target: parameters.Target = "top",
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    batch_size: parameters.BatchSize = None,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Explain an objective by the pixels of images.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
-    images
-        Image files.
-    target
-        What to explain: ``tiger cat``, ``class:282``, a unit ``blocks.4[17]``, or ``top``, the
-        model's own prediction.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-IMAGE``.
-    seed
-        Of random numbers.
-    batch_size
-        Images a pass; by default what fits memory.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     paths = _given(images, "image")
     loaded = load_model(model, device=device)
@@ -75,34 +57,26 @@ def attribution(
 
 def synthesis(
     technique: SynthesisTechnique,
-    model: str,
+    model: parameters.Model,
     /,
     *,
     target: Annotated[str, Parameter(name=["--target", "-t"])],
     init: Path | None = None,
-    output_dir: Output = None,
-    seed: int = 0,
-    device: str | None = None,
-    json: output.Flag = False,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Make an image that raises an objective.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
     target
         What to maximise: ``tiger cat``, ``class:282``, a unit ``blocks.4[17]``, a layer.
     init
         Image to start from; by default noise.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-TARGET``.
-    seed
-        Of random numbers.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     loaded = load_model(model, device=device)
     result = technique(loaded, target, init=init, seed=seed)
@@ -111,39 +85,27 @@ def synthesis(
 
 def attack(
     technique: AttackTechnique,
-    model: str,
+    model: parameters.Model,
     /,
-    *images: Path,
-    label: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    *images: parameters.ImageFile,
+    label: parameters.Repeated = (),
     target: Annotated[tuple[str, ...], Parameter(name=["--target", "-t"], show_default=False)] = (),
-    output_dir: Output = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    batch_size: parameters.BatchSize = None,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Change images a little so that the model is wrong.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
-    images
-        Image files.
     label
         True class, by name or index; once, or once for each image. By default the prediction.
     target
         Class to aim at; once, or once for each image. By default any other than the label.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-IMAGE``.
-    seed
-        Of random numbers.
-    batch_size
-        Images a pass; by default what fits memory.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     paths = _given(images, "image")
     loaded = load_model(model, device=device)
@@ -160,23 +122,21 @@ def attack(
 
 def style(
     technique: StyleTechnique,
-    model: str,
+    model: parameters.Model,
     content: Path | None = None,
     /,
     *,
     style: Annotated[tuple[Path, ...], Parameter(name=["--style", "-s"])],
     weight: Annotated[tuple[float, ...], Parameter(show_default=False)] = (),
-    output_dir: Output = None,
-    seed: int = 0,
-    device: str | None = None,
-    json: output.Flag = False,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Render content in the manner of other pictures.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
     content
         Image to render; without one, a texture of the style.
     style
@@ -185,12 +145,6 @@ def style(
         Share of each style, in their order; equal by default.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-CONTENT``.
-    seed
-        Of random numbers.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     if weight and len(weight) != len(style):
         raise ParameterError(
@@ -204,39 +158,27 @@ def style(
 
 def representation_of_store(
     technique: RepresentationTechnique,
-    store: Path,
+    store: parameters.StorePath,
     /,
     *queries: Path,
-    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
-    where: str | None = None,
-    metadata: Path | None = None,
-    images: str | None = None,
-    output_dir: Output = None,
-    seed: int = 0,
-    json: output.Flag = False,
+    layer: parameters.Layers = (),
+    where: parameters.Where = None,
+    metadata: parameters.Metadata = None,
+    images: parameters.Moved = None,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    json: parameters.Record = False,
 ) -> None:
     """Look at a layer over a whole data set.
 
     Parameters
     ----------
-    store
-        Store that ``timmscope mine`` made.
     queries
         Image files to ask about, for techniques that take some.
     layer
         Layer of the store; needed when it holds several.
-    where
-        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file with further columns for conditions, joined by ``path``, ``name`` or ``id``.
-    images
-        Where the store's images are now, if they have moved since.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-STORE``.
-    seed
-        Of random numbers.
-    json
-        Print what was written to ``result.json``.
     """
     result = technique(
         _opened(store, metadata),
@@ -253,13 +195,13 @@ def representation_of_stores(
     technique: RepresentationTechnique,
     /,
     *stores: Path,
-    layer: Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)] = (),
-    where: str | None = None,
-    metadata: Path | None = None,
-    images: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
-    output_dir: Output = None,
-    seed: int = 0,
-    json: output.Flag = False,
+    layer: parameters.Layers = (),
+    where: parameters.Where = None,
+    metadata: parameters.Metadata = None,
+    images: parameters.Repeated = (),
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    json: parameters.Record = False,
 ) -> None:
     """Compare layers of one store, or of several.
 
@@ -270,18 +212,10 @@ def representation_of_stores(
     layer
         Layer of the stores; may be repeated, or several with commas between, for techniques that
         look at several. By default all that each store holds, or the one that all hold.
-    where
-        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file with further columns for conditions, joined by ``path``, ``name`` or ``id``.
     images
         Where a store's images are now, if they have moved since; once for each store.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-STORES``.
-    seed
-        Of random numbers.
-    json
-        Print what was written to ``result.json``.
     """
     if not stores:
         raise ParameterError("no store given: name at least one", parameter="stores")
@@ -302,30 +236,22 @@ def representation_of_stores(
 
 def representation_of_model(
     technique: RepresentationTechnique,
-    model: str,
+    model: parameters.Model,
     /,
     *images: Path,
-    output_dir: Output = None,
-    seed: int = 0,
-    device: str | None = None,
-    json: output.Flag = False,
+    output_dir: parameters.Output = None,
+    seed: parameters.Seed = 0,
+    device: parameters.Device = None,
+    json: parameters.Record = False,
 ) -> None:
     """Look at what a model has learnt.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
     images
         Image files, for techniques that take some.
     output_dir
         Where to write; by default ``timmscope-out/TECHNIQUE-MODEL``.
-    seed
-        Of random numbers.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print what was written to ``result.json``.
     """
     result = technique(load_model(model, device=device), list(images) or None, seed=seed)
     _deliver(result, technique, images[0].stem if images else model, output_dir, json)

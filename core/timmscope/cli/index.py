@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App, Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
@@ -41,7 +41,7 @@ def build(
     recall: float = 0.95,
     memory: str | None = None,
     seed: int = 0,
-    json: output.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Build the index of a layer anew, and keep it in the store.
 
@@ -61,8 +61,6 @@ def build(
         Most memory that searches may keep, as in ``2G`` or ``500M``; by default no limit.
     seed
         Of everything random.
-    json
-        Print JSON.
     """
     from timmscope import VectorIndex
 
@@ -77,7 +75,7 @@ def build(
 
 @app.command(help="Add the rows that the store has gained since.")
 @plain_help
-def add(store: Path, layer: str, /, *, json: output.Flag = False) -> None:
+def add(store: Path, layer: str, /, *, json: parameters.Json = False) -> None:
     """Add the rows that the store has gained since the index was built.
 
     Parameters
@@ -86,8 +84,6 @@ def add(store: Path, layer: str, /, *, json: output.Flag = False) -> None:
         Store that holds the index.
     layer
         Layer of the index.
-    json
-        Print JSON.
     """
     index = _load(_open(store), layer)
     added = index.add_missing()
@@ -105,9 +101,9 @@ def remove(
     *,
     ids: str | None = None,
     where: str | None = None,
-    metadata: Path | None = None,
-    compact: output.Flag = False,
-    json: output.Flag = False,
+    metadata: parameters.Metadata = None,
+    compact: parameters.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Take rows out of the index; the store keeps them.
 
@@ -121,12 +117,8 @@ def remove(
         Ids of images, as in ``3,17,100-199``.
     where
         Images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file whose columns --where may name; found by its column path, name or id.
     compact
         Give back what removed rows still take up.
-    json
-        Print JSON.
     """
     import numpy as np
 
@@ -169,7 +161,7 @@ def tune(
     /,
     *,
     recall: float = 0.95,
-    json: output.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Choose the quickest search settings that reach a recall, measured on rows of the index.
 
@@ -181,8 +173,6 @@ def tune(
         Layer of the index.
     recall
         Share of the 10 true neighbours that searches are to find on average.
-    json
-        Print JSON.
     """
     index = _load(_open(store), layer)
     index.tune(recall)
@@ -192,7 +182,7 @@ def tune(
 
 @app.command(help="Show what an index is and what it lacks.")
 @plain_help
-def info(store: Path, layer: str | None = None, /, *, json: output.Flag = False) -> None:
+def info(store: Path, layer: str | None = None, /, *, json: parameters.Json = False) -> None:
     """Show what an index is, how well it finds, and which rows of the store it lacks.
 
     Parameters
@@ -201,8 +191,6 @@ def info(store: Path, layer: str | None = None, /, *, json: output.Flag = False)
         Store that holds the index.
     layer
         Layer of the index; may be left out where there is only one.
-    json
-        Print JSON.
     """
     _tell(store, _load(_open(store), layer), json=json)
 

@@ -6,24 +6,22 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 
 @plain_help
 def layers(
-    model: str,
+    model: parameters.Model,
     /,
     *,
-    all: Annotated[output.Flag, Parameter(name=["--all", "-a"])] = False,
-    json: output.Flag = False,
+    all: Annotated[parameters.Flag, Parameter(name=["--all", "-a"])] = False,
+    json: parameters.Flag = False,
 ) -> None:
     """List a model's layers in execution order, with layout, grid and channels.
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50``, ``pip:efficientnet-lite0`` or ``random:resnet18``.
     all
         Show every hook point, not only stages and blocks.
     json

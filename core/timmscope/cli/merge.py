@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import parameters
 from timmscope.cli.mine import summarise, telling
 from timmscope.cli.text import plain_help
 
@@ -16,7 +16,7 @@ from timmscope.cli.text import plain_help
 def merge(
     *parts: Path,
     store: Annotated[Path, Parameter(name=["--output", "-o"])],
-    json: output.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Join the stores that ``timmscope mine --ranges i/n`` made to the store of one pass.
 
@@ -29,8 +29,6 @@ def merge(
         Stores to join, in any order.
     store
         Folder to make, by custom ``NAME.scope``.
-    json
-        Print JSON.
     """
     with telling(store):
         from timmscope import merge as run

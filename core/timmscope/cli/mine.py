@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.names import names
 from timmscope.cli.text import plain_help
 from timmscope_registry import ParameterError, TimmscopeError
@@ -27,24 +27,24 @@ SHOWN = 10
 
 @plain_help
 def mine(
-    model: str,
-    images: str,
+    model: parameters.Model,
+    images: parameters.DataSet,
     /,
     *,
     store: Annotated[Path, Parameter(name=["--output", "-o"])],
     layers: Annotated[
         tuple[str, ...], Parameter(name=["--layers", "--layer", "-l"], show_default=False)
     ] = (),
-    maps: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
-    collector: Annotated[tuple[str, ...], Parameter(show_default=False)] = (),
+    maps: parameters.Repeated = (),
+    collector: parameters.Repeated = (),
     top_k: int | None = None,
     batch_size: str | None = None,
     shard_size: int | None = None,
     precision: Literal["float32", "bfloat16", "bf16"] | None = None,
     ranges: Annotated[str | None, Parameter(show_default=False)] = None,
     workers: int | None = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    device: parameters.Device = None,
+    json: parameters.Json = False,
 ) -> None:
     """Run a model over images and keep its activations in a store.
 
@@ -52,10 +52,6 @@ def mine(
 
     Parameters
     ----------
-    model
-        Model, as in ``timm:resnet50`` or ``pip:efficientnet-lite0``.
-    images
-        A folder, a text file of paths, an ``.npz`` or HDF5 file, a webdataset ``.tar``.
     store
         Folder to make, by custom ``NAME.scope``.
     layers
@@ -80,10 +76,6 @@ def mine(
         several machines; ``timmscope merge`` joins them.
     workers
         Processes that decode images; by default one a processor, at most 2.
-    device
-        Where to run, as in ``cpu`` or ``cuda:0``.
-    json
-        Print JSON.
     """
     part = None if ranges is None else _part(ranges)
     with telling(store):

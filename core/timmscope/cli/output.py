@@ -7,9 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING
 
 from timmscope_registry import ParameterError
 
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
     from rich.console import Console, RenderableType
-
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-"""A switch that is off unless given."""
 
 PIPED_WIDTH = 160
 """Columns where no terminal says how many there are; ``COLUMNS`` overrides it."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from cyclopts import App, Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 from timmscope_registry import API_VERSION, TechniqueSpec, get_registry
 
@@ -43,7 +42,7 @@ def new(
     /,
     *,
     family: Family,
-    folder: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    folder: parameters.Output = None,
 ) -> None:
     """Write a package with one example that works, its tests, a README and a CI file.
 
@@ -69,14 +68,8 @@ def new(
 @app.default
 @app.command(name="list")
 @plain_help
-def listing(*, json: output.Flag = False) -> None:
-    """List techniques, collectors, sources and index backends of all plugins.
-
-    Parameters
-    ----------
-    json
-        Print JSON.
-    """
+def listing(*, json: parameters.Json = False) -> None:
+    """List techniques, collectors, sources and index backends of all plugins."""
     registry = get_registry()
     entries, problems = registry.entries(), registry.problems()
     if json:

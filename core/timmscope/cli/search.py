@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Metric = Literal["cosine", "l2", "ip"]
 
 @plain_help
 def search(
-    store: Path,
+    store: parameters.StorePath,
     image: Path | None = None,
     /,
     *,
@@ -31,14 +31,14 @@ def search(
     objective: str | None = None,
     vector: Path | None = None,
     layer: Annotated[str | None, Parameter(name=["--layer", "-l"])] = None,
-    count: Annotated[int, Parameter(name=["--count", "-k"])] = 10,
+    count: parameters.Count = 10,
     metric: Metric | None = None,
-    where: str | None = None,
-    metadata: Path | None = None,
-    images: str | None = None,
-    sheet: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    device: str | None = None,
-    json: output.Flag = False,
+    where: parameters.Where = None,
+    metadata: parameters.Metadata = None,
+    images: parameters.Moved = None,
+    sheet: parameters.Output = None,
+    device: parameters.Device = None,
+    json: parameters.Json = False,
 ) -> None:
     """Find images of a store nearest to an image, a row or a vector, or highest in an objective.
 
@@ -47,8 +47,6 @@ def search(
 
     Parameters
     ----------
-    store
-        Store that ``timmscope mine`` made.
     image
         Image file to start from.
     row
@@ -66,18 +64,8 @@ def search(
         How many images.
     metric
         What near means; by default that of the index kept, and cosine for a new one.
-    where
-        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file whose columns --where may name; found by its column path, name or id.
-    images
-        Where the store's images are now, if they have moved since.
     sheet
         PNG to write; by default ``timmscope-out/search-QUERY.png``.
-    device
-        Where to run the model, as in ``cpu`` or ``cuda:0``.
-    json
-        Print JSON.
     """
     from timmscope import ImageError, ParameterError, Store, StoreError
 

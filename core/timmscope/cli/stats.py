@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @plain_help
 def stats(
-    store: Path,
+    store: parameters.StorePath,
     layer: str,
     /,
     *,
-    count: Annotated[int, Parameter(name=["--count", "-k"])] = 20,
+    count: parameters.Count = 20,
     sort: Annotated[str | None, Parameter(show_default=False)] = None,
-    ascending: output.Flag = False,
-    where: str | None = None,
-    metadata: Path | None = None,
+    ascending: parameters.Flag = False,
+    where: parameters.Where = None,
+    metadata: parameters.Metadata = None,
     csv: Path | None = None,
-    figure: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    json: output.Flag = False,
+    figure: parameters.Output = None,
+    json: parameters.Flag = False,
 ) -> None:
     """Judge every unit of a layer over the images of a store.
 
@@ -39,8 +39,6 @@ def stats(
 
     Parameters
     ----------
-    store
-        Store that ``timmscope mine`` made.
     layer
         Layer of the store.
     count
@@ -50,10 +48,6 @@ def stats(
         magnitude), ``fires``, ``mean_std`` or ``auroc``.
     ascending
         With --sort, the lowest values first.
-    where
-        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file whose columns --where may name; found by its column path, name or id.
     csv
         CSV file to write, one line a unit.
     figure

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 
 @plain_help
 def top(
-    store: Path,
+    store: parameters.StorePath,
     layer: str,
     unit: int,
     /,
     *,
-    count: Annotated[int, Parameter(name=["--count", "-k"])] = 9,
+    count: parameters.Count = 9,
     field: Literal["exact", "spatial", "effective"] = "spatial",
     view: str | None = None,
-    where: str | None = None,
-    metadata: Path | None = None,
-    images: str | None = None,
-    sheet: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
-    json: output.Flag = False,
+    where: parameters.Where = None,
+    metadata: parameters.Metadata = None,
+    images: parameters.Moved = None,
+    sheet: parameters.Output = None,
+    json: parameters.Json = False,
 ) -> None:
     """Show the images of a store that drive a unit highest, and write a sheet of the patches.
 
     Parameters
     ----------
-    store
-        Store that ``timmscope mine`` made.
     layer
         Layer of the store.
     unit
@@ -46,16 +42,8 @@ def top(
     view
         Explanation to show beside each patch, of this very unit and cell, as in
         ``guided-backprop``.
-    where
-        Only images that meet a condition, as in ``"label == 'dog' and width > 300"``.
-    metadata
-        CSV file with further columns for conditions, joined by ``path`` or ``name``.
-    images
-        Where the images are now, if they have moved since.
     sheet
         PNG to write; by default ``timmscope-out/top-LAYER-UNIT.png``.
-    json
-        Print JSON.
     """
     from timmscope import ParameterError, Store, StoreError, top_patches
     from timmscope.mining.patch_sheet import patch_figure

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from timmscope.cli import output
+from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 
 @plain_help
 def verify(
-    store: Path,
+    store: parameters.StorePath,
     /,
     *,
-    repair: output.Flag = False,
+    repair: parameters.Flag = False,
     images: str | None = None,
     device: str | None = None,
-    json: output.Flag = False,
+    json: parameters.Json = False,
 ) -> None:
     """Check every shard and index of a store by checksum and by reading; exit status 2 if damaged.
 
     Parameters
     ----------
-    store
-        Store that ``timmscope mine`` made.
     repair
         Mine damaged and missing shards again, and build damaged indexes again; the others stay as
         they are.
@@ -31,8 +27,6 @@ def verify(
         Where the images are now, if they have moved since; for --repair.
     device
         Where to run the model for --repair, as in ``cpu`` or ``cuda:0``.
-    json
-        Print JSON.
     """
     from timmscope import Store, load_model
 
