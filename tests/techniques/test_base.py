@@ -328,7 +328,6 @@ class ForgetfulEverywhere(AttributionTechnique):
         fc.weight.register_hook(lambda gradient: gradient * 2)
         fc.bias.register_post_accumulate_grad_hook(lambda bias: bias.zero_())
         torch.nn.modules.module.register_module_forward_hook(lambda *a: a[2] * 0, always_call=True)
-        fc.requires_grad_(False)
         return images.sum(1)
 
 

@@ -223,7 +223,7 @@ class AttackTechnique(Technique):
             rows = todo[start : start + step]
             with (
                 session(seed, rows.tolist()),
-                no_leftovers(self, model),
+                no_leftovers(self, model, facts.weights_sha256),
                 model.count_passes(len(rows)) as counter,
             ):
                 part, label = usable(batch[rows]), usable(truth[rows])

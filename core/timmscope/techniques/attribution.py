@@ -199,10 +199,10 @@ def attribute_together(
         stop = min(start + step, len(batch))
         part, goal = batch[start:stop], bound.rows(start, stop)
         with sharing(layers):
-            for technique, done in zip(techniques, chunks, strict=True):
+            for technique, fact, done in zip(techniques, facts, chunks, strict=True):
                 with (
                     session(seed, range(start, stop), batch_size),
-                    no_leftovers(technique, model),
+                    no_leftovers(technique, model, fact.weights_sha256),
                 ):
                     outcome = technique.attribute(model, part.clone(), goal)
                 done.append(_checked(technique, model, outcome, part, goal, start))

@@ -318,7 +318,8 @@ def _about_views(views: Views | None, *, several: bool, gridded: bool) -> list[s
         return [f"without {views.title}: {views.refusal}"]
     place = "under" if several else "beside"
     cell = " at that cell" if gridded else ""
-    return [f"{place} each patch: {views.title} of the unit{cell}"]
+    grey = f", all grey where it finds nothing ({views.refused})" if views.refused else ""
+    return [f"{place} each patch: {views.title} of the unit{cell}{grey}"]
 
 
 def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:

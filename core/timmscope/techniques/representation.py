@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -199,8 +198,9 @@ class RepresentationTechnique(Technique):
         """
         token = _call.set(_Call(seed, model, self._recorded()))
         used = source if isinstance(source, HookedModel) else model
+        weights = None if used is None else used.weights_sha256
         try:
-            with session(seed), no_leftovers(self, used) if used is not None else nullcontext():
+            with session(seed), no_leftovers(self, used, weights):
                 given = images.clone() if isinstance(images, Tensor) else images
                 outcome = self.analyse(self._source(source, layer, where, location), given)
                 return self._checked(outcome)

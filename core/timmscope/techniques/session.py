@@ -7,11 +7,13 @@ result does not depend on how the batch was split.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ _session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 def session(
     seed: int, positions: Iterable[int] | None = None, batch_size: int | None = None
 ) -> Iterator[None]:
-    """Seed torch for the duration; afterwards its generators and grad mode are as before.
+    """Seed torch, NumPy and Python for the duration; afterwards they and grad mode are as before.
 
     Autograd is on inside, whatever the caller's mode: `no_grad` or `inference_mode`.
 
@@ -58,6 +60,7 @@ def session(
     where = tuple(positions) if positions is not None else None
     token = _session.set(Session(seed, where, batch_size))
     grad = torch.is_grad_enabled()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     try:
         with (
@@ -66,10 +69,14 @@ def session(
             torch.random.fork_rng(devices=devices),
         ):
             torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
             yield
     finally:
         _session.reset(token)
         torch.set_grad_enabled(grad)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def usable(tensor: Tensor) -> Tensor:

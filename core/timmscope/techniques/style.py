@@ -136,7 +136,7 @@ class StyleTechnique(Technique):
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
         facts = self._provenance(model, seed, weights=shares)
-        with session(seed), no_leftovers(self, model):
+        with session(seed), no_leftovers(self, model, facts.weights_sha256):
             given = None if scene is None else scene.clone()
             outcome = self.stylize(model, given, [each.clone() for each in pictures], shares)
         losses = _losses(self, checked_type(self, outcome, StyleOutcome))

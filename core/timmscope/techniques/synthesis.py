@@ -122,7 +122,7 @@ class SynthesisTechnique(Technique):
             start = start.expand(goal.images_named, -1, -1, -1)
         bound = goal.bind(model, start)
         facts = self._provenance(model, seed, objective=str(bound))
-        with session(seed), no_leftovers(self, model):
+        with session(seed), no_leftovers(self, model, facts.weights_sha256):
             outcome = self.synthesize(model, bound, None if start is None else start.clone())
         checked_type(self, outcome, SynthesisOutcome)
         images = checked_pixels(self, outcome.images)

@@ -13,6 +13,7 @@ from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.activations import ActivationCall, activation_calls
 from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
+from timmscope_registry.hooks.custody import Custody
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
 from timmscope_registry.hooks.handover import Handover, handovers
 from timmscope_registry.hooks.layers import LayerCatalogue
@@ -194,6 +195,16 @@ class ModelHooks:
         """Remove hooks that have come since `others`; returns the name of a module for each."""
         with self._lock:
             return remove_new(self.module, before)
+
+    def lend(self) -> Custody:
+        """Remember the module as it is, to take it back so after others had it in hand."""
+        with self._lock:  # a forward changes modes, too, for its own time
+            return Custody(self.module)
+
+    def take_back(self, custody: Custody) -> list[str]:
+        """Undo what others changed since `lend`; returns words for it."""
+        with self._lock:
+            return custody.put_back()
 
     @property
     def open_contexts(self) -> bool:

@@ -1,0 +1,157 @@
+"""Whatever a method does to the model or the process is undone, and told with its name."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from timmscope import AttributionTechnique, HookedModel, TechniqueError
+from timmscope.techniques.leftovers import LeftoverWarning
+from timmscope_registry.hooks import fingerprint
+
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+deed: Callable[[HookedModel], object] = print
+
+
+class Careless(AttributionTechnique):
+    """Does something first."""
+
+    def attribute(self, model, images, objective):
+        deed(model)
+        return images.sum(1)
+
+
+class Small(nn.Module):
+    num_classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+        self.fused_attn = True
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> HookedModel:
+    torch.manual_seed(0)
+    module = Small().eval()
+    return HookedModel(module, mean=(0.0,) * 3, std=(1.0,) * 3, input_size=(3, 8, 8), id="small")
+
+
+def surroundings() -> tuple[object, ...]:
+    return (
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_anomaly_enabled(),
+        sys.stdout,
+        Path.cwd(),
+        random.getstate(),
+        str(np.random.get_state()),  # noqa: NPY002
+    )
+
+
+def learn(model: HookedModel) -> None:
+    model.module.train().requires_grad_(True)
+    model.module(IMAGES).sum().backward()
+
+
+DEEDS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
+    "train": (lambda m: m.module.train(), "the model's train mode"),
+    "thaw": (lambda m: m.module.requires_grad_(False), "requires_grad"),
+    "half": (lambda m: m.module.half(), "the model's dtype or device"),
+    "meta": (lambda m: m.module.to("meta"), "parts or tensors of the model"),
+    "head": (lambda m: setattr(m.module, "head", nn.Identity()), "parts or tensors of the model"),
+    "new part": (lambda m: setattr(m.module, "extra", nn.ReLU()), "parts or tensors of the model"),
+    "attention": (lambda m: setattr(m.module, "fused_attn", False), "its fused_attn"),
+    "forward": (lambda m: setattr(m.module.norm, "forward", lambda x: x), "its forward"),
+    "backward": (lambda m: m.module(IMAGES).sum().backward(), "gradients of weights"),
+    "dtype": (lambda m: torch.set_default_dtype(torch.float64), "torch's default dtype"),
+    "device": (lambda m: torch.set_default_device("meta"), "torch's default device"),
+    "threads": (lambda m: torch.set_num_threads(3), "torch's number of threads"),
+    "determinism": (lambda m: torch.use_deterministic_algorithms(True), "torch's determinism"),
+    "anomaly": (lambda m: torch.autograd.set_detect_anomaly(True), "torch's anomaly detection"),
+    "stdout": (lambda m: setattr(sys, "stdout", sys.stderr), "sys.stdout"),
+    "folder": (lambda m: os.chdir(Path.cwd().parent), "the working directory"),
+}
+
+
+@pytest.mark.parametrize("name", DEEDS)
+def test_what_a_method_changes_is_put_back_and_told(model, monkeypatch, name):
+    act, what = DEEDS[name]
+    monkeypatch.setitem(globals(), "deed", act)
+    before, around = fingerprint(model.module), surroundings()
+    answers = model(IMAGES)
+    with pytest.warns(LeftoverWarning, match=f"Careless changed .*{what}.*; it was put back"):
+        result = Careless()(model, IMAGES, 0)
+    assert fingerprint(model.module).difference(before) == []
+    assert surroundings() == around
+    assert torch.equal(model(IMAGES), answers)
+    assert torch.equal(result.raw, IMAGES.sum(1))
+
+
+def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
+    def break_down(model):
+        model.module.train()
+        torch.set_default_dtype(torch.float64)
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(globals(), "deed", break_down)
+    before, around = fingerprint(model.module), surroundings()
+    with pytest.raises(ZeroDivisionError), pytest.warns(LeftoverWarning, match="train mode, torch"):
+        Careless()(model, IMAGES, 0)
+    assert fingerprint(model.module).difference(before) == []
+    assert surroundings() == around
+
+
+@pytest.mark.parametrize(
+    ("act", "where"),
+    [
+        (lambda m: nn.init.zeros_(m.module.head.weight), "as head.weight: load the model again"),
+        (learn, "as norm.num_batches_tracked"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*put back")
+def test_weights_that_a_method_wrote_into_are_told(model, monkeypatch, act, where):
+    monkeypatch.setitem(globals(), "deed", act)
+    with pytest.raises(TechniqueError, match=f"Careless wrote into weights of the model, {where}"):
+        Careless()(model, IMAGES, 0)
+
+
+def test_weights_may_be_written_into_and_restored(model, monkeypatch):
+    def there_and_back(model):
+        kept = {name: value.clone() for name, value in model.module.state_dict().items()}
+        nn.init.zeros_(model.module.head.weight)
+        model.module.load_state_dict(kept)
+
+    monkeypatch.setitem(globals(), "deed", there_and_back)
+    Careless()(model, IMAGES, 0)
+
+
+def test_numpy_and_python_are_seeded_and_put_back(model, monkeypatch):
+    drawn = []
+
+    def draw(model):
+        drawn.append((random.random(), float(np.random.rand())))  # noqa: NPY002
+        random.seed(1)
+
+    monkeypatch.setitem(globals(), "deed", draw)
+    around = surroundings()
+    for seed in (4, 4, -5):
+        Careless()(model, IMAGES, 0, seed=seed)
+    assert surroundings() == around
+    assert drawn[0] == drawn[1] != drawn[2]
