@@ -57,7 +57,9 @@ class Shown:
         file.write_text(found.documents()["map.html"], encoding="utf-8")
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self.page = browser.new_page(viewport={"width": 1200, "height": 800})
+        self.page = browser.new_page()
+        if not self.page.evaluate("navigator.maxTouchPoints"):
+            self.page.set_viewport_size({"width": 1200, "height": 800})
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
@@ -363,3 +365,74 @@ def test_the_page_holds_every_name_as_data_and_forbids_itself_to_load(small: Emb
     assert "http" not in page.replace("http-equiv", "")
     data = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     assert json.loads(data)["names"] == [*small.names, "the query"]
+
+
+def test_a_tap_shows_the_image_and_two_fingers_zoom(
+    browser: Any, small: Embedding, tmp_path: Path
+) -> None:
+    context = browser.new_context(viewport={"width": 400, "height": 800}, has_touch=True)
+    try:
+        shown = Shown(context, small, tmp_path)
+        x, y = shown.place(small, 6)
+        shown.page.touchscreen.tap(x + 10, y)
+        assert shown.page.locator("#tip").is_visible()
+        assert shown.page.inner_text("#name") == small.names[6]
+        shown.page.touchscreen.tap(*shown.place(small, 12))
+        assert shown.page.inner_text("#name") == small.names[12]
+        frames = shown.frames()
+        fingers = context.new_cdp_session(shown.page)
+        for kind, apart in (("touchStart", 30), ("touchMove", 40), ("touchMove", 60)):
+            points = [{"x": x + off, "y": y, "id": int(off > 0)} for off in (-apart, apart)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        shown.redrawn(frames)
+        shown.settled()
+        seventh = (x, y) + (np.array(shown.place(small, 7)) - (x, y)) * 2
+        shown.page.touchscreen.tap(*seventh)
+        assert shown.page.inner_text("#name") == small.names[7]
+    finally:
+        context.close()
+
+
+def test_keys_move_zoom_and_show_the_image_in_the_middle(
+    browser: Any, small: Embedding, tmp_path: Path
+) -> None:
+    shown = Shown(browser, small, tmp_path)
+    shown.page.focus("#map")
+    for _ in range(3):
+        shown.page.keyboard.press("ArrowRight")
+    assert shown.page.inner_text("#name") == small.names[0]  # at the right end of the ring
+    for _ in range(6):
+        shown.page.keyboard.press("ArrowLeft")
+    assert shown.page.inner_text("#name") == small.names[12]
+    assert shown.page.get_attribute("#tip", "role") == "status"
+    shown.page.keyboard.press("Escape")
+    assert shown.page.locator("#tip").is_hidden()
+    shown.page.keyboard.press("+")
+    assert shown.page.inner_text("#name") == small.names[12]
+
+
+def test_numbers_can_be_seen_on_dark_paper(browser: Any, small: Embedding, tmp_path: Path) -> None:
+    context = browser.new_context(color_scheme="dark", viewport={"width": 1200, "height": 800})
+    try:
+        shown = Shown(context, small, tmp_path)
+        shown.page.select_option("#colouring", label="unit 5")
+        shown.settled()
+        paper = colour_at(shown.page, (20, 120))
+        lowest = colour_at(shown.page, shown.place(small, 12))
+        assert max(paper) < 40
+        assert contrast(lowest, paper) > 3  # WCAG 2.2, 1.4.11
+    finally:
+        context.close()
+
+
+def contrast(one: Any, other: Any) -> float:
+    """WCAG's contrast ratio of two colours, 0 to 255."""
+
+    def luminance(colour: Any) -> float:
+        shares = np.array(colour) / 255
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

@@ -49,7 +49,9 @@ _MARKERS = {
 }
 _NAMED_QUERIES = 12
 _FEW = 8
-"""Points that their name would cover."""
+"""Points that their name would cover, wherever they are."""
+_NAME_HIDES_IN = 0.2
+"""A group that ends this near above its middle is hidden by a name on it."""
 _STEPS = 12
 """Places to try for a name, at half a line's distance."""
 _SHAPED = 5000
@@ -131,10 +133,8 @@ def _plane(
     for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
             text = fit(printable(group.name), 1.3, LABEL_PT)
-            x, y = _middle(points[group.members]).tolist()
-            if len(group.members) < _FEW:
-                y += 2 * half / PANEL_IN * 0.14  # above the point, not on it
-            _write(axes, text, (x, y), taken, 2 * half, effects=halo, weight="bold")
+            place = _named_at(points[group.members], 2 * half / PANEL_IN)
+            _write(axes, text, place, taken, 2 * half, effects=halo, weight="bold")
     _queries(axes, found, halo, taken)
 
 
@@ -250,6 +250,20 @@ def _middle(points: Any) -> Any:
     """The point nearest to the median, so that a name stands among the points that it names."""
     median = np.median(points, axis=0)
     return points[np.square(points - median).sum(1).argmin()]
+
+
+def _named_at(points: Any, inch: float) -> tuple[float, float]:
+    """Where the name of some points `(n, 2)` goes: on their middle, or above them if it hid them.
+
+    Args:
+        points: of a group.
+        inch: on the map.
+    """
+    x, y = _middle(points).tolist()
+    top = float(np.quantile(points[:, 1], 0.95))
+    if len(points) < _FEW or top - y < _NAME_HIDES_IN * inch:
+        y = (y if len(points) < _FEW else top) + 0.14 * inch
+    return x, y
 
 
 def _queries(axes: Axes, found: Embedding, halo: Any, taken: list[Any]) -> None:

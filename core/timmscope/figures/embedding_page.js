@@ -3,6 +3,7 @@
 (() => {
 const by = id => document.getElementById(id);
 const data = JSON.parse(by("data").textContent);
+const rgb = text => [1, 3, 5].map(at => parseInt(text.slice(at, at + 2), 16));
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
 const flat = new Float32Array(bytes(data.points));
 const D = data.dimensions, N = data.count, ALL = flat.length / D;
@@ -21,6 +22,14 @@ const DISC = "disc", SHAPES = {
   },
 };
 
+// Dark ends of the colours of numbers are lifted on dark paper, where they could not be seen.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const lifted = data.ramp.map((colour, step) => {
+  const share = 0.45 * (1 - step / (data.ramp.length - 1));
+  return "#" + rgb(colour).map(c => Math.round(c + (255 - c) * share).toString(16).padStart(2, "0")).join("");
+});
+const ramp = () => dark.matches ? lifted : data.ramp;
+
 // What colours the points: for each its group, and of each group its look and whether it is shown.
 const colourings = data.colourings.map(each => each.classes
   ? { ...each, codes: new Int32Array(bytes(each.codes)), member: new Int32Array(bytes(each.member)),
@@ -32,7 +41,7 @@ if (!colourings.length) {
 }
 for (const each of colourings) if (each.values) {
   const span = each.high > each.low ? each.high - each.low : 1, last = data.ramp.length - 1;
-  each.groups = data.ramp.map(colour => ({ colour, shape: DISC }));
+  each.groups = data.ramp.map((_, step) => ({ get colour() { return ramp()[step]; }, shape: DISC }));
   each.shown = each.groups.map(() => true);
   each.member = Int32Array.from(each.values, v => Math.round((v - each.low) / span * last));
 }
@@ -67,7 +76,6 @@ for (let i = N - 1, state = 12345; i > 0; i--) { // shuffled, so that no class l
 }
 const shuffled = order;
 
-const rgb = text => [1, 3, 5].map(at => parseInt(text.slice(at, at + 2), 16));
 const packed = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0; // little-endian RGBA
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const visible = i => i >= N || now.shown[now.member[i]];
@@ -232,7 +240,7 @@ function drawNames() {
   };
   for (let i = N; i < Math.min(ALL, N + 30); i++) named(short(data.names[i]), sx[i], sy[i] + 20 * dense, false);
   if (now.classes && now.groups.length > 1) {
-    anchorsOf(now).forEach((i, g) => { if (i >= 0 && now.shown[g]) named(now.groups[g].name, sx[i], sy[i], true); });
+    anchorsOf(now).forEach((i, g) => { if (i >= 0 && now.shown[g]) named(now.groups[g].name, sx[i], sy[i] - radius() - 11 * dense, true); });
   }
 }
 const short = name => name.split("/").pop();
@@ -303,11 +311,11 @@ function resize() {
 }
 
 // Pointing
-function nearest(x, y) {
-  let best = -1, least = (14 * dense) ** 2;
+function nearest(x, y, reach) { // the point nearest to a place, and at most so many pixels away
+  let best = -1, least = (reach * dense) ** 2;
   for (let k = 0; k < ALL; k++) {
     const i = k < N ? order[k] : k, dx = sx[i] - x, dy = sy[i] - y, off = dx * dx + dy * dy;
-    if (off <= least && visible(i) && (off < least || D === 2)) { least = off; best = i; }
+    if (off <= least && visible(i)) { least = off; best = i; } // of equals the one drawn last
   }
   return best;
 }
@@ -349,37 +357,56 @@ function show(i) {
   tip.dataset.point = i;
 }
 
-let held = null;
+const MOUSE = 14, FINGER = 24; // reach in pixels
+const held = new Map(); // where each finger or button is that is down
+let tapped = null; // where the only one went down, as long as it has not been dragged
 const at = event => {
   const box = map.getBoundingClientRect();
   return [(event.clientX - box.left) * dense, (event.clientY - box.top) * dense];
 };
+const reach = event => event.pointerType === "touch" ? FINGER : MOUSE;
 map.addEventListener("pointerdown", event => {
-  held = at(event);
+  held.set(event.pointerId, at(event));
+  tapped = held.size === 1 ? at(event) : null;
   map.setPointerCapture(event.pointerId);
   map.classList.add("dragged");
   show(-1);
 });
 map.addEventListener("pointermove", event => {
-  const to = at(event);
-  if (!held) {
-    const i = nearest(...to);
-    if (i !== under) show(i);
+  const to = at(event), from = held.get(event.pointerId);
+  if (!from) {
+    const i = nearest(...to, reach(event));
+    if (!held.size && i !== under) show(i);
     return;
   }
-  const [dx, dy] = [to[0] - held[0], to[1] - held[1]];
-  held = to;
-  if (D === 3 && !event.shiftKey) {
-    view.yaw += dx / dense / 180;
-    view.pitch = Math.max(-1.57, Math.min(1.57, view.pitch + dy / dense / 180));
-  } else { view.x += dx; view.y += dy; }
+  if (tapped && Math.hypot(to[0] - tapped[0], to[1] - tapped[1]) < 5 * dense) return;
+  tapped = null;
+  held.set(event.pointerId, to);
+  const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
+  if (held.size > 1) { // two fingers zoom and move: each moves by half, around the other
+    const [x, y] = [...held].find(([id]) => id !== event.pointerId)[1];
+    const apart = Math.hypot(from[0] - x, from[1] - y);
+    view.x += dx / 2;
+    view.y += dy / 2;
+    zoom(Math.hypot(to[0] - x, to[1] - y) / Math.max(1, apart), (to[0] + x) / 2, (to[1] + y) / 2);
+  } else if (D === 3 && !event.shiftKey) turn(dx, dy);
+  else { view.x += dx; view.y += dy; }
   request();
 });
-for (const kind of ["pointerup", "pointercancel"]) map.addEventListener(kind, () => {
-  held = null;
+function turn(dx, dy) {
+  view.yaw += dx / dense / 180;
+  view.pitch = Math.max(-1.57, Math.min(1.57, view.pitch + dy / dense / 180));
+}
+for (const kind of ["pointerup", "pointercancel"]) map.addEventListener(kind, event => {
+  held.delete(event.pointerId);
+  if (held.size) return;
   map.classList.remove("dragged");
+  if (tapped && kind === "pointerup") show(nearest(...at(event), reach(event)));
+  tapped = null;
 });
-map.addEventListener("pointerleave", () => { if (!held) show(-1); });
+map.addEventListener("pointerleave", event => {
+  if (!held.size && event.pointerType !== "touch") show(-1); // a finger that is lifted leaves too
+});
 function zoom(by, x, y) {
   const to = Math.max(0.2, Math.min(2000, view.zoom * by)), ratio = to / view.zoom;
   view.x = (view.x + wide / 2 - x) * ratio + x - wide / 2;
@@ -394,15 +421,20 @@ map.addEventListener("wheel", event => {
   zoom(Math.exp(-Math.max(-400, Math.min(400, step)) * 0.0025), ...at(event));
 }, { passive: false });
 map.addEventListener("dblclick", event => zoom(2, ...at(event)));
-map.addEventListener("keydown", event => {
+map.addEventListener("keydown", event => { // and shows what is in the middle, without a pointer
   const step = 60 * dense, moves = {
     ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step],
   };
+  const move = moves[event.key];
   if (event.key === "+" || event.key === "=") zoom(1.4, wide / 2, high / 2);
   else if (event.key === "-") zoom(1 / 1.4, wide / 2, high / 2);
-  else if (moves[event.key]) { view.x += moves[event.key][0]; view.y += moves[event.key][1]; request(); }
+  else if (move && D === 3 && !event.shiftKey) turn(-move[0], -move[1]);
+  else if (move) { view.x += move[0]; view.y += move[1]; }
+  else if (event.key === "Escape") { show(-1); return; }
   else return;
   event.preventDefault();
+  draw();
+  show(nearest(wide / 2, high / 2, Math.max(wide, high)));
 });
 
 // Beside the map
@@ -437,7 +469,7 @@ function legend() {
   if (now.values) {
     const bar = document.createElement("div"), ends = document.createElement("div");
     bar.className = "bar";
-    bar.style.background = `linear-gradient(to right, ${data.ramp.join(",")})`;
+    bar.style.background = `linear-gradient(to right, ${ramp().join(",")})`;
     ends.className = "ends";
     for (const value of [now.low, (now.low + now.high) / 2, now.high]) {
       const text = document.createElement("span");
@@ -484,7 +516,7 @@ by("colouring").addEventListener("change", event => {
 by("with-pictures").hidden = !perSheet;
 for (const id of ["names", "pictures"]) by(id).addEventListener("change", request);
 by("reset").addEventListener("click", () => { view = { ...start }; show(-1); request(); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", resize);
+dark.addEventListener("change", () => { legend(); resize(); });
 new ResizeObserver(resize).observe(map);
 legend();
 })();
