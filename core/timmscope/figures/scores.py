@@ -118,6 +118,6 @@ def _histogram(axes: Axes, scores: Any, best: Any, name: str) -> None:
         textcoords="offset points", ha="left" if right else "right", va="top",
         fontsize=LABEL_PT, color=INK,
     )  # fmt: skip
-    axes.set_ylabel("images")
+    axes.set_ylabel("images (log scale)")
     axes.set_xlabel(name)
     axes.tick_params(length=3, width=0.6)

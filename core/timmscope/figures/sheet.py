@@ -25,6 +25,8 @@ from timmscope_registry import ParameterError
 
 _READABLE_IN = 4.8
 """Width of a page, however few its pictures, on which titles and notes are not cut off."""
+_KERNEL_PX = 16
+"""Width of pictures that gain nothing by being large."""
 
 
 def sheet_figure(
@@ -49,7 +51,8 @@ def sheet_figure(
         row_labels: a label at the left of each row; `\\n` starts a new part.
         row_lengths: pictures of each row, where rows are not all full.
         note: small print below; three lines at most.
-        cell_in: width of a picture in inches; by default from the number of columns.
+        cell_in: width of a picture in inches; by default from the number of columns, and half as
+            wide at most where pictures are no wider than 16 px.
         gap_in: between pictures, in inches.
 
     Raises:
@@ -78,7 +81,8 @@ def sheet_figure(
         raise ParameterError(
             f"{len(row_labels)} row labels for {rows} rows: give one each", parameter="row_labels"
         )
-    cell = cell_in or max(0.35, min(1.6, 8.5 / columns))
+    widest = max(picture.shape[-1] for picture in pictures)
+    cell = cell_in or max(0.35, min(1.6 if widest > _KERNEL_PX else 0.8, 8.5 / columns))
     tall = cell * max(picture.shape[-2] / picture.shape[-1] for picture in pictures)
     tall = min(tall, 1.6 * cell)
     texts = [fit(text, cell + gap_in * 0.5, SMALL_PT, lines=2) for text in titles or []]
