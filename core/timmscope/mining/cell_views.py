@@ -45,6 +45,7 @@ class Views:
 
     Attributes:
         refusal: the first of the technique's; None while there was none.
+        refused: how many images it has refused.
 
     Raises:
         ParameterError: the technique is no attribution.
@@ -63,7 +64,7 @@ class Views:
         self._layer = model.layers[layer].name
         self._below = _below_the_ceiling(model, layer)
         self.refusal: TimmscopeError | None = None
-        self._refused = self._explained = 0
+        self.refused = self._explained = 0
 
     @property
     def title(self) -> str:
@@ -73,7 +74,7 @@ class Views:
     @property
     def unfit(self) -> bool:
         """Whether the technique has refused many images and explained none."""
-        return self._refused >= _PATIENCE and not self._explained
+        return self.refused >= _PATIENCE and not self._explained
 
     @property
     def some(self) -> bool:
@@ -119,7 +120,7 @@ class Views:
             if layer != self._layer:
                 return self._explained_at(self._layer, images, cells)
             self.refusal = self.refusal or error
-            self._refused += 1
+            self.refused += 1
             return [torch.full((3, *images.shape[2:]), 0.5)]
         self._explained += len(images)
         return _coloured(result)
