@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from timmscope import ParameterError, Rows, TechniqueError, task
 
@@ -206,7 +207,11 @@ def _require_rows(rows: Rows, method: Method, near: int, dimensions: int) -> Non
 
 @contextmanager
 def _quiet(method: Method) -> Iterator[None]:
-    """Without the libraries' warnings about what is meant to be so."""
+    """Without the libraries' warnings about what is meant to be so, and with torch's threads kept.
+
+    numba, which UMAP runs on, sets the number of threads of the OpenMP that it shares with torch.
+    """
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -214,3 +219,6 @@ def _quiet(method: Method) -> Iterator[None]:
         except (ValueError, TypeError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise TechniqueError(f"{method} could not lay out these rows: {reason}") from error
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
