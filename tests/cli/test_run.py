@@ -89,6 +89,18 @@ def test_json_prints_what_was_saved(cli: Cli, plugin: Path, picture: Path, tmp_p
     assert json.loads(outcome.out) == json.loads(saved.read_text())
 
 
+@pytest.mark.parametrize("deed", ["print('found it')", "import sys; sys.stdout.close()"])
+def test_what_a_technique_does_to_stdout_leaves_json_readable(
+    cli: Cli, plugin: Path, picture: Path, deed: str
+) -> None:
+    method = "        mean = images.mean("
+    plugin.write_text(plugin.read_text().replace(method, f"        {deed}\n{method}"))
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--json")
+    assert outcome.status == 0
+    assert json.loads(outcome.out)["provenance"]["technique"] == "contrast.py:contrast"
+    assert outcome.err == ("found it\n" if "found" in deed else "")
+
+
 @pytest.mark.parametrize("joined", [True, False])
 def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, joined: bool) -> None:
     flag = [f"--plugin={plugin}"] if joined else ["--plugin", plugin]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
+from timmscope.cli import output
 from timmscope.cli.text import plain_text
 from timmscope_registry import PluginError
 
@@ -49,7 +50,8 @@ def command(
 
     def run(*positional: Any, **flags: Any) -> None:
         chosen = {name: flags.pop(name) for name in technique.model_fields if name in flags}
-        function(technique(**chosen), *positional, **flags)
+        with output.others_aside():
+            function(technique(**chosen), *positional, **flags)
 
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TextIO
 
 from timmscope_registry import ParameterError
 
@@ -28,11 +31,36 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """What a terminal would obey, or cannot show; names of files may hold any of it."""
 
 
+_kept: ContextVar[TextIO | None] = ContextVar("timmscope_stdout", default=None)
+
+
+def _stdout() -> TextIO:
+    return _kept.get() or sys.stdout
+
+
+class _Aside(io.TextIOBase):
+    """Writes to stderr, which stays open when this is closed."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+
+@contextmanager
+def others_aside() -> Iterator[None]:
+    """Send to stderr what a plugin prints while it works: stdout is for what commands say."""
+    token = _kept.set(_stdout())
+    try:
+        with redirect_stdout(_Aside()):
+            yield
+    finally:
+        _kept.reset(token)
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console on the current stdout or stderr."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
+    stream = sys.stderr if stderr else _stdout()
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
     return Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
@@ -55,8 +83,9 @@ def visible(text: str) -> str:
 
 def print_json(value: object) -> None:
     """Print a value for a program to read."""
-    ascii_only = not (sys.stdout.encoding or "ascii").lower().startswith("utf")
-    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str))
+    stdout = _stdout()
+    ascii_only = not (stdout.encoding or "ascii").lower().startswith("utf")
+    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str), file=stdout)
 
 
 def table(
