@@ -181,6 +181,10 @@ def test_rows_of_a_store_that_are_no_numbers_are_refused_and_named(
     message = r"^2 of 20 rows of layer1 of nan.scope hold NaN .* class0/04.png, class1/07.png; "
     with pytest.raises(ParameterError, match=message):
         UnitReport()(path, layer="layer1", where="id < 20")
+    with h5py.File(shard, "r+", libver=("v110", "v110")) as file:
+        file["layers/layer1/pooled"][:6, 7] = np.nan
+    with pytest.raises(ParameterError, match=r"^7 of 20 .* and 2 more; leave them out with where="):
+        UnitReport()(path, layer="layer1", where="id < 20")
 
 
 def test_an_array_is_judged_by_its_columns() -> None:

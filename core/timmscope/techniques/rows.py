@@ -220,6 +220,8 @@ class Rows:
             f'leave them out, as in where="id not in {found}"'
             if self.layer is not None and len(found) <= _NAMED
             else "mine that layer again in float32"
+            if self.layer is not None and self.layer.store.manifest.precision != "float32"
+            else "leave them out with where=, or choose another layer"
             if self.layer is not None
             else "leave them out"
         )
