@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_TABLES = ("_modules", "_parameters", "_buffers")
+_MARKS = ("training", "fused_attn", "forward")
 _MISSING = object()
 
 
@@ -21,17 +21,27 @@ class Custody:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._parts = list(module.modules())
-        self._tables = [
-            (table, dict(table)) for part in self._parts for table in _tables(part) if table
-        ]
-        self._marks = [(part, _marks(part)) for part in self._parts]
-        self._weights = [
-            (weight, weight.data, weight.requires_grad, weight.grad)
-            for weight in module.parameters()
-        ]
-        self._versions = self._read_versions()
+        self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._marks: list[tuple[nn.Module, list[object]]] = []
+        self._weights: list[tuple[Tensor, Tensor, bool, Tensor | None]] = []
+        self._written: list[tuple[str, str, Tensor, int]] = []
+        for path, part in module.named_modules():
+            known = vars(part)
+            self._marks.append((part, [known.get(name, _MISSING) for name in _MARKS]))
+            for kind in ("_modules", "_parameters", "_buffers"):
+                table = known[kind]
+                self._tables.append((table, dict(table)))
+                if kind != "_modules":
+                    self._written += [
+                        (path, name, tensor, tensor._version)
+                        for name, tensor in table.items()
+                        if tensor is not None and not tensor.is_inference()
+                    ]
+            self._weights += [
+                (weight, weight.data, weight.requires_grad, weight.grad)
+                for weight in known["_parameters"].values()
+                if weight is not None
+            ]
 
     def put_back(self) -> list[str]:
         """Undo what has changed since; returns words for it, once each."""
@@ -43,15 +53,15 @@ class Custody:
                 table.clear()
                 table.update(before)
                 found["parts or tensors of the model"] = None
-        for part, before in self._marks:
-            for name, value in _marks(part).items():
-                if value is before[name]:
-                    continue
-                found["the model's train mode" if name == "training" else f"its {name}"] = None
-                if before[name] is _MISSING:
-                    delattr(part, name)
-                else:
-                    setattr(part, name, before[name])
+        for part, marks in self._marks:
+            known = vars(part)
+            for name, mark in zip(_MARKS, marks, strict=True):
+                if known.get(name, _MISSING) is not mark:
+                    found["the model's train mode" if name == "training" else f"its {name}"] = None
+                    if mark is _MISSING:
+                        delattr(part, name)
+                    else:
+                        setattr(part, name, mark)
         for weight, data, requires_grad, grad in self._weights:
             if not _same(weight.data, data):
                 weight.data = data
@@ -66,25 +76,11 @@ class Custody:
 
     def written(self) -> list[str]:
         """Names of tensors that were written to in place: perhaps to the values they had."""
-        now = self._read_versions()
-        return [name for name, version in self._versions.items() if now.get(name) != version]
-
-    def _read_versions(self) -> dict[str, int]:
-        return {
-            name: tensor._version
-            for named in (self._module.named_parameters(), self._module.named_buffers())
-            for name, tensor in named
-            if not tensor.is_inference()
-        }
-
-
-def _tables(part: nn.Module) -> list[dict[str, Any]]:
-    return [vars(part)[name] for name in _TABLES]
-
-
-def _marks(part: nn.Module) -> dict[str, object]:
-    known = vars(part)
-    return {name: known.get(name, _MISSING) for name in ("training", "fused_attn", "forward")}
+        return [
+            f"{path}.{name}" if path else name
+            for path, name, tensor, version in self._written
+            if tensor._version != version
+        ]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
