@@ -117,8 +117,7 @@ def judge_rows(
     best, selectivity = best_classes(means.means(limits.class_size), np.nan_to_num(pooled.minimum))
     area = np.full(units, np.nan)
     if (best >= 0).any():
-        largest = np.fmax(np.abs(pooled.minimum), np.abs(pooled.maximum))
-        counts = OneAgainstRest(best, np.nan_to_num(largest))
+        counts = OneAgainstRest(best, np.nan_to_num(pooled.minimum), np.nan_to_num(pooled.maximum))
         for ids, rows in source.stream("pooled", "telling classes apart"):
             counts.update(rows, codes[ids])
         area = counts.areas()

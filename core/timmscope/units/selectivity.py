@@ -82,17 +82,22 @@ def best_classes(means: np.ndarray, lowest: np.ndarray) -> tuple[np.ndarray, np.
 class OneAgainstRest:
     """Area under the ROC curve of each unit for one class, from histograms.
 
-    Bins are 1/32 of a value wide, down to 2**-24 of the unit's largest magnitude; values in one
-    bin count as equal. The area is off by at most half the share of pairs that a bin joins.
+    Values are measured from zero, or from the unit's value nearest to it, so that units that vary
+    little beside their size are told apart too. Bins are 1/32 of a value wide, down to 2**-24 of
+    the largest; values in one bin count as equal. The area is off by at most half the share of
+    pairs that a bin joins.
 
     Args:
         best: (C,) the class of every unit, -1 for none.
-        largest: (C,) the largest magnitude of every unit.
+        low: (C,) the lowest value of every unit.
+        high: (C,) the highest.
     """
 
-    def __init__(self, best: np.ndarray, largest: np.ndarray) -> None:
+    def __init__(self, best: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         self._best = best
-        self._scale = np.where(largest > 0, largest, 1).astype(np.float32)
+        self._origin = np.clip(0.0, low, high)
+        largest = np.maximum(high - self._origin, self._origin - low)
+        self._scale = np.where(largest > 0, largest, 1)
         self._counts = np.zeros((2, len(best), _BINS), dtype=np.int64)
 
     def update(self, rows: np.ndarray, codes: np.ndarray) -> None:
@@ -103,7 +108,8 @@ class OneAgainstRest:
         rows, codes = rows[kept], codes[kept]
         member = codes[:, None] == self._best  # (n, C)
         units = len(self._best)
-        place = (member * units + np.arange(units)) * _BINS + _bins(rows / self._scale)
+        bins = _bins((rows - self._origin) / self._scale)
+        place = (member * units + np.arange(units)) * _BINS + bins
         counts = np.bincount(place[np.isfinite(rows)], minlength=self._counts.size)
         self._counts += counts.reshape(self._counts.shape)
 
