@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
+from pydantic import BaseModel
+
 from timmscope.techniques import (
     AttackTechnique,
     AttributionTechnique,
@@ -42,4 +46,39 @@ def technique(name: str) -> type[Technique]:
         raise PluginError(
             f"{described(entry)} has a __call__ of its own, which its family's base has to do"
         )
+    for method in sorted(base.__abstractmethods__):
+        wanted = _parameters(base, method)
+        try:
+            _signature(found, method).bind(*wanted)
+        except TypeError as error:
+            raise PluginError(
+                f"{described(entry)}: its {method} is called with {', '.join(wanted)}: {error}"
+            ) from error
+    reads = getattr(found, "reads", None)
+    if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
+        raise PluginError(
+            f"{described(entry)} reads {reads!r}; expected 'store', 'stores' or 'model'"
+        )
+    shadowing = [name for name in found.model_fields if name in _names(base)]
+    if shadowing:
+        raise PluginError(
+            f"{described(entry)} has parameters called like what its family's base has: "
+            f"{', '.join(shadowing)}; its authors should rename them"
+        )
     return found
+
+
+def _signature(kind: type, method: str) -> inspect.Signature:
+    """As an instance's method is called: without self."""
+    signature = inspect.signature(getattr(kind, method))
+    if isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod):
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _parameters(base: type, method: str) -> list[str]:
+    return list(_signature(base, method).parameters)
+
+
+def _names(base: type[Technique]) -> set[str]:
+    return {name for name in dir(base) if not hasattr(BaseModel, name)}

@@ -117,6 +117,8 @@ def _load(plugin: Found, manager: pluggy.PluginManager) -> None:
     others = [other for other in manager.get_plugins() if other is not module]
     for hook in implemented:
         _call(plugin, hook, lambda hook=hook: manager.subset_hook_caller(hook, others)())  # type: ignore[misc]
+    if plugin.problems and not plugin.specs:
+        plugin.status = "failed"
 
 
 def _check_hooks(plugin: Found, module: object, manager: pluggy.PluginManager) -> list[str]:
@@ -170,8 +172,6 @@ def _call(plugin: Found, hook: str, call: Callable[[], list[object]]) -> None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        if not plugin.specs:
-            plugin.status = "failed"
         plugin.report(
             "call",
             f"{hook} failed: {one_line(error)}",

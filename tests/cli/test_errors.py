@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from timmscope.cli.main import explain
 from timmscope_registry import StoreCorrupted
@@ -22,6 +23,13 @@ PROGRAM = [
     "import sys; from timmscope.cli import main; sys.exit(main())",
 ]
 MODEL = "random:resnet18?seed=0&img_size=64"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    file = tmp_path / "grey.png"
+    Image.new("RGB", (64, 64), (90, 120, 200)).save(file)
+    return file
 
 
 def refuse(outcome: Any, *words: str) -> None:
@@ -101,9 +109,47 @@ def test_a_plugin_that_exits_the_process_is_one_line(cli: Cli, tmp_path: Path) -
     refuse(cli("--plugin", quitter, "layers", MODEL), "it calls sys.exit(0)")
 
 
-def test_a_field_with_the_name_of_an_own_flag_is_the_plugins_fault(cli: Cli, plugin: Path) -> None:
-    plugin.write_text(plugin.read_text().replace("power:", "seed:"))
-    refuse(cli("--plugin", plugin, "run", "contrast", "--help"), "'contrast'", "--seed", "rename")
+@pytest.mark.parametrize("name", ["seed", "output", "help", "batch_size", "model"])
+def test_a_field_with_the_name_of_an_own_flag_is_the_plugins_fault(
+    cli: Cli, plugin: Path, name: str
+) -> None:
+    plugin.write_text(plugin.read_text().replace("power:", f"{name}:"))
+    flag = f"--{name.replace('_', '-')}"
+    refuse(cli("--plugin", plugin, "run", "contrast", "--help"), "contrast.py:con", flag, "rename")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("int | None = Field(default=None", "int = Field(default='x'", "default of --steps is not"),
+        ("mean = images", "open('/no/file')  #", "in contrast.py, line 28: FileNotFoundError: "),
+    ],
+)
+def test_what_goes_wrong_in_a_plugin_is_told_with_its_name(
+    cli: Cli, plugin: Path, picture: Path, old: str, new: str, words: str
+) -> None:
+    plugin.write_text(plugin.read_text().replace(old, new))
+    refuse(cli("--plugin", plugin, "run", "contrast", MODEL, picture), "contrast.py", words)
+
+
+def test_a_parameter_may_be_a_tensor_but_not_in_a_result(
+    cli: Cli, plugin: Path, picture: Path
+) -> None:
+    field = "    model_config = {'arbitrary_types_allowed': True}\n    power: torch.Tensor = Field"
+    text = plugin.read_text().replace("default=1.0, gt=0, le=4", "default=torch.ones(3)")
+    plugin.write_text("import torch\n" + text.replace("    power: float = Field", field))
+    assert "--power" in cli("--plugin", plugin, "run", "contrast", "--help").out
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture)
+    refuse(outcome, "parameters of contrast.py:contrast cannot be recorded as JSON")
+
+
+def test_a_plugin_file_whose_every_offer_is_refused_says_why(cli: Cli, plugin: Path) -> None:
+    plugin.write_text(plugin.read_text().replace('name="contrast"', 'name="Contrast 🎈"'))
+    refuse(
+        cli("--plugin", plugin, "run", "contrast"),
+        "contrast.py cannot be used",
+        "joined by hyphens",
+    )
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def test_a_value_out_of_range_says_which_and_why():
     assert "\n" not in str(caught.value)
 
 
+def test_a_field_with_an_alias_goes_by_its_name_too():
+    class Aliased(Noisy):
+        steps: int = Field(1, alias="n")
+
+    assert Aliased(steps=3).steps == Aliased(n=3).steps == 3
+    assert Aliased(**Aliased(steps=3).model_dump()).steps == 3
+
+
 def test_parameters_are_frozen_and_field_docstrings_are_their_help():
     with pytest.raises(Exception, match="frozen"):
         Noisy().strength = 3

@@ -66,6 +66,9 @@ class Sheets(RepresentationTechnique):
         if isinstance(returned, torch.Tensor):
             facts = self.provenance(source)
             return Sheet(provenance=facts, images=returned, titles=["a"], rows=[{"a": 1}])
+        if isinstance(returned, tuple):
+            made, facts = returned
+            return Table(provenance=self.provenance(source) if made else None, rows=facts)
         return returned
 
 
@@ -99,6 +102,8 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("synthesis", SynthesisOutcome(PICTURE, STEPS[:, 0], BEST), "expected a tensor (steps, 1)"),
         ("synthesis", SynthesisOutcome(PICTURE, STEPS * NAN, BEST), "scores: lower the step size"),
         ("synthesis", SynthesisOutcome(PICTURE, STEPS, 3), "returned type int for best steps"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS, BEST + 5), "best steps [5]; expected whole"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS, BEST + 0.5), "best steps [0.5]; expected"),
         ("attack", None, "Changes returned nothing for images"),
         ("attack", PICTURE[0], "expected a tensor (1, 3, 4, 4)"),
         ("attack", PICTURE - 1, "pixels from -0.5 to -0.5; expected [0, 1]"),
@@ -113,6 +118,11 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
             "'a': lower the learning rate",
         ),
         ("representation", None, "Sheets returned nothing; expected a Result"),
+        ("representation", (False, []), "Sheets returned nothing; expected a Provenance"),
+        ("representation", (True, "abc"), "Sheets returned type str; expected a list"),
+        ("representation", (True, ["abc"]), "Sheets returned type str; expected a dict"),
+        ("representation", PICTURE[[0, 0]], "Sheets returned 1 titles for 2 pictures; expected"),
+        ("style", StyleOutcome(PICTURE, {3: torch.ones(2)}), "losses [3]; expected names"),
         ("representation", PICTURE + 1, "Sheets returned pixels from 1.5 to 1.5; expected [0, 1]"),
     ],
 )
@@ -145,7 +155,7 @@ def test_what_a_technique_writes_into_its_images_reaches_nobody(linear_model):
 
 
 SOURCE = """
-from timmscope import AttributionTechnique
+from timmscope import AttributionTechnique, RepresentationTechnique
 from timmscope_registry import TechniqueSpec, hookimpl
 
 class Hollow(AttributionTechnique):
@@ -155,11 +165,34 @@ class Whole(AttributionTechnique):
     def attribute(self, model, images, objective): ...
     def __call__(self, *words): ...
 
+class Short(AttributionTechnique):
+    def attribute(self, model, images): ...
+
+class Long(AttributionTechnique):
+    @staticmethod
+    def attribute(self, model, images, objective): ...
+
+class Shadow(AttributionTechnique):
+    track: int = 1
+    def attribute(self, model, images, objective): ...
+
+def made():
+    class Local(AttributionTechnique):
+        def attribute(self, *given): ...
+    return Local
+
+Exported = made()
+
+class Reader(RepresentationTechnique):
+    reads = "models"
+    def analyse(self, source, images): ...
+
 @hookimpl
 def timmscope_techniques():
-    for name in ("Hollow", "Whole"):
+    for name in ("Hollow", "Whole", "Short", "Long", "Shadow", "Exported", "Reader"):
+        family = "representation" if name == "Reader" else "attribution"
         yield TechniqueSpec(
-            name=name.lower(), family="attribution", summary=".", impl=f"{__name__}:{name}"
+            name=name.lower(), family=family, summary=".", impl=f"{__name__}:{name}"
         )
 """
 
@@ -174,11 +207,22 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_hollow")
+@pytest.mark.filterwarnings("ignore:.*shadows an attribute")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("hollow", "technique 'hollow' of hollow.py has no method attribute"),
         ("whole", "technique 'whole' of hollow.py has a __call__ of its own"),
+        (
+            "short",
+            "'short' of hollow.py: its attribute is called with model, images, objective: too many",
+        ),
+        (
+            "long",
+            "of hollow.py: its attribute is called with .*: missing a required argument: 'obj",
+        ),
+        ("reader", "'reader' of hollow.py reads 'models'; expected 'store', 'stores' or 'model'"),
+        ("shadow", "'shadow' of hollow.py has parameters called like what .* base has: track"),
     ],
 )
 def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):
@@ -225,7 +269,7 @@ class ForgetfulTables(Given, RepresentationTechnique):
 
     def analyse(self, source, images):
         self.forget(None)
-        return Table(provenance=self.provenance(source), rows=[{"a": 1}])
+        return Table(provenance=self.provenance(source, seen=BEST, at=self), rows=[{"a": 1}])
 
 
 @pytest.mark.parametrize(
@@ -255,3 +299,9 @@ class Odd(ForgetfulMaps):
 def test_a_parameter_that_json_cannot_hold_is_one_line_before_anything_is_computed(linear_model):
     with pytest.raises(TechniqueError, match=r"parameters of .*Odd cannot be recorded as JSON: "):
         Odd()(linear_model, torch.rand(1, 3, 4, 4), 0)
+
+
+@pytest.mark.usefixtures("_hollow")
+@pytest.mark.filterwarnings("ignore:.*shadows an attribute")
+def test_a_class_defined_elsewhere_than_where_its_spec_finds_it_has_its_id():
+    assert technique("exported").technique_id() == "hollow.py:exported"

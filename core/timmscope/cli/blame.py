@@ -37,5 +37,6 @@ def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | N
         + f" failed in {file}, line {line}: {one_line(error)}; tell its authors, "
         "everything else works (--debug shows the traceback)"
     )
-    failure.exit_status = DEFECT
+    if not (isinstance(error, OSError) and error.errno is not None):
+        failure.exit_status = DEFECT  # a file or a disk may be at fault instead
     return failure

@@ -13,12 +13,13 @@ from pydantic.fields import FieldInfo
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_text
+from timmscope.techniques.base import named
 from timmscope_registry import PluginError
 
 if TYPE_CHECKING:
     from timmscope import Technique
 
-GLOBAL_FLAGS = ("block", "plugin", "debug")
+GLOBAL_FLAGS = ("block", "plugin", "debug", "help")
 """Taken out of the command line before a technique sees it."""
 
 
@@ -35,12 +36,13 @@ def command(
     """
     own = list(inspect.signature(function).parameters.values())[1:]
     hints = typing.get_type_hints(function, include_extras=True)
-    clash = {*GLOBAL_FLAGS, *(parameter.name for parameter in own)} & set(technique.model_fields)
+    taken = {f"--{name}" for name in GLOBAL_FLAGS}
+    taken.update(flag for parameter in own for flag in _flags(parameter.name, hints))
+    clash = [flag for name in technique.model_fields if (flag := _flag(name)) in taken]
     if clash:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(clash))
         raise PluginError(
-            f"the technique {title!r} cannot be run from the command line: it has fields of "
-            f"the same name as {names}; its authors should rename them"
+            f"{named(technique)} cannot be run from the command line: it has fields of "
+            f"the same name as {', '.join(clash)}; its authors should rename them"
         )
     group = Group(f"Parameters of {title}", sort_key=2)
     fields = [_parameter(name, info, group) for name, info in technique.model_fields.items()]
@@ -59,20 +61,35 @@ def command(
     return run
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _flags(name: str, hints: Mapping[str, Any]) -> set[str]:
+    """A parameter's own name as a flag, and the flags that are written for it."""
+    found = {_flag(name)}
+    for note in getattr(hints[name], "__metadata__", ()):
+        if isinstance(note, Parameter):
+            found.update(note.name or ())
+    return found
+
+
 def _parameter(name: str, info: FieldInfo, group: Group) -> inspect.Parameter:
     text = " ".join((info.description or "").replace("`", "").split())
     limits = bounds(info)
     default: Any = inspect.Parameter.empty
     if not info.is_required():
         default = info.get_default(call_default_factory=True, validated_data={})
-    shown: bool | Callable[[Any], str] = default not in (None, False, inspect.Parameter.empty, ())
-    if isinstance(default, tuple | list) and default:
-        shown = _words
+    shown: bool | Callable[[Any], str] = not any(
+        default is nothing for nothing in (None, False, inspect.Parameter.empty)
+    )
+    if isinstance(default, tuple | list):
+        shown = _words if default else False
     flag = Parameter(
         help=" ".join(filter(None, [text, f"[{limits}]" if limits else ""])),
         group=group,
         show_default=shown,
-        negative=f"--no-{name.replace('_', '-')}" if default is True else "",
+        negative=_flag(f"no_{name}") if default is True else "",
     )
     return inspect.Parameter(
         name,

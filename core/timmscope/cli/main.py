@@ -105,7 +105,7 @@ def launch(
                 if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
                     raise
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-    except (TimmscopeError, CycloptsError, OSError, MemoryError, KeyboardInterrupt):
+    except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit in a plugin too
         from timmscope.cli.blame import plugin_at_fault

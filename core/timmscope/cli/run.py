@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Group, Parameter, ValidationError
 
 from timmscope.cli import output
-from timmscope_registry import FAMILIES, Entry, ParameterError, TechniqueSpec, get_registry
+from timmscope_registry import (
+    FAMILIES,
+    Entry,
+    ParameterError,
+    PluginError,
+    TechniqueSpec,
+    get_registry,
+)
+from timmscope_registry.offers import described
 
 HELP = ("--help", "-h")
 
@@ -59,7 +67,15 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     )
     command["--help"].group = Group("How to run", sort_key=3)
     command.default(function)
-    command(rest, exit_on_error=False, print_error=False, result_action="return_value")
+    try:
+        command(rest, exit_on_error=False, print_error=False, result_action="return_value")
+    except ValidationError as error:
+        if error.argument is None or error.argument.tokens:
+            raise
+        raise PluginError(
+            f"{described(entry)}: the default of {error.argument.name} is not what its type says; "
+            "its authors should correct it"
+        ) from error
 
 
 def _list() -> None:

@@ -6,6 +6,7 @@ docs page and the JSON its results carry.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from timmscope.models import HookedModel
 from timmscope.progress import track
-from timmscope.techniques.result import Provenance
+from timmscope.techniques.result import Provenance, to_json
 from timmscope_registry import (
     Entry,
     ModelError,
@@ -43,6 +44,7 @@ class Technique(BaseModel, ABC):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         ser_json_inf_nan="strings",
+        populate_by_name=True,
     )
 
     family: ClassVar[str] = ""
@@ -95,13 +97,13 @@ class Technique(BaseModel, ABC):
             model=model.id if model is not None else None,
             weights_sha256=model.weights_sha256 if model is not None else None,
             seed=seed,
-            call=facts,
+            call=to_json(facts),
         )
 
 
-def named(technique: Technique) -> str:
+def named(technique: Technique | type[Technique]) -> str:
     """How to speak of a technique that did wrong: someone else's with its plugin and version."""
-    entry = _entry(type(technique))
+    entry = _entry(technique if isinstance(technique, type) else type(technique))
     if entry is None or entry.plugin.distribution == "timmscope":
         return technique.title()
     return f"{entry.id} {entry.plugin.version}".rstrip()
@@ -130,8 +132,18 @@ def _path(technique: type[Technique]) -> str:
 
 def _entry(technique: type[Technique]) -> Entry[TechniqueSpec] | None:
     """What the registry lists of a technique; None where it is unregistered."""
-    path = _path(technique)
-    return next((e for e in get_registry().techniques() if e.spec.impl == path), None)
+    path, entries = _path(technique), get_registry().techniques()
+    known = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, technique))
+    return next(known, None)
+
+
+def _leads_to(impl: str, technique: type[Technique]) -> bool:
+    """Whether an import string is another way to the same class, as by a package's own export."""
+    module, _, path = impl.partition(":")
+    found: object = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found is technique
 
 
 def _as_parameter_error(technique: type[Technique], error: ValidationError) -> ParameterError:

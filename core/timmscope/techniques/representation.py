@@ -16,13 +16,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from timmscope.models import HookedModel, load_model
-from timmscope.techniques.base import Technique
+from timmscope.techniques.base import Technique, named
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Provenance, Result
 from timmscope.techniques.returned import checked_pixels, checked_type
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
-from timmscope_registry import ParameterError, StoreMismatch, TimmscopeError
+from timmscope_registry import ParameterError, StoreMismatch, TechniqueError, TimmscopeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,8 +209,17 @@ class RepresentationTechnique(Technique):
 
     def _checked(self, outcome: object) -> Result:
         result = checked_type(self, outcome, Result)  # type: ignore[type-abstract]
+        checked_type(self, result.provenance, Provenance)
+        if isinstance(result, Table | Sheet):
+            for row in checked_type(self, result.rows, list):
+                checked_type(self, row, dict)
         if isinstance(result, Sheet) and len(result.images):
             checked_pixels(self, result.images)
+            if len(result.titles) != len(result.images):
+                raise TechniqueError(
+                    f"{named(self)} returned {len(result.titles)} titles for "
+                    f"{len(result.images)} pictures; expected one each"
+                )
         return result
 
     def model_of(self, layer: StoreLayer) -> HookedModel:

@@ -163,6 +163,8 @@ def _losses(technique: StyleTechnique, outcome: StyleOutcome) -> dict[str, Tenso
     values = checked_type(technique, outcome.losses, dict)
     if not values:
         raise TechniqueError(f"{named(technique)} returned no losses; expected at least 'total'")
+    if not all(isinstance(name, str) for name in values):
+        raise TechniqueError(f"{named(technique)} returned losses {list(values)}; expected names")
     steps: int | str = "steps + 1"
     for name, value in values.items():
         advice = "lower the learning rate"

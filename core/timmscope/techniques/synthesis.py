@@ -12,11 +12,12 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.techniques.attribution import describe
-from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.base import Technique, named, require_rgb
 from timmscope.techniques.leftovers import no_leftovers
 from timmscope.techniques.result import Result
 from timmscope.techniques.returned import checked_numbers, checked_pixels, checked_type
 from timmscope.techniques.session import chunk_size, session
+from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,6 +135,11 @@ class SynthesisTechnique(Technique):
             "lower the step size or learning rate",
         )
         best = checked_numbers(self, outcome.best_step, "best steps", (len(images),))
+        if best.is_floating_point() or not bool(((best >= 0) & (best < len(scores))).all()):
+            raise TechniqueError(
+                f"{named(self)} returned best steps {best.tolist()}; "
+                f"expected whole numbers from 0 to {len(scores) - 1}"
+            )
         final = _scores(model, images, bound)
         return Synthesis(
             provenance=facts,
