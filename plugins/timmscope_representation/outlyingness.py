@@ -16,6 +16,7 @@ Numbers = npt.NDArray[Any]
 
 _HELD = 1 << 26
 """Numbers of rows that are compared with all others at a time: 256 MiB."""
+_BATCH = 4096
 _PER_NEIGHBOUR = 16
 """Numbers that a row's search needs for each neighbour, those that are sorted included."""
 _SAMPLE = 1 << 24
@@ -185,8 +186,11 @@ def _limit(distances: Numbers) -> float:
 
 def _block(space: RowSpace, start: int, stop: int, origin: Numbers) -> Numbers:
     """Prepared rows from place `start` to `stop`, float32, as seen from an origin."""
-    values = space.take(space.rows.ids[start:stop])
-    return np.ascontiguousarray(values - origin, np.float32)
+    ids = space.rows.ids[start:stop]
+    block = np.empty((len(ids), space.rows.dim), np.float32)
+    for at in range(0, len(ids), _BATCH):  # in float64 only a few at a time
+        block[at : at + _BATCH] = space.take(ids[at : at + _BATCH]) - origin
+    return block
 
 
 def _each(space: RowSpace, score: Callable[[Numbers], Numbers], what: str) -> Numbers:
