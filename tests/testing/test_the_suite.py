@@ -55,7 +55,7 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
     ("name", "check", "words"),
     [
         ("leaves-a-hook", "model-is-untouched", "hook"),
-        ("switches-to-eval", "model-is-untouched", "training"),
+        ("switches-to-eval", "model-is-untouched", "train mode"),
         ("leaves-a-hook-when-broken", "model-is-untouched-after-a-fault", "hook"),
         ("swallows-faults", "model-is-untouched-after-a-fault", "nothing said so"),
         ("draws-from-the-global-generator", "same-seed-same-result", "maps"),
@@ -69,8 +69,8 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
         ("refuses-in-many-lines", "runs-on-cnn", "several lines"),
         ("fails-out-of-bounds", "runs-on-token", "list index"),
         ("unfreezes-the-model", "works-on-a-frozen-model", "requires_grad"),
-        ("converts-the-model", "works-in-bfloat16", "float32"),
-        ("replaces-a-forward", "model-is-untouched", "own forward"),
+        ("converts-the-model", "works-in-bfloat16", "dtype"),
+        ("replaces-a-forward", "model-is-untouched", "its forward"),
         ("leaves-a-hook-on-a-parameter", "model-is-untouched", "conv1.weight"),
     ],
 )

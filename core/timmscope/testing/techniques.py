@@ -247,14 +247,15 @@ def _first_accepted(case: Case) -> str:
 def _left_as_it_was(subject: Subject) -> Iterator[None]:
     """Fail where the model or its surroundings have changed."""
     before = fingerprint(subject.model.module)
-    yield
+    with _nothing_left():
+        yield
     changed = fingerprint(subject.model.module).difference(before)
     assert not changed, f"the model has changed: {'; '.join(changed)}"
 
 
 @contextlib.contextmanager
 def _nothing_left() -> Iterator[None]:
-    """Fail where the family's base had to take hooks away."""
+    """Fail where the family's base had to undo something."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
