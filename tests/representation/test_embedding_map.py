@@ -481,6 +481,17 @@ def test_a_map_of_images_that_have_gone_shows_none(store: Store, tmp_path: Path)
     assert (found.save(tmp_path / "out") / "map.html").exists()
 
 
+def test_images_of_which_some_have_gone_are_told(store: Store, tmp_path: Path) -> None:
+    import shutil
+
+    folder = store.manifest.images.location.removeprefix("folder:")
+    shutil.copytree(folder, tmp_path / "moved")
+    lost = store.images.paths[3]
+    (tmp_path / "moved" / lost).unlink()
+    with pytest.warns(UserWarning, match=f"1 images of {LAYER} of .* can no longer be read.*{lost}"):
+        EmbeddingMap()(store, layer=LAYER, location=tmp_path / "moved")
+
+
 @pytest.mark.parametrize(("method", "package"), [("tsne", "openTSNE"), ("umap", "umap-learn")])
 def test_a_missing_library_is_named_with_the_way_to_get_it(
     digits: Any, monkeypatch: pytest.MonkeyPatch, method: str, package: str

@@ -218,7 +218,8 @@ def test_images_that_have_gone_are_counted_and_their_places_known_elsewhere(
     assert torch.equal(found.pixel_ids, expected.pixel_ids)
     os.truncate(moved / expected.pixel_names[0][0], 50)
     os.truncate(moved / expected.feature_names[0][0], 50)
-    found = NearestNeighbours(k=2)(mined, query, model=lite0, location=str(moved))
+    with pytest.warns(UserWarning, match="images of .* can no longer be read"):
+        found = NearestNeighbours(k=2)(mined, query, model=lite0, location=str(moved))
     gone = len({expected.pixel_names[0][0], expected.feature_names[0][0]})
     assert found.unreadable == gone
     assert expected.pixel_names[0][0] not in found.pixel_names[0]

@@ -202,8 +202,12 @@ class RepresentationTechnique(Technique):
         try:
             with session(seed), no_leftovers(self, used, weights):
                 given = images.clone() if isinstance(images, Tensor) else images
-                outcome = self.analyse(self._source(source, layer, where, location), given)
-                return self._checked(outcome)
+                read = self._source(source, layer, where, location)
+                result = self._checked(self.analyse(read, given))
+            for rows in read if isinstance(read, list) else [read]:
+                if isinstance(rows, Rows):
+                    rows.warn_of_lost()
+            return result
         finally:
             _call.reset(token)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -190,6 +191,18 @@ class Rows:
         if self.layer is None:
             raise ParameterError("an array has no images to show: pass a store", parameter="source")
         return StorePictures(self.layer.store, self._location)
+
+    def warn_of_lost(self) -> None:
+        """Warn of images that `pictures` was asked for and that can no longer be read."""
+        lost = sorted(self.pictures.lost) if "pictures" in vars(self) else []
+        if lost:
+            first = ", ".join(self.names(lost[:_NAMED]))
+            more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+            warnings.warn(
+                f"{len(lost)} images of {self.title} can no longer be read and are left out or "
+                f"grey in pictures: {first}{more}",
+                stacklevel=3,
+            )
 
     def _raw(self, size: int) -> Iterator[Batch]:
         if self.layer is None:
