@@ -488,7 +488,8 @@ def test_images_of_which_some_have_gone_are_told(store: Store, tmp_path: Path) -
     shutil.copytree(folder, tmp_path / "moved")
     lost = store.images.paths[3]
     (tmp_path / "moved" / lost).unlink()
-    with pytest.warns(UserWarning, match=f"1 images of {LAYER} of .* can no longer be read.*{lost}"):
+    told = f"1 images of {LAYER} of .* can no longer be read .*: {lost}$"
+    with pytest.warns(UserWarning, match=told):
         EmbeddingMap()(store, layer=LAYER, location=tmp_path / "moved")
 
 
