@@ -528,3 +528,20 @@ def test_rows_of_a_condition_are_projected_like_those_alone(store: Store) -> Non
         EmbeddingMap().fit(np.asarray(layer.pooled)[10:20]).points,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e4])
+def test_no_number_pushes_an_axis_off_the_page(digits: Any, size: float) -> None:
+    figure = EmbeddingMap()(np.asarray(digits[:50]) * size).figure()
+    figure.draw_without_rendering()
+    assert figure.axes[0].yaxis.label.get_window_extent().x0 > 0
+
+
+def test_a_name_stands_above_a_group_that_it_would_hide() -> None:
+    from timmscope.figures.embedding import _named_at
+
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
+    ring = np.column_stack([np.cos(angle), np.sin(angle)])
+    close, apart = _named_at(0.05 * ring, 1.0), _named_at(3 * ring, 1.0)
+    assert close[1] > 0.05
+    assert min(np.linalg.norm(3 * ring - apart, axis=1)) == pytest.approx(0)

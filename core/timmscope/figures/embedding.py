@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from timmscope.techniques.embedding import Embedding
 
 LEGEND_IN = 1.75
-_AXIS_IN = 0.4
+_AXIS_IN, _PLAIN_IN = 0.75, 0.1
+"""Room left of the points: for numbers and what they are, and where there are none."""
 _MARKERS = {
     "disc": "o",
     "square": "s",
@@ -65,7 +66,8 @@ def embedding_figure(found: Embedding) -> Figure:
     values = found.values[0].numpy() if colouring else None
     groups = _groups(found, colouring, values)
     legend = LEGEND_IN if colouring or found.query_names else 0.0
-    width = 2 * MARGIN_IN + _AXIS_IN + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
+    aside = _PLAIN_IN if found.explained is None or found.points.shape[1] == 3 else _AXIS_IN
+    width = 2 * MARGIN_IN + aside + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
     room = width - 2 * MARGIN_IN
     title = fit(found.title, room, TITLE_PT, lines=2, bold=True)
     note = fit(_note(found), room, SMALL_PT, lines=2)
@@ -75,7 +77,7 @@ def embedding_figure(found: Embedding) -> Figure:
         page = Canvas(width, head + PANEL_IN + foot)
         page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         page.text(note, MARGIN_IN, page.height - foot + 0.38, size=SMALL_PT, colour=MUTED)
-        left = MARGIN_IN + _AXIS_IN
+        left = MARGIN_IN + aside
         if found.points.shape[1] == 3:
             axes = _space(page, left, head, found, groups, colouring, values)
         else:
@@ -88,6 +90,7 @@ def embedding_figure(found: Embedding) -> Figure:
             beside.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
             _frame(beside, found)
             beside.set_ylabel("")
+            beside.tick_params(left=False, labelleft=False)
             draw_pictures(beside, found, groups, colouring, values)
     return page.figure
 
