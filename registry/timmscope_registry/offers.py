@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,14 +10,32 @@ from timmscope_registry.errors import PluginError
 
 if TYPE_CHECKING:
     from timmscope_registry.registry import Entry
+    from timmscope_registry.specs import Spec
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Spec", covariant=True)
 
 
 def described(entry: Entry[Any]) -> str:
     """How to speak of a contribution, as in ``technique 'ripple' of timmscope-foo:main 1.2``."""
     plugin = entry.plugin
     return f"{entry.kind} {entry.spec.name!r} of {plugin.id} {plugin.version}".rstrip()
+
+
+def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:
+    """The contribution that a class is, where it is one; nothing is imported for it."""
+    path = f"{found.__module__}:{found.__qualname__}"
+    leading = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, found))
+    return next(leading, None)
+
+
+def _leads_to(impl: str, wanted: type) -> bool:
+    """Whether an import string is another way to the same class, as by a package's own export."""
+    module, _, path = impl.partition(":")
+    found: object = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found is wanted
 
 
 def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str] | None:

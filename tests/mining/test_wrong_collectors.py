@@ -13,7 +13,7 @@ from torch import Tensor
 
 from timmscope import HookedModel
 from timmscope.mining import Collector, Column, LayerBatch, RowCollector, mine
-from timmscope_registry import ParameterError, PluginError
+from timmscope_registry import ParameterError, PluginError, get_registry, set_registry
 
 THREE = {"q": Column(shape=(3,), dtype="float32", fill=-1)}
 
@@ -153,3 +153,21 @@ def test_two_collectors_cannot_keep_the_same_rows_and_a_class_is_no_collector(
         run(small_model, pictures, tmp_path / "s", twice)
     with pytest.raises(ParameterError, match="is no collector; give an instance"):
         run(small_model, pictures, tmp_path / "s", State)
+
+
+def test_a_plugins_collector_is_told_with_its_plugin(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "foo.py").write_text(
+        "from timmscope_registry import CollectorSpec, hookimpl\n"
+        "@hookimpl\n"
+        "def timmscope_collectors():\n"
+        f"    yield CollectorSpec(name='odd', summary='.', impl='{__name__}:State')\n"
+    )
+    set_registry(None)
+    get_registry().load_file(tmp_path / "foo.py")
+    try:
+        with pytest.raises(PluginError, match=r"^the collector .odd. of foo\.py failed in layer"):
+            run(small_model, pictures, tmp_path / "s", State(None))
+    finally:
+        set_registry(None)

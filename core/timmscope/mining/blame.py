@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import OutOfMemoryError, Tensor
 
-from timmscope_registry import PluginError, TimmscopeError
+from timmscope_registry import PluginError, TimmscopeError, get_registry
+from timmscope_registry.offers import described, entry_of
 
 from .collectors import Collector, Column, RowCollector, State
 
@@ -40,9 +41,17 @@ def blame(collector: Collector | RowCollector, layer: str, start: int, stop: int
         raise
     except Exception as error:
         raise PluginError(
-            f"the collector {collector.name} failed in layer {layer}, images {start} to "
+            f"the {_named(collector)} failed in layer {layer}, images {start} to "
             f"{stop - 1} ({_reason(error)}); mend it and start again: finished shards are kept"
         ) from error
+
+
+def _named(collector: Collector | RowCollector) -> str:
+    """A collector's name; someone else's with the plugin that offers it and its version."""
+    entry = entry_of(type(collector), get_registry().collectors())
+    if entry is None or entry.plugin.distribution == "timmscope":
+        return f"collector {collector.name}"
+    return described(entry)
 
 
 def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]:
@@ -70,7 +79,7 @@ def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]
         raise
     except Exception as error:
         raise PluginError(
-            f"the collector {collector.name} has no usable columns for layer {layer.name} "
+            f"the {_named(collector)} has no usable columns for layer {layer.name} "
             f"({_reason(error)}); mend it and start again"
         ) from error
     return dict(columns)

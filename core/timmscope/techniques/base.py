@@ -6,7 +6,6 @@ docs page and the JSON its results carry.
 
 from __future__ import annotations
 
-import sys
 from abc import ABC
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -25,6 +24,7 @@ from timmscope_registry import (
     get_registry,
     nearest,
 )
+from timmscope_registry.offers import entry_of
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a hook point; command lines complete it and check it against the model."""
@@ -132,18 +132,7 @@ def _path(technique: type[Technique]) -> str:
 
 def _entry(technique: type[Technique]) -> Entry[TechniqueSpec] | None:
     """What the registry lists of a technique; None where it is unregistered."""
-    path, entries = _path(technique), get_registry().techniques()
-    known = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, technique))
-    return next(known, None)
-
-
-def _leads_to(impl: str, technique: type[Technique]) -> bool:
-    """Whether an import string is another way to the same class, as by a package's own export."""
-    module, _, path = impl.partition(":")
-    found: object = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    return found is technique
+    return entry_of(technique, get_registry().techniques())
 
 
 def _as_parameter_error(technique: type[Technique], error: ValidationError) -> ParameterError:
