@@ -253,6 +253,13 @@ def test_a_source_that_misdescribes_its_images_is_refused_in_one_line(
         with pytest.raises(ImageError, match=what):
             run(small_model, Custom(paths, labels), tmp_path / "s")
         assert not (tmp_path / "s").exists()
+    nameless = Custom(names, None)
+    nameless.fingerprint = lambda: None  # type: ignore[method-assign, assignment, return-value]
+    with pytest.raises(ImageError, match="has a fingerprint of type NoneType; expected text"):
+        run(small_model, nameless, tmp_path / "s")
+    arrays = Custom(names, None, lambda index: np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(ImageError, match=r"Custom\.load returned ndarray, expected a PIL image"):
+        run(small_model, arrays, tmp_path / "arrays")
     good = run(small_model, Custom(names, [None, "cat", None, "", "dog", None]), tmp_path / "s")
     assert list(good.images.labels) == [None, "cat", None, None, "dog", None]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+import torch
 
 from timmscope import HookedModel, load_model, open_images
-from timmscope.index.backend import find_backend
-from timmscope_registry import PluginError, set_registry
+from timmscope.index.backend import BuildHints, begin, checked_found, find_backend
+from timmscope_registry import PluginError, UnsupportedModel, set_registry
 
 SOURCE = """
     from timmscope_registry import (
@@ -24,6 +26,21 @@ SOURCE = """
 
     def raising(rest):
         raise TypeError("of its own")
+
+    def tuples(rest):
+        from timmscope import HookedModel
+        from torch import nn
+        class Two(nn.Module):
+            def forward(self, x):
+                return x, x
+        grey = (0.5, 0.5, 0.5)
+        return HookedModel(Two(), mean=grey, std=grey, input_size=(3, 8, 8), id="tuples:x")
+
+    class Strange:
+        def __init__(self): ...
+        ids = add = finish = remove = compact = rows = tune = save = load = facts = None
+        def search(self, *words):
+            return [0.5], [1]
 
     def listed(rest):
         from timmscope import ImageSource
@@ -42,12 +59,13 @@ SOURCE = """
 
     @hookimpl
     def timmscope_model_sources():
-        for name in ("make", "raising", "nothing"):
+        for name in ("make", "raising", "nothing", "tuples"):
             yield ModelSourceSpec(scheme=name, summary=".", impl=f"MODULE:{name}")
 
     @hookimpl
     def timmscope_index_backends():
         yield IndexBackendSpec(name="make", summary=".", impl="MODULE:make")
+        yield IndexBackendSpec(name="strange", summary=".", impl="MODULE:Strange")
 
     @hookimpl
     def timmscope_image_sources():
@@ -99,6 +117,25 @@ def test_a_source_that_makes_something_else_is_named_with_its_version(load, loca
 def test_a_backend_that_is_none_is_told_what_it_lacks():
     with pytest.raises(PluginError, match=r"'make' of one:main 1.5 has no ids, add, .*, search"):
         find_backend("make")
+
+
+@pytest.mark.usefixtures("_one")
+def test_a_backend_that_cannot_be_made_or_finds_nonsense_is_named_with_its_version():
+    words = "index backend 'strange' of one:main 1.5"
+    with pytest.raises(PluginError, match=f"{words} cannot be made: .* takes 1 positional"):
+        begin("strange", 4, "l2", BuildHints())
+    values, ids = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int64)
+    assert checked_found("strange", (values, ids), (2, 3)) == (values, ids)
+    for found in (None, [values, ids], (values, ids, ids), (values[:1], ids), (values, values)):
+        with pytest.raises(PluginError, match=rf"what {words} found .* arrays of shape \(2, 3\)"):
+            checked_found("strange", found, (2, 3))
+
+
+@pytest.mark.usefixtures("_one")
+def test_a_model_that_returns_several_things_is_refused_in_one_line():
+    model = load_model("tuples:x")
+    with pytest.raises(UnsupportedModel, match="tuples:x returns tuple; expected a tensor"):
+        model(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.usefixtures("_one")

@@ -173,6 +173,40 @@ class Backend(Protocol):
         ...
 
 
+def begin(name: str, dim: int, space: Space, hints: BuildHints) -> Backend:
+    """An empty engine.
+
+    Raises:
+        VectorIndexError, PluginError: as `find_backend`; or it cannot be made of these arguments.
+    """
+    kind = find_backend(name)
+    try:
+        return kind(dim, space, hints)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # in its own code
+        entry = get_registry().index_backend(name)
+        raise PluginError(f"{described(entry)} cannot be made: {error}") from error
+
+
+def checked_found(name: str, found: object, shape: tuple[int, int]) -> tuple[Rows, Ids]:
+    """Values and ids as an engine found them.
+
+    Raises:
+        PluginError: they are no two arrays of that shape, or ids that none can be.
+    """
+    if isinstance(found, tuple) and len(found) == 2:
+        values, ids = found
+        arrays = all(isinstance(each, np.ndarray) and each.shape == shape for each in found)
+        if arrays and values.dtype.kind == "f" and ids.dtype.kind == "i":
+            return values, ids
+    entry = get_registry().index_backend(name)
+    raise PluginError(
+        f"what {described(entry)} found is not what was asked for: expected a tuple of values and "
+        f"ids, arrays of shape {shape} of floats and of integers"
+    )
+
+
 def find_backend(name: str) -> type[Backend]:
     """Find a backend's class by name.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from timmscope.index.backend import Backend, BuildHints, Exam, find_backend
+from timmscope.index.backend import Backend, BuildHints, Exam, begin
 from timmscope.index.choice import choose_backend
 from timmscope.index.files import IndexRecord
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
@@ -45,7 +45,7 @@ def build(
     if backend == "auto":
         backend, reason = choose_backend(source.count, source.dim, recall=recall, memory=memory)
     hints = BuildHints(count=source.count, memory=memory, seed=seed, scratch=scratch)
-    engine = find_backend(backend)(source.dim, space_of(metric), hints)
+    engine = begin(backend, source.dim, space_of(metric), hints)
     non_finite = fill(engine, source, metric)
     if not len(engine):
         why = f": all {non_finite} hold NaN or infinity" if non_finite else ""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope.index import building, upkeep
-from timmscope.index.backend import Backend, Ids, Rows, find_backend
+from timmscope.index.backend import Backend, Ids, Rows, checked_found, find_backend
 from timmscope.index.files import (
     IndexRecord,
     held,
@@ -543,7 +543,8 @@ class VectorIndex:
             return Hits(np.empty(empty, np.int64), np.empty(empty, np.float32))
         if allowed is not None and len(allowed) == len(self):
             allowed = None
-        values, ids = self._backend.search(queries, count, allowed)
+        found = self._backend.search(queries, count, allowed)
+        values, ids = checked_found(self.record.backend, found, (len(queries), count))
         if self.metric == "cosine":
             values = np.clip(values, -1, 1)  # rounding of normalised rows
         return Hits(ids, values)

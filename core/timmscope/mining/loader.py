@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -84,7 +85,10 @@ class Batches(Dataset[Loaded | TimmscopeError]):
         for row, image_id in enumerate(range(start, stop)):
             size, reason = (0, 0), ""
             try:
-                image = self._source.load(image_id)
+                image: object = self._source.load(image_id)
+                if not isinstance(image, Image.Image):
+                    source, kind = type(self._source).__name__, type(image).__name__
+                    raise TypeError(f"{source}.load returned {kind}, expected a PIL image")
                 images[row] = self._preprocessing(image)
                 size = image.size
             except MemoryError:

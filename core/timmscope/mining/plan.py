@@ -20,6 +20,7 @@ from timmscope.store import (
     ModelRecord,
 )
 from timmscope_registry import (
+    ImageError,
     ParameterError,
     UnsupportedModel,
     get_registry,
@@ -127,7 +128,15 @@ class Plan:
         return [(low, min(low + size, stop)) for low in range(start, stop, size)]
 
     def manifest(self, model: HookedModel, source: ImageSource) -> Manifest:
-        """Describe a pass over some images that has not begun."""
+        """Describe a pass over some images that has not begun.
+
+        Raises:
+            ImageError: the source's fingerprint is no text.
+        """
+        fingerprint: object = source.fingerprint()
+        if not isinstance(fingerprint, str):
+            kind = type(fingerprint).__name__
+            raise ImageError(f"{source!r} has a fingerprint of type {kind}; expected text")
         return Manifest(
             model=ModelRecord(
                 id=model.id,
@@ -137,7 +146,7 @@ class Plan:
             images=ImagesRecord(
                 location=source.location.encode("utf-8", "backslashreplace").decode(),
                 count=len(source),
-                fingerprint=source.fingerprint(),
+                fingerprint=fingerprint,
             ),
             layers=tuple(self._record(layer) for layer in self.layers),
             collectors=tuple(

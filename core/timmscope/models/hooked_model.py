@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, imagenet_classes
 from timmscope.models.preprocessing import Preprocessing
-from timmscope_registry import ImageError, ObjectiveError
+from timmscope_registry import ImageError, ObjectiveError, UnsupportedModel
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
 
 if TYPE_CHECKING:
@@ -281,12 +281,21 @@ class HookedModel:
 
         Inside a `record(..., until_last=True)` that stops the forward early there are no
         logits to return: the result then has shape `(B, 0)`.
+
+        Raises:
+            UnsupportedModel: the module returns something else than one tensor.
         """
         inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
         counter = _counter.get()
         if counter is not None:
             counter.watch(inputs)
-        return self.hooks(inputs)
+        outputs: object = self.hooks(inputs)
+        if not isinstance(outputs, Tensor):
+            raise UnsupportedModel(
+                f"{self.id} returns {type(outputs).__name__}; expected a tensor of logits: wrap "
+                "the module in one that returns those alone"
+            )
+        return outputs
 
     @contextlib.contextmanager
     def count_passes(self, batch: int) -> Iterator[PassCounter]:
