@@ -11,6 +11,9 @@ from timmscope.cli import output
 if TYPE_CHECKING:
     from timmscope import Result
 
+_MOST_ROWS = 40
+"""Rows that a terminal shows of a summary."""
+
 
 def deliver(result: Result, folder: Path, *, as_json: bool) -> None:
     """Save a result to a folder; print its summary, or for programs its whole record."""
@@ -19,7 +22,10 @@ def deliver(result: Result, folder: Path, *, as_json: bool) -> None:
     if as_json:
         output.print_json(record)
         return
-    output.records(record["summary"])
+    rows = record["summary"]
+    output.records(rows[:_MOST_ROWS])
+    if len(rows) > _MOST_ROWS:
+        output.say(f"and {len(rows) - _MOST_ROWS:,} more rows, under summary in result.json")
     output.say(f"\nwrote {', '.join(record['files'])}, arrays.h5 and result.json to {folder}")
 
 

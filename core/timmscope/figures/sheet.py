@@ -50,7 +50,7 @@ def sheet_figure(
         title: of the whole sheet; two lines at most.
         row_labels: a label at the left of each row; `\\n` starts a new part.
         row_lengths: pictures of each row, where rows are not all full.
-        note: small print below; three lines at most.
+        note: small print below; six lines at most.
         cell_in: width of a picture in inches; by default from the number of columns, and half as
             wide at most where pictures are no wider than 16 px.
         gap_in: between pictures, in inches.
@@ -96,7 +96,7 @@ def sheet_figure(
     least = _READABLE_IN if title or note else 2.2
     width = max(2 * MARGIN_IN + side + columns * step_x - gap_in, least)
     heading = fit(title, width - 2 * MARGIN_IN, TITLE_PT, lines=2, bold=True)
-    small = fit(note, width - 2 * MARGIN_IN, SMALL_PT, lines=3)
+    small = fit(note, width - 2 * MARGIN_IN, SMALL_PT, lines=6)
     head = MARGIN_IN + (_height(heading, TITLE_PT) + 0.12 if title else 0)
     foot = _height(small, SMALL_PT) + 0.1 if note else 0.0
     with theme():
