@@ -145,6 +145,9 @@ class Filters(RepresentationTechnique):
             if self.scale == "common"
             else "mid-grey is 0, each filter is scaled to its own largest weight"
         ]
+        if self.channels is not None:
+            red, green, blue = self.channels
+            parts.append(f"red, green and blue are input channels {red}, {green} and {blue}")
         if in_rows:
             parts.append("a unit a row, below each slice its input channel")
         if in_rows and shown.shape[1] < taps:

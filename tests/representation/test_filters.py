@@ -83,6 +83,7 @@ def test_chosen_input_channels_are_red_green_and_blue() -> None:
     sheet = Filters(channels=(3, 1, 0))(model_of(weight))
     expected = [[0.5 + v / 14 for v in row] for row in ([3, 1, 0], [7, 5, 4])]
     np.testing.assert_allclose(sheet.images[:, :, 0, 0], expected, rtol=1e-6)
+    assert sheet.note.endswith("red, green and blue are input channels 3, 1 and 0")
     with pytest.raises(ParameterError, match="input channels 0 to 3"):
         Filters(channels=(0, 1, 4))(model_of(weight))
 
