@@ -146,6 +146,7 @@ def test_a_fused_copy_has_the_same_gradients() -> None:
 
 
 def test_norms_that_cannot_be_folded_exactly_stay_and_the_others_go() -> None:
+    torch.manual_seed(0)  # what is lost to rounding depends on the weights
     model = made(Stretched())
     model.module.conv2.bias.data += 3e4
     model.module.norm2.running_mean += 3e4
