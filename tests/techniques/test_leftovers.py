@@ -104,6 +104,20 @@ def test_what_a_method_changes_is_put_back_and_told(model, monkeypatch, name):
     assert torch.equal(result.raw, IMAGES.sum(1))
 
 
+@pytest.mark.filterwarnings("error")
+def test_all_is_undone_where_warnings_are_errors(model, monkeypatch):
+    def hook_and_set(model):
+        model.module.register_forward_hook(lambda *a: None)
+        torch.set_default_dtype(torch.float64)
+
+    monkeypatch.setitem(globals(), "deed", hook_and_set)
+    before, around = fingerprint(model.module), surroundings()
+    with pytest.raises(LeftoverWarning, match="left 1 hook"):
+        Careless()(model, IMAGES, 0)
+    assert fingerprint(model.module).difference(before) == []
+    assert surroundings() == around
+
+
 def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
     def break_down(model):
         model.module.train()

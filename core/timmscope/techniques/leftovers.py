@@ -71,19 +71,19 @@ def no_leftovers(
     try:
         yield
     finally:
-        changed = []
+        removed, changed = [], []
         if model is not None and custody is not None:
             removed = model.hooks.remove_others(hooks)
-            changed += model.hooks.take_back(custody)
-            if removed:
-                _warn(
-                    f"{named(technique)} left {len(removed)} hook(s) behind, on {_few(removed)}; "
-                    "they were removed"
-                )
+            changed = model.hooks.take_back(custody)
         for name, (read, write) in _SETTINGS.items():
             if read() != settings[name]:
                 write(settings[name])
                 changed.append(name)
+        if removed:  # told when all is undone: a warning may be an error
+            _warn(
+                f"{named(technique)} left {len(removed)} hook(s) behind, on {_few(removed)}; "
+                "they were removed"
+            )
         if changed:
             _warn(f"{named(technique)} changed {', '.join(changed)}; it was put back")
     if model is not None and custody is not None and (written := custody.written()):
