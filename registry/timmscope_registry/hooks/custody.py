@@ -5,6 +5,7 @@ Nothing is copied, so what is written into a weight in place cannot be undone; i
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,49 +22,57 @@ class Custody:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._empty: list[dict[str, Any]] = []
         self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._marks: list[tuple[nn.Module, list[object]]] = []
+        self._marks: list[tuple[nn.Module, tuple[object, ...]]] = []
         self._weights: list[tuple[Tensor, Tensor, bool, Tensor | None]] = []
         self._written: list[tuple[str, str, Tensor, int]] = []
         for path, part in module.named_modules():
             known = vars(part)
-            self._marks.append((part, [known.get(name, _MISSING) for name in _MARKS]))
+            self._marks.append((part, _marks(known)))
             for kind in ("_modules", "_parameters", "_buffers"):
                 table = known[kind]
+                if not table:
+                    self._empty.append(table)
+                    continue
                 self._tables.append((table, dict(table)))
-                if kind != "_modules":
-                    self._written += [
-                        (path, name, tensor, tensor._version)
-                        for name, tensor in table.items()
-                        if tensor is not None and not tensor.is_inference()
-                    ]
-            self._weights += [
-                (weight, weight.data, weight.requires_grad, weight.grad)
-                for weight in known["_parameters"].values()
-                if weight is not None
-            ]
+                if kind == "_modules":
+                    continue
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    if not tensor.is_inference():
+                        self._written.append((path, name, tensor, tensor._version))
+                    if kind == "_parameters":
+                        grad = tensor.grad
+                        self._weights.append((tensor, tensor.data, tensor.requires_grad, grad))
 
     def put_back(self) -> list[str]:
         """Undo what has changed since; returns words for it, once each."""
         found: dict[str, None] = {}
+        if any(self._empty):
+            for table in self._empty:
+                table.clear()
+            found["parts or tensors of the model"] = None
         for table, before in self._tables:
-            if table.keys() != before.keys() or any(
-                table[name] is not value for name, value in before.items()
-            ):
+            if table.keys() != before.keys() or not all(map(is_, table.values(), before.values())):
                 table.clear()
                 table.update(before)
                 found["parts or tensors of the model"] = None
         for part, marks in self._marks:
-            known = vars(part)
-            for name, mark in zip(_MARKS, marks, strict=True):
-                if known.get(name, _MISSING) is not mark:
-                    found["the model's train mode" if name == "training" else f"its {name}"] = None
-                    if mark is _MISSING:
-                        delattr(part, name)
-                    else:
-                        setattr(part, name, mark)
+            now = _marks(vars(part))
+            if all(map(is_, now, marks)):
+                continue
+            for name, mark, new in zip(_MARKS, marks, now, strict=True):
+                if new is mark:
+                    continue
+                found["the model's train mode" if name == "training" else f"its {name}"] = None
+                if mark is _MISSING:
+                    delattr(part, name)
+                else:
+                    setattr(part, name, mark)
         for weight, data, requires_grad, grad in self._weights:
-            if not _same(weight.data, data):
+            if not _same(weight, data):
                 weight.data = data
                 found["the model's dtype or device"] = None
             if weight.requires_grad is not requires_grad:
@@ -81,6 +90,11 @@ class Custody:
             for path, name, tensor, version in self._written
             if tensor._version != version
         ]
+
+
+def _marks(known: dict[str, Any]) -> tuple[object, ...]:
+    get = known.get
+    return get("training"), get("fused_attn", _MISSING), get("forward", _MISSING)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
