@@ -134,7 +134,10 @@ def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
     found = [unit["context_correlation"] for unit in report.units]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     best = int(np.abs(expected).argmax())
-    assert f"unit {best} closest to year (r = {expected[best]:+.2f})" in report.sentence
+    told = f"unit {best} closest to year (r = {expected[best]:+.2f} over {COUNT - 3})"
+    assert told in report.sentence
+    assert with_context.images.metadata is not None
+    assert report.provenance.call["metadata"] == str(with_context.images.metadata.path)
     assert (report.by, report.labelled, report.unjudged) == ("year", COUNT - 3, "")
     first = report.summary()[0]
     assert first["unit"] == best

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from os import PathLike
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,19 @@ class Rows:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a result's provenance: store, layer, condition, number of images."""
+        """For a result's provenance: store, layer, condition, number of images, what else counts.
+
+        That is the file of the store's metadata, and where the images are if they have moved.
+        """
         where = self._where if isinstance(self._where, str | None) else f"{len(self)} images"
         found: dict[str, Any] = {"images": len(self), "where": where}
         if self.layer is not None:
-            found |= {"store": str(self.layer.store.path), "layer": self.layer.name}
+            store = self.layer.store
+            found |= {"store": str(store.path), "layer": self.layer.name}
+            if store.images.metadata is not None:
+                found["metadata"] = str(store.images.metadata.path)
+        if isinstance(self._location, str | PathLike):
+            found["location"] = str(self._location)
         return found
 
     # Values

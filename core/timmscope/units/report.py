@@ -114,7 +114,8 @@ class UnitReport:
         tie = self.context_correlation
         if not np.isnan(tie).all():
             unit = int(np.nanargmax(np.abs(tie)))
-            told.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f})")
+            of = f" over {self.labelled}" if self.labelled < self.images else ""
+            told.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f}{of})")
         text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(told)}"
         if counts["nonfinite"]:
             text += f"; {counts['nonfinite']} were NaN or infinite on some images"
