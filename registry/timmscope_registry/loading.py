@@ -7,8 +7,10 @@ misspelt hooks, specs of a wrong type or another API version. Only Ctrl-C passes
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 
 import pluggy
@@ -60,7 +62,8 @@ def load(plugin: Found, manager: pluggy.PluginManager) -> None:
     before = set(sys.modules)
     start = time.perf_counter()
     try:
-        with _quiet(), named_warnings(f"{plugin.id} {plugin.version}".rstrip()):
+        who = f"{plugin.id} {plugin.version}".rstrip()
+        with aside(), warnings.catch_warnings(), named_warnings(who):
             _load(plugin, manager)
     except KeyboardInterrupt as error:
         error.add_note(f"while loading the plugin {plugin.id} {plugin.version}".rstrip())
@@ -231,8 +234,15 @@ def _brief(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
+class _Aside(io.TextIOBase):
+    """Writes to stderr, which stays open when this is closed."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def aside() -> Iterator[None]:
     """Send what plugins print to stderr, so that ``--json`` on stdout stays readable."""
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(_Aside()):
         yield

@@ -397,6 +397,19 @@ def test_what_a_plugin_prints_does_not_reach_stdout(
     assert "hello" in captured.err
 
 
+def test_a_plugin_that_closes_stdout_or_sets_filters_changes_nothing_for_others(
+    distribution: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deed = "import sys, warnings\nsys.stdout.close()\nwarnings.filterwarnings('error')\n"
+    distribution("rude", deed + GOOD.replace("\n    ", "\n"))
+    before = list(warnings.filters)
+    assert Registry().problems() == []
+    assert warnings.filters == before
+    print("out")
+    print("err", file=sys.stderr)
+    assert tuple(capsys.readouterr()) == ("out\n", "err\n")
+
+
 WARNING = "import warnings\nwarnings.warn('old', UserWarning, stacklevel=1)\n"
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from timmscope_registry import ParameterError
+from timmscope_registry.loading import aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,19 +38,12 @@ def _stdout() -> TextIO:
     return _kept.get() or sys.stdout
 
 
-class _Aside(io.TextIOBase):
-    """Writes to stderr, which stays open when this is closed."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-
 @contextmanager
 def others_aside() -> Iterator[None]:
     """Send to stderr what a plugin prints while it works: stdout is for what commands say."""
     token = _kept.set(_stdout())
     try:
-        with redirect_stdout(_Aside()):
+        with aside():
             yield
     finally:
         _kept.reset(token)
