@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from timmscope_registry.errors import PluginError
+from timmscope_registry.loading import aside
 
 if TYPE_CHECKING:
     from timmscope_registry.registry import Entry
@@ -67,7 +68,8 @@ def made(entry: Entry[Any], location: str, expected: type[T]) -> T:
     """
     make = entry.load()
     try:
-        found = make(location)
+        with aside():
+            found = make(location)
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # in its own code

@@ -69,7 +69,7 @@ class Entry(Generic[S]):
             quoted = " ".join(f'"{need}"' for need in missing)
             raise PluginError(f"{what} needs {', '.join(missing)}: python -m pip install {quoted}")
         try:
-            with named_warnings(what):
+            with loading.aside(), named_warnings(what):
                 return import_string(self.spec.impl)
         except KeyboardInterrupt:
             raise

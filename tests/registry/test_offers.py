@@ -20,7 +20,10 @@ SOURCE = """
         hookimpl,
     )
 
+    print("imported")
+
     def make(rest):
+        print("made")
         from timmscope.testing import tiny_model
         return tiny_model(rest) if rest in ("cnn", "token") else rest
 
@@ -136,6 +139,12 @@ def test_a_model_that_returns_several_things_is_refused_in_one_line():
     model = load_model("tuples:x")
     with pytest.raises(UnsupportedModel, match="tuples:x returns tuple; expected a tensor"):
         model(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.usefixtures("_one")
+def test_what_a_source_prints_goes_to_stderr(capsys):
+    load_model("make:cnn")
+    assert tuple(capsys.readouterr()) == ("", "imported\nmade\n")
 
 
 @pytest.mark.usefixtures("_one")
