@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
-from timmscope import HookedModel, ImageError, ModelError, ObjectiveError, load_model
+from timmscope import HookedModel, ImageError, ModelError, ObjectiveError, load_model, mine
 from timmscope.models import ClassNames
 from timmscope_registry.hooks import fingerprint
 
@@ -90,6 +90,17 @@ def test_other_numbers_of_channels_normalise_by_the_mean_of_rgb(channels):
     assert model.input_size == (channels, 64, 64)
     assert model.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3] * channels)
     assert model.layers["layer1"].grid == (16, 16)
+
+
+def test_a_model_of_four_channels_refuses_pictures_in_one_line(tmp_path: Path):
+    model = load_model("random:resnet18?in_chans=4&img_size=64")
+    message = "the model takes 4 channels, and pictures have 1 or 3: give it tensors"
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    with pytest.raises(ModelError, match=message):
+        model.images(tmp_path / "a.png")
+    with pytest.raises(ModelError, match=message):
+        mine(model, tmp_path, tmp_path / "s.scope")
+    assert not (tmp_path / "s.scope").exists()
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -86,6 +86,7 @@ def mine(
         StoreError: another process writes to the store, the disk is full or too small.
         ImageError: no images, or not one of them can be read.
         LayerNotFound, ParameterError: a wrong name or setting.
+        ModelError: the model takes other than 1 or 3 channels.
         PluginError: a collector failed; names it, the layer and the images.
     """
     folder = Path(out).resolve()
@@ -101,6 +102,7 @@ def mine(
             "batch_size auto may come out differently for each part; give all parts one number",
             parameter="batch_size",
         )
+    model.preprocessing.require_pictures()
     source = open_images(images)
     require_images(source)
     prepare(folder)

@@ -105,11 +105,28 @@ class Preprocessing:
         return transform
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Resize and crop a picture to `input_size`; float32 in [0, 1], `(C, H, W)`."""
+        """Resize and crop a picture to `input_size`; float32 in [0, 1], `(C, H, W)`.
+
+        Raises:
+            ModelError: the model takes other than 1 or 3 channels.
+        """
+        self.require_pictures()
         wanted = "L" if self.input_size[0] == 1 else "RGB"
         if image.mode != wanted:
             image = image.convert(wanted)
         return self._transform(image).float().div_(255)
+
+    def require_pictures(self) -> None:
+        """Refuse pictures for a model that cannot see them.
+
+        Raises:
+            ModelError: the model takes other than 1 or 3 channels.
+        """
+        if self.input_size[0] not in (1, 3):
+            raise ModelError(
+                f"the model takes {self.input_size[0]} channels, and pictures have 1 or 3: give it "
+                "tensors (B, C, H, W) in [0, 1] instead"
+            )
 
     def normalise(self, images: Tensor) -> Tensor:
         """`(images − mean) / std` per channel, `(B, C, H, W)`; differentiable."""
