@@ -17,7 +17,7 @@ from timmscope import HookedModel, Result, Store, load_model, mine, technique
 from timmscope_registry import get_registry
 
 FOLDER = Path(__file__).parent / "images" / "techniques"
-WIDTH = 720
+WIDTH = 1080
 LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "occlusion": {"patch_px": 56, "stride_px": 28},
