@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
@@ -188,7 +188,10 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 def _usage_message(error: CycloptsError) -> str:
     command = " ".join(error.command_chain or ())
-    text = str(error).removeprefix(f'Command "{command}" parameter ')
+    text = str(error).removeprefix(f'Command "{command}" ')
+    text = text.removeprefix("Parameter ").removeprefix("parameter ").replace(", ...", " …")
+    if isinstance(error, MissingArgumentError) and error.argument and not error.keyword:
+        text = f"{error.argument.name} is missing"
     if text.startswith("Unused Tokens:"):
         text = f"too many arguments: {text.removeprefix('Unused Tokens:').strip(' [].')}"
     if "Did you mean" in text:
