@@ -7,6 +7,7 @@ Names of techniques after the store make only these.
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,10 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     if name == "representational-similarity":
         return run([store])
     if name == "compare-datasets":
-        cats = store.path.with_name("no-cats.scope")
-        folders = store.path.parent / "images"
-        files = sorted(path for path in folders.rglob("*.jpg") if "chelsea" not in path.parts)
-        made = mine(model, files, cats, layers=[LAYER])
+        others = store.path.with_name("no-cats")
+        cats = shutil.ignore_patterns("chelsea*")
+        shutil.copytree(store.path.with_name("images"), others, ignore=cats, dirs_exist_ok=True)
+        made = mine(model, others, others.with_suffix(".scope"), layers=[LAYER])
         return run([store, made], layer=LAYER)
     queries = [cat] if name == "nearest-neighbours" else None
     return run(store, queries, layer=LAYERS.get(name, LAYER), model=model)
