@@ -53,6 +53,7 @@ class Projection:
     pca: PrincipalComponents
     note: str
     _fitted: Any = None
+    _unit: float = 1.0
 
     def transform(self, rows: npt.ArrayLike) -> Numbers:
         """Places `(m, dimensions)` float32 of rows `(m, d)` that the map was not made from.
@@ -73,7 +74,7 @@ class Projection:
         if self.method == "pca":
             return reduced[:, : self.points.shape[1]]
         with _quiet(self.method):
-            places = self._fitted.transform(reduced)
+            places = self._fitted.transform(reduced / np.float32(self._unit))
         return np.asarray(places, np.float32)
 
 
@@ -113,13 +114,16 @@ def project(
     _require_rows(rows, method, near, dimensions)
     pca = PrincipalComponents.fit(rows, min(COMPONENTS, rows.dim, len(rows) - 1))
     reduced = _reduced(pca, rows)
+    # Neighbours know no scale, but squares of distances have to stay in float32's range.
+    unit = float(np.ldexp(1.0, int(np.frexp(np.abs(reduced).max())[1])))
+    reduced /= np.float32(unit)
     lay_out = _tsne if method == "tsne" else _umap
     places, fitted = lay_out(reduced, dimensions, near, seed)
     if not np.isfinite(places).all():
         raise TechniqueError(f"{method} found no places for the rows of {rows.title}: try PCA")
     name = f"t-SNE, perplexity {near}" if method == "tsne" else f"UMAP, {near} neighbours"
     note = f"{name}, from {reduced.shape[1]} principal components, seed {seed}"
-    return Projection(method, places, pca, note, fitted)
+    return Projection(method, places, pca, note, fitted, unit)
 
 
 def _tsne(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numbers, Any]:

@@ -441,6 +441,19 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**80])
+def test_neighbours_know_no_scale(digits: Any, method: str, scale: float) -> None:
+    rows = np.asarray(digits[:60], np.float32)
+    found, scaled = (
+        EmbeddingMap(method=method, neighbours=8).fit(each)
+        for each in (rows, rows * np.float32(scale))
+    )
+    np.testing.assert_array_equal(scaled.points, found.points)
+    places = scaled.transform(rows[:5] * np.float32(scale))
+    np.testing.assert_array_equal(places, found.transform(rows[:5]))
+
+
+@pytest.mark.parametrize("method", ["tsne", "umap"])
 def test_a_seed_may_be_negative(digits: Any, method: str) -> None:
     one, two, other = (
         EmbeddingMap(method=method, neighbours=5)(digits[:60], seed=seed).points
