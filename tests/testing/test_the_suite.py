@@ -70,7 +70,7 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
         ("fails-out-of-bounds", "runs-on-token", "list index"),
         ("unfreezes-the-model", "works-on-a-frozen-model", "requires_grad"),
         ("converts-the-model", "works-in-bfloat16", "dtype"),
-        ("replaces-a-forward", "model-is-untouched", "its forward"),
+        ("replaces-a-forward", "model-is-untouched", "the model's forward"),
         ("leaves-a-hook-on-a-parameter", "model-is-untouched", "conv1.weight"),
     ],
 )

@@ -66,7 +66,7 @@ class Custody:
             for name, mark, new in zip(_MARKS, marks, now, strict=True):
                 if new is mark:
                     continue
-                found["the model's train mode" if name == "training" else f"its {name}"] = None
+                found[f"the model's {'train mode' if name == 'training' else name}"] = None
                 if mark is _MISSING:
                     delattr(part, name)
                 else:
