@@ -66,15 +66,14 @@ def no_leftovers(
         TechniqueError: weights have other values than before, which cannot be undone.
     """
     settings = {name: read() for name, (read, _) in _SETTINGS.items()}
-    hooks = model.hooks.others() if model is not None else {}
     custody = model.hooks.lend() if model is not None else None
     try:
         yield
     finally:
-        removed, changed = [], []
+        removed: list[str] = []
+        changed: list[str] = []
         if model is not None and custody is not None:
-            removed = model.hooks.remove_others(hooks)
-            changed = model.hooks.take_back(custody)
+            removed, changed = model.hooks.take_back(custody)
         for name, (read, write) in _SETTINGS.items():
             if read() != settings[name]:
                 write(settings[name])

@@ -1,106 +1,167 @@
-"""A module as it was before others had it in hand: modes, tensors, parts, put back by reference.
+"""A module as it was before others had it in hand, put back by reference.
 
-Nothing is copied, so what is written into a weight in place cannot be undone; it is noticed.
+Nothing is copied, so what is written into a weight in place cannot be undone; it is noticed. All
+that is asked of a module before and after is asked in a few lists, since this happens at every call
+of a technique: a loop over parts that does more for each takes longer than some models' layers.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+from timmscope_registry.hooks.others import KINDS, HookKeys, hooks_of, remove_new
 
 _MARKS = ("training", "fused_attn", "forward")
+_TABLES = ("_modules", "_parameters", "_buffers")
 _MISSING = object()
+
+
+class Inventory:
+    """What a module consists of: its parts and tensors. It stays true until they are others.
+
+    Args:
+        module: to list.
+
+    Attributes:
+        module: it.
+        parts: the module and all below it.
+        known: what each of them holds by name.
+        weights: parameters.
+        tensors: parameters and buffers by name.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = list(module.named_modules())
+        self.module = module
+        self.parts = [part for _, part in named]
+        self.known = [vars(part) for part in self.parts]
+        self._tables: list[dict[str, Any]] = [
+            known[kind] for known in self.known for kind in _TABLES
+        ]
+        self._contents = [dict(table) for table in self._tables]
+        self._keys = [*chain.from_iterable(self._contents)]
+        self._lengths = [*map(len, self._contents)]
+        self._values = [*chain.from_iterable(map(dict.values, self._contents))]
+        self.weights: list[nn.Parameter] = [
+            weight
+            for known in self.known
+            for weight in known["_parameters"].values()
+            if weight is not None
+        ]
+        self.tensors: list[tuple[str, Tensor]] = [
+            (f"{path}.{name}" if path else name, tensor)
+            for (path, _), known in zip(named, self.known, strict=True)
+            for kind in ("_parameters", "_buffers")
+            for name, tensor in known[kind].items()
+            if tensor is not None and not tensor.is_inference()
+        ]
+
+    def has_parts(self) -> bool:
+        """Whether the module has these parts and tensors still, and no other."""
+        tables = self._tables
+        return (
+            [*map(len, tables)] == self._lengths
+            and [*chain.from_iterable(tables)] == self._keys
+            and all(map(is_, chain.from_iterable(map(dict.values, tables)), self._values))
+        )
+
+    def put_back_parts(self) -> None:
+        """Give the module its parts and tensors again."""
+        for table, content in zip(self._tables, self._contents, strict=True):
+            table.clear()
+            table.update(content)
 
 
 class Custody:
     """What a module was when it was lent.
 
     Args:
-        module: in whose forward no other thread is.
+        inventory: of the module, in whose forward no other thread is.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._empty: list[dict[str, Any]] = []
-        self._tables: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._marks: list[tuple[nn.Module, tuple[object, ...]]] = []
-        self._weights: list[tuple[Tensor, Tensor, bool, Tensor | None]] = []
-        self._written: list[tuple[str, str, Tensor, int]] = []
-        for path, part in module.named_modules():
-            known = vars(part)
-            self._marks.append((part, _marks(known)))
-            for kind in ("_modules", "_parameters", "_buffers"):
-                table = known[kind]
-                if not table:
-                    self._empty.append(table)
-                    continue
-                self._tables.append((table, dict(table)))
-                if kind == "_modules":
-                    continue
-                for name, tensor in table.items():
-                    if tensor is None:
-                        continue
-                    if not tensor.is_inference():
-                        self._written.append((path, name, tensor, tensor._version))
-                    if kind == "_parameters":
-                        grad = tensor.grad
-                        self._weights.append((tensor, tensor.data, tensor.requires_grad, grad))
+    def __init__(self, inventory: Inventory) -> None:
+        self._inventory = inventory
+        self._marks = _marks(inventory.known)
+        self._data = [weight.data for weight in inventory.weights]
+        self._stores = _stores(inventory.weights)
+        self._requires_grad = [weight.requires_grad for weight in inventory.weights]
+        self._grads = [weight.grad for weight in inventory.weights]
+        self._versions = [tensor._version for _, tensor in inventory.tensors]
+        self._hooks: HookKeys = hooks_of(inventory.module) if _hooked(inventory) else {}
 
-    def put_back(self) -> list[str]:
-        """Undo what has changed since; returns words for it, once each."""
-        found: dict[str, None] = {}
-        if any(self._empty):
-            for table in self._empty:
-                table.clear()
-            found["parts or tensors of the model"] = None
-        for table, before in self._tables:
-            if table.keys() != before.keys() or not all(map(is_, table.values(), before.values())):
-                table.clear()
-                table.update(before)
-                found["parts or tensors of the model"] = None
-        for part, marks in self._marks:
-            now = _marks(vars(part))
-            if all(map(is_, now, marks)):
-                continue
-            for name, mark, new in zip(_MARKS, marks, now, strict=True):
-                if new is mark:
-                    continue
-                found[f"the model's {'train mode' if name == 'training' else name}"] = None
-                if mark is _MISSING:
-                    delattr(part, name)
-                else:
-                    setattr(part, name, mark)
-        for weight, data, requires_grad, grad in self._weights:
-            if not _same(weight, data):
+    def put_back(self) -> tuple[list[str], list[str]]:
+        """Undo what has changed since.
+
+        Returns:
+            Whose hooks were removed, a name for each hook; words for what else was put back.
+        """
+        inventory, found = self._inventory, []
+        if not inventory.has_parts():
+            inventory.put_back_parts()
+            found.append("parts or tensors of the model")
+        hooked = self._hooks or _hooked(inventory)
+        removed = remove_new(inventory.module, self._hooks) if hooked else []
+        for name, marks, now in zip(_MARKS, self._marks, _marks(inventory.known), strict=True):
+            if not all(map(is_, marks, now)):
+                _restore(inventory.parts, name, marks)
+                found.append(f"the model's {'train mode' if name == 'training' else name}")
+        weights = inventory.weights
+        if _stores(weights) != self._stores:
+            for weight, data in zip(weights, self._data, strict=True):
                 weight.data = data
-                found["the model's dtype or device"] = None
-            if weight.requires_grad is not requires_grad:
+            found.append("the model's dtype or device")
+        if [weight.requires_grad for weight in weights] != self._requires_grad:
+            for weight, requires_grad in zip(weights, self._requires_grad, strict=True):
                 weight.requires_grad_(requires_grad)
-                found["requires_grad"] = None
-            if weight.grad is not grad:
+            found.append("requires_grad")
+        if not all(map(is_, [weight.grad for weight in weights], self._grads)):
+            for weight, grad in zip(weights, self._grads, strict=True):
                 weight.grad = grad
-                found["gradients of weights"] = None
-        return list(found)
+            found.append("gradients of weights")
+        return removed, found
 
     def written(self) -> list[str]:
         """Names of tensors that were written to in place: perhaps to the values they had."""
+        tensors = self._inventory.tensors
         return [
-            f"{path}.{name}" if path else name
-            for path, name, tensor, version in self._written
+            name
+            for (name, tensor), version in zip(tensors, self._versions, strict=True)
             if tensor._version != version
         ]
 
 
-def _marks(known: dict[str, Any]) -> tuple[object, ...]:
-    get = known.get
-    return get("training"), get("fused_attn", _MISSING), get("forward", _MISSING)
+def _marks(known: list[dict[str, Any]]) -> list[list[object]]:
+    return [[each.get(name, _MISSING) for each in known] for name in _MARKS]
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _restore(parts: list[nn.Module], name: str, marks: list[object]) -> None:
+    for part, mark in zip(parts, marks, strict=True):
+        if mark is not _MISSING:
+            setattr(part, name, mark)
+        elif name in vars(part):
+            delattr(part, name)
+
+
+def _stores(weights: list[nn.Parameter]) -> list[object]:
+    """Where the numbers of weights lie, and as what."""
+    return [
+        [weight.data_ptr() for weight in weights],
+        [weight.dtype for weight in weights],
+        [weight.device for weight in weights],
+        [weight.shape for weight in weights],
+    ]
+
+
+def _hooked(inventory: Inventory) -> bool:
+    """Whether there may be any hook on the module, its parts or weights, or on all modules."""
     return (
-        one.dtype == other.dtype
-        and one.device == other.device
-        and one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
+        any(vars(torch_modules)[f"_global{kind}"] for kind in KINDS)
+        or any(any(known.get(kind) for known in inventory.known) for kind in KINDS)
+        or any(weight._backward_hooks for weight in inventory.weights)
+        or any(weight._post_accumulate_grad_hooks for weight in inventory.weights)
     )

@@ -13,11 +13,11 @@ from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.activations import ActivationCall, activation_calls
 from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
-from timmscope_registry.hooks.custody import Custody
+from timmscope_registry.hooks.custody import Custody, Inventory
 from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
 from timmscope_registry.hooks.handover import Handover, handovers
 from timmscope_registry.hooks.layers import LayerCatalogue
-from timmscope_registry.hooks.others import HookKeys, hooks_of, remove_new
+from timmscope_registry.hooks.others import HookKeys, hooks_of
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
 from timmscope_registry.hooks.scopes import Cut, Edits, Given, Recording, Watch
@@ -55,6 +55,7 @@ class ModelHooks:
         self._hidden = dict(hidden or {})
         self._steady = Steady(module)
         self._traced: tuple[LayerCatalogue, HookPoints] | None = None
+        self._inventory: Inventory | None = None
         self._lock = threading.RLock()
         self._local = threading.local()
 
@@ -191,18 +192,19 @@ class ModelHooks:
         with self._lock:  # no forward is running, so none of ours is there
             return hooks_of(self.module)
 
-    def remove_others(self, before: HookKeys) -> list[str]:
-        """Remove hooks that have come since `others`; returns the name of a module for each."""
-        with self._lock:
-            return remove_new(self.module, before)
-
     def lend(self) -> Custody:
         """Remember the module as it is, to take it back so after others had it in hand."""
-        with self._lock:  # a forward changes modes, too, for its own time
-            return Custody(self.module)
+        with self._lock:  # a forward changes modes and has hooks, too, for its own time
+            if self._inventory is None or not self._inventory.has_parts():
+                self._inventory = Inventory(self.module)
+            return Custody(self._inventory)
 
-    def take_back(self, custody: Custody) -> list[str]:
-        """Undo what others changed since `lend`; returns words for it."""
+    def take_back(self, custody: Custody) -> tuple[list[str], list[str]]:
+        """Undo what others did since `lend`.
+
+        Returns:
+            Whose hooks were removed, a name for each hook; words for what else was put back.
+        """
         with self._lock:
             return custody.put_back()
 

@@ -14,7 +14,7 @@ HookKeys = Mapping[object, Mapping[str, frozenset[int]]]
 """Keys of hooks by whose they are and kind; whoever has none, and kinds without any, are left out.
 """
 
-_KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _KINDS_OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _MARKS = (
     "_forward_hooks_with_kwargs",
@@ -27,12 +27,12 @@ _MARKS = (
 def hooks_of(module: nn.Module) -> HookKeys:
     """List the hooks that are on a module, its parts and parameters, and on all modules."""
     found: dict[object, dict[str, frozenset[int]]] = {}
-    for kind in _KINDS:
+    for kind in KINDS:
         if hooks := vars(torch_modules)[f"_global{kind}"]:
             found.setdefault(torch_modules, {})[f"_global{kind}"] = frozenset(hooks)
     for part in module.modules():
         known = vars(part)
-        for kind in _KINDS:
+        for kind in KINDS:
             if hooks := known.get(kind):
                 found.setdefault(part, {})[kind] = frozenset(hooks)
         for parameter in known["_parameters"].values():
