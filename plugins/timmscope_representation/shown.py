@@ -28,7 +28,9 @@ def thumbnails(rows: Rows, ids: npt.ArrayLike) -> Tensor | None:
 def names(rows: Rows, ids: npt.ArrayLike) -> list[str]:
     """What to call some images, with `\\ufffd` for what is no UTF-8 in a file's name."""
     return [
-        name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        name
+        if name.isascii()
+        else name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         for name in rows.names(ids)
     ]
 
