@@ -14,7 +14,7 @@ Numbers = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
 
 _NAMED = 5
-_MIDDLE = 64
+_MIDDLE = 16
 """Rows whose median is taken for the middle of all."""
 _LARGEST = 1e15
 """Squares of larger values add up to what float32 cannot hold."""
