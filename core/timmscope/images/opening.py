@@ -31,11 +31,14 @@ def open_images(location: Images) -> ImageSource:
             sequence of image files; or a source, which is returned as it is.
 
     Raises:
-        ImageError: nothing there, or no source fits; the message lists what would.
+        ImageError: nothing there, or no source fits; the message lists what would. Or a source that
+            was given does not number and name its images.
         PluginError: several plugins offer the scheme, or the source is none, or does not say how
             many images it has and calls each by a name of its own.
     """
     if isinstance(location, ImageSource):
+        if wrong := _fault(location):
+            raise ImageError(f"{type(location).__name__} {wrong}")
         return location
     if not isinstance(location, str | os.PathLike):
         files = [Path(path) for path in location]
@@ -62,7 +65,7 @@ def open_images(location: Images) -> ImageSource:
     )
 
 
-def fault(source: ImageSource) -> str:
+def _fault(source: ImageSource) -> str:
     """What is wrong with how a source describes its images, or nothing; no image is read."""
     try:
         count = len(source)
@@ -96,6 +99,6 @@ def fault(source: ImageSource) -> str:
 
 def _made(entry: Entry[ImageSourceSpec], location: str) -> ImageSource:
     source = made(entry, location, ImageSource)  # type: ignore[type-abstract]
-    if wrong := fault(source):
+    if wrong := _fault(source):
         raise PluginError(f"{described(entry)} {wrong}; tell its authors")
     return source

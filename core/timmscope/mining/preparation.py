@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from timmscope.images import ImageSource
-from timmscope.images.opening import fault
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.files import TEMPORARY
 from timmscope.store.manifest import NAME as MANIFEST
@@ -37,9 +36,7 @@ def prepare(folder: Path) -> None:
 
 
 def require_images(source: ImageSource) -> None:
-    """Refuse a source without images, or one, a plugin's perhaps, that does not describe them."""
-    if wrong := fault(source):
-        raise ImageError(f"{type(source).__name__} {wrong}")
+    """Refuse a source without images."""
     if not len(source):
         raise ImageError(f"{source!r} holds no image; name at least one")
 
