@@ -34,8 +34,9 @@ def test_it_tells_the_machine_and_imports_every_implementation(cli: Cli, tmp_pat
     ours = told["plugins"]["timmscope:attack"]
     assert ours["version"] == version("timmscope")
     assert ours["status"] == "ok"
-    assert 0 < ours["load_ms"] < 60_000
-    assert 0 < ours["import_ms"] < 60_000
+    # What this process has imported before takes no time again: nought is a true answer here.
+    assert 0 <= ours["load_ms"] < 60_000
+    assert 0 <= ours["import_ms"] < 60_000
     (tmp_path / "hollow.py").write_text(PLUGIN)
     assert "no problems" in cli("--plugin", "hollow.py", "doctor").out  # nothing is imported
     outcome = cli("--plugin", "hollow.py", "doctor", "-v")
