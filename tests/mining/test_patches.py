@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from timmscope import (
     receptive_field,
     top_patches,
 )
+from timmscope.mining import kept_fields
 from timmscope.mining.kept_fields import kept_field
 from timmscope.mining.patch_sheet import patch_figure
 from timmscope.receptive_fields import find
@@ -129,9 +131,11 @@ def test_conditions_choose_the_images(model: HookedModel, store: Store) -> None:
 
 
 def test_nine_patches_cost_one_search_for_the_field(
-    model: HookedModel, store: Store, monkeypatch: pytest.MonkeyPatch
+    model: HookedModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find._found.clear()
+    store = Store.open(shutil.copytree(store.path, tmp_path / "s.scope"))
+    shutil.rmtree(store.path / kept_fields.FOLDER, ignore_errors=True)  # of earlier looks
     found = []
     follow = find._follow
     monkeypatch.setattr(find, "_follow", lambda *a: found.append(a) or follow(*a))

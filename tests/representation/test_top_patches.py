@@ -6,7 +6,7 @@ import csv
 import io
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -230,6 +230,7 @@ def test_a_whole_layer_is_a_book_of_pages_within_a_budget(
     model: HookedModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patch_book, "BUDGET", 3 << 20)
+    TopPatches(units="0", k=1, view="none")(store, layer="layer1.0", model=model)  # keeps the field
     found = TopPatches(k=3, view="none")(store, layer="layer1.0", model=model)
     assert found.units.tolist() == list(range(64))
     assert found.patches.numel() <= 3 << 20
@@ -288,16 +289,52 @@ def test_wrong_input_is_one_clear_line(model: HookedModel, store: Store, tmp_pat
         TopPatches(units=0)(store, layer="fc", model=model, where="width > 1000")
     with pytest.raises(ParameterError, match="pgd is of the family attack"):
         TopPatches(units=0, view="pgd")(store, layer="fc", model=model)
+
+
+@pytest.mark.parametrize("field", ["spatial", "effective"])
+def test_images_that_are_gone_are_grey_among_those_that_are_there(
+    model: HookedModel, store: Store, tmp_path: Path, field: Literal["spatial", "effective"]
+) -> None:
     location = store.manifest.images.location.removeprefix("folder:")
-    twin = shutil.copytree(store.path, tmp_path / "s.scope")
     images = shutil.copytree(location, tmp_path / "images")
-    lost = top_patches(store, model, "layer1.0", 3, 1)[0]
-    (images / lost.path).unlink()
-    with pytest.raises(ImageError, match="no longer among the images at"):
-        TopPatches(units=3)(twin, layer="layer1.0", model=model, location=images)
+    whole = TopPatches(units="3", k=4, field=field)(store, layer="layer1.0", model=model)
+    patches = top_patches(store, model, "layer1.0", 3, 4, field=field)
+    (images / patches[1].path).write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="1 of the 4 strongest .* left out, as") as told:
+        rest = top_patches(store, model, "layer1.0", 3, 4, field=field, images=images)
+    assert str(told[0].message).endswith(patches[1].path)
+    assert [each.entry for each in rest] == [patches[at].entry for at in (0, 2, 3)]
+    with pytest.warns(UserWarning, match="1 images of layer1.0 of .* can no longer be read"):
+        part = TopPatches(units="3", k=4, field=field)(
+            store, layer="layer1.0", model=model, location=images
+        )
+    assert torch.equal(part.values, whole.values)
+    assert part.names == whole.names
+    assert part.views is not None
+    assert part.wholes is not None
+    for pictures in (part.patches, part.views, part.wholes):
+        assert (pictures[0, 1] == 128).all()
+    assert part.boxes[0, 1].tolist() == [-1] * 4
+    if field == "spatial":  # the effective one is measured on what is left
+        for at in (0, 2, 3):
+            assert torch.equal(part.patches[0, at], whole.patches[0, at])
+            assert torch.equal(part.views[0, at], whole.views[0, at])
+    assert "grey: 1 images that can no longer be read" in part.note
+    assert part.documents()["patches.csv"].splitlines()[2].endswith(",,,,")
+    part.figure()
+    with pytest.raises(ImageError):  # the ranking of all positions would not be the true one
+        TopPatches(units="3", k=4, field=field, per_image=False)(
+            store, layer="layer1.0", model=model, location=images
+        )
+    for patch in patches:
+        (images / patch.path).write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="none of the 4 images of the store can be read any more"):
+        TopPatches(units="3", k=4, field=field)(
+            store, layer="layer1.0", model=model, location=images
+        )
     shutil.rmtree(images)
     with pytest.raises(ImageError, match="images"):
-        TopPatches(units=3)(twin, layer="layer1.0", model=model, location=images)
+        TopPatches(units=3)(store, layer="layer1.0", model=model, location=images)
 
 
 def test_nothing_but_nan_has_no_patches(tmp_path: Path) -> None:

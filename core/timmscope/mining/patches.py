@@ -9,11 +9,13 @@ hand are in memory.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
@@ -23,7 +25,7 @@ from timmscope.images import Images
 from timmscope.progress import task, track
 from timmscope.store import Store, StoreLayer, StorePictures, TopEntry
 from timmscope.store.tops import tops
-from timmscope_registry import StoreError, UnsupportedModel
+from timmscope_registry import ImageError, StoreError, UnsupportedModel
 
 from .cells import strongest_cells
 from .kept_fields import keep_field, kept_field
@@ -87,6 +89,8 @@ def top_patches(
 ) -> list[Patch]:
     """Cut a unit's `k` strongest patches, best first; reads only the images that they are of.
 
+    Images that can no longer be read are left out, with a warning.
+
     Args:
         store: the store.
         model: its model, for the receptive field and other positions than the maxima; None loads it
@@ -104,7 +108,7 @@ def top_patches(
         images: the store's images; by default opened where they were.
 
     Raises:
-        ImageError: the images are no longer there.
+        ImageError: none of the images can be read any more; of all positions, one of them.
         StoreError: no such layer or unit, or the store's images were in memory and `images` is
             missing, or a model that has to be given.
         ParameterError: no such kind of field, or the condition is wrong.
@@ -118,7 +122,15 @@ def top_patches(
     entries = ranked(found, load, [unit], k, per_image=per_image, where=where, pictures=pictures)
     fields, _ = fields_of(found, load, [unit], field, entries, pictures)
     cuts = track(cut_patches(found, entries, fields, pictures), "cutting patches", len(entries[0]))
-    return [cut.patch for cut in sorted(cuts, key=lambda cut: cut.rank)]
+    patches = [cut.patch for cut in sorted(cuts, key=lambda cut: cut.rank)]
+    if pictures.lost:
+        first = store.images.paths[min(pictures.lost)]
+        warnings.warn(
+            f"{len(pictures.lost)} of the {k} strongest images can no longer be read and are left "
+            f"out, as {first}",
+            stacklevel=2,
+        )
+    return patches
 
 
 def ranked(
@@ -152,9 +164,9 @@ def fields_of(
 ) -> tuple[list[ReceptiveField], int]:
     """Each unit's field, and how many of several units have no effective one.
 
-    As the store has it, found by the model, or measured on the unit's images. A unit that is silent
-    on all of its images has no effective field: alone it is refused, among others it gets the
-    spatial one.
+    As the store has it, found by the model, or measured on those of the unit's images that can be
+    read. A unit that is silent on all of them has no effective field: alone it is refused, among
+    others it gets the spatial one.
     """
     if kind != "effective":
         return [_shared_field(layer, load, kind)] * len(units), 0
@@ -166,8 +178,9 @@ def fields_of(
     with task("effective fields", total=len(units)) as advance:
         for unit, found in zip(units, entries, strict=True):
             distinct = {entry.image_id: entry.position for entry in reversed(found)}
-            parts = [pixels for _, pixels in pictures.whole(list(distinct))]
+            parts: list[tuple[npt.NDArray[np.int64], Tensor]] = []
             try:
+                parts += pictures.batches(list(distinct))
                 if not parts:
                     raise UnsupportedModel(f"{layer.name}[{unit}] has no strongest image")
                 fields.append(
@@ -175,12 +188,12 @@ def fields_of(
                         used,
                         layer.name,
                         kind,
-                        torch.cat(parts),
+                        torch.cat([pixels for _, pixels in parts]),
                         unit=unit,
-                        positions=list(distinct.values()),
+                        positions=[distinct[image] for ids, _ in parts for image in ids.tolist()],
                     )
                 )
-            except UnsupportedModel:
+            except (UnsupportedModel, ImageError):
                 if len(units) == 1 and parts:
                     raise
                 fields.append(_shared_field(layer, load, "spatial"))
@@ -195,17 +208,17 @@ def cut_patches(
     fields: Sequence[ReceptiveField],
     pictures: StorePictures,
 ) -> Iterator[Cut]:
-    """Cut all units' patches, in order of the images' ids.
+    """Cut all units' patches, in order of the images' ids; `pictures.lost` says which are left out.
 
     Raises:
-        ImageError: one of the images is no longer there.
+        ImageError: none of the images can be read any more.
     """
     wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for place, found in enumerate(entries):
         for rank, entry in enumerate(found):
             wanted[entry.image_id].append((place, rank))
     paths = layer.store.images.paths
-    for ids, images in pictures.whole(sorted(wanted)):
+    for ids, images in pictures.batches(sorted(wanted)):
         for image, pixels in zip(ids.tolist(), images, strict=True):
             whole = _picture(pixels)
             for place, rank in wanted[image]:

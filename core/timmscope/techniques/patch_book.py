@@ -44,6 +44,8 @@ _SIDE = 160
 """Height of a picture in pixels where several units share the figure, at most."""
 _SMALLEST = 32
 _ABREAST = 10
+_GREY = 128
+"""In place of pictures whose image can no longer be read."""
 _LINES = {1: 14, 2: 8}
 """Lines of tiles on a page, by the pictures in a tile."""
 
@@ -59,10 +61,11 @@ class UnitPatches(Result):
         image_ids: `(U, k)` int64 ids in the store, -1 where there is none.
         positions: `(U, k, 2)` int64 row and column of the cell, -1 where there is none.
         boxes: `(U, k, 4)` int64 left, upper, right, lower edge of the patch in pixels of the image
-            as the model sees it.
+            as the model sees it; -1 where there is none, or the image can no longer be read.
         names: `U` lists of the images' names.
         patches: `(U, k, 3, h, w)` uint8 pictures of the patches, enlarged or reduced to one size;
-            where the field is most of the image, the image with field and cell drawn in.
+            where the field is most of the image, the image with field and cell drawn in; grey
+            where the image can no longer be read.
         views: the same of what the unit answered to; None where nothing is known of that.
         wholes: of one unit the same of the images, with the patch drawn in; None of several.
         gridded: whether cells have a place in the image.
@@ -134,7 +137,8 @@ class UnitPatches(Result):
         for place, unit in enumerate(self.units.tolist()):
             for rank, name in enumerate(self.names[place]):
                 row, column = self.positions[place, rank].tolist()
-                left, upper, right, lower = self.boxes[place, rank].tolist()
+                edges = self.boxes[place, rank].tolist()
+                left, upper, right, lower = (None,) * 4 if edges[2] < 0 else edges
                 yield {
                     "unit": unit,
                     "rank": rank + 1,
@@ -251,6 +255,10 @@ def unit_patches(
             for number, cut in enumerate(part):
                 made.add(cut, None if seen is None else seen[number])
             advance(len(part))
+    for place, found in enumerate(entries):
+        for rank, entry in enumerate(found):
+            if entry.image_id in pictures.lost:
+                made.grey(place, rank)
     assert made.first is not None
     first = made.first
     notes = [note_of(first.field, size=first.whole.size, placed=len(units) == 1)]
@@ -260,6 +268,8 @@ def unit_patches(
     notes += _about_views(views, several=len(units) > 1, gridded=first.field.grid is not None)
     if silent:
         notes.append(f"{silent} units without a gradient on these images show the spatial field")
+    if pictures.lost:
+        notes.append(f"grey: {len(pictures.lost)} images that can no longer be read")
     if empty := sum(not found for found in entries):
         notes.append(f"{empty} units without a finite value are left out")
     return UnitPatches(
@@ -309,6 +319,11 @@ class _Pictures:
                 self.kept[name] = np.full(shape, 255, np.uint8)
             self.kept[name][cut.place, cut.rank] = picture.numpy()
         self.boxes[cut.place, cut.rank] = patch.box
+
+    def grey(self, place: int, rank: int) -> None:
+        """Leave a patch without a picture, as its image can no longer be read."""
+        for pictures in self.kept.values():
+            pictures[place, rank] = _GREY
 
 
 def _about_views(views: Views | None, *, several: bool, gridded: bool) -> list[str]:
