@@ -101,6 +101,42 @@ def test_what_a_technique_does_to_stdout_leaves_json_readable(
     assert outcome.err == ("found it\n" if "found" in deed else "")
 
 
+NOISY_SOURCE = """
+from timmscope import load_model
+from timmscope_registry import ModelSourceSpec, hookimpl
+
+def load(rest):
+    print("found it")
+    return load_model(f"random:{rest}")
+
+@hookimpl
+def timmscope_model_sources():
+    yield ModelSourceSpec(scheme="noisy", summary="Prints.", impl=f"{__name__}:load")
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", MODEL, "noise.png", "--technique", "contrast"],
+        ["evaluate", MODEL, "noise.png", "--technique", "contrast", "--metric", "deletion"],
+        ["layers", MODEL.replace("random:", "noisy:")],
+        ["mine", MODEL.replace("random:", "noisy:"), ".", "-o", "s.scope"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_plugins_print_leaves_json_of_every_command_readable(
+    cli: Cli, plugin: Path, picture: Path, tmp_path: Path, command: list[str]
+) -> None:
+    method = "        mean = images.mean("
+    plugin.write_text(plugin.read_text().replace(method, f"        print('found it')\n{method}"))
+    (tmp_path / "noisy.py").write_text(NOISY_SOURCE)
+    outcome = cli("--plugin", plugin, "--plugin", "noisy.py", *command, "--json")
+    assert outcome.status == 0, outcome.err
+    assert json.loads(outcome.out)
+    assert "found it\n" in outcome.err
+
+
 @pytest.mark.parametrize("joined", [True, False])
 def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, joined: bool) -> None:
     flag = [f"--plugin={plugin}"] if joined else ["--plugin", plugin]

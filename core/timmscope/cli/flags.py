@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from timmscope.cli import output
 from timmscope.cli.text import plain_text
 from timmscope.techniques.base import named
 from timmscope_registry import PluginError
@@ -52,8 +51,7 @@ def command(
 
     def run(*positional: Any, **flags: Any) -> None:
         chosen = {name: flags.pop(name) for name in technique.model_fields if name in flags}
-        with output.others_aside():
-            function(technique(**chosen), *positional, **flags)
+        function(technique(**chosen), *positional, **flags)
 
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}

@@ -104,7 +104,14 @@ def launch(
             except PluginError:
                 if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
                     raise
-        app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        with output.others_aside():
+            app(
+                tokens,
+                console=output.console(piped_width=None),  # of help
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
     except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit in a plugin too

@@ -40,7 +40,7 @@ def _stdout() -> TextIO:
 
 @contextmanager
 def others_aside() -> Iterator[None]:
-    """Send to stderr what a plugin prints while it works: stdout is for what commands say."""
+    """Send to stderr what plugins print while a command works: stdout is for what it says."""
     token = _kept.set(_stdout())
     try:
         with aside():
@@ -49,12 +49,17 @@ def others_aside() -> Iterator[None]:
         _kept.reset(token)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console on the current stdout or stderr."""
+def console(*, stderr: bool = False, piped_width: int | None = PIPED_WIDTH) -> Console:
+    """Return a console on the current stdout or stderr.
+
+    Args:
+        stderr: on stderr.
+        piped_width: columns where there is no terminal; None for 80.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else _stdout()
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+    width = None if stream.isatty() or "COLUMNS" in os.environ else piped_width
     return Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 

@@ -68,7 +68,13 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     command["--help"].group = Group("How to run", sort_key=3)
     command.default(function)
     try:
-        command(rest, exit_on_error=False, print_error=False, result_action="return_value")
+        command(
+            rest,
+            console=output.console(piped_width=None),  # of help
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
     except ValidationError as error:
         if error.argument is None or error.argument.tokens:
             raise
