@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+import pluggy
+
 from timmscope_registry import discovery, loading
 from timmscope_registry.errors import PluginError
 from timmscope_registry.found import Found, PluginInfo, Problem, named_warnings
@@ -91,7 +93,7 @@ class Registry:
         named = [*os.environ.get(BLOCK_VARIABLE, "").split(","), *block]
         self._block = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
         self._lock = threading.RLock()
-        self._manager = loading.new_manager()
+        self._manager: pluggy.PluginManager
         self._found: list[Found] | None = None
         self._entries: list[Entry[Spec]] = []
         self._problems: list[Problem] = []
@@ -188,18 +190,25 @@ class Registry:
     def _discovered(self) -> list[Found]:
         with self._lock:
             if self._found is None:
-                found = list(discovery.installed())
-                for plugin in found:
-                    if self._block and {plugin.id, plugin.name, plugin.distribution} & set(
-                        self._block
-                    ):
-                        plugin.status = "blocked"
-                        plugin.problems.clear()
-                    elif plugin.load is not None:
-                        loading.load(plugin, self._manager)
-                self._found = found
-                self._collect()
+                try:
+                    self._discover()
+                except BaseException:
+                    self._found = None
+                    raise
+            assert self._found is not None
             return self._found
+
+    def _discover(self) -> None:
+        """Load plugin after plugin; one that asks for others meanwhile is told of those before."""
+        self._found, self._manager = [], loading.new_manager()
+        for plugin in discovery.installed():
+            if self._block and {plugin.id, plugin.name, plugin.distribution} & set(self._block):
+                plugin.status = "blocked"
+                plugin.problems.clear()
+            elif plugin.load is not None:
+                loading.load(plugin, self._manager)
+            self._found.append(plugin)
+            self._collect()
 
     def _collect(self) -> None:
         """Give every spec its full id, and compare names across plugins."""

@@ -182,6 +182,40 @@ def test_ctrl_c_during_a_hanging_import_passes_and_names_the_plugin(distribution
     assert caught.value.__notes__ == ["while loading the plugin hanging:main 1.0"]
 
 
+def test_after_ctrl_c_everything_can_be_asked_for_again(
+    distribution: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution("aaa", GOOD)
+    hang = "import os\nif 'HANGING' in os.environ: raise KeyboardInterrupt\n"
+    distribution("hanging", hang + GOOD.replace("\n    ", "\n"))
+    registry = Registry()
+    monkeypatch.setenv("HANGING", "yes")
+    with pytest.raises(KeyboardInterrupt):
+        registry.plugins()
+    monkeypatch.delenv("HANGING")
+    assert {plugin.status for plugin in registry.plugins()} == {"ok"}
+
+
+def test_a_plugin_that_asks_for_others_while_it_lists_is_told_of_those_before_it(
+    distribution: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = """
+    from timmscope_registry import TechniqueSpec, get_registry, hookimpl
+    @hookimpl
+    def timmscope_techniques():
+        known = {entry.id for entry in get_registry().techniques()}
+        summary = ", ".join(sorted(id for id in known if not id.startswith("timmscope:")))
+        yield TechniqueSpec(name="NAME", family="attack", summary=summary, impl="MODULE:X")
+    """
+    for name in ("aaa", "bbb"):
+        distribution(name, asking.replace("NAME", name))
+    registry = Registry()
+    monkeypatch.setattr("timmscope_registry.registry._current", registry)
+    assert registry.technique("aaa").spec.summary == ""
+    assert registry.technique("bbb").spec.summary == "aaa:aaa"
+    assert registry.problems() == []
+
+
 def test_a_plugin_that_hangs_at_import_is_told_with_its_time_and_works(
     distribution: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
