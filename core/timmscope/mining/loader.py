@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Listener
 from threading import current_thread, main_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from timmscope.images import ImageSource
@@ -124,9 +127,12 @@ def load_batches(
     process that reads, and the store's lock is let go.
 
     Raises:
-        StoreError: a worker died, or found no memory to read its images or hand them over.
+        StoreError: a worker died, found no memory to read its images or hand them over, or could
+            make no socket in the folder of temporary files.
         ImageError: the images as a whole are gone.
     """
+    if workers:
+        _try_a_socket()
     loader = DataLoader(
         batches,
         batch_size=None,
@@ -157,6 +163,20 @@ def load_batches(
                 yield batch
         finally:  # a remembered error must not keep the workers; collected later, they hang
             del iterator
+
+
+def _try_a_socket() -> None:
+    """Make one as workers do to hand batches over; if theirs failed, torch would wait for ever."""
+    if get_sharing_strategy() != "file_descriptor":
+        return
+    try:
+        Listener(family="AF_UNIX").close()
+    except OSError as error:
+        raise StoreError(
+            "processes that read images can make no socket in the folder of temporary files, "
+            f"{tempfile.gettempdir()} ({error.strerror or error}); set TMPDIR to another folder, "
+            "as TMPDIR=/tmp, or start again with workers=0"
+        ) from error
 
 
 @contextmanager
