@@ -22,7 +22,14 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from timmscope.cli import output
 from timmscope.cli.text import plain_help
 from timmscope.progress import RichReporter, reporting
-from timmscope_registry import ParameterError, PluginError, Registry, TimmscopeError, set_registry
+from timmscope_registry import (
+    ParameterError,
+    PluginError,
+    Registry,
+    TimmscopeError,
+    get_registry,
+    set_registry,
+)
 
 GLOBAL = Group("Everywhere", sort_key=90)
 WORK = Group("Work", sort_key=1)
@@ -222,7 +229,10 @@ def _warnings_as_lines(debug: bool) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: object) -> None:
         if not issubclass(category, FutureWarning | DeprecationWarning):
-            output.complain(f"warning: {message}")
+            from timmscope.cli.blame import with_its_plugin
+
+            text = with_its_plugin(str(message), sys._getframe(1), get_registry())
+            output.complain(f"warning: {text}")
 
     with warnings.catch_warnings():
         if not debug:
