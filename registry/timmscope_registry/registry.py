@@ -123,9 +123,12 @@ class Registry:
 
     # One of them, by short name or full id; `PluginError` when unknown or not unique
 
-    def technique(self, name: str) -> Entry[TechniqueSpec]:
-        """Return one technique by short name or ``"distribution:name"``."""
-        return self._one(TechniqueSpec, name)
+    def technique(self, name: str, family: Family | None = None) -> Entry[TechniqueSpec]:
+        """Return one technique by short name or ``"distribution:name"``.
+
+        Where there is none, those of `family`, or all, are what may have been meant.
+        """
+        return self._one(TechniqueSpec, name, self.techniques(family))
 
     def collector(self, name: str) -> Entry[CollectorSpec]:
         """Return one collector by short name or ``"distribution:name"``."""
@@ -272,7 +275,7 @@ class Registry:
         self._discovered()
         return [cast("Entry[S]", entry) for entry in self._entries if type(entry.spec) is kind]
 
-    def _one(self, kind: type[S], name: str) -> Entry[S]:
+    def _one(self, kind: type[S], name: str, fitting: list[Entry[S]] | None = None) -> Entry[S]:
         entries = self._of(kind)
         for entry in entries:
             if entry.id == name:
@@ -286,10 +289,11 @@ class Registry:
                 f"several plugins offer the {label} {name!r}: "
                 f"use {' or '.join(entry.id for entry in same)}"
             )
-        names = [entry.spec.name for entry in entries]
+        fitting = entries if fitting is None else fitting
+        names = [entry.spec.name for entry in fitting]
         if nearest(name, names):
             advice = did_you_mean(name, names)
-        elif nearest(name, ids := [entry.id for entry in entries]):
+        elif nearest(name, ids := [entry.id for entry in fitting]):
             advice = did_you_mean(name, ids)
         else:
             advice = f"known are {', '.join(sorted(set(names)))}" if names else "none is installed"

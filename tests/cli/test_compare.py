@@ -69,6 +69,14 @@ def test_one_technique_twice_is_told_apart_by_its_settings(cli: Cli, pictures: l
     [
         ([], "--technique"),
         (["--technique", "grad-can"], "did you mean 'grad-cam'"),
+        (
+            ["--technique", "xyz"],
+            "known are ablation-cam, attention-map, attention-rollout, cam",
+        ),
+        (
+            ["--technique", "fgsn"],
+            "known are ablation-cam, attention-map, attention-rollout, cam",
+        ),
         (["--technique", "pgd"], "pgd is of the family attack: it makes no maps"),
         (["--technique", "grad-cam relu"], "'relu' behind grad-cam is no parameter: write name="),
         (["--technique", "grad-cam relu=blue"], "parameter 'relu' of grad-cam is 'blue'"),

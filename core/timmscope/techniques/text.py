@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Sequence
 
 from timmscope.techniques.attribution import AttributionTechnique
-from timmscope_registry import ParameterError
+from timmscope_registry import ParameterError, get_registry
 
 
 def attribution(text: str) -> AttributionTechnique:
@@ -26,7 +26,7 @@ def attribution(text: str) -> AttributionTechnique:
         name, *settings = shlex.split(text) or [""]
     except ValueError as error:  # a quote without its end
         raise ParameterError(f"{text!r} is no technique with parameters: {error}") from None
-    kind = technique(name)
+    kind = technique(get_registry().technique(name, "attribution").id)
     if not issubclass(kind, AttributionTechnique):
         raise ParameterError(
             f"{name} is of the family {kind.family}: it makes no maps, and only attributions do",
