@@ -13,8 +13,14 @@ from torch import Tensor, nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a hub, or waits for one
 
-import timmscope_registry.hooks  # noqa: F401  (before any peer imports torchvision)
+import matplotlib.font_manager  # noqa: F401  (its first import says so on stderr if it takes long)
+
+import timmscope_registry.hooks  # (before any peer imports torchvision)
+import timmscope_registry.loading
 from timmscope import HookedModel, load_model
+
+# A machine that stalls is no plugin's fault: what tests slowness sets a limit of its own.
+timmscope_registry.loading.SLOW_S = 60.0
 
 # A shell starts background jobs with Ctrl-C ignored, and the tests' children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -331,6 +331,7 @@ def test_a_large_folder_shows_progress_and_a_small_one_none(
             yield advance
 
     with reporting(Recorder()):
+        monkeypatch.setattr("timmscope.images.presence._PATIENCE_S", 600)
         FolderSource(tmp_path).fingerprint()
         assert seen == []
         monkeypatch.setattr("timmscope.images.presence._PATIENCE_S", 0)
