@@ -190,17 +190,16 @@ def test_a_full_disk_is_one_line(cli: Cli) -> None:
 def test_ctrl_c_is_one_line_and_status_130(tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     started = tmp_path / "started"
-    slow.write_text(f"import time; open({str(started)!r}, 'w').close(); time.sleep(60)\n")
+    slow.write_text(f"import time; open({str(started)!r}, 'w').close(); time.sleep(600)\n")
     process = subprocess.Popen(
         [*PROGRAM, "--plugin", str(slow), "plugins"],
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
-    while not started.exists() and time.monotonic() < deadline:
+    while not started.exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors == "timmscope: interrupted while loading the plugin slow.py\n"
 

@@ -44,10 +44,15 @@ def count(out: Path) -> int:
     return len(list((out / "shards").glob("*.h5"))) if out.exists() else 0
 
 
-def wait_for(out: Path, more: int, patience: float) -> None:
-    """Wait until some more shards are there than now."""
-    wanted, end = count(out) + more, time.monotonic() + 2 * patience
-    while count(out) < wanted and time.monotonic() < end:
+def ended(pid: int) -> bool:
+    """Whether a child has come to its end; it can still be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def wait_for(out: Path, more: int, pid: int) -> None:
+    """Wait until some more shards are there than now, or the child has ended."""
+    wanted = count(out) + more
+    while count(out) < wanted and not ended(pid):
         time.sleep(0.001)
 
 
@@ -67,7 +72,7 @@ def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
         if killed % 2:
             time.sleep(random.uniform(0.0, 0.6) * duration)
         else:  # in the midst of writing, a little after some shard appeared
-            wait_for(out, random.randrange(3), duration)
+            wait_for(out, random.randrange(3), pid)
             time.sleep(random.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
