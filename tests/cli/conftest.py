@@ -22,6 +22,8 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+"""Where Matplotlib keeps its list of fonts: it takes seconds to make, and it says so."""
 
 
 @pytest.fixture
@@ -46,6 +48,7 @@ def fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "PATH": os.environ.get("PATH", ""),
             "OMP_NUM_THREADS": "1",
+            **{name: os.environ[name] for name in CACHES if name in os.environ},
             **environment,
         },
         capture_output=True,
