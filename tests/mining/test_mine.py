@@ -469,5 +469,8 @@ def test_ids_keep_meaning_the_same_images_when_others_come_and_go(
         for one, two in zip(before, after, strict=True)
     )
     (here / before[0].path).unlink()
-    with pytest.raises(ImageError, match="no longer among the images at"):
+    with pytest.raises(ImageError, match="none of the 1 images of the store can be read any more"):
         top_patches(store, small_model, "layer3", 5, 1)
+    with pytest.warns(UserWarning, match=f"1 of the 4 strongest .* left out, as {before[0].path}"):
+        left = top_patches(store, small_model, "layer3", 5, 4)
+    assert [patch.path for patch in left] == [patch.path for patch in before[1:]]
