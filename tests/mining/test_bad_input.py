@@ -132,6 +132,7 @@ def test_images_of_any_size_are_mined_and_too_large_ones_refused_with_the_limit(
         capture_output=True,
         text=True,
         timeout=300,
+        env={**os.environ, "COLUMNS": "120"},
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")  # Pillow's own warnings included
