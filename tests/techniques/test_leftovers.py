@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from timmscope import AttributionTechnique, HookedModel, TechniqueError
 from timmscope.techniques.leftovers import LeftoverWarning
@@ -68,6 +69,15 @@ def surroundings() -> tuple[object, ...]:
 def learn(model: HookedModel) -> None:
     model.module.train().requires_grad_(True)
     model.module(IMAGES).sum().backward()
+
+
+def batch_norm(model: HookedModel) -> None:
+    norm = model.module.norm
+    functional.batch_norm(torch.ones(2, 4, 3), norm.running_mean, norm.running_var, training=True)
+
+
+def shorten(model: HookedModel) -> None:
+    model.module.norm.running_var.data = torch.ones(3)
 
 
 DEEDS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
@@ -137,6 +147,9 @@ def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
     [
         (lambda m: nn.init.zeros_(m.module.head.weight), "as head.weight: load the model again"),
         (learn, "as norm.num_batches_tracked"),
+        (batch_norm, "as norm.running_mean, norm.running_var: load"),
+        (lambda m: m.module.norm.running_var.data.mul_(2), "as norm.running_var: load"),
+        (shorten, "as buffers of another size: load"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*put back")

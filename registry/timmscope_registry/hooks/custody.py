@@ -1,8 +1,9 @@
 """A module as it was before others had it in hand, put back by reference.
 
-Nothing is copied, so what is written into a weight in place cannot be undone; it is noticed. All
-that is asked of a module before and after is asked in a few lists, since this happens at every call
-of a technique: a loop over parts that does more for each takes longer than some models' layers.
+Nothing is copied but the numbers of buffers, so what is written in place cannot be undone; it is
+noticed. torch counts writes, but not those of batch norms into their running statistics. All that
+is asked of a module before and after is asked in a few lists, since this happens at every call of a
+technique: a loop over parts that does more for each takes longer than some models' layers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
@@ -19,6 +21,7 @@ from timmscope_registry.hooks.others import KINDS, HookKeys, hooks_of, remove_ne
 _MARKS = ("training", "fused_attn", "forward")
 _TABLES = ("_modules", "_parameters", "_buffers")
 _MISSING = object()
+_REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Inventory:
@@ -33,6 +36,7 @@ class Inventory:
         known: what each of them holds by name.
         weights: parameters.
         tensors: parameters and buffers by name.
+        buffers: those of real numbers by name, all on one device.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -60,6 +64,13 @@ class Inventory:
             for name, tensor in known[kind].items()
             if tensor is not None and not tensor.is_inference()
         ]
+        buffers = {id(tensor) for known in self.known for tensor in known["_buffers"].values()}
+        real = [
+            (name, tensor)
+            for name, tensor in self.tensors
+            if id(tensor) in buffers and tensor.dtype in _REAL
+        ]
+        self.buffers = [each for each in real if each[1].device == real[0][1].device]
 
     def has_parts(self) -> bool:
         """Whether the module has these parts and tensors still, and no other."""
@@ -92,6 +103,7 @@ class Custody:
         self._requires_grad = [weight.requires_grad for weight in inventory.weights]
         self._grads = [weight.grad for weight in inventory.weights]
         self._versions = [tensor._version for _, tensor in inventory.tensors]
+        self._numbers = _numbers(inventory)
         self._hooks: HookKeys = hooks_of(inventory.module) if _hooked(inventory) else {}
 
     def put_back(self) -> tuple[list[str], list[str]]:
@@ -127,12 +139,27 @@ class Custody:
 
     def written(self) -> list[str]:
         """Names of tensors that were written to in place: perhaps to the values they had."""
-        tensors = self._inventory.tensors
-        return [
+        inventory = self._inventory
+        found = [
             name
-            for (name, tensor), version in zip(tensors, self._versions, strict=True)
+            for (name, tensor), version in zip(inventory.tensors, self._versions, strict=True)
             if tensor._version != version
         ]
+        before, now = self._numbers, _numbers(inventory)
+        if before.shape != now.shape:
+            found.append("buffers of another size")
+        elif not torch.equal(before, now):
+            sizes = [tensor.numel() for _, tensor in inventory.buffers]
+            each = zip(inventory.buffers, before.split(sizes), now.split(sizes), strict=True)
+            found += [name for (name, _), old, new in each if not torch.equal(old, new)]
+        return found
+
+
+@torch.no_grad()
+def _numbers(inventory: Inventory) -> Tensor:
+    """What buffers hold, in one row: to compare one after another would take twice as long."""
+    buffers = [tensor.flatten() for _, tensor in inventory.buffers]
+    return torch.cat(buffers) if buffers else torch.empty(0)
 
 
 def _marks(known: list[dict[str, Any]]) -> list[list[object]]:
