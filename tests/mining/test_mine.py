@@ -329,6 +329,8 @@ def test_default_layers_show_the_deepest_grid_and_the_features() -> None:
         "resnet18": ["layer4", "global_pool"],
         "vit_tiny_patch16_224": ["norm", "head_drop"],
         "efficientnet_b0": ["bn2", "global_pool"],
+        "regnetx_002?img_size=64": ["final_conv", "head.drop"],  # its head ends in logits
+        "levit_128s": ["stages", "head.drop"],  # of two heads, each around a classifier
     }.items():
         assert default_layers(load_model(f"random:{name}")) == expected
 

@@ -285,22 +285,24 @@ def default_layers(model: HookedModel) -> list[str]:
     """The last layer with a grid and the pooled features that the classifier reads.
 
     The first shows what the deepest units look for and where; the second is the model's embedding
-    of an image. The features are the last vector before the classifier: the layer that the model's
-    configuration calls so, or else the first of those that end the model with as many units as it
-    has classes.
+    of an image. The features are the last vector made before the classifier runs: the layer that
+    the configuration calls so, or else the first of those that end the model with as many units as
+    it has classes. What comes later holds logits too, as a head around its classifier.
     """
     from timmscope_registry.hooks import LOGITS
 
     spatial, feature = None, None
     config = getattr(model.module, "pretrained_cfg", None) or {}
     heads = config.get("classifier") or ()
-    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    heads = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    classified = False
     for name, layer in model.layers.items():
         if layer.grid is not None and layer.grid[0] * layer.grid[1] > 1:
             spatial = name
-        if name == LOGITS or any(name == head or name.startswith(f"{head}.") for head in heads):
+        classified = classified or name == LOGITS or f"{name}.".startswith(heads)
+        if classified or layer.layout != "vector":
             continue
-        if layer.layout == "vector" and (heads or layer.channels != model.num_classes):
+        if heads or layer.channels != model.num_classes:
             feature = name
     chosen = [name for name in (spatial, feature) if name is not None]
     if not chosen:
