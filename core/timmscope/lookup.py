@@ -54,6 +54,8 @@ def technique(name: str) -> type[Technique]:
             raise PluginError(
                 f"{described(entry)}: its {method} is called with {', '.join(wanted)}: {error}"
             ) from error
+        if inspect.iscoroutinefunction(getattr(found, method)):
+            raise PluginError(f"{described(entry)}: its {method} is async; expected a plain method")
     reads = getattr(found, "reads", None)
     if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
         raise PluginError(

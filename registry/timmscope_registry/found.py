@@ -126,7 +126,10 @@ def one_line(error: BaseException) -> str:
     """The error's type and message, without line breaks."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r})"
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # of a plugin's own class
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

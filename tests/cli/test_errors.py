@@ -124,6 +124,12 @@ def test_a_field_with_the_name_of_an_own_flag_is_the_plugins_fault(
     [
         ("int | None = Field(default=None", "int = Field(default='x'", "default of --steps is not"),
         ("mean = images", "open('/no/file')  #", "in contrast.py, line 28: FileNotFoundError: "),
+        (
+            "    def attribute",
+            "    async def attribute",
+            "its attribute is async; expected a",
+        ),
+        ("norm: Literal", "Power: int = 1\n    norm: Literal", "of the same name as --power; its"),
     ],
 )
 def test_what_goes_wrong_in_a_plugin_is_told_with_its_name(
@@ -131,6 +137,27 @@ def test_what_goes_wrong_in_a_plugin_is_told_with_its_name(
 ) -> None:
     plugin.write_text(plugin.read_text().replace(old, new))
     refuse(cli("--plugin", plugin, "run", "contrast", MODEL, picture), "contrast.py", words)
+
+
+def test_a_wrong_part_of_a_parameter_is_not_taken_for_a_wrong_default(
+    cli: Cli, plugin: Path, picture: Path
+) -> None:
+    text = plugin.read_text().replace("power: float = Field(default=1.0, gt=0, le=4)", "p: P = P()")
+    parts = "from pydantic import BaseModel\nclass P(BaseModel):\n    k: int = Field(3, ge=1)\n"
+    plugin.write_text(text.replace("class Contrast", parts + "class Contrast"))
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--p.k", "0")
+    refuse(outcome, "error: --p.k is '0': Input should be greater than or equal to 1")
+
+
+def test_an_exception_that_cannot_be_told_is_told_by_its_type(
+    cli: Cli, plugin: Path, picture: Path
+) -> None:
+    mute = "class Mute(Exception):\n    def __str__(self): return 1 / 0\nclass Contrast"
+    text = plugin.read_text().replace("class Contrast", mute)
+    plugin.write_text(text.replace("mean = images", "raise Mute  #"))
+    outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture)
+    assert outcome.status == 1
+    assert "error: contrast.py failed in contrast.py, line 30: Mute; tell" in outcome.err
 
 
 def test_a_parameter_may_be_a_tensor_but_not_in_a_result(

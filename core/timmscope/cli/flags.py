@@ -31,13 +31,18 @@ def command(
     first parameter, the technique, is no flag.
 
     Raises:
-        PluginError: a field has the name of one of the function's own or of the global flags.
+        PluginError: a field has the name of one of the function's own or of the global flags, or
+            of another field but for its case.
     """
     own = list(inspect.signature(function).parameters.values())[1:]
     hints = typing.get_type_hints(function, include_extras=True)
     taken = {f"--{name}" for name in GLOBAL_FLAGS}
     taken.update(flag for parameter in own for flag in _flags(parameter.name, hints))
-    clash = [flag for name in technique.model_fields if (flag := _flag(name)) in taken]
+    clash = []
+    for name in technique.model_fields:
+        if (flag := _flag(name)) in taken:
+            clash.append(flag)
+        taken.add(flag)
     if clash:
         raise PluginError(
             f"{named(technique)} cannot be run from the command line: it has fields of "
@@ -60,7 +65,7 @@ def command(
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.lower().replace('_', '-')}"
 
 
 def _flags(name: str, hints: Mapping[str, Any]) -> set[str]:

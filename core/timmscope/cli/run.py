@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import App, Group, Parameter, ValidationError
+from cyclopts import App, Argument, Group, Parameter, ValidationError
 
 from timmscope.cli import output
 from timmscope_registry import (
@@ -48,6 +48,8 @@ def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)
 
 def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     """Run one technique with the flags that its fields make."""
+    from pydantic import ValidationError as PartError
+
     from timmscope import technique
     from timmscope.cli import families, flags
 
@@ -76,12 +78,23 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
             result_action="return_value",
         )
     except ValidationError as error:
-        if error.argument is None or error.argument.tokens:
+        if error.argument is None:
             raise
+        if _given(error.argument):
+            if not isinstance(error.__cause__, PartError):
+                raise
+            first = error.__cause__.errors()[0]
+            flag = ".".join(map(str, [error.argument.name, *first["loc"]]))
+            raise ParameterError(f"{flag} is {first['input']!r}: {first['msg']}") from error
         raise PluginError(
             f"{described(entry)}: the default of {error.argument.name} is not what its type says; "
             "its authors should correct it"
         ) from error
+
+
+def _given(argument: Argument) -> bool:
+    """Whether the command line has a value for a parameter, or for a part of it."""
+    return bool(argument.tokens) or any(map(_given, argument.children))
 
 
 def _list() -> None:

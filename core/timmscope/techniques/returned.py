@@ -49,8 +49,7 @@ def checked_numbers(
     wanted = f"a tensor ({', '.join(map(str, shape))})"
     if not isinstance(value, Tensor):
         raise TechniqueError(f"{who} returned {_brief(value)} for {what}; expected {wanted}")
-    if value.is_complex() or value.layout is not torch.strided:
-        kind = value.dtype if value.is_complex() else value.layout
+    if kind := _strange(value):
         raise TechniqueError(
             f"{who} returned {what} of {kind}; expected real numbers, none left out"
         )
@@ -61,7 +60,7 @@ def checked_numbers(
         raise TechniqueError(
             f"{who} returned {what} of shape {tuple(value.shape)}; expected {wanted}"
         )
-    if not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value.float()).all()):  # results are float32
         raise TechniqueError(
             f"{who} returned NaN or infinite {what}" + (f": {advice}" if advice else "")
         )
@@ -88,6 +87,15 @@ def checked_pixels(
             f"{named(technique)} returned pixels from {low:.3g} to {high:.3g}; expected [0, 1]"
         )
     return pixels
+
+
+def _strange(value: Tensor) -> str:
+    """What keeps a tensor from being an array of real numbers; empty where nothing does."""
+    if value.is_complex() or value.is_quantized:
+        return str(value.dtype)
+    if value.is_nested or value.is_meta:
+        return "a nested tensor" if value.is_nested else "the meta device"
+    return "" if value.layout is torch.strided else str(value.layout)
 
 
 def _brief(value: object) -> str:
