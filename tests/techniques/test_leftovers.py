@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from timmscope_registry.hooks import fingerprint
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 deed: Callable[[HookedModel], object] = print
+opened = ExitStack()
+"""Nobody closes it."""
 
 
 class Careless(AttributionTechnique):
@@ -83,6 +86,7 @@ def shorten(model: HookedModel) -> None:
 DEEDS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
     "train": (lambda m: m.module.train(), "the model's train mode"),
     "thaw": (lambda m: m.module.requires_grad_(False), "requires_grad"),
+    "edit": (lambda m: opened.enter_context(m.edit({"conv": torch.zeros_like})), "open contexts"),
     "half": (lambda m: m.module.half(), "the model's dtype or device"),
     "meta": (lambda m: m.module.to("meta"), "parts or tensors of the model"),
     "head": (lambda m: setattr(m.module, "head", nn.Identity()), "parts or tensors of the model"),

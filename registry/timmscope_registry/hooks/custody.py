@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
 
+from timmscope_registry.hooks.flight import Scope
 from timmscope_registry.hooks.others import KINDS, HookKeys, hooks_of, remove_new
 
 _MARKS = ("training", "fused_attn", "forward")
@@ -93,10 +94,12 @@ class Custody:
 
     Args:
         inventory: of the module, in whose forward no other thread is.
+        contexts: of this thread that were open on it.
     """
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, contexts: tuple[Scope, ...]) -> None:
         self._inventory = inventory
+        self.contexts = contexts
         self._marks = _marks(inventory.known)
         self._data = [weight.data for weight in inventory.weights]
         self._stores = _stores(inventory.weights)

@@ -197,7 +197,7 @@ class ModelHooks:
         with self._lock:  # a forward changes modes and has hooks, too, for its own time
             if self._inventory is None or not self._inventory.has_parts():
                 self._inventory = Inventory(self.module)
-            return Custody(self._inventory)
+            return Custody(self._inventory, tuple(self._scopes))
 
     def take_back(self, custody: Custody) -> tuple[list[str], list[str]]:
         """Undo what others did since `lend`.
@@ -206,7 +206,11 @@ class ModelHooks:
             Whose hooks were removed, a name for each hook; words for what else was put back.
         """
         with self._lock:
-            return custody.put_back()
+            removed, found = custody.put_back()
+        if custody.contexts != (*self._scopes,):
+            self._scopes[:] = custody.contexts
+            found.append("the model's open contexts")
+        return removed, found
 
     @property
     def open_contexts(self) -> bool:
