@@ -138,7 +138,7 @@ class StyleTechnique(Technique):
         facts = self._provenance(model, seed, weights=shares)
         with session(seed), no_leftovers(self, model, facts.weights_sha256):
             given = None if scene is None else scene.clone()
-            outcome = self.stylize(model, given, [each.clone() for each in pictures], shares)
+            outcome = self.stylize(model, given, [each.clone() for each in pictures], [*shares])
         losses = _losses(self, checked_type(self, outcome, StyleOutcome))
         size = pictures[0].shape[2:]
         shown = [
@@ -166,10 +166,12 @@ def _losses(technique: StyleTechnique, outcome: StyleOutcome) -> dict[str, Tenso
     if not all(isinstance(name, str) for name in values):
         raise TechniqueError(f"{named(technique)} returned losses {list(values)}; expected names")
     steps: int | str = "steps + 1"
+    losses: dict[str, Tensor] = {}
     for name, value in values.items():
         advice = "lower the learning rate"
-        steps = len(checked_numbers(technique, value, f"losses {name!r}", (steps,), advice))
-    return values
+        losses[name] = checked_numbers(technique, value, f"losses {name!r}", (steps,), advice)
+        steps = len(losses[name])
+    return losses
 
 
 def _as_list(styles: Any) -> list[Any]:
