@@ -122,6 +122,7 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("representation", None, "Sheets returned nothing; expected a Result"),
         ("representation", (False, []), "Sheets returned nothing; expected a Provenance"),
         ("representation", (True, "abc"), "Sheets returned type str; expected a list"),
+        ("representation", (True, [{3: 4}]), "Sheets returned columns [3]; expected names"),
         ("representation", (True, ["abc"]), "Sheets returned type str; expected a dict"),
         ("representation", PICTURE[[0, 0]], "Sheets returned 1 titles for 2 pictures; expected"),
         ("style", StyleOutcome(PICTURE, {3: torch.ones(2)}), "losses [3]; expected names"),

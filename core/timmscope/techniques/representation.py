@@ -216,7 +216,10 @@ class RepresentationTechnique(Technique):
         checked_type(self, result.provenance, Provenance)
         if isinstance(result, Table | Sheet):
             for row in checked_type(self, result.rows, list):
-                checked_type(self, row, dict)
+                if not all(isinstance(name, str) for name in checked_type(self, row, dict)):
+                    raise TechniqueError(
+                        f"{named(self)} returned columns {list(row)}; expected names"
+                    )
         if isinstance(result, Sheet) and len(result.images):
             checked_pixels(self, result.images)
             if len(result.titles) != len(result.images):
