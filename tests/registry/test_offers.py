@@ -10,10 +10,12 @@ import torch
 
 from timmscope import HookedModel, load_model, open_images
 from timmscope.index.backend import BuildHints, begin, checked_found, find_backend
-from timmscope_registry import PluginError, UnsupportedModel, set_registry
+from timmscope.mining.blame import made
+from timmscope_registry import PluginError, UnsupportedModel, get_registry, set_registry
 
 SOURCE = """
     from timmscope_registry import (
+        CollectorSpec,
         ImageSourceSpec,
         IndexBackendSpec,
         ModelSourceSpec,
@@ -42,8 +44,36 @@ SOURCE = """
     class Strange:
         def __init__(self): ...
         ids = add = finish = remove = compact = rows = tune = save = load = facts = None
+        __len__ = None
         def search(self, *words):
             return [0.5], [1]
+
+    from timmscope import Collector
+
+    class Odd(Collector):
+        name, needs = "odd", ("max",)
+        update = merge = state = load = print
+
+    class Wanting(Odd):
+        def __init__(self, k): ...
+
+    class Lost(Odd):
+        settings = ("k",)
+
+    class Secret(Odd):
+        settings, k = ("k",), object()
+
+    class Nameless(Odd):
+        name = None
+
+    class Needy(Odd):
+        needs = "max"
+
+    @hookimpl
+    def timmscope_collectors():
+        for kind in (Odd, Wanting, Lost, Secret, Nameless, Needy):
+            name = kind.__name__
+            yield CollectorSpec(name=name.lower(), summary=".", impl=f"MODULE:{name}")
 
     def listed(rest):
         from timmscope import ImageSource
@@ -118,7 +148,7 @@ def test_a_source_that_makes_something_else_is_named_with_its_version(load, loca
 
 @pytest.mark.usefixtures("_one")
 def test_a_backend_that_is_none_is_told_what_it_lacks():
-    with pytest.raises(PluginError, match=r"'make' of one:main 1.5 has no ids, add, .*, search"):
+    with pytest.raises(PluginError, match=r"'make' of one:main 1.5 has no ids, add, .*, __len__"):
         find_backend("make")
 
 
@@ -132,6 +162,23 @@ def test_a_backend_that_cannot_be_made_or_finds_nonsense_is_named_with_its_versi
     for found in (None, [values, ids], (values, ids, ids), (values[:1], ids), (values, values)):
         with pytest.raises(PluginError, match=rf"what {words} found .* arrays of shape \(2, 3\)"):
             checked_found("strange", found, (2, 3))
+
+
+@pytest.mark.usefixtures("_one")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wanting", r"cannot be made: TypeError: .* missing 1 required positional argument: 'k'"),
+        ("lost", "cannot be made: AttributeError: 'Lost' object has no attribute 'k'"),
+        ("secret", "cannot be made: PydanticSerializationError: .* <class 'object'>"),
+        ("nameless", "has the name None; expected text"),
+        ("needy", "needs 'max'; expected a tuple of text"),
+    ],
+)
+def test_a_collector_that_cannot_be_made_is_named_with_its_version(name, words):
+    assert made(get_registry().collector("odd")).needs == ("max",)
+    with pytest.raises(PluginError, match=f"the collector '{name}' of one:main 1.5 {words}"):
+        made(get_registry().collector(name))
 
 
 @pytest.mark.usefixtures("_one")

@@ -221,7 +221,7 @@ def find_backend(name: str) -> type[Backend]:
         known = ", ".join(entry.spec.name for entry in registry.index_backends())
         raise VectorIndexError(f"{error} (index backends: {known})") from error
     backend: type[Backend] = entry.load()
-    needed = [name for name in vars(Backend) if not name.startswith("_")]
+    needed = [*(name for name in vars(Backend) if not name.startswith("_")), "__len__"]
     if lacking := [name for name in needed if not hasattr(backend, name)]:
         raise PluginError(f"{described(entry)} has no {', '.join(lacking)}")
     return backend

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from torch import OutOfMemoryError, Tensor
 
-from timmscope_registry import PluginError, TimmscopeError, get_registry
-from timmscope_registry.offers import described, entry_of
+from timmscope_registry import CollectorSpec, Entry, PluginError, TimmscopeError, get_registry
+from timmscope_registry.offers import described, entry_of, subclass
 
 from .collectors import Collector, Column, RowCollector, State
 
@@ -52,6 +53,26 @@ def _named(collector: Collector | RowCollector) -> str:
     if entry is None or entry.plugin.distribution == "timmscope":
         return f"collector {collector.name}"
     return described(entry)
+
+
+def made(entry: Entry[CollectorSpec]) -> Collector:
+    """What a plugin offers, with its default parameters.
+
+    Raises:
+        PluginError: it is no collector, or cannot be made and recorded.
+    """
+    kind = subclass(entry, Collector)  # type: ignore[type-abstract]
+    try:
+        collector = kind()
+        TypeAdapter(dict[str, Any]).dump_json(collector.parameters())
+        name, needs = collector.name, collector.needs
+    except Exception as error:
+        raise PluginError(f"the {described(entry)} cannot be made: {_reason(error)}") from error
+    if not (isinstance(name, str) and name):
+        raise PluginError(f"the {described(entry)} has the name {name!r}; expected text")
+    if not (isinstance(needs, tuple) and all(isinstance(kind, str) for kind in needs)):
+        raise PluginError(f"the {described(entry)} needs {needs!r}; expected a tuple of text")
+    return collector
 
 
 def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]:

@@ -26,9 +26,8 @@ from timmscope_registry import (
     get_registry,
     import_string,
 )
-from timmscope_registry.offers import subclass
 
-from .blame import declared_columns, storable_state
+from .blame import declared_columns, made, storable_state
 from .collectors import (
     Collector,
     Column,
@@ -251,8 +250,7 @@ def _by_name(name: str) -> Collector:
             f"{name!r} is no collector; give an instance of a Collector, or a plugin's name",
             parameter="collectors",
         )
-    kind = subclass(get_registry().collector(name), Collector)  # type: ignore[type-abstract]
-    return kind()
+    return made(get_registry().collector(name))
 
 
 def plan_of(manifest: Manifest, model: HookedModel) -> Plan:
