@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -19,12 +20,31 @@ import timmscope_registry.hooks  # (before any peer imports torchvision)
 import timmscope_registry.loading
 from timmscope import HookedModel, load_model
 
+# How wide and colourful a terminal is, and what is blocked, is each test's own affair.
+for _variable in (
+    "COLUMNS",
+    "LINES",
+    "FORCE_COLOR",
+    "NO_COLOR",
+    "TTY_COMPATIBLE",
+    "TIMMSCOPE_BLOCK",
+):
+    os.environ.pop(_variable, None)
+
 # A machine that stalls is no plugin's fault: what tests slowness sets a limit of its own.
 timmscope_registry.loading.SLOW_S = 60.0
 
 # A shell starts background jobs with Ctrl-C ignored, and the tests' children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _drawn_anew() -> None:
+    """What a test draws does not depend on the tests that ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
