@@ -170,7 +170,7 @@ def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
         VectorIndexError: one of the two is missing, altered, truncated or made by a newer version.
     """
     if not path.is_file():
-        raise VectorIndexError(f"there is no index {path}: build one and save it first")
+        raise VectorIndexError(f"there is no index {path}: build one with `timmscope index build`")
     if verify is None:
         verify = path.stat().st_size <= _QUICK_BYTES
     size, digest = _digest(path) if verify else (path.stat().st_size, "")

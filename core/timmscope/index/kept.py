@@ -34,7 +34,9 @@ def locate(source: Store | str | Path, layer: str | None) -> tuple[Path, Store |
         return index_path(source.path, source.layer(layer).name), source
     found = sorted((source.path / "index").glob("*.faiss"))
     if not found:
-        raise VectorIndexError(f"{source.path} has no index: build one and save it first")
+        raise VectorIndexError(
+            f"{source.path} has no index: build one with `timmscope index build`"
+        )
     if len(found) > 1:
         names = ", ".join(item.name.removesuffix(".faiss") for item in found)
         raise VectorIndexError(
