@@ -162,9 +162,9 @@ def test_writers_and_readers_at_the_same_time_see_whole_pairs(saved: Path) -> No
         readers = [pool.submit(read) for _ in range(2)]
         writers = [pool.submit(write, index) for index in indexes]
         for job in writers:
-            job.result(60)
+            job.result(300)
         done.set()
         for job in readers:
-            job.result(60)
+            job.result(300)
     assert set(seen) <= {20, 30, 50}
     assert len(seen) > 2

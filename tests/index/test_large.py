@@ -285,7 +285,7 @@ def test_a_forked_process_can_search(indexes: Any, backend: str) -> None:
     child = context.Process(target=_search, args=(index, queue))
     child.start()
     try:
-        assert queue.get(timeout=60) == expected
+        assert queue.get(timeout=300) == expected
     finally:
         child.kill()
         child.join()

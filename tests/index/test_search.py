@@ -219,7 +219,7 @@ def test_a_forked_process_can_search_an_index_its_parent_has_searched() -> None:
     child = context.Process(target=_search_in_child, args=(index, queue))
     child.start()
     try:
-        assert queue.get(timeout=60) == expected
+        assert queue.get(timeout=300) == expected
     finally:
         child.kill()
         child.join()

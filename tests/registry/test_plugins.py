@@ -417,7 +417,7 @@ def test_a_plugin_that_imports_a_heavy_library_to_be_listed_is_reported(distribu
         text=True,
         check=True,
     )
-    (message,) = json.loads(done.stdout)
+    (message,) = [each for each in json.loads(done.stdout) if "takes" not in each]  # a busy machine
     assert message.startswith("listing it imports h5py")
 
 
