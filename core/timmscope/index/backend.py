@@ -189,21 +189,36 @@ def begin(name: str, dim: int, space: Space, hints: BuildHints) -> Backend:
         raise PluginError(f"{described(entry)} cannot be made: {error}") from error
 
 
-def checked_found(name: str, found: object, shape: tuple[int, int]) -> tuple[Rows, Ids]:
+def checked_found(
+    name: str, found: object, shape: tuple[int, int], space: Space, limit: int | None = None
+) -> tuple[Rows, Ids]:
     """Values and ids as an engine found them.
 
+    Args:
+        name: of the engine.
+        found: what it returned.
+        shape: how many queries, and how many rows for each.
+        space: what it compares by.
+        limit: above every id, where it is known.
+
     Raises:
-        PluginError: they are no two arrays of that shape, or ids that none can be.
+        PluginError: they are no two arrays of that shape, not in order, or ids that none can be.
     """
     if isinstance(found, tuple) and len(found) == 2:
         values, ids = found
         arrays = all(isinstance(each, np.ndarray) and each.shape == shape for each in found)
         if arrays and values.dtype.kind == "f" and ids.dtype.kind == "i":
-            return values, ids
+            before, after = values[:, :-1], values[:, 1:]
+            back = after > before if space == "ip" else after < before
+            ascending = np.sort(ids, axis=1)
+            twice = ascending[:, 1:] == ascending[:, :-1]
+            unknown = (ids < 0) | (False if limit is None else ids >= limit)
+            if not (back.any() or twice.any() or unknown.any()):
+                return values, ids
     entry = get_registry().index_backend(name)
     raise PluginError(
         f"what {described(entry)} found is not what was asked for: expected a tuple of values and "
-        f"ids, arrays of shape {shape} of floats and of integers"
+        f"ids, arrays of shape {shape} of floats and of integers, best first, each row once"
     )
 
 

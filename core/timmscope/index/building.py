@@ -85,7 +85,7 @@ def fill(engine: Backend, source: RowSource, metric: Metric) -> int:
 def tuned(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -> IndexRecord:
     """Choose search parameters for a recall, and note what was reached and how it was measured."""
     check_recall(recall)
-    if engine.facts()["exact"]:
+    if engine.facts().get("exact"):
         measured: dict[str, object] = {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
     else:
         own = held_out(engine.ids, int(record.facts["asked"]["seed"]))

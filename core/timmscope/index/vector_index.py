@@ -544,7 +544,9 @@ class VectorIndex:
         if allowed is not None and len(allowed) == len(self):
             allowed = None
         found = self._backend.search(queries, count, allowed)
-        values, ids = checked_found(self.record.backend, found, (len(queries), count))
+        shape, space = (len(queries), count), space_of(self.metric)
+        limit = None if self._store is None else self._store.manifest.images.count
+        values, ids = checked_found(self.record.backend, found, shape, space, limit)
         if self.metric == "cosine":
             values = np.clip(values, -1, 1)  # rounding of normalised rows
         return Hits(ids, values)
