@@ -126,6 +126,30 @@ def test_a_unit_tied_to_a_context_is_found() -> None:
     assert report.auroc[2] == 1
 
 
+def test_two_numbers_are_no_correlation() -> None:
+    from timmscope.units import UnitRows, judge_rows
+
+    rows = np.random.default_rng(0).random((20, 3)).astype(np.float32)
+
+    def report(known: int) -> UnitReport:
+        source = UnitRows(
+            name="x",
+            channels=3,
+            stream=lambda kind, what: iter([(np.arange(20), rows)]),
+            known=lambda: None,
+            names=(),
+            codes=np.full(20, -1),
+            readable=np.ones(20, bool),
+            numbers=np.where(np.arange(20) < known, np.arange(20.0), np.nan),
+        )
+        return judge_rows(source, by="year")
+
+    with pytest.raises(ParameterError, match="only 2 images have a year"):
+        report(2)
+    expected = [np.corrcoef(unit[:3], np.arange(3))[0, 1] for unit in rows.T]
+    np.testing.assert_allclose(report(3).context_correlation, expected, atol=1e-6)
+
+
 def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
     report = UnitReport(context="year")(with_context, layer="layer1")
     years = np.array([2000 + i % 4 for i in range(3, COUNT)])  # the first three have none

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CORRELATION_BYTES = 256 << 20
 """Largest matrix of correlations kept at a time; a wider layer is read once a block."""
+_CORRELATED = 3
+"""Images that a correlation with numbers needs at least: that of any two is 1 or -1."""
 _FLOOR = 0.4
 _FLOOR_SHARE = 0.1
 
@@ -69,7 +71,7 @@ def judge_units(
 
     Raises:
         ParameterError: the condition is wrong, or chooses no image that could be read; there is no
-            such column, or the images have one value of it.
+            such column, or the images have one value of it, or fewer than three have a number.
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
@@ -91,6 +93,8 @@ def judge_rows(
         labelled = numbers[source.readable]
         labelled = labelled[np.isfinite(labelled)]
         unjudged = _unjudged(np.unique(labelled, return_counts=True)[1], 1, by or LABEL)
+        if not unjudged and len(labelled) < _CORRELATED:
+            unjudged = f"only {len(labelled)} images have a {by}, and any two are on a line"
     if unjudged and by is not None:
         raise ParameterError(f"nothing to tell apart: {unjudged}", parameter="context")
     means = ClassMeans(len(source.names), units)
