@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
-from timmscope.mining import loader, mine
+from timmscope.mining import feed, loader, mine, writer
 from timmscope.mining.lock import StoreLock
 from timmscope.store import Store, verify
+from timmscope.testing import tiny_model
+from timmscope.testing.subjects import tiny_pictures
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
 SETTINGS: dict[str, Any] = {
@@ -293,6 +296,29 @@ except KeyboardInterrupt:
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
     assert not list(tmp_path.rglob("*.tmp"))
     assert not Store.open(tmp_path / "s").complete
+
+
+def test_what_was_computed_before_an_error_is_written_however_slow_the_writer_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+    monkeypatch.setattr(writer, "crash", lambda *_: failed.wait(10))
+    monkeypatch.setattr(writer, "_AHEAD", 8)
+    reduce, calls = feed.reduce_batch, iter(range(8))
+
+    def reduce_some(*arguments: Any) -> Any:
+        if next(calls) == 6:
+            failed.set()
+            raise RuntimeError("no more")
+        return reduce(*arguments)
+
+    monkeypatch.setattr(feed, "reduce_batch", reduce_some)
+    with pytest.raises(RuntimeError, match="no more"):
+        mine(
+            tiny_model(), tiny_pictures(tmp_path), tmp_path / "s.scope",
+            layers=["act2"], batch_size=3, shard_size=6, workers=0,
+        )  # fmt: skip
+    assert sorted(Store.open(tmp_path / "s.scope").manifest.shards) == [0, 1, 2]
 
 
 def test_changed_images_are_refused_and_named(

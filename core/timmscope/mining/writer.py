@@ -19,8 +19,9 @@ _AHEAD = 3
 class Writer:
     """Takes batches in order of id and turns them into finished shards, inside a ``with`` block.
 
-    Leaving the block waits for the last shard. An error in the thread is raised by the next `put`
-    or on leaving; a shard that is not complete by then leaves no trace.
+    Leaving the block waits until what was put is written, after an error and an interrupt too: what
+    the model has computed is not thrown away. A second interrupt ends that. An error in the thread
+    is raised by the next `put` or on leaving; a shard that is not complete by then leaves no trace.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, plan: Plan) -> None:
@@ -37,24 +38,26 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._abandon.set()
-        else:
+        try:
             self._hand_over(None)
-        self._thread.join()
+            self._thread.join()
+        except BaseException:
+            self._abandon.set()
+            raise
         if error is None and self._error is not None:
             raise self._error
 
     def put(self, rows: Rows) -> None:
         """Hand over a batch; waits while the writer is behind."""
         self._hand_over(rows)
+        if self._error is not None:
+            raise self._error
 
     def _hand_over(self, item: Rows | None) -> None:
         while self._error is None:
             with suppress(queue.Full):
                 self._queue.put(item, timeout=0.2)
                 return
-        raise self._error
 
     def _run(self) -> None:
         shard: ShardWriter | None = None
