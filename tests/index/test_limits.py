@@ -69,6 +69,7 @@ def test_an_index_of_an_array_is_saved_where_it_was_loaded_from(tmp_path: Path) 
 
 
 def test_temporary_files_are_closed() -> None:
+    gc.collect()  # what other tests left open is theirs
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         index = VectorIndex.from_array(ROWS, backend="ivf")
