@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,12 @@ def test_what_is_there_is_not_overwritten(tmp_path: Path, capsys) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert main(["plugins", "new", "x", "--family", "painting"]) == 2
     assert 'invalid value "painting"' in capsys.readouterr().err
+
+
+def test_what_to_do_next_can_be_copied_as_it_stands(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "my plugin"
+    assert main(["plugins", "new", "ripple", "--family", "attack", "-o", str(folder)]) == 0
+    steps = f"now: cd '{folder}' && python -m pip install -e \".[test]\" && python -m pytest"
+    assert steps in capsys.readouterr().out
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["optional-dependencies"] == {"test": ["pytest>=8"]}

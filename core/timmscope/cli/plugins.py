@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 from cyclopts import App, Parameter
@@ -62,7 +63,8 @@ def new(
     root = files[0].parent
     for file in files:
         output.say(f"wrote {file}")
-    output.say(f"\nnow: cd {root} && python -m pip install -e . --group test && python -m pytest")
+    install = 'python -m pip install -e ".[test]"'
+    output.say(f"\nnow: cd {shlex.quote(str(root))} && {install} && python -m pytest")
 
 
 @app.default
