@@ -346,6 +346,28 @@ def test_an_array_has_a_map_without_pictures(digits: Any) -> None:
     assert found.summary()[0]["images"] == 300
 
 
+def test_small_points_of_every_shape_are_seen() -> None:
+    kinds = np.arange(5000) % 8  # each a strip of its own
+    places = np.random.default_rng(0).random((5000, 2)) * [0.5, 8] + kinds[:, None] * [1, 0]
+    found = dataclasses.replace(
+        EmbeddingMap()(places.astype(np.float32)),
+        points=torch.from_numpy(places),
+        colourings=[{"title": "kind", "classes": list("abcdefgh")}],
+        values=torch.from_numpy(kinds[None].astype(float)),
+    )
+    figure = found.figure()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3].astype(int)
+    colour = pixels.max(2) - pixels.min(2)  # none in names, nor in axes
+    for kind in range(8):
+        corners = figure.axes[0].transData.transform([(kind - 0.1, 0), (kind + 0.6, 8)])
+        (left, bottom), (right, top) = corners.round().astype(int).tolist()
+        assert (colour[bottom:top, left:right] > 40).sum() > 300, found.colourings[0]["classes"][
+            kind
+        ]
+
+
 def test_names_that_are_no_utf8_are_kept(model: HookedModel, folder: Path, tmp_path: Path) -> None:
     import os
     import shutil

@@ -129,6 +129,7 @@ def _plane(
                 alpha=alpha,
                 linewidths=0.25 if len(points) <= 2000 else 0,
                 edgecolors=PAPER,
+                snap=False,  # to whole pixels, which leaves nothing of small plusses
                 **_paint(group, members, colouring, values),
             )
     halo = [withStroke(linewidth=2.2, foreground=PAPER)]
@@ -190,6 +191,7 @@ def _space(
             marker=_marker(group, len(points)),
             alpha=alpha,
             linewidths=0,
+            snap=False,
             depthshade=True,
             **_paint(group, members, colouring, values),
         )
