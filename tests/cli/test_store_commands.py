@@ -31,14 +31,14 @@ def pictures(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(cli: Cli, pictures: Path, tmp_path: Path) -> Path:
     outcome = cli(
-        "mine", MODEL, pictures, "-o", tmp_path / "s.scope", "--layer", "layer2", "-l",
+        "mine", MODEL, pictures, "-o", tmp_path / "a store.scope", "--layer", "layer2", "-l",
         "global_pool", "--shard-size", "4", "--batch-size", "4", "--workers", "0",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert "12 images, 1 of them unreadable and skipped" in outcome.out
     assert "bad.png" in outcome.out
-    assert "timmscope top" in outcome.out
-    return tmp_path / "s.scope"
+    assert f"timmscope top '{tmp_path / 'a store.scope'}' layer2 0" in outcome.out
+    return tmp_path / "a store.scope"
 
 
 def test_top_lists_the_strongest_images_and_writes_their_patches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -158,8 +159,9 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
         return
     gridded = [name for name, record in made.layers.items() if record.grid]
     seen = (gridded or list(made.layers))[-1]
-    output.say(f"next: timmscope top {named} {seen} 0")
-    output.say(f"      timmscope search {named} IMAGE")
+    typed = shlex.quote(str(named))
+    output.say(f"next: timmscope top {typed} {seen} 0")
+    output.say(f"      timmscope search {typed} IMAGE")
 
 
 def _layers(made: Store) -> None:
