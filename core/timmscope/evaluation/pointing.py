@@ -125,7 +125,8 @@ def _read(file: Path) -> dict[str, list[Box]]:
                 boxes.setdefault(row["path"], []).append(box)  # type: ignore[arg-type]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ParameterError(
-            f"no boxes can be read from {file}: {error}", parameter="boxes"
+            f"no boxes can be read from {file}: {getattr(error, 'strerror', None) or error}",
+            parameter="boxes",
         ) from None
     return boxes
 
