@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tests.bench.gradients import eigen_cam, grad_cam, guided_grad_cam
 from tests.bench.groups import clusters, near_duplicates
+from tests.bench.map_page import map_page
 from tests.bench.maps import pca, tsne
 from tests.bench.mining import ARCHITECTURES, mining, spread
 from tests.bench.nearest import nearest
@@ -68,6 +69,7 @@ CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "index": nearest,
     "pca": pca,
     "t-sne": tsne,
+    "map-page": map_page,
     "clusters": clusters,
     "near-duplicates": near_duplicates,
     "fid": fid,
