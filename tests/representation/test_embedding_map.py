@@ -363,9 +363,7 @@ def test_small_points_of_every_shape_are_seen() -> None:
     for kind in range(8):
         corners = figure.axes[0].transData.transform([(kind - 0.1, 0), (kind + 0.6, 8)])
         (left, bottom), (right, top) = corners.round().astype(int).tolist()
-        assert (colour[bottom:top, left:right] > 40).sum() > 300, found.colourings[0]["classes"][
-            kind
-        ]
+        assert (colour[bottom:top, left:right] > 40).sum() > 300, kind
 
 
 def test_names_that_are_no_utf8_are_kept(model: HookedModel, folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
 from timmscope.cli import output
+from timmscope.cli.calling import call
 from timmscope.cli.text import plain_help
 from timmscope.progress import RichReporter, reporting
 from timmscope_registry import (
@@ -112,13 +113,7 @@ def launch(
                 if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
                     raise
         with output.others_aside():
-            app(
-                tokens,
-                console=output.console(piped_width=None),  # of help
-                exit_on_error=False,
-                print_error=False,
-                result_action="return_value",
-            )
+            call(app, tokens)
     except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit in a plugin too
@@ -163,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _progress(), _warnings_as_lines(debug):
-            app.meta(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+            call(app.meta, tokens)
             sys.stdout.flush()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1

@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import App, Argument, Group, Parameter, ValidationError
 
 from timmscope.cli import output
+from timmscope.cli.calling import call
 from timmscope_registry import (
     FAMILIES,
     Entry,
@@ -70,13 +71,7 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     command["--help"].group = Group("How to run", sort_key=3)
     command.default(function)
     try:
-        command(
-            rest,
-            console=output.console(piped_width=None),  # of help
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        call(command, rest)
     except ValidationError as error:
         if error.argument is None:
             raise

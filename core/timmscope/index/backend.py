@@ -218,7 +218,8 @@ def checked_found(
     entry = get_registry().index_backend(name)
     raise PluginError(
         f"what {described(entry)} found is not what was asked for: expected a tuple of values and "
-        f"ids, arrays of shape {shape} of floats and of integers, best first, each row once"
+        f"ids, arrays of shape {shape} of floats and of integers, best first, each row that there "
+        "is at most once"
     )
 
 

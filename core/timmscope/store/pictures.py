@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH = 32
-_MISSING = 0.5
+MISSING = 0.5
 """Grey value of an image that can no longer be read."""
 
 
@@ -87,7 +87,7 @@ class StorePictures:
         """
         wanted = np.asarray(ids, np.int64)
         distinct, back = np.unique(wanted, return_inverse=True)
-        small = torch.full((len(distinct), 3, size, size), _MISSING)
+        small = torch.full((len(distinct), 3, size, size), MISSING)
         place = 0
         for _, pictures in self._load(distinct.tolist(), self._picture):
             found = [at for at, picture in enumerate(pictures) if picture is not None]

@@ -26,6 +26,7 @@ from timmscope.mining.patch_sheet import SIDE, caption, grid_figure, joined, not
 from timmscope.mining.patches import Cut, Patch, cut_patches, fields_of, ranked
 from timmscope.progress import task
 from timmscope.store import StorePictures, TopEntry
+from timmscope.store.pictures import MISSING
 from timmscope.techniques.csv_text import csv_text
 from timmscope.techniques.result import Provenance, Result
 from timmscope_registry import StoreError
@@ -44,8 +45,6 @@ _SIDE = 160
 """Height of a picture in pixels where several units share the figure, at most."""
 _SMALLEST = 32
 _ABREAST = 10
-_GREY = 128
-"""In place of pictures whose image can no longer be read."""
 _LINES = {1: 14, 2: 8}
 """Lines of tiles on a page, by the pictures in a tile."""
 
@@ -323,7 +322,7 @@ class _Pictures:
     def grey(self, place: int, rank: int) -> None:
         """Leave a patch without a picture, as its image can no longer be read."""
         for pictures in self.kept.values():
-            pictures[place, rank] = _GREY
+            pictures[place, rank] = round(255 * MISSING)
 
 
 def _about_views(views: Views | None, *, several: bool, gridded: bool) -> list[str]:
