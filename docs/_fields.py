@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from timmscope import load_model, receptive_field
-from timmscope.figures import sheet_figure
+from timmscope.drawing import sheet_figure
 from timmscope.receptive_fields import KINDS
 
 SHOWN = (

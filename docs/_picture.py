@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from timmscope import Adversarial, Attribution, Synthesis, load_model, technique
-from timmscope.figures import overlay, sheet_figure
+from timmscope.drawing import overlay, sheet_figure
 
 GOALS = ("tiger cat", "espresso")
 UNITS = ("blocks.3[17]", "blocks.4[42]")

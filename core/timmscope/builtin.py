@@ -78,27 +78,27 @@ def timmscope_collectors() -> Iterator[CollectorSpec]:
     yield CollectorSpec(
         name="pooled",
         summary="Spatial mean of every unit, per image.",
-        impl="timmscope.mining.collectors:Pooled",
+        impl="timmscope.collectors:Pooled",
     )
     yield CollectorSpec(
         name="extrema",
         summary="Maximum of every unit and where it is, per image.",
-        impl="timmscope.mining.collectors:Extrema",
+        impl="timmscope.collectors:Extrema",
     )
     yield CollectorSpec(
         name="top-k",
         summary="The images that drive every unit highest.",
-        impl="timmscope.mining.collectors:TopK",
+        impl="timmscope.collectors:TopK",
     )
     yield CollectorSpec(
         name="statistics",
         summary="Count, mean, variance, extremes and share of zeros of every unit.",
-        impl="timmscope.mining.collectors:Statistics",
+        impl="timmscope.collectors:Statistics",
     )
     yield CollectorSpec(
         name="maps",
         summary="Full activation maps, per image; large, so only when asked for.",
-        impl="timmscope.mining.collectors:Maps",
+        impl="timmscope.collectors:Maps",
     )
 
 

@@ -12,74 +12,74 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         name="nearest-neighbours",
         family="representation",
         summary="Images nearest to a query, in pixel space beside feature space.",
-        impl="timmscope_representation.nearest_neighbours:NearestNeighbours",
+        impl="timmscope_representation.embedding.nearest_neighbours:NearestNeighbours",
         paper="Krizhevsky, Sutskever & Hinton, NeurIPS 2012",
     )
     yield TechniqueSpec(
         name="filters",
         family="representation",
         summary="A layer's filters as a sheet: in colour over pixels, as grey slices deeper in.",
-        impl="timmscope_representation.filters:Filters",
+        impl="timmscope_representation.units.filters:Filters",
         paper="Krizhevsky, Sutskever & Hinton, NeurIPS 2012",
     )
     yield TechniqueSpec(
         name="activation-maps",
         family="representation",
         summary="A layer's channels for images, on the image, before and after the activation.",
-        impl="timmscope_representation.activation_maps:ActivationMaps",
+        impl="timmscope_representation.units.activation_maps:ActivationMaps",
     )
     yield TechniqueSpec(
         name="top-patches",
         family="representation",
         summary="Patches of real images that drive units highest, and what each unit sees there.",
-        impl="timmscope_representation.top_patches:TopPatches",
+        impl="timmscope_representation.units.top_patches:TopPatches",
         paper="Zeiler & Fergus, ECCV 2014",
     )
     yield TechniqueSpec(
         name="unit-report",
         family="representation",
         summary="Units that are dead, always on, sparse, redundant, tied to a class or context.",
-        impl="timmscope_representation.unit_report:UnitReport",
+        impl="timmscope_representation.units.unit_report:UnitReport",
         paper="Morcos et al., ICLR 2018",
     )
     yield TechniqueSpec(
         name="compare-datasets",
         family="representation",
         summary="Two data sets by one layer: FID, KID, precision, recall, and what either lacks.",
-        impl="timmscope_representation.compare_datasets:CompareDatasets",
+        impl="timmscope_representation.distances.compare_datasets:CompareDatasets",
         paper="Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018; Naeem et al., ICML 2020",
     )
     yield TechniqueSpec(
         name="representational-similarity",
         family="representation",
         summary="How alike layers and models see the same images, by CKA and RSA, as matrices.",
-        impl="timmscope_representation.representational_similarity:RepresentationalSimilarity",
+        impl="timmscope_representation.distances.representational_similarity:RepresentationalSimilarity",
         paper="Kornblith et al., ICML 2019; Kriegeskorte, Mur & Bandettini, 2008",
     )
     yield TechniqueSpec(
         name="embedding-map",
         family="representation",
         summary="Images laid out by likeness: PCA, t-SNE or UMAP, as picture and page to explore.",
-        impl="timmscope_representation.embedding_map:EmbeddingMap",
+        impl="timmscope_representation.embedding.embedding_map:EmbeddingMap",
         paper="van der Maaten & Hinton, JMLR 2008; McInnes et al. 2018, arXiv:1802.03426",
     )
     yield TechniqueSpec(
         name="near-duplicates",
         family="representation",
         summary="Images within a distance of each other, as groups, exactly and in flat memory.",
-        impl="timmscope_representation.near_duplicates:NearDuplicates",
+        impl="timmscope_representation.clustering.near_duplicates:NearDuplicates",
     )
     yield TechniqueSpec(
         name="clusters",
         family="representation",
         summary="Clusters of a layer's rows by their medoids, and their purity against labels.",
-        impl="timmscope_representation.clusters:Clusters",
+        impl="timmscope_representation.clustering.clusters:Clusters",
         paper="Dhillon & Modha, 2001; Campello, Moulavi & Sander, PAKDD 2013",
     )
     yield TechniqueSpec(
         name="anomalies",
         family="representation",
         summary="Images that lie apart in a layer, by neighbours, Mahalanobis or robust distance.",
-        impl="timmscope_representation.anomalies:Anomalies",
+        impl="timmscope_representation.distances.anomalies:Anomalies",
         paper="Ramaswamy, Rastogi & Shim, SIGMOD 2000; Hubert et al., Technometrics 2005",
     )

@@ -18,8 +18,8 @@ from timmscope_registry.errors import (
     UnsupportedModel,
     VectorIndexError,
 )
-from timmscope_registry.found import PluginInfo, Problem
 from timmscope_registry.hookspecs import hookimpl
+from timmscope_registry.plugin_record import PluginInfo, Problem
 from timmscope_registry.registry import Entry, Registry, get_registry, set_registry
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (

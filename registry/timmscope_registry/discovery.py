@@ -11,8 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from zlib import crc32
 
-from timmscope_registry.found import (
-    Found,
+from timmscope_registry.plugin_record import (
+    PluginRecord,
     authors_hint,
     one_line,
     plugin_traceback,
@@ -21,14 +21,14 @@ from timmscope_registry.found import (
 from timmscope_registry.specs import API_VERSION, GROUP, api_text
 
 
-def installed() -> Iterator[Found]:
+def installed() -> Iterator[PluginRecord]:
     """Yield the plugins of all distributions on `sys.path`, imported none of them.
 
     Entry points of other majors (``timmscope.v2``) come out as unsupported, unless the distribution
     offers the same plugin for ours too. First-party plugins come first, then by name.
     """
     seen: set[str] = set()
-    found: list[Found] = []
+    found: list[PluginRecord] = []
     for distribution in importlib.metadata.distributions():
         try:
             text = distribution.read_text("entry_points.txt")
@@ -39,7 +39,7 @@ def installed() -> Iterator[Found]:
             points = list(distribution.entry_points)
         except Exception as error:
             where = str(getattr(distribution, "_path", "a distribution"))
-            broken = Found(Path(where).name, "unreadable", "", where, "", status="failed")
+            broken = PluginRecord(Path(where).name, "unreadable", "", where, "", status="failed")
             broken.report(
                 "metadata",
                 f"its metadata cannot be read: {one_line(error)}",
@@ -55,7 +55,7 @@ def installed() -> Iterator[Found]:
             if not re.fullmatch(r"timmscope(\..*)?", point.group):
                 continue
             seen.add(name)
-            plugin = Found(point.name, name, version, point.value, point.group)
+            plugin = PluginRecord(point.name, name, version, point.value, point.group)
             if point.group == GROUP:
                 plugin.load = point.load
             elif point.name in ours:
@@ -67,7 +67,7 @@ def installed() -> Iterator[Found]:
     yield from sorted(found, key=lambda f: (f.distribution != "timmscope", f.id, f.group))
 
 
-def single_file(path: str | Path) -> Found:
+def single_file(path: str | Path) -> PluginRecord:
     """Describe a plugin that is one Python file.
 
     Its module gets a name of its own in `sys.modules`, so ``impl=f"{__name__}:Class"`` resolves.
@@ -89,10 +89,10 @@ def single_file(path: str | Path) -> Found:
             raise
         return module
 
-    return Found("", file.name, "", str(file), "", load=load)
+    return PluginRecord("", file.name, "", str(file), "", load=load)
 
 
-def _report_group(plugin: Found) -> None:
+def _report_group(plugin: PluginRecord) -> None:
     major = re.fullmatch(r"timmscope\.v(\d+)", plugin.group)
     if major is None:
         plugin.report(

@@ -89,7 +89,7 @@ def timmscope_collectors() -> Iterable[CollectorSpec]:
             yield CollectorSpec(
                 name="extrema-again",
                 summary="The built-in extrema under another name.",
-                impl="timmscope.mining.collectors:Extrema",
+                impl="timmscope.collectors:Extrema",
             )
     """
     raise NotImplementedError

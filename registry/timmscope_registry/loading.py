@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 import pluggy
 
 from timmscope_registry import hookspecs
-from timmscope_registry.found import (
-    Found,
+from timmscope_registry.plugin_record import (
+    PluginRecord,
     authors_hint,
     named_warnings,
     one_line,
@@ -57,13 +57,13 @@ def new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def load(plugin: Found, manager: pluggy.PluginManager) -> None:
+def load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
     """Import one plugin, register it and collect its specs; fills in `plugin`, never raises."""
     before = set(sys.modules)
     start = time.perf_counter()
     try:
         who = f"{plugin.id} {plugin.version}".rstrip()
-        with aside(), warnings.catch_warnings(), named_warnings(who):
+        with stdout_to_stderr(), warnings.catch_warnings(), named_warnings(who):
             _load(plugin, manager)
     except KeyboardInterrupt as error:
         error.add_note(f"while loading the plugin {plugin.id} {plugin.version}".rstrip())
@@ -89,7 +89,7 @@ def load(plugin: Found, manager: pluggy.PluginManager) -> None:
         )
 
 
-def _load(plugin: Found, manager: pluggy.PluginManager) -> None:
+def _load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
     assert plugin.load is not None
     try:
         module = plugin.load()
@@ -124,7 +124,7 @@ def _load(plugin: Found, manager: pluggy.PluginManager) -> None:
         plugin.status = "failed"
 
 
-def _check_hooks(plugin: Found, module: object, manager: pluggy.PluginManager) -> list[str]:
+def _check_hooks(plugin: PluginRecord, module: object, manager: pluggy.PluginManager) -> list[str]:
     """Return the hooks that `module` implements; report the ones it seems to have meant."""
     implemented: list[str] = []
     for name in dir(module):
@@ -158,7 +158,7 @@ def _check_hooks(plugin: Found, module: object, manager: pluggy.PluginManager) -
     return implemented
 
 
-def _call(plugin: Found, hook: str, call: Callable[[], list[object]]) -> None:
+def _call(plugin: PluginRecord, hook: str, call: Callable[[], list[object]]) -> None:
     """Call one hook of one plugin and keep the good specs."""
     expected = HOOKS[hook]
     try:
@@ -183,7 +183,7 @@ def _call(plugin: Found, hook: str, call: Callable[[], list[object]]) -> None:
         )
 
 
-def _accept(plugin: Found, hook: str, item: object) -> None:
+def _accept(plugin: PluginRecord, hook: str, item: object) -> None:
     """Keep a spec, or report why not."""
     expected = HOOKS[hook]
     if not isinstance(item, expected):
@@ -207,7 +207,7 @@ def _accept(plugin: Found, hook: str, item: object) -> None:
         plugin.specs.append(item)
 
 
-def _import_hint(plugin: Found, error: BaseException) -> str:
+def _import_hint(plugin: PluginRecord, error: BaseException) -> str:
     if not plugin.group:
         return f"mend {plugin.value}"
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -220,7 +220,7 @@ def _import_hint(plugin: Found, error: BaseException) -> str:
     )
 
 
-def _call_hint(plugin: Found, error: BaseException) -> str:
+def _call_hint(plugin: PluginRecord, error: BaseException) -> str:
     if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
         return "it may need a newer timmscope: python -m pip install --upgrade timmscope"
     return authors_hint(plugin)
@@ -242,7 +242,7 @@ class _Aside(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def aside() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Send what plugins print to stderr, so that ``--json`` on stdout stays readable."""
     with contextlib.redirect_stdout(_Aside()):
         yield

@@ -14,9 +14,9 @@ from typing import Any, Generic, TypeVar, cast
 import pluggy
 
 from timmscope_registry import discovery, loading
+from timmscope_registry.contributions import described
 from timmscope_registry.errors import PluginError
-from timmscope_registry.found import Found, PluginInfo, Problem, named_warnings
-from timmscope_registry.offers import described
+from timmscope_registry.plugin_record import PluginInfo, PluginRecord, Problem, named_warnings
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
     CollectorSpec,
@@ -71,7 +71,7 @@ class Entry(Generic[S]):
             quoted = " ".join(f'"{need}"' for need in missing)
             raise PluginError(f"{what} needs {', '.join(missing)}: python -m pip install {quoted}")
         try:
-            with loading.aside(), named_warnings(what):
+            with loading.stdout_to_stderr(), named_warnings(what):
                 return import_string(self.spec.impl)
         except KeyboardInterrupt:
             raise
@@ -94,7 +94,7 @@ class Registry:
         self._block = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
         self._lock = threading.RLock()
         self._manager: pluggy.PluginManager
-        self._found: list[Found] | None = None
+        self._found: list[PluginRecord] | None = None
         self._entries: list[Entry[Spec]] = []
         self._problems: list[Problem] = []
 
@@ -190,7 +190,7 @@ class Registry:
             )
         return plugin.info()
 
-    def _discovered(self) -> list[Found]:
+    def _discovered(self) -> list[PluginRecord]:
         with self._lock:
             if self._found is None:
                 try:

@@ -10,16 +10,16 @@ from PIL import Image
 from timmscope import (
     ParameterError,
     TechniqueError,
+    attribute_patches,
     load_model,
     mine,
     neuron,
-    patch_views,
     technique,
     top_patches,
 )
 from timmscope.cli import main
-from timmscope.figures import around_grey
-from timmscope.mining.patch_sheet import patch_figure
+from timmscope.drawing import around_grey
+from timmscope.patches.figure import patch_figure
 
 MODEL = "random:resnet18?seed=0&img_size=64&num_classes=10"
 
@@ -38,7 +38,7 @@ def case(tmp_path_factory):
 def test_a_view_is_the_explanation_of_the_unit_at_the_cell_of_the_maximum(case):
     _, model, store = case
     patches = top_patches(store, model, "layer1.0", 5, 2)
-    views = patch_views(patches, model, "layer1.0", 5)
+    views = attribute_patches(patches, model, "layer1.0", 5)
     for patch, view in zip(patches, views, strict=True):
         pixels = torch.from_numpy(np.array(patch.whole)).permute(2, 0, 1) / 255
         goal = neuron("layer1.0", 5, *patch.entry.position)
@@ -58,7 +58,7 @@ def test_a_unit_without_a_grid_and_a_technique_without_colours_have_views(case):
     _, model, store = case
     patches = top_patches(store, model, "fc", 3, 2)
     for chosen in ("saliency", technique("grad-cam")(relu=False), "grad-cam relu=no"):
-        views = patch_views(patches, model, "fc", 3, chosen)
+        views = attribute_patches(patches, model, "fc", 3, chosen)
         assert [view.whole.size for view in views] == [(64, 64)] * 2
         assert len(np.unique(np.array(views[0].whole))) > 10
     assert patch_figure(patches, "fc[3]", views) is not None
@@ -68,9 +68,9 @@ def test_a_technique_that_does_not_fit_says_so(case):
     _, model, store = case
     patches = top_patches(store, model, "layer1.0", 5, 2)
     with pytest.raises(ParameterError, match="pgd is of the family attack"):
-        patch_views(patches, model, "layer1.0", 5, "pgd")
+        attribute_patches(patches, model, "layer1.0", 5, "pgd")
     with pytest.raises(TechniqueError, match="has no part in it"):
-        patch_views(patches, model, "layer1.0", 5, "grad-cam layer=layer3")
+        attribute_patches(patches, model, "layer1.0", 5, "grad-cam layer=layer3")
 
 
 def test_the_command_puts_views_beside_patches(case, tmp_path, capsys):

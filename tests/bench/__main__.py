@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.bench.cases import CASES
 
-from timmscope.techniques.result import environment_versions
+from timmscope.results.result import environment_versions
 
 
 def main(names: list[str]) -> None:

@@ -30,7 +30,7 @@ def pca() -> Iterator[Pair]:
     """50 components in one pass over a store, beside scikit-learn's on the loaded matrix."""
     from sklearn.decomposition import PCA
 
-    from timmscope_representation.principal_components import PrincipalComponents
+    from timmscope_representation.embedding.principal_components import PrincipalComponents
 
     rows = mixture(ROWS, DIM)
     with tempfile.TemporaryDirectory() as folder:

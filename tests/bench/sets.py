@@ -24,8 +24,8 @@ def fid() -> Iterator[Pair]:
     """Moments of two stores in one pass each, and their Fréchet distance."""
     import scipy.linalg
 
+    from timmscope_representation.distances.set_distances import frechet_distance
     from timmscope_representation.moments import Moments
-    from timmscope_representation.set_distances import frechet_distance
 
     sets = [mixture(ROWS, DIM, seed=seed) for seed in (0, 1)]
     with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +48,8 @@ def fid() -> Iterator[Pair]:
 
 def cka() -> Iterator[Pair]:
     """CKA of two layers, debiased and plain, in two passes over two stores."""
-    from timmscope_representation.aligned import Aligned
-    from timmscope_representation.similarity import linear_cka
+    from timmscope_representation.distances.paired_rows import Aligned
+    from timmscope_representation.distances.similarity import linear_cka
 
     first = mixture(ROWS, DIM)
     second = np.maximum(first @ np.linalg.qr(mixture(DIM, DIM, seed=2))[0] + 0.3, 0)

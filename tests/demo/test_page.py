@@ -28,7 +28,7 @@ from timmscope.demo.view import (
     Stylised,
     Synthesised,
 )
-from timmscope.figures import HeatScale
+from timmscope.drawing import HeatScale
 from timmscope.progress import reporting
 from timmscope_registry import TimmscopeError
 

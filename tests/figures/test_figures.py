@@ -15,12 +15,10 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from timmscope.figures import (
+from timmscope.drawing import (
     HeatScale,
-    attack_figure,
     attribution_figure,
     colourise,
-    comparison_figure,
     overlay,
     sheet_figure,
     style_figure,
@@ -28,9 +26,10 @@ from timmscope.figures import (
     table_figure,
     theme,
 )
-from timmscope.figures.attack import magnified
-from timmscope.figures.heat import BY_COLOUR
-from timmscope.figures.theme import fit, number, text_width
+from timmscope.drawing.heat import BY_COLOUR
+from timmscope.drawing.theme import fit, number, text_width
+from timmscope.evaluation.comparison_figure import comparison_figure
+from timmscope.techniques.attack_figure import attack_figure, magnified
 from timmscope_registry import ParameterError
 
 LONG = "American black bear, black bear, Ursus americanus, Euarctos americanus " * 3
@@ -199,7 +198,7 @@ def render(figure):
 
 def test_pyplot_is_never_imported():
     code = (
-        "import sys, torch; from timmscope.figures import sheet_figure;"
+        "import sys, torch; from timmscope.drawing import sheet_figure;"
         "sheet_figure(torch.rand(2, 3, 4, 4)); assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from timmscope.figures import HeatScale, colourise, overlay, png_bytes, to_array, write_png
-from timmscope.figures.diverging import diverging, oklab
+from timmscope.drawing import HeatScale, colourise, overlay, png_bytes, to_array, write_png
+from timmscope.drawing.diverging import diverging, oklab
 from timmscope_registry import ImageError
 
 

@@ -28,7 +28,7 @@ def index(request: pytest.FixtureRequest) -> VectorIndex:
 
 @pytest.fixture(autouse=True)
 def wide_filters_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timmscope.index.refined._FEW", 100)
+    monkeypatch.setattr("timmscope.index.reranked._FEW", 100)
 
 
 def recall(found: Any, queries: Any, allowed: Any) -> float:

@@ -93,7 +93,7 @@ def test_answers_do_not_depend_on_how_queries_are_batched(indexes: Any, backend:
 def test_a_filter_gives_k_neighbours_where_k_exist(
     indexes: Any, backend: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("timmscope.index.refined._FEW", 100)  # so that wide filters are not exact
+    monkeypatch.setattr("timmscope.index.reranked._FEW", 100)  # so that wide filters are not exact
     allowed = np.sort(np.random.default_rng(1).permutation(IDS)[: round(share * 6000)])
     mask = np.zeros(20_000, bool)
     mask[allowed] = True
@@ -110,7 +110,7 @@ def test_a_filter_gives_k_neighbours_where_k_exist(
 def test_a_filter_on_the_farthest_rows_falls_back_to_exact_search(
     indexes: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("timmscope.index.refined._FEW", 0)
+    monkeypatch.setattr("timmscope.index.reranked._FEW", 0)
     far = np.argsort(np.linalg.norm(ROWS - QUERIES[0], axis=1))[-120:]
     allowed = np.sort(IDS[far])
     found = indexes[backend, "l2"].search(QUERIES[:1], 120, where=allowed)
@@ -232,7 +232,7 @@ def test_tuning_is_kept_without_writing_the_rows_again(tmp_path: Path) -> None:
 def test_a_recall_out_of_reach_is_a_warning_with_the_best_reached(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("timmscope.index.refined.WIDTHS", (1, 2))
+    monkeypatch.setattr("timmscope.index.reranked.WIDTHS", (1, 2))
     monkeypatch.setattr("timmscope.index.tuning.WIDTHS", (1, 2))
     with pytest.warns(UserWarning, match=r"reaches a recall of 0\.\d+ at best, not 1\.0"):
         index = VectorIndex.from_array(

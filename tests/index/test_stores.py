@@ -25,7 +25,7 @@ from timmscope import (
     load_model,
     mine,
 )
-from timmscope.index.embedding import embed
+from timmscope.models.pooled_features import embed
 
 LAYER = "layer4"
 BROKEN = 5

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from timmscope.index.backend import Exam
+from timmscope.index.backend import RecallBenchmark
 from timmscope.index.tuning import WIDTHS, quickest, settings_for, steps
 
-EXAM = Exam(np.zeros((400, 2), "f4"), np.arange(400), np.zeros(400, "f4"), 10, "l2")
+EXAM = RecallBenchmark(np.zeros((400, 2), "f4"), np.arange(400), np.zeros(400, "f4"), 10, "l2")
 
 
 class Known:
@@ -23,7 +23,7 @@ class Known:
     def efforts(self) -> list[int]:
         return list(self.shares)
 
-    def recalls(self, exam: Exam, effort: int) -> Any:
+    def recalls(self, exam: RecallBenchmark, effort: int) -> Any:
         self.measured.append((effort, len(exam.queries)))
         shares = np.where(np.array(WIDTHS) >= 4, self.shares[effort], 0.1)
         return shares, np.full(len(WIDTHS), self.error)

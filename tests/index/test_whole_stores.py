@@ -20,9 +20,8 @@ from tests.mining.contents import contents
 from tests.mining.synthetic import LAYER, write_synthetic
 
 from timmscope import Store, VectorIndex
-from timmscope.mining import merge
+from timmscope.mining import merge, verify
 from timmscope.progress import reporting
-from timmscope.store import verify
 
 FILE = f"index/{LAYER}.faiss"
 COUNT, SHARD = 3000, 250

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timmscope.mining.collectors import Extrema, Pooled, RowCollector, Statistics, TopK
+from timmscope.collectors import Extrema, Pooled, RowCollector, Statistics, TopK
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
 from timmscope.mining.shard_writer import Rows

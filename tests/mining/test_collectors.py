@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from timmscope import load_model
-from timmscope.mining.collectors import (
+from timmscope.collectors import (
     RELATIVE_ERROR,
     Collector,
     Extrema,
@@ -18,7 +18,7 @@ from timmscope.mining.collectors import (
     Statistics,
     TopK,
 )
-from timmscope.mining.collectors.rows import cells
+from timmscope.collectors.rows import cells
 from timmscope_registry import ParameterError, UnsupportedModel
 from timmscope_registry.hooks import Layer
 

@@ -10,7 +10,8 @@ import pytest
 from torch import Tensor
 
 from timmscope import HookedModel
-from timmscope.mining import Collector, Column, LayerBatch, RowCollector, mine
+from timmscope.collectors import Collector, Column, LayerBatch, RowCollector
+from timmscope.mining import mine
 from timmscope.store import Store
 from timmscope_registry import PluginError
 

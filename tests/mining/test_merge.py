@@ -17,9 +17,9 @@ from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import FolderSource
-from timmscope.mining import merge, mine
+from timmscope.mining import merge, mine, verify
 from timmscope.mining.shard_writer import CRASH_VARIABLE
-from timmscope.store import Manifest, Store, files, verify
+from timmscope.store import Manifest, Store, files
 from timmscope_registry import (
     ImageError,
     ParameterError,

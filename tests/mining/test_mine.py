@@ -16,19 +16,11 @@ from tests.mining.contents import contents
 from torch import Tensor
 
 from timmscope import HookedModel, load_model, reporting
+from timmscope.collectors import Collector, Column, LayerBatch, RowCollector
 from timmscope.images import FolderSource
-from timmscope.mining import (
-    Collector,
-    Column,
-    LayerBatch,
-    Plan,
-    RowCollector,
-    bytes_per_image,
-    default_layers,
-    mine,
-    top_patches,
-)
+from timmscope.mining import Plan, bytes_per_image, default_layers, mine
 from timmscope.mining.plan import make_plan
+from timmscope.patches import top_patches
 from timmscope.store import Store
 from timmscope_registry import (
     ImageError,

@@ -15,8 +15,8 @@ import pytest
 from tests.mining.contents import contents
 
 from timmscope import HookedModel
-from timmscope.mining import merge, mine
-from timmscope.store import Manifest, Store, verify
+from timmscope.mining import merge, mine, verify
+from timmscope.store import Manifest, Store
 from timmscope.store.shards import rows_file
 from timmscope_registry import StoreError
 

@@ -23,10 +23,10 @@ from timmscope import (
     receptive_field,
     top_patches,
 )
-from timmscope.mining import kept_fields
-from timmscope.mining.kept_fields import kept_field
-from timmscope.mining.patch_sheet import patch_figure
-from timmscope.receptive_fields import find
+from timmscope.patches import field_cache as kept_fields
+from timmscope.patches.field_cache import cached_field
+from timmscope.patches.figure import patch_figure
+from timmscope.receptive_fields import compute as find
 from timmscope.receptive_fields.field import ReceptiveField, whole_image
 
 KINDS = ("exact", "spatial", "effective")
@@ -241,8 +241,8 @@ def test_the_field_of_another_model_is_neither_used_nor_kept(store: Store) -> No
     file = store.path / "fields" / "layer2.spatial.json"
     record = store.manifest.model.model_copy(update={"weights_sha256": "0" * 64})
     other = Store(store.path, store.manifest.model_copy(update={"model": record}))
-    assert kept_field(store, "layer2", "spatial") is not None
-    assert kept_field(other, "layer2", "spatial") is None
+    assert cached_field(store, "layer2", "spatial") is not None
+    assert cached_field(other, "layer2", "spatial") is None
     file.unlink()
     twin = load_model("random:resnet18?seed=1&img_size=96")
     same(top_patches(store, twin, "layer2", 3, 4), given)

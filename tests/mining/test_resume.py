@@ -20,9 +20,10 @@ from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
-from timmscope.mining import feed, loader, mine, writer
-from timmscope.mining.lock import StoreLock
-from timmscope.store import Store, verify
+from timmscope.mining import loader, mine, verify, writer
+from timmscope.mining import pipeline as feed
+from timmscope.store import Store
+from timmscope.store.lock import StoreLock
 from timmscope.testing import tiny_model
 from timmscope.testing.subjects import tiny_pictures
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
@@ -356,7 +357,7 @@ def test_a_second_process_is_refused_and_a_dead_one_blocks_nobody(
     hold = f"""
 import time
 from pathlib import Path
-from timmscope.mining.lock import StoreLock
+from timmscope.store.lock import StoreLock
 with StoreLock(Path({str(tmp_path / "s")!r})):
     print("held", flush=True)
     time.sleep(600)
@@ -414,7 +415,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Pat
     code = f"""
 import os, signal, time
 from pathlib import Path
-from timmscope.mining.lock import StoreLock
+from timmscope.store.lock import StoreLock
 with StoreLock(Path({str(tmp_path)!r})):
     if os.fork() == 0:
         os.close(1); os.close(2)

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope import HookedModel
+from timmscope.collectors import RELATIVE_ERROR
 from timmscope.mining import merge, mine
-from timmscope.mining.collectors import RELATIVE_ERROR
 from timmscope.store import Store
 
 COUNT, K = 29, 9

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from timmscope import HookedModel
-from timmscope.mining import Collector, Column, LayerBatch, RowCollector, mine
+from timmscope.collectors import Collector, Column, LayerBatch, RowCollector
+from timmscope.mining import mine
 from timmscope_registry import ParameterError, PluginError, get_registry, set_registry
 
 THREE = {"q": Column(shape=(3,), dtype="float32", fill=-1)}

@@ -12,7 +12,8 @@ from tests.receptive_fields.conftest import hooked, plain
 from torch import nn
 
 from timmscope import LayerNotFound, ParameterError, UnsupportedModel, receptive_field
-from timmscope.receptive_fields import KINDS, find
+from timmscope.receptive_fields import KINDS
+from timmscope.receptive_fields import compute as find
 from timmscope_registry.hooks import fingerprint
 
 ARCHITECTURES = {

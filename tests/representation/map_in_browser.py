@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from timmscope import Embedding, Provenance
-from timmscope.techniques.embedding_pictures import _jpeg
+from timmscope_representation.embedding.pictures import _jpeg
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ARGUMENTS = [

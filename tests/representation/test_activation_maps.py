@@ -20,7 +20,7 @@ from timmscope import (
     technique,
 )
 from timmscope.cli import main
-from timmscope_representation.map_pictures import coloured, laid_over, min_max, placed
+from timmscope_representation.units.map_pictures import coloured, laid_over, min_max, placed
 
 ActivationMaps: Any = technique("activation-maps")
 

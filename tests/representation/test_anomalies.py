@@ -13,8 +13,8 @@ from tests.mining.synthetic import rows_of, write_synthetic
 
 from timmscope import HookedModel, ParameterError, Rows, load_result, mine, technique
 from timmscope.cli import main
-from timmscope_representation import outlyingness
-from timmscope_representation.outlyingness import mahalanobis, robust
+from timmscope_representation.distances import outlyingness
+from timmscope_representation.distances.outlyingness import mahalanobis, robust
 
 Anomalies: Any = technique("anomalies")
 SCORES = ("knn", "mahalanobis", "robust")

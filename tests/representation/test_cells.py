@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from timmscope_representation.cells import Cells
+from timmscope_representation.clustering.voronoi_cells import Cells
 
 
 def sorted_into(rows: np.ndarray, count: int, batch: int = 50) -> tuple[Cells, np.ndarray]:

@@ -14,14 +14,14 @@ from tests.mining.synthetic import rows_of, write_synthetic
 
 from timmscope import ParameterError, Rows, load_result, technique
 from timmscope.cli import main
-from timmscope_representation import clustering
-from timmscope_representation.agreement import (
+from timmscope_representation.clustering import partition as clustering
+from timmscope_representation.clustering.agreement import (
     adjusted_rand,
     contingency,
     mutual_information,
     purity,
 )
-from timmscope_representation.clustering import kmeans
+from timmscope_representation.clustering.partition import kmeans
 from timmscope_representation.row_space import RowSpace
 
 Clusters: Any = technique("clusters")

@@ -33,8 +33,8 @@ from timmscope import (
     technique,
 )
 from timmscope.cli import main
+from timmscope_representation.distances.set_distances import frechet_distance, set_distances
 from timmscope_representation.moments import Moments
-from timmscope_representation.set_distances import frechet_distance, set_distances
 
 CompareDatasets: Any = technique("compare-datasets")
 LAYER = "blocks.5"
@@ -179,7 +179,7 @@ def test_rows_far_from_zero_cost_no_neighbour(far: float) -> None:
 def test_blocks_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = rows(50, 4, 12).astype(np.float32), rows(70, 4, 13, 0.2).astype(np.float32)
     whole = set_distances(x, y, 3)
-    monkeypatch.setattr("timmscope_representation.set_distances._BLOCK_BYTES", 8 * 70 * 7)
+    monkeypatch.setattr("timmscope_representation.distances.set_distances._BLOCK_BYTES", 8 * 70 * 7)
     counted: list[int] = []
     parts = set_distances(x, y, 3, counted.append)
     assert sum(counted) == 2 * 50 + 70

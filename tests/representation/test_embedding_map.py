@@ -33,9 +33,9 @@ from timmscope import (
     technique,
 )
 from timmscope.cli.main import main
-from timmscope.figures.embedding_colours import MOST, groups_of
-from timmscope.figures.embedding_pictures import PANEL_IN, PICTURE_IN, spread_out
-from timmscope.techniques.embedding_pictures import BUDGET, BYTES_PER_PIXEL, tile_px
+from timmscope.drawing.map_colours import MOST, groups_of
+from timmscope_representation.embedding.figure_pictures import PANEL_IN, PICTURE_IN, spread_out
+from timmscope_representation.embedding.pictures import BUDGET, BYTES_PER_PIXEL, tile_px
 
 EmbeddingMap: Any = technique("embedding-map")
 MODEL = "random:resnet18?seed=0&img_size=64"
@@ -569,7 +569,7 @@ def test_no_number_pushes_an_axis_off_the_page(digits: Any, size: float) -> None
 
 
 def test_a_name_stands_above_a_group_that_it_would_hide() -> None:
-    from timmscope.figures.embedding import _named_at
+    from timmscope_representation.embedding.figure import _named_at
 
     angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     ring = np.column_stack([np.cos(angle), np.sin(angle)])

@@ -19,7 +19,7 @@ from tests.representation.map_in_browser import (
 )
 
 from timmscope import Embedding
-from timmscope.figures.embedding_page import embedding_page
+from timmscope.drawing.map_page import embedding_page
 
 EVIL = "</script><img src=x onerror=document.title='evil'>.png"
 

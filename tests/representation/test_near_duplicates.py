@@ -12,9 +12,14 @@ from tests.mining.synthetic import LAYER, rows_of, write_synthetic
 
 from timmscope import HookedModel, ParameterError, Rows, load_result, mine, technique
 from timmscope.cli import main
-from timmscope_representation import close_rows, turned_rows
-from timmscope_representation.close_rows import close_groups
-from timmscope_representation.disjoint_sets import DisjointSets
+from timmscope_representation.clustering import (
+    pca_bounds as pca_bounds,
+)
+from timmscope_representation.clustering import (
+    radius_groups as close_rows,
+)
+from timmscope_representation.clustering.disjoint_sets import DisjointSets
+from timmscope_representation.clustering.radius_groups import close_groups
 from timmscope_representation.row_space import RowSpace
 
 NearDuplicates: Any = technique("near-duplicates")
@@ -69,8 +74,8 @@ def decaying(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
 def test_groups_are_those_of_all_pairs_in_float64(
     make: Any, metric: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turned_rows, "BOX", 32)
-    monkeypatch.setattr(turned_rows, "_IN_CELL", 12)
+    monkeypatch.setattr(pca_bounds, "BOX", 32)
+    monkeypatch.setattr(pca_bounds, "_IN_CELL", 12)
     monkeypatch.setattr(close_rows, "_PRODUCTS", 32 * 40)
     for seed, (n, d) in enumerate([(240, 24), (97, 3), (151, 1)]):
         rows = make(np.random.default_rng(seed), n, d)
@@ -86,8 +91,8 @@ def test_groups_are_those_of_all_pairs_in_float64(
 def test_groups_of_long_rows_are_those_of_all_pairs(
     metric: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turned_rows, "_WIDE", 20)
-    monkeypatch.setattr(turned_rows, "_WIDTHS", (4, 8, 16))
+    monkeypatch.setattr(pca_bounds, "_WIDE", 20)
+    monkeypatch.setattr(pca_bounds, "_WIDTHS", (4, 8, 16))
     for seed, make in enumerate([normal, copies, equal, of_all_sizes]):
         rows = make(np.random.default_rng(seed), 200, 50)
         for distance in (0.0, 0.05, 1.0):
@@ -96,7 +101,7 @@ def test_groups_of_long_rows_are_those_of_all_pairs(
 
 
 def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turned_rows, "BOX", 8)
+    monkeypatch.setattr(pca_bounds, "BOX", 8)
     rng = np.random.default_rng(0)
     rows = 1000.0 * rng.integers(-9, 10, (40, 6)).astype(np.float64)
     rows[20:] = rows[:20] + np.array([3, 4, 0, 0, 0, 0])  # 5 from each other, 1000 from the rest
@@ -109,7 +114,7 @@ def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) 
 def test_pairs_are_measured_in_portions_and_never_twice_within_a_group(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(turned_rows, "BOX", 64)
+    monkeypatch.setattr(pca_bounds, "BOX", 64)
     monkeypatch.setattr(close_rows, "_AT_ONCE", 128)
     monkeypatch.setattr(close_rows, "_FETCHED", 128)
     measured = []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from timmscope import ParameterError, Rows
-from timmscope_representation.principal_components import MAX_WIDTH, PrincipalComponents
+from timmscope_representation.embedding.principal_components import MAX_WIDTH, PrincipalComponents
 
 
 def reference(rows: Any, count: int) -> tuple[Any, Any]:

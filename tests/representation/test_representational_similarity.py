@@ -108,10 +108,10 @@ def test_debiased_cka_of_unrelated_layers_is_near_zero_where_the_plain_one_is_no
 def test_many_batches_and_passes_give_what_one_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = layers_of(120, 6, 9, 4, 11)
     whole = RepresentationalSimilarity()(rows)
-    monkeypatch.setattr("timmscope_representation.aligned._BATCH", 7)
-    monkeypatch.setattr("timmscope_representation.similarity._PAIR_BYTES", 8 * 60)
+    monkeypatch.setattr("timmscope_representation.distances.paired_rows._BATCH", 7)
+    monkeypatch.setattr("timmscope_representation.distances.similarity._PAIR_BYTES", 8 * 60)
     parts = RepresentationalSimilarity()(rows)
-    monkeypatch.setattr("timmscope_representation.aligned._VALUES", 30)
+    monkeypatch.setattr("timmscope_representation.distances.paired_rows._VALUES", 30)
     singly = RepresentationalSimilarity()(rows)
     torch.testing.assert_close(singly.cka, whole.cka, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(parts.cka, whole.cka, rtol=1e-12, atol=1e-12)

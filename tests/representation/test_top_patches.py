@@ -21,18 +21,18 @@ from timmscope import (
     Store,
     StoreError,
     UnitPatches,
+    attribute_patches,
     load_model,
     load_result,
     mine,
     neuron,
-    patch_views,
     receptive_field,
     technique,
     top_patches,
 )
 from timmscope.cli import main
-from timmscope.figures import around_grey
-from timmscope.techniques import patch_book
+from timmscope.drawing import around_grey
+from timmscope.patches import unit_patches as patch_book
 
 TopPatches: Any = technique("top-patches")
 MODEL = "random:resnet18?seed=0&img_size=64&num_classes=10"
@@ -129,7 +129,7 @@ def test_pictures_are_patches_and_their_views(model: HookedModel, store: Store) 
     found = TopPatches(units=9, k=3)(store, layer="layer1.0", model=model)
     field = receptive_field(model, "layer1.0")
     patches = top_patches(store, model, "layer1.0", 9, 3)
-    views = patch_views(patches, model, "layer1.0", 9)
+    views = attribute_patches(patches, model, "layer1.0", 9)
     side = found.patches.shape[-1]
     inner = [
         rank for rank, patch in enumerate(patches)
@@ -161,7 +161,7 @@ def test_units_and_cells_are_explained_together_as_alone(model: HookedModel, sto
 
 
 def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedModel) -> None:
-    from timmscope.mining.cell_views import Views
+    from timmscope.patches.cell_attributions import CellAttributions
 
     image = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     layer = "blocks.1.0.bn1"
@@ -172,7 +172,7 @@ def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedM
     silent = (before < -0.5).nonzero()[0].tolist()
     open_ = ((before > 1) & (before < 5)).nonzero()[0].tolist()
     assert float(after[tuple(capped)]) == 6
-    views = Views(lite0, layer, "guided-backprop")
+    views = CellAttributions(lite0, layer, "guided-backprop")
     cells = [(unit, (y, x)) for unit, y, x in (capped, silent, open_)]
     values = [float(after[tuple(at)]) for at in (capped, silent, open_)]
     seen = views.of(image.expand(3, -1, -1, -1), cells, values)
@@ -189,9 +189,9 @@ def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedM
 def test_views_of_many_forwards_explain_each_image_at_its_own_cell(
     model: HookedModel, store: Store, view: str, rows: tuple[int, ...]
 ) -> None:
-    from timmscope.figures import HeatScale, colourise
-    from timmscope.mining.cell_views import Views
-    from timmscope.techniques.text import attribution
+    from timmscope.drawing import HeatScale, colourise
+    from timmscope.patches.cell_attributions import CellAttributions
+    from timmscope.techniques.lookup import attribution
 
     source, maps = store.source(None), every_cell(model, store, "layer1.0")
     images = torch.stack([model.preprocess(source.load(number)) for number in (2, 7)])
@@ -199,7 +199,7 @@ def test_views_of_many_forwards_explain_each_image_at_its_own_cell(
         (unit, tuple(map(int, np.unravel_index(maps[image, unit].argmax(), (16, 16)))))
         for image, unit in ((2, 3), (7, 60))
     ]
-    seen = Views(model, "layer1.0", view).of(images, cells, [0.0, 0.0])
+    seen = CellAttributions(model, "layer1.0", view).of(images, cells, [0.0, 0.0])
     for row in rows:  # random numbers belong to an image's place in the batch
         goal = neuron("layer1.0", cells[row][0], *cells[row][1])
         result = attribution(view)(model, images[row : row + 1], goal)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timmscope.mining.collectors import Extrema, Maps, Pooled, Statistics, TopK
+from timmscope.collectors import Extrema, Maps, Pooled, Statistics, TopK
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
 from timmscope.mining.shard_writer import Rows

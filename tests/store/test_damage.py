@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from tests.mining.synthetic import write_synthetic
 
-from timmscope.store import Store, files, verify
+from timmscope.mining import verify
+from timmscope.store import Store, files
 from timmscope_registry import StoreCorrupted, StoreError, TimmscopeError
 
 

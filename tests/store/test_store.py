@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timmscope.mining.collectors import RELATIVE_ERROR
+from timmscope.collectors import RELATIVE_ERROR
 from timmscope.store import Store
 from timmscope.store.shards import CHUNK_BYTES
 from timmscope_registry import LayerNotFound, StoreError

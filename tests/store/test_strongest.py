@@ -10,7 +10,7 @@ from PIL import Image
 from tests.store.conftest import BAD, COUNT, LABELS, Known
 
 from timmscope import HookedModel, Store, VectorIndex, load_model, mine
-from timmscope.objectives.linear import linear_form
+from timmscope.index.linear_form import linear_form
 from timmscope_registry import LayerNotFound, ObjectiveError, ParameterError
 
 SPATIAL, HEAD = "blocks.1/x", "head"

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from timmscope import AttributionTechnique, HookedModel, TechniqueError
-from timmscope.techniques.leftovers import LeftoverWarning
+from timmscope.techniques.restore_state import StateWarning
 from timmscope_registry.hooks import fingerprint
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -110,7 +110,7 @@ def test_what_a_method_changes_is_put_back_and_told(model, monkeypatch, name):
     monkeypatch.setitem(globals(), "deed", act)
     before, around = fingerprint(model.module), surroundings()
     answers = model(IMAGES)
-    with pytest.warns(LeftoverWarning, match=f"Careless changed .*{what}.*; it was put back"):
+    with pytest.warns(StateWarning, match=f"Careless changed .*{what}.*; it was put back"):
         result = Careless()(model, IMAGES, 0)
     assert fingerprint(model.module).difference(before) == []
     assert surroundings() == around
@@ -126,7 +126,7 @@ def test_all_is_undone_where_warnings_are_errors(model, monkeypatch):
 
     monkeypatch.setitem(globals(), "deed", hook_and_set)
     before, around = fingerprint(model.module), surroundings()
-    with pytest.raises(LeftoverWarning, match="left 1 hook"):
+    with pytest.raises(StateWarning, match="left 1 hook"):
         Careless()(model, IMAGES, 0)
     assert fingerprint(model.module).difference(before) == []
     assert surroundings() == around
@@ -140,7 +140,7 @@ def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
 
     monkeypatch.setitem(globals(), "deed", break_down)
     before, around = fingerprint(model.module), surroundings()
-    with pytest.raises(ZeroDivisionError), pytest.warns(LeftoverWarning, match="train mode, torch"):
+    with pytest.raises(ZeroDivisionError), pytest.warns(StateWarning, match="train mode, torch"):
         Careless()(model, IMAGES, 0)
     assert fingerprint(model.module).difference(before) == []
     assert surroundings() == around

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timmscope.mining.collectors import Extrema, Pooled, Statistics, TopK
+from timmscope.collectors import Extrema, Pooled, Statistics, TopK
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
 from timmscope.mining.shard_writer import Rows

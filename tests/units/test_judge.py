@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.units.conftest import Keep
 
-from timmscope.mining.collectors.sketch import Sketch
+from timmscope.collectors.sketch import Sketch
 from timmscope.units import UnitThresholds, judge_units
 from timmscope.units import judge as judging
 from timmscope_registry import ParameterError

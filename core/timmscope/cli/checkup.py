@@ -18,9 +18,9 @@ from timmscope_registry import (
     TimmscopeError,
     get_registry,
 )
-from timmscope_registry.found import plugin_traceback
+from timmscope_registry.contributions import described
 from timmscope_registry.loading import SLOW_S
-from timmscope_registry.offers import described
+from timmscope_registry.plugin_record import plugin_traceback
 
 _OPENMP = re.compile(
     r"/(lib(?:gomp|omp|iomp5)[^/]*\.so[^/\s]*|[^/]*(?:libiomp5md|vcomp)[^/]*\.dll)$"
@@ -59,9 +59,6 @@ def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
         Seconds that each plugin's implementations took beside the framework, a note on each that
         took over `SLOW_S`, and those that cannot be imported.
     """
-    import timmscope.lookup
-    import timmscope.mining
-    import timmscope.store  # noqa: F401  (all that implementations stand on)
 
     spent: dict[str, float] = {}
     notes, problems = [], []
@@ -147,11 +144,11 @@ def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Pr
 
 
 def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    from timmscope.index.checking import examine_indexes, index_files
     from timmscope.index.files import any_record
-    from timmscope.index.kept import missing_rows
+    from timmscope.index.ownership import missing_rows
+    from timmscope.index.verify import examine_indexes, index_files
+    from timmscope.mining.verify import wrong_sizes
     from timmscope.store import Store
-    from timmscope.store.verify import wrong_sizes
 
     store = Store.open(path)
     problems = []

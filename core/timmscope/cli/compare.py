@@ -39,7 +39,7 @@ def compare(
         raise ParameterError("no image given: name at least one file", parameter="images")
     from timmscope import compare as run
     from timmscope import load_model
-    from timmscope.cli.deliver import default_folder, deliver
+    from timmscope.cli.save_result import default_folder, deliver
 
     result = run(
         technique,

@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _print(result: Evaluation) -> None:
-    from timmscope.figures.theme import number
+    from timmscope.drawing.theme import number
 
     arrows = {"higher": "↑", "lower": "↓"}
     heads = [f"{m} {arrows[b]}" for m, b in zip(result.metrics, result.better, strict=True)]

@@ -22,8 +22,8 @@ from timmscope import (
     load_model,
 )
 from timmscope.cli import parameters
-from timmscope.cli.deliver import default_folder, deliver
 from timmscope.cli.names import names
+from timmscope.cli.save_result import default_folder, deliver
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
 from timmscope.cli import output
-from timmscope.cli.calling import call
+from timmscope.cli.invoke import call
 from timmscope.cli.text import plain_help
 from timmscope.progress import RichReporter, reporting
 from timmscope_registry import (
@@ -117,7 +117,7 @@ def launch(
     except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit in a plugin too
-        from timmscope.cli.blame import plugin_at_fault
+        from timmscope.cli.plugin_errors import plugin_at_fault
 
         failure = plugin_at_fault(error, registry)
         if failure is None:
@@ -224,7 +224,7 @@ def _warnings_as_lines(debug: bool) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: object) -> None:
         if not issubclass(category, FutureWarning | DeprecationWarning):
-            from timmscope.cli.blame import with_its_plugin
+            from timmscope.cli.plugin_errors import with_its_plugin
 
             text = with_its_plugin(str(message), sys._getframe(1), get_registry())
             output.complain(f"warning: {text}")

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO
 
 from timmscope_registry import ParameterError
-from timmscope_registry.loading import aside
+from timmscope_registry.loading import stdout_to_stderr
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def others_aside() -> Iterator[None]:
     """Send to stderr what plugins print while a command works: stdout is for what it says."""
     token = _kept.set(_stdout())
     try:
-        with aside():
+        with stdout_to_stderr():
             yield
     finally:
         _kept.reset(token)

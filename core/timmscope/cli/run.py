@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import App, Argument, Group, Parameter, ValidationError
 
 from timmscope.cli import output
-from timmscope.cli.calling import call
+from timmscope.cli.invoke import call
 from timmscope_registry import (
     FAMILIES,
     Entry,
@@ -16,7 +16,7 @@ from timmscope_registry import (
     TechniqueSpec,
     get_registry,
 )
-from timmscope_registry.offers import described
+from timmscope_registry.contributions import described
 
 HELP = ("--help", "-h")
 

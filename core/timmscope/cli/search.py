@@ -193,7 +193,7 @@ class _Query:
         """The layer that an objective reads, where it reads one."""
         if self.objective is None:
             return None
-        from timmscope.objectives.linear import linear_form
+        from timmscope.index.linear_form import linear_form
 
         layers = list(linear_form(self.objective, store).vectors)
         return layers[0] if len(layers) == 1 else None
@@ -230,7 +230,7 @@ def _sheet(
     import torch
 
     from timmscope import ImageError, Preprocessing
-    from timmscope.figures import sheet_figure
+    from timmscope.drawing import sheet_figure
 
     prepare = Preprocessing.restored(store.manifest.model.preprocessing)
     pictures: list[Tensor] = [] if found.query is None else [found.query]

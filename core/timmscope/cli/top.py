@@ -46,7 +46,7 @@ def top(
         PNG to write; by default ``timmscope-out/top-LAYER-UNIT.png``.
     """
     from timmscope import ParameterError, Store, StoreError, top_patches
-    from timmscope.mining.patch_sheet import patch_figure
+    from timmscope.patches.figure import patch_figure
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
@@ -62,9 +62,9 @@ def top(
     origin = opened.manifest.model.id
     views, title = None, f"{layer}[{unit}] of {origin}"
     if view is not None:
-        from timmscope import load_model, patch_views
+        from timmscope import attribute_patches, load_model
 
-        views = patch_views(patches, load_model(origin), layer, unit, view)
+        views = attribute_patches(patches, load_model(origin), layer, unit, view)
         title += f", {view}"
     output.write_figure(patch_figure(patches, title, views), file)
     seen = patches[0].field

@@ -13,8 +13,8 @@ import matplotlib
 from PIL import Image
 from torch import Tensor
 
-from timmscope.figures import HeatScale, png_bytes, to_array
-from timmscope.figures.theme import SERIES, number
+from timmscope.drawing import HeatScale, png_bytes, to_array
+from timmscope.drawing.theme import SERIES, number
 
 WIDTH, HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34

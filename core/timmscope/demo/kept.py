@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from timmscope.lookup import technique
-from timmscope.techniques import Result, Technique, load_result
-from timmscope.techniques.result import environment_versions
+from timmscope.results import Result, load_result
+from timmscope.results.result import environment_versions
+from timmscope.techniques import Technique
+from timmscope.techniques.lookup import technique
 from timmscope_registry import TimmscopeError
 
 R = TypeVar("R", bound=Result)

@@ -26,9 +26,8 @@ from timmscope.demo.view import (
     Stylised,
     Synthesised,
 )
-from timmscope.figures import HeatScale, colourise, overlay
-from timmscope.figures.attack import magnified
-from timmscope.figures.theme import number
+from timmscope.drawing import HeatScale, colourise, overlay
+from timmscope.drawing.theme import number
 from timmscope.techniques import (
     Adversarial,
     AttackTechnique,
@@ -37,6 +36,7 @@ from timmscope.techniques import (
     StyleTechnique,
     SynthesisTechnique,
 )
+from timmscope.techniques.attack_figure import magnified
 
 STYLE = "flower"
 """Of the demo's photographs, the one whose style is taken."""

@@ -20,8 +20,8 @@ from timmscope.images import FolderSource
 from timmscope.index import VectorIndex
 from timmscope.mining import mine
 from timmscope.models import HookedModel, load_model
+from timmscope.results.result import environment_versions
 from timmscope.store import Store
-from timmscope.techniques.result import environment_versions
 from timmscope_registry import StoreCorrupted, StoreMismatch, TimmscopeError
 
 SECTIONS = (

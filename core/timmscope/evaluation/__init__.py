@@ -1,5 +1,6 @@
 """Judging explanations: metrics with known answers, over many images, techniques side by side."""
 
+from timmscope.evaluation.comparison import Comparison, compare
 from timmscope.evaluation.curves import Deletion, Insertion
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.pointing import PointingGame
@@ -11,6 +12,7 @@ from timmscope.evaluation.sensitivity import SensitivityN
 __all__ = [
     "CascadingRandomisation",
     "Case",
+    "Comparison",
     "Deletion",
     "Evaluation",
     "Insertion",
@@ -18,5 +20,6 @@ __all__ = [
     "Metric",
     "PointingGame",
     "SensitivityN",
+    "compare",
     "evaluate",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 from timmscope.evaluation.bootstrap import interval
 from timmscope.evaluation.journal import Record
 from timmscope.evaluation.metric import Metric
-from timmscope.techniques.result import Provenance, Result
+from timmscope.results.result import Provenance, Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,7 @@ class Evaluation(Result):
 
     def figure(self) -> Figure:
         """A column a metric: means with their intervals above, mean curves below."""
-        from timmscope.figures.evaluation import evaluation_figure
+        from timmscope.evaluation.evaluation_figure import evaluation_figure
 
         return evaluation_figure(self)
 

@@ -21,11 +21,11 @@ from timmscope.images import Images
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import task
+from timmscope.results.result import Provenance
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_rgb
-from timmscope.techniques.result import Provenance
+from timmscope.techniques.lookup import attribution, told_apart
 from timmscope.techniques.session import session
-from timmscope.techniques.text import attribution, told_apart
 from timmscope_registry import ImageError, ParameterError, StoreError, TechniqueError, nearest
 
 Techniques = Sequence[str | AttributionTechnique] | Mapping[str, AttributionTechnique]
@@ -292,7 +292,7 @@ def _metrics(given: Sequence[str | Metric] | None, boxes: bool) -> list[Metric]:
 
 def _only_one(folder: Path | None) -> Any:
     """Hold the folder against other processes."""
-    from timmscope.mining.lock import StoreLock
+    from timmscope.store.lock import StoreLock
 
     if folder is None:
         return nullcontext()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from timmscope_registry import Entry, ImageError, ImageSourceSpec, PluginError, get_registry
-from timmscope_registry.offers import by_scheme, described, made
+from timmscope_registry.contributions import by_scheme, described, instantiate
 
 from .files import IMAGE_SUFFIXES, FileSource, FolderSource
 from .source import ImageSource
@@ -98,7 +98,7 @@ def _fault(source: ImageSource) -> str:
 
 
 def _made(entry: Entry[ImageSourceSpec], location: str) -> ImageSource:
-    source = made(entry, location, ImageSource)  # type: ignore[type-abstract]
+    source = instantiate(entry, location, ImageSource)  # type: ignore[type-abstract]
     if wrong := _fault(source):
         raise PluginError(f"{described(entry)} {wrong}; tell its authors")
     return source

@@ -1,6 +1,6 @@
 """Nearest-neighbour search over the rows of a store's layer."""
 
-from timmscope.index.backend import Backend, BuildHints, Exam
+from timmscope.index.backend import Backend, BuildHints, RecallBenchmark
 from timmscope.index.vector_index import Hits, VectorIndex
 
-__all__ = ["Backend", "BuildHints", "Exam", "Hits", "VectorIndex"]
+__all__ = ["Backend", "BuildHints", "Hits", "RecallBenchmark", "VectorIndex"]

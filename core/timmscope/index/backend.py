@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope_registry import PluginError, VectorIndexError, get_registry
-from timmscope_registry.offers import described
+from timmscope_registry.contributions import described
 
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class BuildHints:
     scratch: Path | None = None
 
 
-class Exam(NamedTuple):
+class RecallBenchmark(NamedTuple):
     """Queries whose true neighbours are known; what recall is measured by.
 
     A row that is found counts when its value is as good as the k-th true neighbour's, so equal
@@ -60,7 +60,7 @@ class Exam(NamedTuple):
     k: int
     space: Space
 
-    def part(self, some: slice) -> Exam:
+    def part(self, some: slice) -> RecallBenchmark:
         """Some of the queries."""
         return self._replace(queries=self.queries[some], own=self.own[some], worst=self.worst[some])
 
@@ -133,7 +133,7 @@ class Backend(Protocol):
         """Rows `(n, dim)`; `KeyError` for an id that is not there."""
         ...
 
-    def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
+    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
         """Use the cheapest search parameters that reach a recall, or else the best there are.
 
         Args:

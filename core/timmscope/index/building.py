@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from timmscope.index.backend import Backend, BuildHints, Exam, begin
+from timmscope.index.backend import Backend, BuildHints, RecallBenchmark, begin
 from timmscope.index.choice import choose_backend
 from timmscope.index.files import IndexRecord
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
@@ -95,7 +95,9 @@ def tuned(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -
     return record.model_copy(update={"facts": facts, "count": len(engine)})
 
 
-def _measure(engine: Backend, exam: Exam | None, recall: float, timed: bool) -> dict[str, object]:
+def _measure(
+    engine: Backend, exam: RecallBenchmark | None, recall: float, timed: bool
+) -> dict[str, object]:
     if exam is None:
         return {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
     reached = engine.tune(exam, recall, timed=timed)

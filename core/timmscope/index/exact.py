@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope.index.backend import Ids, Rows, Space
-from timmscope.index.threads import faiss_library, faiss_threads
+from timmscope.index.faiss_threads import faiss_library, faiss_threads
 
 Places = npt.NDArray[np.int64]
 """Row numbers, as against ids."""

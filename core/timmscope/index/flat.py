@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from timmscope.index.backend import BuildHints, Exam, Ids, Rows, Space
+from timmscope.index.backend import BuildHints, Ids, RecallBenchmark, Rows, Space
 from timmscope.index.exact import ExactSearch
-from timmscope.index.threads import faiss_library
+from timmscope.index.faiss_threads import faiss_library
 from timmscope_registry import VectorIndexError
 
 
@@ -88,7 +88,7 @@ class FlatBackend:
         rows: Rows = self._data()[self._places(ids)]
         return rows
 
-    def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
+    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
         """Nothing to choose: every answer is exact."""
         return 1.0
 

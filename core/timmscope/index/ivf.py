@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from timmscope.index.backend import Rows
 from timmscope.index.exact import Places
-from timmscope.index.refined import Mask, RefinedBackend, sample_places
+from timmscope.index.faiss_threads import faiss_library, faiss_threads
+from timmscope.index.reranked import Mask, RefinedBackend, sample_places
 from timmscope.index.scoring import scores
 from timmscope.index.table import RowTable
-from timmscope.index.threads import faiss_library, faiss_threads
 from timmscope.index.tuning import steps
 from timmscope_registry import VectorIndexError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from timmscope.index.backend import Backend, Exam, Ids, Rows, Space
+from timmscope.index.backend import Backend, Ids, RecallBenchmark, Rows, Space
 from timmscope.index.exact import ExactSearch
 from timmscope.progress import track
 
@@ -23,7 +23,7 @@ def held_out(ids: Ids, seed: int) -> Ids:
     return np.asarray(ordered[np.sort(chosen)])
 
 
-def make_exam(engine: Backend, space: Space, own: Ids) -> Exam | None:
+def make_exam(engine: Backend, space: Space, own: Ids) -> RecallBenchmark | None:
     """Find the true neighbours of rows `own` among all others, in bounded memory.
 
     Returns:
@@ -45,4 +45,4 @@ def make_exam(engine: Backend, space: Space, own: Ids) -> Exam | None:
         best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
     before = (found[:, :k] == own[:, None]).any(1)  # the own row is one of the k best
     last = np.where(before, best[:, k], best[:, k - 1])
-    return Exam(queries, own, last, k, space)
+    return RecallBenchmark(queries, own, last, k, space)

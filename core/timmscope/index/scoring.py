@@ -10,8 +10,8 @@ import numpy as np
 
 from timmscope.index.backend import Rows, Space
 from timmscope.index.exact import Places
+from timmscope.index.faiss_threads import faiss_library, faiss_threads
 from timmscope.index.table import RowTable
-from timmscope.index.threads import faiss_library, faiss_threads
 
 SPARE = 8
 """Candidates beyond k that are scored in float64, so that near ties come right."""

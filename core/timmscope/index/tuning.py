@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.index.backend import Exam
+from timmscope.index.backend import RecallBenchmark
 from timmscope.progress import track
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
@@ -46,7 +46,7 @@ class Tunable(Protocol):
         """How far it may look, least first."""
         ...
 
-    def recalls(self, exam: Exam, effort: int) -> tuple[Shares, Shares]:
+    def recalls(self, exam: RecallBenchmark, effort: int) -> tuple[Shares, Shares]:
         """Recall at each of the widths, and its standard error."""
         ...
 
@@ -59,7 +59,9 @@ class Tunable(Protocol):
         ...
 
 
-def settings_for(engine: Tunable, exam: Exam, recall: float, *, doubt: bool) -> list[Setting]:
+def settings_for(
+    engine: Tunable, exam: RecallBenchmark, recall: float, *, doubt: bool
+) -> list[Setting]:
     """Settings that reach a recall, the cheapest first; or else the one that comes nearest.
 
     The recall of other queries is that of the exam give or take its standard error, so only

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.index import building, upkeep
+from timmscope.index import building
+from timmscope.index import updates as upkeep
 from timmscope.index.backend import Backend, Ids, Rows, checked_found, find_backend
 from timmscope.index.files import (
     IndexRecord,
@@ -25,8 +26,8 @@ from timmscope.index.files import (
     write_record,
 )
 from timmscope.index.filters import Where, allowed_ids
-from timmscope.index.kept import check_belongs, locate, missing_rows
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
+from timmscope.index.ownership import check_belongs, locate, missing_rows
 from timmscope.index.source import array_source, store_source
 from timmscope_registry import VectorIndexError
 
@@ -472,7 +473,7 @@ class VectorIndex:
                 not fit.
             ImageError: an image cannot be read.
         """
-        from timmscope.index.embedding import embed
+        from timmscope.models.pooled_features import embed
 
         if self.record.weights_sha256 is None:
             raise VectorIndexError(
@@ -511,7 +512,7 @@ class VectorIndex:
             VectorIndexError: the index is of an array, or the objective reads another layer.
             ObjectiveError: it is no linear function of the layer's rows.
         """
-        from timmscope.objectives.linear import linear_form
+        from timmscope.index.linear_form import linear_form
 
         if self._store is None:
             raise VectorIndexError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from timmscope_registry import UnsupportedModel
 
-from .blame import blame, declared_rows
+from .collector_errors import collector_errors, declared_rows
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def reduce_batch(
                 )
             kinds = rows[layer.name] = {}
             for collector in plan.rows[layer.name]:
-                with blame(collector, layer.name, start, start + len(images)):
+                with collector_errors(collector, layer.name, start, start + len(images)):
                     found = collector.reduce(layer, activation)
                     kinds.update(declared_rows(collector, layer, found, len(images)))
 

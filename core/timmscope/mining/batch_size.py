@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batch import reduce_batch
 from .plan import Plan
-from .preparation import amount
+from .preflight import amount
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel

@@ -13,15 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from timmscope.index.joining import join_indexes
+from timmscope.index.merge import join_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
 from timmscope.store.files import place
+from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
 
-from .lock import StoreLock
-from .preparation import amount, prepare, present, require_some
+from .preflight import amount, prepare, present, require_some
 from .reductions import reducers_of, write_merged
 from .shard_writer import crash
 

@@ -11,27 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from timmscope.collectors import Collector
 from timmscope.images import Images, ImageSource, open_images
 from timmscope.store import Manifest, Store, shards
+from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
-from .collectors import Collector
-from .feed import feed
 from .loader import Batches, load_batches
-from .lock import StoreLock
+from .pipeline import run_pipeline
 from .plan import Plan, make_plan, plan_of
 from .precision import precision_error
-from .preparation import (
-    agree,
-    part_of,
-    prepare,
-    present,
-    require_images,
-    require_some,
-    require_space,
-)
+from .preflight import agree, part_of, prepare, present, require_images, require_some, require_space
 from .reductions import reducers_of, write_merged
 
 if TYPE_CHECKING:
@@ -191,7 +183,7 @@ def _run(
         workers = min(2, os.cpu_count() or 1) if workers is None else workers
         batches = Batches(source, model.preprocessing, ranges)
         loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
-        manifest = feed(model, source, folder, manifest, plan, loaded)
+        manifest = run_pipeline(model, source, folder, manifest, plan, loaded)
     if manifest.part is None:
         require_some(folder, manifest)
     if not manifest.complete:

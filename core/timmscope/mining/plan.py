@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from timmscope.collectors import (
+    Collector,
+    Column,
+    Extrema,
+    LayerBatch,
+    Maps,
+    Pooled,
+    RowCollector,
+    Statistics,
+    TopK,
+)
 from timmscope.images import ImageSource
 from timmscope.store import (
     CollectorRecord,
@@ -27,18 +38,7 @@ from timmscope_registry import (
     import_string,
 )
 
-from .blame import declared_columns, made, storable_state
-from .collectors import (
-    Collector,
-    Column,
-    Extrema,
-    LayerBatch,
-    Maps,
-    Pooled,
-    RowCollector,
-    Statistics,
-    TopK,
-)
+from .collector_errors import declared_columns, instantiate, storable_state
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -250,7 +250,7 @@ def _by_name(name: str) -> Collector:
             f"{name!r} is no collector; give an instance of a Collector, or a plugin's name",
             parameter="collectors",
         )
-    return made(get_registry().collector(name))
+    return instantiate(get_registry().collector(name))
 
 
 def plan_of(manifest: Manifest, model: HookedModel) -> Plan:

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
+from timmscope.collectors import Collector, RowCollector
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, shards
 from timmscope.store.files import new_hdf5
 from timmscope_registry import import_string
 
-from .blame import blame, storable_state
-from .collectors import Collector, RowCollector
+from .collector_errors import collector_errors, storable_state
 
 
 def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]) -> Manifest:
@@ -44,14 +44,14 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
                 raise files.corrupted(name, "holds another range of images")
             for (layer, group), collector in whole.items():
                 state = shards.read_arrays(file[group])
-                with blame(collector, layer, record.start, record.stop):
+                with collector_errors(collector, layer, record.start, record.stop):
                     part = collector.fresh()
                     part.load(state)
                     collector.merge(part)
     path = folder / shards.MERGED
     with new_hdf5(path) as (file, _):
         for (layer, group), collector in whole.items():
-            with blame(collector, layer, 0, manifest.images.count):
+            with collector_errors(collector, layer, 0, manifest.images.count):
                 state = storable_state(collector.state())
             shards.write_arrays(file.require_group(group), state)
     done = manifest.model_copy(update={"merged": FileRecord.of(path)})

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+from timmscope.collectors import Collector, LayerBatch
 from timmscope.images.tables import encode
 from timmscope.store import FileRecord, ShardRecord, shards
 from timmscope.store.files import GuardedFile, new_hdf5
 
-from .blame import blame, storable_state
-from .collectors import Collector, LayerBatch
+from .collector_errors import collector_errors, storable_state
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class ShardWriter:
             }
             batch = LayerBatch(layer=name, ids=places + self._start, rows=rows)
             part = self._parts[name, reducer.name]
-            with blame(part, name, self._start + begin, self._start + end):
+            with collector_errors(part, name, self._start + begin, self._start + end):
                 part.update(batch)
 
     def finish(self) -> ShardRecord:
@@ -193,7 +193,7 @@ class ShardWriter:
         batch = LayerBatch(layer=name, ids=ids, rows=rows)
         for reducer in self._plan.reducers:
             part = self._parts[name, reducer.name]
-            with blame(part, name, self._start, self._stop):
+            with collector_errors(part, name, self._start, self._stop):
                 if not any(kind in self._streams[name] for kind in reducer.needs):
                     part.update(batch)
                 state = storable_state(part.state())

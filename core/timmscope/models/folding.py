@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from timmscope.models.hooked_model import HookedModel
 from timmscope.models.packing import pack_convolutions, replace_parts
 from timmscope_registry import TimmscopeError
-from timmscope_registry.hooks import Handover
+from timmscope_registry.hooks import Edge
 
 log = logging.getLogger("timmscope.models")
 
@@ -78,11 +78,11 @@ def _folded_where_exact(model: HookedModel) -> HookedModel | None:
     pairs = _pairs(model)
     while pairs:
         twin = _folded(model, pairs)
-        takers = [pair.taker for pair in pairs]
-        worst = _differences(model, twin, takers) if twin is not None else None
+        consumers = [pair.consumer for pair in pairs]
+        worst = _differences(model, twin, consumers) if twin is not None else None
         if twin is None or worst is None:
             return None
-        good = [pair for pair in pairs if worst[pair.taker] <= TOLERANCE]
+        good = [pair for pair in pairs if worst[pair.consumer] <= TOLERANCE]
         if len(good) == len(pairs):
             # A function that uses a convolution's own output, which no module shows, changes more.
             if not _is_alike(model, twin):
@@ -102,22 +102,22 @@ def _packed(model: HookedModel) -> HookedModel | None:
     return twin if _is_alike(model, twin) else None
 
 
-def _pairs(model: HookedModel) -> list[Handover]:
+def _pairs(model: HookedModel) -> list[Edge]:
     """Convolutions that hand their output to nothing but a batch norm."""
     modules = dict(model.module.named_modules())
-    return [pair for pair in model.hooks.handovers() if _foldable(pair, modules)]
+    return [pair for pair in model.hooks.dataflow_edges() if _foldable(pair, modules)]
 
 
-def _folded(model: HookedModel, pairs: list[Handover]) -> HookedModel | None:
+def _folded(model: HookedModel, pairs: list[Edge]) -> HookedModel | None:
     """A copy with these pairs folded; None where there can be no copy."""
     module = _copied(model.module)
     if module is None:
         return None
     for pair in pairs:
-        _fold(module, pair.giver, pair.taker)
+        _fold(module, pair.producer, pair.consumer)
     pack_convolutions(module)
     hidden = {
-        name: f"{pair.taker} is folded into it in this copy; look at the model itself"
+        name: f"{pair.consumer} is folded into it in this copy; look at the model itself"
         for pair in pairs
         for name in pair.points
     }
@@ -154,10 +154,10 @@ def _is_hooked(model: HookedModel) -> bool:
     )
 
 
-def _foldable(pair: Handover, modules: dict[str, nn.Module]) -> bool:
+def _foldable(pair: Edge, modules: dict[str, nn.Module]) -> bool:
     from timm.layers import BatchNormAct2d, Conv2dSame
 
-    conv, norm = modules[pair.giver], modules[pair.taker]
+    conv, norm = modules[pair.producer], modules[pair.consumer]
     return (
         type(conv) in (nn.Conv2d, Conv2dSame)
         and type(norm) in (nn.BatchNorm2d, BatchNormAct2d)

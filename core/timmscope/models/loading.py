@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from timmscope_registry import ModelError, get_registry, nearest
-from timmscope_registry.offers import by_scheme, made
+from timmscope_registry.contributions import by_scheme, instantiate
 
 if TYPE_CHECKING:
     import torch
@@ -44,5 +44,5 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
         )
     if not found[1]:
         raise ModelError(f"{spec!r} names no model: expected {text}NAME")
-    model = made(*found, HookedModel)
+    model = instantiate(*found, HookedModel)
     return model.to(device) if device is not None else model

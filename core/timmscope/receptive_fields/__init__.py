@@ -1,6 +1,6 @@
 """Receptive fields of any model: which pixels a cell can see, sees locally, and in effect uses."""
 
+from timmscope.receptive_fields.compute import receptive_field
 from timmscope.receptive_fields.field import KINDS, Box, FieldKind, ReceptiveField
-from timmscope.receptive_fields.find import receptive_field
 
 __all__ = ["KINDS", "Box", "FieldKind", "ReceptiveField", "receptive_field"]

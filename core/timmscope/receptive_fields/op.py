@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timmscope.receptive_fields.shadows import ACROSS, DOWN, NONE, PLANES, Shadows
+from timmscope.receptive_fields.dependency_boxes import ACROSS, DOWN, NONE, PLANES, Shadows
 
 Rule = Callable[["Op"], "Tensor | list[Tensor | None] | None"]
 """Shadows of the outputs: one for all, or one each. They may have sizes of 1 to be expanded."""

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from timmscope.receptive_fields import joins, moves, windows
+from timmscope.receptive_fields import elementwise_ops as moves
+from timmscope.receptive_fields import reduction_ops as joins
+from timmscope.receptive_fields import windows
 from timmscope.receptive_fields.op import Rule
 
 _TABLE: tuple[tuple[Rule, str], ...] = (

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from timmscope.receptive_fields.dependency_boxes import PLANES, Shadows
 from timmscope.receptive_fields.op import Op, everything
 from timmscope.receptive_fields.rules import rule_of
-from timmscope.receptive_fields.shadows import PLANES, Shadows
 
 
 class Trace(TorchDispatchMode):

@@ -8,9 +8,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from timmscope.receptive_fields.moves import extended
+from timmscope.receptive_fields.dependency_boxes import NONE, PLANES
+from timmscope.receptive_fields.elementwise_ops import extended
 from timmscope.receptive_fields.op import Op, everything, joined, lengthened, union
-from timmscope.receptive_fields.shadows import NONE, PLANES
 
 
 def convolution(op: Op) -> Tensor | None:

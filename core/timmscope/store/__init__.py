@@ -14,20 +14,17 @@ from .pictures import StorePictures
 from .rows import RowArray
 from .store import ImageTable, Store
 from .store_layer import StoreLayer, UnitStatistics
-from .tops import TopEntry
-from .verify import Damage, Report, verify
+from .top_k import TopEntry
 
 __all__ = [
     "SCHEMA",
     "CollectorRecord",
-    "Damage",
     "FileRecord",
     "ImageTable",
     "ImagesRecord",
     "LayerRecord",
     "Manifest",
     "ModelRecord",
-    "Report",
     "RowArray",
     "ShardRecord",
     "Store",
@@ -35,5 +32,4 @@ __all__ = [
     "StorePictures",
     "TopEntry",
     "UnitStatistics",
-    "verify",
 ]

@@ -29,14 +29,14 @@ from .shards import ShardFiles
 from .store_layer import StoreLayer
 
 if TYPE_CHECKING:
+    from timmscope.collectors import Collector
     from timmscope.images import Images
     from timmscope.index import Hits
-    from timmscope.mining.collectors import Collector
+    from timmscope.mining.verify import Report
     from timmscope.models import HookedModel
     from timmscope.objectives import Objective
 
     from .metadata import Metadata
-    from .verify import Report
 
 
 _UNREADABLE = ("status", "path", "reason")
@@ -282,9 +282,8 @@ class Store:
             StoreError: the store is not finished.
         """
         from timmscope.index import Hits
-        from timmscope.objectives.linear import linear_form
-
-        from .strongest import strongest
+        from timmscope.index.linear_form import linear_form
+        from timmscope.index.strongest import strongest
 
         form = linear_form(objective, self, layer=layer, model=model)
         ids, scores = strongest(self, form, k, where)
@@ -297,8 +296,8 @@ class Store:
         model: HookedModel | None = None,
         images: Images | None = None,
     ) -> Report:
-        """Check every file by checksum and by reading it; see `timmscope.store.verify`."""
-        from .verify import verify
+        """Check every file by checksum and by reading it; see `timmscope.mining.verify`."""
+        from timmscope.mining.verify import verify
 
         report = verify(self.path, repair=repair, model=model, images=images)
         if report.repaired:

@@ -14,13 +14,13 @@ from timmscope_registry import StoreError
 from .manifest import LayerRecord
 from .rows import RowArray
 from .shards import MERGED, READ, layer_group
-from .tops import TopEntry, tops
+from .top_k import TopEntry, top_entries
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from timmscope.mining.collectors import Statistics
-    from timmscope.mining.collectors.statistics import Moments
+    from timmscope.collectors import Statistics
+    from timmscope.collectors.statistics import Moments
     from timmscope.models import HookedModel
     from timmscope.units import UnitReport, UnitThresholds
 
@@ -199,7 +199,7 @@ class StoreLayer:
             raise StoreError(
                 f"layer {self.name} has units 0 to {self.channels - 1}, there is no unit {unit}"
             )
-        return tops(self, [unit], k, where)[0]
+        return top_entries(self, [unit], k, where)[0]
 
     def statistics(self, kind: str = "max") -> UnitStatistics:
         """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
@@ -246,7 +246,7 @@ class StoreLayer:
             LayerNotFound: the model has no such layer.
             VectorIndexError: a feature is NaN or infinite.
         """
-        from timmscope.index.embedding import embed
+        from timmscope.models.pooled_features import embed
 
         return embed(model, images, self.name, precision=self.store.manifest.precision)
 

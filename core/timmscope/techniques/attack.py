@@ -18,11 +18,11 @@ from torch import Tensor
 
 from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
+from timmscope.results.result import Provenance, Result
 from timmscope.techniques.base import Technique, require_rgb
-from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Provenance, Result
-from timmscope.techniques.returned import checked_pixels
+from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session, usable
+from timmscope.techniques.validate_output import checked_pixels
 from timmscope_registry import ObjectiveError, ParameterError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Adversarial(Result):
 
     def figure(self) -> Figure:
         """A row an image: original, magnified change, adversarial image."""
-        from timmscope.figures import attack_figure
+        from timmscope.techniques.attack_figure import attack_figure
 
         return attack_figure(self)
 
@@ -223,7 +223,7 @@ class AttackTechnique(Technique):
             rows = todo[start : start + step]
             with (
                 session(seed, rows.tolist()),
-                no_leftovers(self, model, facts.weights_sha256),
+                restore_state(self, model, facts.weights_sha256),
                 model.count_passes(len(rows)) as counter,
             ):
                 part, label = usable(batch[rows]), usable(truth[rows])

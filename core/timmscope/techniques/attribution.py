@@ -14,12 +14,12 @@ from torch.nn import functional
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
+from timmscope.results.result import Provenance, Result
 from timmscope.techniques.base import Technique, named, require_rgb
-from timmscope.techniques.layer_views import sharing
-from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Provenance, Result
-from timmscope.techniques.returned import checked_numbers
+from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.shared_gradients import sharing
+from timmscope.techniques.validate_output import checked_numbers
 from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Attribution(Result):
 
         Where there are `pixels`, they are shown in colour as well.
         """
-        from timmscope.figures import attribution_figure
+        from timmscope.drawing import attribution_figure
 
         return attribution_figure(
             self.images,
@@ -87,7 +87,7 @@ class Attribution(Result):
 
     def pictures(self) -> dict[str, Any]:
         """Of each image the map in colours, its overlay, and the coloured pixels if any."""
-        from timmscope.figures import HeatScale, around_grey, colourise, overlay
+        from timmscope.drawing import HeatScale, around_grey, colourise, overlay
 
         pictures: dict[str, Any] = {}
         for row, (image, heat) in enumerate(zip(self.images, self.maps, strict=True)):
@@ -202,7 +202,7 @@ def attribute_together(
             for technique, fact, done in zip(techniques, facts, chunks, strict=True):
                 with (
                     session(seed, range(start, stop), batch_size),
-                    no_leftovers(technique, model, fact.weights_sha256),
+                    restore_state(technique, model, fact.weights_sha256),
                 ):
                     outcome = technique.attribute(model, part.clone(), goal)
                 done.append(_checked(technique, model, outcome, part, goal, start))

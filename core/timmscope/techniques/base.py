@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from timmscope.models import HookedModel
 from timmscope.progress import track
-from timmscope.techniques.result import Provenance, to_json
+from timmscope.results.result import Provenance, to_json
 from timmscope_registry import (
     Entry,
     ModelError,
@@ -24,7 +24,7 @@ from timmscope_registry import (
     get_registry,
     nearest,
 )
-from timmscope_registry.offers import entry_of
+from timmscope_registry.contributions import entry_of
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a hook point; command lines complete it and check it against the model."""

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.models import HookedModel
+from timmscope.results.result import Result
 from timmscope.techniques.base import Technique, named, require_rgb
-from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Result
-from timmscope.techniques.returned import checked_numbers, checked_pixels, checked_type
+from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
+from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
 from timmscope_registry import ParameterError, TechniqueError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Stylization(Result):
 
     def figure(self) -> Figure:
         """Content, styles, result and the losses' course."""
-        from timmscope.figures import style_figure
+        from timmscope.drawing import style_figure
 
         return style_figure(self.content, self.styles, self.images, self.loss_curves())
 
@@ -136,7 +136,7 @@ class StyleTechnique(Technique):
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _shares(weights, len(pictures))
         facts = self._provenance(model, seed, weights=shares)
-        with session(seed), no_leftovers(self, model, facts.weights_sha256):
+        with session(seed), restore_state(self, model, facts.weights_sha256):
             given = None if scene is None else scene.clone()
             outcome = self.stylize(model, given, [each.clone() for each in pictures], [*shares])
         losses = _losses(self, checked_type(self, outcome, StyleOutcome))

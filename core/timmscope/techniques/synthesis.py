@@ -11,12 +11,12 @@ from torch import Tensor
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
+from timmscope.results.result import Result
 from timmscope.techniques.attribution import describe
 from timmscope.techniques.base import Technique, named, require_rgb
-from timmscope.techniques.leftovers import no_leftovers
-from timmscope.techniques.result import Result
-from timmscope.techniques.returned import checked_numbers, checked_pixels, checked_type
+from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
 from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Synthesis(Result):
 
     def figure(self) -> Figure:
         """The images beside the objective's course."""
-        from timmscope.figures import synthesis_figure
+        from timmscope.drawing import synthesis_figure
 
         return synthesis_figure(self.images, self.scores, self.final_scores, self.labels)
 
@@ -123,7 +123,7 @@ class SynthesisTechnique(Technique):
             start = start.expand(goal.images_named, -1, -1, -1)
         bound = goal.bind(model, start)
         facts = self._provenance(model, seed, objective=str(bound))
-        with session(seed), no_leftovers(self, model, facts.weights_sha256):
+        with session(seed), restore_state(self, model, facts.weights_sha256):
             outcome = self.synthesize(model, bound, None if start is None else start.clone())
         checked_type(self, outcome, SynthesisOutcome)
         images = checked_pixels(self, outcome.images)

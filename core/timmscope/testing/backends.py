@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from timmscope.index.backend import Backend, BuildHints, Exam, Ids, Rows, Space
+from timmscope.index.backend import Backend, BuildHints, Ids, RecallBenchmark, Rows, Space
 from timmscope.testing.conformance import Case, check
 
 COUNT, DIM, QUERIES, K = 600, 16, 40, 10
@@ -159,12 +159,12 @@ def _scores(queries: Rows, rows: Rows, space: Space) -> np.ndarray:
     return np.asarray(np.sqrt(((a[:, None] - b[None]) ** 2).sum(2)))
 
 
-def _exam(rows: Rows, ids: Ids, space: Space) -> Exam:
+def _exam(rows: Rows, ids: Ids, space: Space) -> RecallBenchmark:
     scores = _scores(rows[:QUERIES], rows, space)
     scores[np.arange(QUERIES), np.arange(QUERIES)] = -np.inf if space == "ip" else np.inf
     ordered = np.sort(scores, axis=1)
     worst = ordered[:, -K] if space == "ip" else ordered[:, K - 1]
-    return Exam(rows[:QUERIES], ids[:QUERIES], worst.astype(np.float32), K, space)
+    return RecallBenchmark(rows[:QUERIES], ids[:QUERIES], worst.astype(np.float32), K, space)
 
 
 def _judge(engine: Backend, rows: Rows, ids: Ids, queries: Rows, space: Space) -> None:

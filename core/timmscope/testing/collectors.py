@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from timmscope.mining import Collector, LayerBatch, RowCollector, mine
-from timmscope.mining.collectors import Extrema, Pooled, State
+from timmscope.collectors import Collector, Extrema, LayerBatch, Pooled, RowCollector, State
+from timmscope.mining import mine
 from timmscope.models import HookedModel
 from timmscope.store import Store
 from timmscope.testing.conformance import Case, check

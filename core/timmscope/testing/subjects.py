@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timmscope.lookup import technique
 from timmscope.mining import mine
 from timmscope.models import HookedModel
 from timmscope.progress import Advance, reporting
+from timmscope.results import Result
 from timmscope.store import Store
-from timmscope.techniques import RepresentationTechnique, Result, Technique
+from timmscope.techniques import RepresentationTechnique, Technique
+from timmscope.techniques.lookup import technique
 from timmscope.testing.conformance import Case, NotApplicable
 from timmscope.testing.models import Tripwire, tiny_images, tiny_model
 from timmscope_registry import ParameterError

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from timmscope.lookup import technique
-from timmscope.techniques import Technique, load_result
-from timmscope.techniques.leftovers import LeftoverWarning
-from timmscope.techniques.result import Provenance
+from timmscope.results import load_result
+from timmscope.results.result import Provenance
+from timmscope.techniques import Technique
+from timmscope.techniques.lookup import technique
+from timmscope.techniques.restore_state import StateWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
 from timmscope.testing.subjects import Subject, same, watched
 from timmscope_registry import TimmscopeError
@@ -261,7 +262,7 @@ def _nothing_left() -> Iterator[None]:
         try:
             yield
         finally:
-            left = [each for each in caught if issubclass(each.category, LeftoverWarning)]
+            left = [each for each in caught if issubclass(each.category, StateWarning)]
             assert not left, str(left[0].message)
 
 

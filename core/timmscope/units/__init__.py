@@ -2,6 +2,6 @@
 
 from .judge import UnitThresholds, judge_rows, judge_units
 from .report import UnitReport
-from .source import UnitRows
+from .unit_rows import UnitRows
 
 __all__ = ["UnitReport", "UnitRows", "UnitThresholds", "judge_rows", "judge_units"]

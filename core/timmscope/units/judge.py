@@ -18,7 +18,7 @@ from timmscope_registry import ParameterError
 from .correlation import Correlation, strongest
 from .report import UnitReport
 from .selectivity import ClassMeans, OneAgainstRest, best_classes
-from .source import LABEL, UnitRows
+from .unit_rows import LABEL, UnitRows
 
 if TYPE_CHECKING:
     from timmscope.store import StoreLayer, UnitStatistics
@@ -162,7 +162,7 @@ def _unjudged(sizes: np.ndarray, least: int, by: str) -> str:
 
 def _statistics(source: UnitRows) -> tuple[UnitStatistics, UnitStatistics]:
     """Statistics of maxima and means, from the rows."""
-    from timmscope.mining.collectors import LayerBatch, Statistics
+    from timmscope.collectors import LayerBatch, Statistics
     from timmscope.store import UnitStatistics
 
     found = Statistics()

@@ -13,7 +13,7 @@ import numpy as np
 
 from timmscope_registry import ParameterError, did_you_mean
 
-from .source import LABEL
+from .unit_rows import LABEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,7 +227,7 @@ class UnitReport:
 
     def figure(self) -> Figure:
         """A picture of the layer: activity, spread, redundancy and selectivity of its units."""
-        from timmscope.figures.units import units_figure
+        from timmscope.units.figure import units_figure
 
         return units_figure(
             self.table(),

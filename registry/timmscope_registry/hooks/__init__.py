@@ -9,20 +9,20 @@ ensure_torchvision()
 
 from timmscope_registry.hooks.activations import ActivationCall  # noqa: E402
 from timmscope_registry.hooks.attention import plain_attention  # noqa: E402
+from timmscope_registry.hooks.contexts import Cut, Recording  # noqa: E402
+from timmscope_registry.hooks.dataflow import Edge  # noqa: E402
 from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noqa: E402
-from timmscope_registry.hooks.handover import Handover  # noqa: E402
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue, Layout  # noqa: E402
 from timmscope_registry.hooks.model_hooks import ModelHooks  # noqa: E402
 from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided  # noqa: E402
-from timmscope_registry.hooks.scopes import Cut, Recording  # noqa: E402
 
 __all__ = [
     "LOGITS",
     "ActivationCall",
     "BackwardRule",
     "Cut",
+    "Edge",
     "Fingerprint",
-    "Handover",
     "Layer",
     "LayerCatalogue",
     "Layout",

@@ -44,21 +44,21 @@ def activation_calls(calls: Sequence[Call]) -> list[ActivationCall]:
         if kind.__module__ not in _HOMES or kind.__name__ in _OTHER or call.output is None:
             continue
         before = [
-            giver
-            for giver in calls[:place]
-            if giver.output is call.given and giver.version == call.given_version
+            producer
+            for producer in calls[:place]
+            if producer.output is call.given and producer.version == call.given_version
         ]
         after = [
-            taker
-            for taker in calls[place:]
-            if taker.output is call.output and taker.version == call.version
+            consumer
+            for consumer in calls[place:]
+            if consumer.output is call.output and consumer.version == call.version
         ]
         found.append(
             ActivationCall(
                 _name(call, counts),
                 kind.__name__,
-                frozenset(_name(giver, counts) for giver in before),
-                frozenset(_name(taker, counts) for taker in after),
+                frozenset(_name(producer, counts) for producer in before),
+                frozenset(_name(consumer, counts) for consumer in after),
             )
         )
     return found

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue
 from timmscope_registry.hooks.layout import LayoutReader, Reading
 from timmscope_registry.hooks.order import token_orders
 from timmscope_registry.hooks.points import HookPoints
-from timmscope_registry.hooks.steady import Steady
 from timmscope_registry.hooks.trace import Call, trace
 
 
 def build_catalogue(
-    module: nn.Module, example: Tensor, steady: Steady, hidden: Mapping[str, str]
+    module: nn.Module, example: Tensor, frozen_eval: FrozenEval, hidden: Mapping[str, str]
 ) -> tuple[LayerCatalogue, HookPoints]:
     """Trace `module` on `example` and describe its layers, without the hidden modules.
 
@@ -26,7 +26,7 @@ def build_catalogue(
     Raises:
         UnsupportedModel: the model cannot run on the example.
     """
-    calls = trace(module, example, steady)
+    calls = trace(module, example, frozen_eval)
     counts = Counter(call.path for call in calls)
     colours, height, width = (int(size) for size in example.shape[1:])
     image = (height, width)

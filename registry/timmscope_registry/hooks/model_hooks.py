@@ -13,15 +13,15 @@ from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.activations import ActivationCall, activation_calls
 from timmscope_registry.hooks.attention import plain_attention
 from timmscope_registry.hooks.catalogue import build_catalogue
-from timmscope_registry.hooks.custody import Custody, Inventory
-from timmscope_registry.hooks.flight import Flight, RuleScope, Scope
-from timmscope_registry.hooks.handover import Handover, handovers
+from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Recording, Watch
+from timmscope_registry.hooks.dataflow import Edge, dataflow_edges
+from timmscope_registry.hooks.eval_mode import FrozenEval
+from timmscope_registry.hooks.foreign_hooks import HookKeys, hooks_of
+from timmscope_registry.hooks.forward_pass import ForwardPass, RuleScope, Scope
 from timmscope_registry.hooks.layers import LayerCatalogue
-from timmscope_registry.hooks.others import HookKeys, hooks_of
+from timmscope_registry.hooks.module_state import Inventory, ModuleSnapshot
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
-from timmscope_registry.hooks.scopes import Cut, Edits, Given, Recording, Watch
-from timmscope_registry.hooks.steady import Steady
 from timmscope_registry.hooks.trace import trace
 
 _Scope = TypeVar("_Scope", bound=Scope)
@@ -53,7 +53,7 @@ class ModelHooks:
         self.module = module
         self._example = example.detach()
         self._hidden = dict(hidden or {})
-        self._steady = Steady(module)
+        self._frozen_eval = FrozenEval(module)
         self._traced: tuple[LayerCatalogue, HookPoints] | None = None
         self._inventory: Inventory | None = None
         self._lock = threading.RLock()
@@ -68,14 +68,14 @@ class ModelHooks:
         """
         return self._trace()[0]
 
-    def handovers(self) -> list[Handover]:
+    def dataflow_edges(self) -> list[Edge]:
         """Say which modules hand their output straight to one other module; runs one forward.
 
         Raises:
             UnsupportedModel: the model cannot run on the example.
         """
         with self._lock:
-            return handovers(trace(self.module, self._placed_example, self._steady))
+            return dataflow_edges(trace(self.module, self._placed_example, self._frozen_eval))
 
     def activations(self) -> list[ActivationCall]:
         """List the activation functions that are modules, with what they take; runs one forward.
@@ -84,7 +84,7 @@ class ModelHooks:
             UnsupportedModel: the model cannot run on the example.
         """
         with self._lock:
-            return activation_calls(trace(self.module, self._placed_example, self._steady))
+            return activation_calls(trace(self.module, self._placed_example, self._frozen_eval))
 
     def around(self, module: nn.Module, hidden: Mapping[str, str] | None = None) -> ModelHooks:
         """Hooks of another module that takes the same input; `hidden` as for the class."""
@@ -99,7 +99,7 @@ class ModelHooks:
         with self._lock:
             if self._traced is None:
                 self._traced = build_catalogue(
-                    self.module, self._placed_example, self._steady, self._hidden
+                    self.module, self._placed_example, self._frozen_eval, self._hidden
                 )
             return self._traced
 
@@ -112,8 +112,8 @@ class ModelHooks:
         scopes = self._scopes
         with self._lock:
             if scopes:
-                return Flight(self.module, self._steady, scopes).run(x)
-            with self._steady.hold():
+                return ForwardPass(self.module, self._frozen_eval, scopes).run(x)
+            with self._frozen_eval.frozen():
                 output: Tensor = self.module(x)
                 return output
 
@@ -184,7 +184,7 @@ class ModelHooks:
             LayerNotFound, UnsupportedModel: as for `record`.
         """
         return self._open_silently(
-            Given({self._point(name): function for name, function in functions.items()})
+            InputWatch({self._point(name): function for name, function in functions.items()})
         )
 
     def others(self) -> HookKeys:
@@ -192,23 +192,23 @@ class ModelHooks:
         with self._lock:  # no forward is running, so none of ours is there
             return hooks_of(self.module)
 
-    def lend(self) -> Custody:
+    def snapshot(self) -> ModuleSnapshot:
         """Remember the module as it is, to take it back so after others had it in hand."""
         with self._lock:  # a forward changes modes and has hooks, too, for its own time
             if self._inventory is None or not self._inventory.has_parts():
                 self._inventory = Inventory(self.module)
-            return Custody(self._inventory, tuple(self._scopes))
+            return ModuleSnapshot(self._inventory, tuple(self._scopes))
 
-    def take_back(self, custody: Custody) -> tuple[list[str], list[str]]:
+    def restore(self, snapshot: ModuleSnapshot) -> tuple[list[str], list[str]]:
         """Undo what others did since `lend`.
 
         Returns:
             Whose hooks were removed, a name for each hook; words for what else was put back.
         """
         with self._lock:
-            removed, found = custody.put_back()
-        if custody.contexts != (*self._scopes,):
-            self._scopes[:] = custody.contexts
+            removed, found = snapshot.restore()
+        if snapshot.contexts != (*self._scopes,):
+            self._scopes[:] = snapshot.contexts
             found.append("the model's open contexts")
         return removed, found
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from timmscope_registry.errors import UnsupportedModel
-from timmscope_registry.hooks.steady import Steady
+from timmscope_registry.hooks.eval_mode import FrozenEval
 
 BATCH = 2
 
@@ -54,7 +54,7 @@ class Call:
         return self.output is not None and self.output._version != self.version
 
 
-def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
+def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[Call]:
     """Run `module` once on two images and return its calls.
 
     The outputs of all calls are alive together until the list is dropped: that is what tells
@@ -100,7 +100,7 @@ def trace(module: nn.Module, example: Tensor, steady: Steady) -> list[Call]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_kept_generators(example))
-        stack.enter_context(steady.hold())
+        stack.enter_context(frozen_eval.frozen())
         images = example.detach().clone()
         if len(images) != BATCH:
             images = images[:1].repeat(BATCH, *[1] * (images.ndim - 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from timmscope import BuildHints, Exam
+from timmscope import BuildHints, RecallBenchmark
 
 
 class Dictionary:
@@ -61,7 +61,7 @@ class Dictionary:
         """`KeyError` for an id that is not there."""
         return np.array([self._row_of[number] for number in ids.tolist()], np.float32)
 
-    def tune(self, exam: Exam, recall: float, *, timed: bool) -> float:
+    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
         """It is exact."""
         return 1.0
 

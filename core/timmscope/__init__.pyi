@@ -1,0 +1,327 @@
+# Every public name, once: `timmscope/__init__.py` imports each of them when it is first used.
+from .collectors import (
+    Collector as Collector,
+)
+from .collectors import (
+    Column as Column,
+)
+from .collectors import (
+    LayerBatch as LayerBatch,
+)
+from .collectors import (
+    RowCollector as RowCollector,
+)
+from .errors import (
+    ImageError as ImageError,
+)
+from .errors import (
+    LayerNotFound as LayerNotFound,
+)
+from .errors import (
+    ModelError as ModelError,
+)
+from .errors import (
+    ObjectiveError as ObjectiveError,
+)
+from .errors import (
+    ParameterError as ParameterError,
+)
+from .errors import (
+    PluginError as PluginError,
+)
+from .errors import (
+    StoreCorrupted as StoreCorrupted,
+)
+from .errors import (
+    StoreError as StoreError,
+)
+from .errors import (
+    StoreMismatch as StoreMismatch,
+)
+from .errors import (
+    TechniqueError as TechniqueError,
+)
+from .errors import (
+    TimmscopeError as TimmscopeError,
+)
+from .errors import (
+    UnsupportedModel as UnsupportedModel,
+)
+from .errors import (
+    VectorIndexError as VectorIndexError,
+)
+from .evaluation import (
+    CascadingRandomisation as CascadingRandomisation,
+)
+from .evaluation import (
+    Case as Case,
+)
+from .evaluation import (
+    Comparison as Comparison,
+)
+from .evaluation import (
+    Deletion as Deletion,
+)
+from .evaluation import (
+    Evaluation as Evaluation,
+)
+from .evaluation import (
+    Insertion as Insertion,
+)
+from .evaluation import (
+    Measurement as Measurement,
+)
+from .evaluation import (
+    Metric as Metric,
+)
+from .evaluation import (
+    PointingGame as PointingGame,
+)
+from .evaluation import (
+    SensitivityN as SensitivityN,
+)
+from .evaluation import (
+    compare as compare,
+)
+from .evaluation import (
+    evaluate as evaluate,
+)
+from .images import (
+    ImageSource as ImageSource,
+)
+from .images import (
+    open_image as open_image,
+)
+from .images import (
+    open_images as open_images,
+)
+from .index import (
+    Backend as Backend,
+)
+from .index import (
+    BuildHints as BuildHints,
+)
+from .index import (
+    Hits as Hits,
+)
+from .index import (
+    RecallBenchmark as RecallBenchmark,
+)
+from .index import (
+    VectorIndex as VectorIndex,
+)
+from .mining import (
+    merge as merge,
+)
+from .mining import (
+    mine as mine,
+)
+from .models import (
+    ClassNames as ClassNames,
+)
+from .models import (
+    HookedModel as HookedModel,
+)
+from .models import (
+    PassCounter as PassCounter,
+)
+from .models import (
+    Preprocessing as Preprocessing,
+)
+from .models import (
+    load_model as load_model,
+)
+from .objectives import (
+    Objective as Objective,
+)
+from .objectives import (
+    as_objective as as_objective,
+)
+from .objectives import (
+    channel as channel,
+)
+from .objectives import (
+    class_logit as class_logit,
+)
+from .objectives import (
+    direction as direction,
+)
+from .objectives import (
+    layer_energy as layer_energy,
+)
+from .objectives import (
+    neuron as neuron,
+)
+from .objectives import (
+    parse_objective as parse_objective,
+)
+from .objectives import (
+    top as top,
+)
+from .patches import (
+    Patch as Patch,
+)
+from .patches import (
+    UnitPatches as UnitPatches,
+)
+from .patches import (
+    attribute_patches as attribute_patches,
+)
+from .patches import (
+    top_patches as top_patches,
+)
+from .patches import (
+    unit_patches as unit_patches,
+)
+from .progress import (
+    Reporter as Reporter,
+)
+from .progress import (
+    reporting as reporting,
+)
+from .progress import (
+    task as task,
+)
+from .progress import (
+    track as track,
+)
+from .receptive_fields import (
+    ReceptiveField as ReceptiveField,
+)
+from .receptive_fields import (
+    receptive_field as receptive_field,
+)
+from .results import (
+    Provenance as Provenance,
+)
+from .results import (
+    Result as Result,
+)
+from .results import (
+    Scores as Scores,
+)
+from .results import (
+    Sheet as Sheet,
+)
+from .results import (
+    Table as Table,
+)
+from .results import (
+    csv_text as csv_text,
+)
+from .results import (
+    load_result as load_result,
+)
+from .store import (
+    Store as Store,
+)
+from .store import (
+    StoreLayer as StoreLayer,
+)
+from .store import (
+    StorePictures as StorePictures,
+)
+from .store import (
+    TopEntry as TopEntry,
+)
+from .techniques import (
+    Adversarial as Adversarial,
+)
+from .techniques import (
+    AttackTechnique as AttackTechnique,
+)
+from .techniques import (
+    Attribution as Attribution,
+)
+from .techniques import (
+    AttributionTechnique as AttributionTechnique,
+)
+from .techniques import (
+    Baseline as Baseline,
+)
+from .techniques import (
+    CamTechnique as CamTechnique,
+)
+from .techniques import (
+    LayerName as LayerName,
+)
+from .techniques import (
+    LayerView as LayerView,
+)
+from .techniques import (
+    RepresentationTechnique as RepresentationTechnique,
+)
+from .techniques import (
+    Rows as Rows,
+)
+from .techniques import (
+    StyleOutcome as StyleOutcome,
+)
+from .techniques import (
+    StyleTechnique as StyleTechnique,
+)
+from .techniques import (
+    Stylization as Stylization,
+)
+from .techniques import (
+    Synthesis as Synthesis,
+)
+from .techniques import (
+    SynthesisOutcome as SynthesisOutcome,
+)
+from .techniques import (
+    SynthesisTechnique as SynthesisTechnique,
+)
+from .techniques import (
+    Technique as Technique,
+)
+from .techniques import (
+    UnitNumbers as UnitNumbers,
+)
+from .techniques import (
+    baseline_images as baseline_images,
+)
+from .techniques import (
+    chosen_units as chosen_units,
+)
+from .techniques import (
+    default_layer as default_layer,
+)
+from .techniques import (
+    gaussian_blur as gaussian_blur,
+)
+from .techniques import (
+    image_generators as image_generators,
+)
+from .techniques import (
+    images_per_forward as images_per_forward,
+)
+from .techniques import (
+    images_per_pass as images_per_pass,
+)
+from .techniques import (
+    layer_activation as layer_activation,
+)
+from .techniques import (
+    layer_view as layer_view,
+)
+from .techniques import (
+    noise_like as noise_like,
+)
+from .techniques import (
+    perturbed_scores as perturbed_scores,
+)
+from .techniques import (
+    technique as technique,
+)
+from .units import (
+    JudgedUnits as JudgedUnits,
+)
+from .units import (
+    UnitReport as UnitReport,
+)
+from .units import (
+    UnitThresholds as UnitThresholds,
+)
+
+__version__: str

@@ -1,0 +1,225 @@
+"""Heat maps: their range, their colours, overlays and the attribution figure.
+
+A signed map is drawn with a diverging colour map centred at zero.
+A map without sign begins at zero, or at its smallest value where that is far from zero (RISE).
+A few extreme pixels (saliency has them) would leave the rest black, so colours end at a quantile of
+the magnitudes above zero and the colour bar says so with an arrow; the numbers themselves are
+untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from torch import Tensor
+from torch.nn import functional
+
+from timmscope.drawing.canvas import Canvas, line_height
+from timmscope.drawing.diverging import diverging
+from timmscope.drawing.theme import (
+    GAP_IN,
+    LABEL_PT,
+    MARGIN_IN,
+    MAX_ROWS,
+    MUTED,
+    SEQUENTIAL,
+    SMALL_PT,
+    TITLE_PT,
+    fit,
+    theme,
+)
+
+BY_COLOUR = "by colour, grey is 0"
+"""What stands above the coloured pixels."""
+QUANTILE = 0.995
+"""Share of the magnitudes that the colours span."""
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """Which values a map's colours stand for.
+
+    Attributes:
+        low: value of the first colour.
+        high: value of the last colour; above `low`, also for a constant map.
+        signed: whether zero is the middle.
+        clipped: whether some values lie beyond the colours.
+    """
+
+    low: float
+    high: float
+    signed: bool
+    clipped: bool
+
+    @classmethod
+    def of(cls, heat: Tensor, *, signed: bool | None = None) -> HeatScale:
+        """The range of a map `(H, W)`; NaN and infinities are left out of account.
+
+        Args:
+            heat: the map.
+            signed: whether zero is the middle; by default where there are values below zero.
+        """
+        values = heat.detach().double().flatten()
+        values = values[torch.isfinite(values)]
+        top = float(values.abs().max()) if len(values) else 0.0
+        if top == 0:
+            return cls(-1.0 if signed else 0.0, 1.0, signed=bool(signed), clipped=False)
+        low = float(values.min())
+        there = values.abs()[values != 0].numpy()  # a unit's receptive field may be a small part
+        edge = float(np.quantile(there, QUANTILE))
+        # A quantile far below the maximum belongs to a few isolated cells on nothing: keep all.
+        edge = edge if edge > top / 20 else top
+        signed = low < -1e-6 * top if signed is None else signed
+        beyond = top > edge * 1.001
+        if signed:
+            return cls(-edge, edge, signed=True, clipped=beyond)
+        if top / 4 < low < edge:  # masks and attention give something to every place
+            return cls(low, edge, signed=False, clipped=beyond)
+        return cls(0.0, edge, signed=False, clipped=beyond)
+
+    @property
+    def colours(self) -> Colormap:
+        """Perceptually uniform for magnitudes, diverging for signed values."""
+        return diverging() if self.signed else matplotlib.colormaps[SEQUENTIAL]
+
+    def unit(self, heat: Tensor) -> Tensor:
+        """A map's values as places on the colour map, in [0, 1]."""
+        scaled = (heat.detach().float() - self.low) / (self.high - self.low)
+        return scaled.nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
+
+    def strength(self, heat: Tensor) -> Tensor:
+        """Magnitude of the values in [0, 1]: 0 shows nothing, 1 the last colour."""
+        place = self.unit(heat)
+        return (place * 2 - 1).abs() if self.signed else place
+
+
+def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
+    """A map `(H, W)` in colours, `(3, H, W)` in [0, 1]."""
+    scale = scale or HeatScale.of(heat)
+    rgba = scale.colours(scale.unit(heat).cpu().numpy())
+    return torch.from_numpy(np.ascontiguousarray(rgba[..., :3].transpose(2, 0, 1))).float()
+
+
+def around_grey(change: Tensor) -> Tensor:
+    """A signed picture `(3, H, W)` in colours around mid-grey: `0.5 + g / (2 m)`, clamped.
+
+    `m` is the quantile of the magnitudes above zero that heat maps' colours span too: a gradient
+    has a few extreme pixels, and beside their maximum all others would be grey.
+    """
+    values = change.detach().float().cpu()
+    there = values.abs()[values != 0].numpy()
+    edge = float(np.quantile(there, QUANTILE)) if there.size else 1.0
+    return (0.5 + values / (2 * max(edge, 1e-30))).clamp(0, 1)
+
+
+def overlay(
+    image: Tensor, heat: Tensor, *, opacity: float = 0.8, signed: bool | None = None
+) -> Tensor:
+    """A map's colours over a pale grey version of the image.
+
+    Args:
+        image: `(3, H, W)` in [0, 1].
+        heat: `(h, w)`, any scale; resized bilinearly where the size differs.
+        opacity: of the strongest colours, in [0, 1]; the others fade with their magnitude.
+        signed: whether the map's zero is the middle; by default where it has values below zero.
+
+    Returns:
+        `(3, H, W)` in [0, 1].
+    """
+    picture, values = image.detach().float().cpu(), heat.detach().float().cpu()
+    if values.shape != picture.shape[1:]:
+        size = (picture.shape[1], picture.shape[2])
+        values = functional.interpolate(values[None, None], size, mode="bilinear")[0, 0]
+    scale = HeatScale.of(values, signed=signed)
+    luma = (picture * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0, keepdim=True)
+    ground = 0.75 * luma + 0.25 * picture
+    alpha = opacity * scale.strength(values)
+    return ((1 - alpha) * ground + alpha * colourise(values, scale)).clamp(0, 1)
+
+
+def attribution_figure(
+    images: Tensor,
+    maps: Tensor,
+    labels: Sequence[str],
+    *,
+    title: str = "",
+    signed: bool | None = None,
+    pixels: Tensor | None = None,
+) -> Figure:
+    """A row an image: the image, the map with its colour bar, the overlay, the coloured pixels.
+
+    Args:
+        images: `(B, 3, H, W)` in [0, 1].
+        maps: `(B, H, W)`, any scale; each has a colour bar of its own.
+        labels: what each map explains.
+        title: of the whole figure, usually the technique's name.
+        signed: whether zero is the middle; by default for maps with values below zero.
+        pixels: `(B, 3, H, W)` signed values by colour channel, shown around grey.
+    """
+    count = min(len(images), MAX_ROWS)
+    height_px, width_px = images.shape[2:]
+    side = 2.3
+    height = side * height_px / width_px
+    bar, bar_text = 0.09, 0.52
+    heads = MARGIN_IN + (line_height(TITLE_PT) + 0.1 if title else 0)
+    row_height = height + line_height(LABEL_PT) + 0.22
+    lefts = [MARGIN_IN, MARGIN_IN + side + GAP_IN]
+    lefts.append(lefts[1] + side + 0.07 + bar + bar_text)
+    if pixels is not None:
+        lefts.append(lefts[2] + side + GAP_IN)
+    left_out = len(images) - count
+    foot = line_height(SMALL_PT) + 0.1 if left_out else 0.0
+    with theme():
+        page = Canvas(
+            lefts[-1] + side + MARGIN_IN,
+            heads + count * row_height + MARGIN_IN - 0.15 + foot,
+        )
+        if title:
+            page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
+        for row in range(count):
+            top = heads + row * row_height
+            page.text(fit(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
+            if pixels is not None:
+                page.text(BY_COLOUR, lefts[3], top, colour=MUTED)
+            top += line_height(LABEL_PT) + 0.04
+            scale = HeatScale.of(maps[row], signed=signed)
+            page.picture(images[row], lefts[0], top, side, height)
+            page.picture(colourise(maps[row], scale), lefts[1], top, side, height)
+            _colour_bar(page, scale, lefts[1] + side + 0.07, top, bar, height)
+            over = overlay(images[row], maps[row], signed=signed)
+            page.picture(over, lefts[2], top, side, height)
+            if pixels is not None:
+                page.picture(around_grey(pixels[row]), lefts[3], top, side, height)
+        if left_out:
+            text = f"{left_out} more image{'s' if left_out > 1 else ''} not shown"
+            page.text(text, MARGIN_IN, page.height - foot - 0.1, size=SMALL_PT, colour=MUTED)
+    return page.figure
+
+
+def _colour_bar(
+    page: Canvas, scale: HeatScale, left: float, top: float, width: float, height: float
+) -> None:
+    axes = page.axes(left, top, width, height)
+    ends = ("both" if scale.signed else "max") if scale.clipped else "neither"
+    mappable = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
+    formatter = ScalarFormatter(useMathText=False)
+    formatter.set_powerlimits((-2, 3))
+    bar = page.figure.colorbar(
+        mappable,
+        cax=axes,
+        extend=ends,
+        extendfrac=0.04,
+        ticks=MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]),
+        format=formatter,
+    )
+    bar.outline.set_visible(False)
+    axes.tick_params(length=2, width=0.6, pad=2)
+    axes.yaxis.get_offset_text().set(fontsize=SMALL_PT, ha="left")

@@ -1,0 +1,170 @@
+"""Collectors are other people's code: what fails in one is said in one line, with its name.
+
+So is what one returns that is not what it declared: cast or broadcast in silence, it would fill a
+store with numbers that nobody computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import TypeAdapter
+from torch import OutOfMemoryError, Tensor
+
+from timmscope.collectors import Collector, Column, RowCollector, State
+from timmscope_registry import CollectorSpec, Entry, PluginError, TimmscopeError, get_registry
+from timmscope_registry.contributions import described, entry_of, subclass
+
+if TYPE_CHECKING:
+    from timmscope_registry.hooks import Layer
+
+
+@contextmanager
+def collector_errors(
+    collector: Collector | RowCollector, layer: str, start: int, stop: int
+) -> Iterator[None]:
+    """Turn what a collector raises inside into one line; errors that are one line pass.
+
+    Args:
+        collector: the one that is at work.
+        layer: the layer whose rows it sees.
+        start: id of the first image.
+        stop: id after the last.
+
+    Raises:
+        PluginError: names the collector, the layer and the images.
+    """
+    try:
+        yield
+    except (TimmscopeError, MemoryError, OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the {_named(collector)} failed in layer {layer}, images {start} to "
+            f"{stop - 1} ({_reason(error)}); mend it and start again: finished shards are kept"
+        ) from error
+
+
+def _named(collector: Collector | RowCollector) -> str:
+    """A collector's name; someone else's with the plugin that offers it and its version."""
+    entry = entry_of(type(collector), get_registry().collectors())
+    if entry is None or entry.plugin.distribution == "timmscope":
+        return f"collector {collector.name}"
+    return described(entry)
+
+
+def instantiate(entry: Entry[CollectorSpec]) -> Collector:
+    """What a plugin offers, with its default parameters.
+
+    Raises:
+        PluginError: it is no collector, or cannot be made and recorded.
+    """
+    kind = subclass(entry, Collector)  # type: ignore[type-abstract]
+    try:
+        collector = kind()
+        TypeAdapter(dict[str, Any]).dump_json(collector.parameters())
+        name, needs = collector.name, collector.needs
+    except Exception as error:
+        raise PluginError(f"the {described(entry)} cannot be made: {_reason(error)}") from error
+    if not (isinstance(name, str) and name):
+        raise PluginError(f"the {described(entry)} has the name {name!r}; expected text")
+    if not (isinstance(needs, tuple) and all(isinstance(kind, str) for kind in needs)):
+        raise PluginError(f"the {described(entry)} needs {needs!r}; expected a tuple of text")
+    return collector
+
+
+def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]:
+    """Return a collector's columns if a shard can hold them.
+
+    Raises:
+        PluginError: they cannot be made, or one is no column; names the collector and the layer.
+    """
+    try:
+        columns: Any = collector.columns(layer)
+        if not isinstance(columns, Mapping):
+            raise TypeError(f"returned {_kind(columns)}, expected a dict of Column")
+        for kind, column in columns.items():
+            _check_name(kind)
+            if not isinstance(column, Column):
+                raise TypeError(f"{kind!r} is {_kind(column)}, expected a Column")
+            dtype = np.dtype(column.dtype)
+            if dtype.kind not in "biufc":
+                raise TypeError(f"{kind!r} has the type {column.dtype}, expected numbers")
+            if any(not isinstance(size, int | np.integer) or size < 0 for size in column.shape):
+                raise ValueError(f"{kind!r} has the shape {column.shape}")
+            if dtype.kind in "biu" and not _fits(column.fill, dtype):
+                raise ValueError(f"{kind!r} of type {dtype} cannot hold its fill {column.fill}")
+    except TimmscopeError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the {_named(collector)} has no usable columns for layer {layer.name} "
+            f"({_reason(error)}); mend it and start again"
+        ) from error
+    return dict(columns)
+
+
+def declared_rows(
+    collector: RowCollector, layer: Layer, rows: Mapping[str, Tensor], count: int
+) -> Mapping[str, Tensor]:
+    """Return a collector's rows if they are what its columns say; to be called inside `blame`.
+
+    Args:
+        collector: whose rows they are.
+        layer: the layer they are of.
+        rows: what `reduce` returned.
+        count: number of images.
+    """
+    given: Any = rows
+    columns = collector.columns(layer)
+    if not isinstance(given, Mapping) or given.keys() != columns.keys():
+        what = f"rows {', '.join(given) or 'none'}" if isinstance(given, dict) else _kind(given)
+        raise TypeError(f"returned {what}, its columns say {', '.join(columns)}")
+    for kind, column in columns.items():
+        found = given[kind]
+        if not isinstance(found, Tensor):
+            raise TypeError(f"{kind!r} is {_kind(found)}, expected a tensor")
+        shape, dtype = (count, *column.shape), np.dtype(column.dtype).name
+        if tuple(found.shape) != shape or str(found.dtype) != f"torch.{dtype}":
+            raise TypeError(
+                f"returned {kind!r} as {tuple(found.shape)} {str(found.dtype)[6:]}, "
+                f"its columns say {shape} {dtype}"
+            )
+    return rows
+
+
+def storable_state(state: State) -> dict[str, np.ndarray]:
+    """Return a collector's state if HDF5 can hold it; to be called inside `blame`."""
+    given: Any = state
+    if not isinstance(given, Mapping):
+        raise TypeError(f"its state is {_kind(given)}, expected a dict of NumPy arrays")
+    for name, value in given.items():
+        _check_name(name)
+        if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "biufcS":
+            raise TypeError(f"{name!r} of its state is {_kind(value)}, expected numbers in NumPy")
+    return {name: np.asarray(value) for name, value in given.items()}
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name.strip(".") or "/" in name:
+        raise ValueError(f"{name!r} is no name, expected text without a slash")
+
+
+def _fits(value: float, dtype: np.dtype[Any]) -> bool:
+    if dtype.kind == "b":
+        return value in (0, 1)
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of type {value.dtype}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,192 @@
+"""Units' strongest patches as one picture: each enlarged, beside the image that it comes from.
+
+All patches of a sheet have one scale: one that the border of its image cuts short stands where it
+would in a whole one. Where the receptive field is most of the image, the images alone are shown,
+with the field and the cell of the maximum drawn in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from timmscope.drawing import sheet_figure
+from timmscope.patches.patch import Patch
+from timmscope.receptive_fields import Box, ReceptiveField
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE = 448
+"""Height of a picture in a tile, in pixels."""
+_GAP = 1 / 32
+"""Between the pictures of a tile, in sides."""
+_FIELD, _CELL = "#e69f00", "#56b4e9"
+_OUTSIDE = "#e8eaee"
+_MOST = 0.5
+"""Of the image's area: a field as large as this is not cut out on the sheet."""
+
+
+def patch_figure(
+    patches: Sequence[Patch], title: str = "", views: Sequence[Patch] | None = None
+) -> Figure:
+    """Draw patches with value, cell and image under each, and say below which field they show.
+
+    Args:
+        patches: of `top_patches`.
+        title: of the sheet.
+        views: of `attribute_patches`: what of each patch the unit answered to, beside it.
+
+    Raises:
+        ParameterError: no patches.
+    """
+    beside: Sequence[Patch | None] = [None] * len(patches) if views is None else views
+    pairs = zip(patches, beside, strict=True)
+    note = ""
+    if patches:
+        note = note_of(patches[0].field, size=patches[0].whole.size, placed=True)
+    return grid_figure(
+        [joined(panels(patch, view, SIDE, placed=True)) for patch, view in pairs],
+        [caption(patch.entry.value, patch.entry.position, patch.path) for patch in patches],
+        title,
+        note,
+    )
+
+
+def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, note: str) -> Figure:
+    """Tiles of one unit, `(3, H, W)` uint8, in nearly a square.
+
+    Raises:
+        ParameterError: no tiles.
+    """
+    columns = min(8, math.ceil(math.sqrt(len(tiles))))
+    pictures = round(tiles[0].shape[2] / tiles[0].shape[1]) if tiles else 1  # in a tile
+    columns = min(columns, {1: 6, 2: 4}.get(pictures, 2))
+    widest = {1: 1.6, 2: 2.7}.get(pictures, 4.0)
+    return sheet_figure(
+        [tile / 255 for tile in tiles],
+        captions,
+        title=title,
+        note=note,
+        columns=columns or None,
+        cell_in=max(min(widest, 8.5 / max(columns, 1)), 4.4 / max(columns, 1)),  # room for the note
+    )
+
+
+def caption(value: float, position: tuple[int, int], name: str) -> str:
+    """What stands below a patch: its value, the cell where there is one, and the image."""
+    cell = f" at {position[0]},{position[1]}" if position[0] >= 0 else ""
+    return f"{value:.4g}{cell}\n{' '.join((PurePath(name).stem or name).split())}"
+
+
+def note_of(field: ReceptiveField, *, size: tuple[int, int], placed: bool) -> str:
+    """What is shown of a patch: the field's kind and size, what is drawn in, and the caption.
+
+    Args:
+        field: the receptive field.
+        size: width and height of the images.
+        placed: whether the image with the patch's place stands beside it.
+    """
+    if field.grid is None:
+        return "no grid: the unit sees the whole image; below: its value"
+    height, width = field.size
+    shown = f"{field.kind} receptive field, {width}x{height} px"
+    if not is_cut_out(field, size):
+        shown = f"outlined: {shown}, and the cell"
+    elif placed:
+        shown += ", and where it is"
+    return f"{shown}; below: the value at row,column of the cell"
+
+
+def is_cut_out(field: ReceptiveField, size: tuple[int, int]) -> bool:
+    """Whether the field is small enough beside an image (width, height) to be cut out."""
+    (height, width), (whole_width, whole_height) = field.size, size
+    return min(height, whole_height) * min(width, whole_width) <= _MOST * whole_width * whole_height
+
+
+def panels(patch: Patch, view: Patch | None, side: int, *, placed: bool) -> list[Tensor]:
+    """A patch's pictures, `(3, side, W)` uint8: it, its view, and where in the image it is.
+
+    Args:
+        patch: the patch.
+        view: what the unit answered to, if it is known.
+        side: height in pixels; the width follows the image's shape.
+        placed: show where it is, unless that is drawn into the first picture anyway.
+    """
+    cut_out = is_cut_out(patch.field, patch.whole.size)
+    shown = [_enlarged(patch, side) if cut_out else _outlined(patch, side)]
+    if view is not None:
+        shown.append(_enlarged(view, side) if cut_out else _of_height(view.whole, side))
+    if cut_out and placed:
+        shown.append(_outlined(patch, side))
+    return [torch.from_numpy(np.asarray(each).copy()).permute(2, 0, 1) for each in shown]
+
+
+def joined(pictures: Sequence[Tensor], *, down: bool = False) -> Tensor:
+    """Pictures `(3, h, w)` uint8 of one size as one, side by side or one above the other."""
+    axis = 1 if down else 2
+    shape = list(pictures[0].shape)
+    shape[axis] = max(1, round(_GAP * pictures[0].shape[1]))
+    white = torch.full(shape, 255, dtype=torch.uint8)
+    return torch.cat([part for each in pictures for part in (white, each)][1:], axis)
+
+
+def _outlined(patch: Patch, side: int) -> Image.Image:
+    """The whole image with the field drawn in, and the cell where the field is most of it."""
+    whole = _of_height(patch.whole, side)
+    if patch.field.grid is not None:
+        scale = side / patch.whole.height
+        if not is_cut_out(patch.field, patch.whole.size):
+            _outline(whole, patch.cell, scale, _CELL)
+        _outline(whole, patch.box, scale, _FIELD)
+    return whole
+
+
+def _of_height(picture: Image.Image, side: int) -> Image.Image:
+    width = round(picture.width * side / picture.height)
+    return picture.resize((width, side), Image.Resampling.BICUBIC)
+
+
+def _enlarged(patch: Patch, side: int) -> Image.Image:
+    """The patch in its frame, its pixels kept apart, on white of the image's shape."""
+    framed = _framed(patch)
+    width = round(patch.whole.width * side / patch.whole.height)
+    scale = min(side / framed.height, width / framed.width)
+    size = (max(1, round(framed.width * scale)), max(1, round(framed.height * scale)))
+    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    cut = framed.resize(size, way)
+    ground = Image.new("RGB", (width, side), "white")
+    ground.paste(cut, ((width - cut.width) // 2, (side - cut.height) // 2))
+    return ground
+
+
+def _framed(patch: Patch) -> Image.Image:
+    """The patch in a frame of the size of a whole field."""
+    height, width = patch.field.size
+    frame = Image.new("RGB", (width, height), _OUTSIDE)
+    left, upper = (width - patch.image.width) // 2, (height - patch.image.height) // 2
+    if patch.field.unclipped is not None:
+        free = patch.field.box(patch.entry.position, clip=False)
+        left, upper = patch.box[0] - free[0], patch.box[1] - free[1]
+    frame.paste(patch.image, (left, upper))
+    return frame
+
+
+def _outline(image: Image.Image, box: Box, scale: float, colour: str) -> None:
+    """A frame outside a box where there is room, so that what is in small ones stays visible."""
+    left, upper, right, lower = (round(edge * scale) for edge in box)
+    draw = ImageDraw.Draw(image)
+    unit = image.height / SIDE
+    for out, width, ink in ((5, 7, "black"), (4, 4, colour)):
+        width = max(4 if ink == "black" else 2, round(width * unit))
+        out = max(width - 2, round(out * unit))
+        start = (max(0, left - out), max(0, upper - out))
+        end = (min(image.width, right + out) - 1, min(image.height, lower + out) - 1)
+        draw.rectangle((*start, *end), outline=ink, width=width)

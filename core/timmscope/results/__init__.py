@@ -1,0 +1,18 @@
+"""Results: what a technique returns, and how it is saved, shown and loaded again."""
+
+from .csv_text import csv_text
+from .result import Provenance, Result, load_result, to_json
+from .scores import Scores
+from .sheet import Sheet
+from .table import Table
+
+__all__ = [
+    "Provenance",
+    "Result",
+    "Scores",
+    "Sheet",
+    "Table",
+    "csv_text",
+    "load_result",
+    "to_json",
+]

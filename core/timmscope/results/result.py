@@ -1,0 +1,249 @@
+"""Results: what a technique returns, how it is kept on disk, shown and made again.
+
+`save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every tensor, and
+`result.json` with the rest and all that is needed to run it again; `load_result(dir)` gives the
+same object back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from timmscope.progress import track
+from timmscope_registry import PluginError, TimmscopeError, get_registry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+R = TypeVar("R", bound="Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Everything that is needed to run a result again.
+
+    Attributes:
+        technique: id, `distribution:name`.
+        family: its family.
+        parameters: the technique's fields as JSON values.
+        model: the model's id.
+        weights_sha256: of the model's parameters and buffers.
+        seed: of the random numbers.
+        call: further arguments, such as the objective's text.
+        versions: of the packages that decide the numbers.
+    """
+
+    technique: str
+    family: str
+    parameters: dict[str, Any]
+    model: str | None
+    weights_sha256: str | None
+    seed: int
+    call: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, **facts: Any) -> Provenance:
+        """With the versions of this environment."""
+        return cls(versions=environment_versions(), **facts)
+
+
+def environment_versions() -> dict[str, str]:
+    """Versions of timmscope and the packages that decide its numbers."""
+    return {name: _version(name) for name in ("timmscope", "torch", "timm", "numpy")}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)  # parses a file: as long as a forward of a small model
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ABC):
+    """Base of all results: frozen dataclasses of tensors and plain values.
+
+    Subclasses are declared `@dataclass(frozen=True, kw_only=True)`; tensor fields may be None.
+    """
+
+    provenance: Provenance
+    _types: ClassVar[dict[str, type[Result]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Result._types[f"{cls.__module__}:{cls.__qualname__}"] = cls
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # dataclass keeps it
+
+    def __repr__(self) -> str:
+        """Shapes instead of values."""
+        shown = ", ".join(
+            f"{name}={'×'.join(str(size) for size in value.shape) or value.item()}"
+            for name, value in self._tensors().items()
+        )
+        return f"{type(self).__name__}({self.provenance.technique}, {shown})"
+
+    @abstractmethod
+    def figure(self) -> Figure:
+        """The result as one matplotlib figure."""
+
+    @abstractmethod
+    def summary(self) -> list[dict[str, Any]]:
+        """A few plain facts a row (an image, a unit…), for tables and JSON."""
+
+    def pictures(self) -> dict[str, Any]:
+        """Pictures that `save` writes besides the figure, by name.
+
+        Each is an image tensor `(3, H, W)` in [0, 1], a matplotlib figure, or a function without
+        arguments that makes one of these: of many pages one at a time is in memory.
+        """
+        return {}
+
+    def documents(self) -> dict[str, str]:
+        """Text files that `save` writes besides the pictures: file name → content in UTF-8.
+
+        For what other programs read or a browser shows: a CSV table, an HTML page.
+        """
+        return {}
+
+    def save(self, directory: str | Path) -> Path:
+        """Write figure, pictures, documents, `arrays.h5` and `result.json`; returns the directory.
+
+        Raises:
+            TimmscopeError: the directory cannot be written.
+        """
+        from timmscope.drawing import write_png
+
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            written = ["figure.png"]
+            self.figure().savefig(directory / "figure.png", dpi=150)
+            for name, picture in track(self.pictures().items(), "writing pictures"):
+                drawn = picture() if callable(picture) else picture
+                if isinstance(drawn, Tensor | np.ndarray):
+                    write_png(drawn, directory / f"{name}.png")
+                else:
+                    drawn.savefig(directory / f"{name}.png", dpi=150)
+                written.append(f"{name}.png")
+            for name, content in self.documents().items():
+                (directory / name).write_text(content, encoding="utf-8", newline="")
+                written.append(name)
+            self._write_arrays(directory / "arrays.h5")
+            text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
+            # A file name that is no UTF-8 holds lone surrogates: written as JSON's own escapes.
+            (directory / "result.json").write_text(
+                text + "\n", encoding="utf-8", errors="backslashreplace"
+            )
+        except (FileExistsError, NotADirectoryError) as error:
+            raise TimmscopeError(
+                f"{directory}: a file stands where the result's folder should be; "
+                "name another folder"
+            ) from error
+        except OSError as error:
+            raise TimmscopeError(f"cannot write the result to {directory}: {error}") from error
+        return directory
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure().savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {
+            item.name: value
+            for item in dataclasses.fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+
+    def _write_arrays(self, path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            for name, tensor in self._tensors().items():
+                values = tensor.detach().cpu()
+                array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+                file.create_dataset(name, data=array, track_times=False)
+
+    def _record(self, files: list[str]) -> dict[str, Any]:
+        tensors = self._tensors()
+        plain = {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if item.name not in tensors and item.name != "provenance"
+        }
+        return {
+            "type": f"{type(self).__module__}:{type(self).__qualname__}",
+            "provenance": dataclasses.asdict(self.provenance),
+            "fields": to_json(plain),
+            "arrays": {name: list(value.shape) for name, value in tensors.items()},
+            "summary": to_json(self.summary()),
+            "files": files,
+        }
+
+
+def load_result(directory: str | Path) -> Result:
+    """The result that `save` wrote there.
+
+    Raises:
+        TimmscopeError: the directory holds no result, or one of an unknown type.
+    """
+    directory = Path(directory)
+    try:
+        record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+        kind = _type_of(record)
+        if kind is None:
+            raise TimmscopeError(
+                f"{directory} holds a {record['type']}: import or install the package it comes from"
+            )
+        values = dict(record["fields"])
+        with h5py.File(directory / "arrays.h5") as file:
+            for name in record["arrays"]:
+                values[name] = torch.from_numpy(np.asarray(file[name][()]))
+        return kind(provenance=Provenance(**record["provenance"]), **values)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise TimmscopeError(f"no result can be read from {directory}: {error}") from error
+
+
+def _type_of(record: dict[str, Any]) -> type[Result] | None:
+    """The class of a record, by its module in this package, else by the technique that made it.
+
+    A file names no other module to import than the ones that are registered.
+    """
+    name: str = record["type"]
+    if name not in Result._types:
+        with suppress(ImportError, KeyError, PluginError):
+            if name.startswith("timmscope."):
+                import_module(name.partition(":")[0])
+            else:
+                get_registry().technique(record["provenance"]["technique"]).load()
+    return Result._types.get(name)
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values: tensors and arrays become lists, paths text, NaN and infinity None."""
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return to_json(value.tolist())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return str(value)

@@ -1,0 +1,32 @@
+"""`Table` is the result of a technique whose outcome is a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Result):
+    """Plain rows, for analyses whose outcome is a table.
+
+    Attributes:
+        rows: dictionaries with the same keys.
+    """
+
+    rows: list[dict[str, Any]]
+
+    def figure(self) -> Figure:
+        """The rows as a table."""
+        from timmscope.drawing import table_figure
+
+        return table_figure(self.rows)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self.rows

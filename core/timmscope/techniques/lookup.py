@@ -1,0 +1,137 @@
+"""Looks techniques up: by registered name, and from text as in `occlusion patch_px=56`.
+
+Commands that compare or evaluate take many techniques at once, so their parameters cannot be flags.
+A text names a technique and, after it, the parameters that differ from the default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Sequence
+
+from pydantic import BaseModel
+
+from timmscope_registry import ParameterError, PluginError, get_registry
+from timmscope_registry.contributions import described, subclass
+
+from .attack import AttackTechnique
+from .attribution import AttributionTechnique
+from .base import Technique
+from .representation import RepresentationTechnique
+from .style import StyleTechnique
+from .synthesis import SynthesisTechnique
+
+BASES: dict[str, type[Technique]] = {
+    base.family: base
+    for base in (
+        AttributionTechnique,
+        SynthesisTechnique,
+        AttackTechnique,
+        StyleTechnique,
+        RepresentationTechnique,
+    )
+}
+
+
+def technique(name: str) -> type[Technique]:
+    """Return the class of a technique, as in ``technique("grad-cam")(layer="blocks.6")``.
+
+    Args:
+        name: short name, or ``"distribution:name"`` where several plugins offer it.
+
+    Raises:
+        PluginError: it is unknown or not unique, cannot be imported, or is no technique of its
+            family.
+    """
+    entry = get_registry().technique(name)
+    base = BASES[entry.spec.family]
+    found = subclass(entry, base)
+    if found.__call__ is not base.__call__:
+        raise PluginError(
+            f"{described(entry)} has a __call__ of its own, which its family's base has to do"
+        )
+    for method in sorted(base.__abstractmethods__):
+        wanted = _parameters(base, method)
+        try:
+            _signature(found, method).bind(*wanted)
+        except TypeError as error:
+            raise PluginError(
+                f"{described(entry)}: its {method} is called with {', '.join(wanted)}: {error}"
+            ) from error
+        if inspect.iscoroutinefunction(getattr(found, method)):
+            raise PluginError(f"{described(entry)}: its {method} is async; expected a plain method")
+    reads = getattr(found, "reads", None)
+    if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
+        raise PluginError(
+            f"{described(entry)} reads {reads!r}; expected 'store', 'stores' or 'model'"
+        )
+    shadowing = [name for name in found.model_fields if name in _names(base)]
+    if shadowing:
+        raise PluginError(
+            f"{described(entry)} has parameters called like what its family's base has: "
+            f"{', '.join(shadowing)}; its authors should rename them"
+        )
+    return found
+
+
+def attribution(text: str) -> AttributionTechnique:
+    """The attribution that a text names, as in `grad-cam` or `grad-cam layer=blocks.4 relu=no`.
+
+    Raises:
+        PluginError: no technique is called that.
+        ParameterError: it is no attribution, or a parameter is unknown, malformed or out of range.
+    """
+    try:
+        name, *settings = shlex.split(text) or [""]
+    except ValueError as error:  # a quote without its end
+        raise ParameterError(f"{text!r} is no technique with parameters: {error}") from None
+    kind = technique(get_registry().technique(name, "attribution").id)
+    if not issubclass(kind, AttributionTechnique):
+        raise ParameterError(
+            f"{name} is of the family {kind.family}: it makes no maps, and only attributions do",
+            parameter="techniques",
+        )
+    given: dict[str, str] = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise ParameterError(
+                f"{setting!r} behind {name} is no parameter: write name=value, as in 'relu=no'",
+                parameter="techniques",
+            )
+        given[field.lstrip("-").replace("-", "_")] = value
+    return kind(**given)
+
+
+def told_apart(techniques: Sequence[AttributionTechnique], names: Sequence[str]) -> list[str]:
+    """Names for a table: where two would be equal, with what is set otherwise than by default."""
+    return [
+        " ".join([name, *_settings(each)]) if names.count(name) > 1 else name
+        for each, name in zip(techniques, names, strict=True)
+    ]
+
+
+def _signature(kind: type, method: str) -> inspect.Signature:
+    """As an instance's method is called: without self."""
+    signature = inspect.signature(getattr(kind, method))
+    if isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod):
+        return signature
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _parameters(base: type, method: str) -> list[str]:
+    return list(_signature(base, method).parameters)
+
+
+def _names(base: type[Technique]) -> set[str]:
+    return {name for name in dir(base) if not hasattr(BaseModel, name)}
+
+
+def _settings(technique: AttributionTechnique) -> list[str]:
+    fields = type(technique).model_fields
+    return [
+        f"{name}={value}"
+        for name, value in technique.model_dump().items()
+        if name != "layer" and value != fields[name].get_default(call_default_factory=True)
+    ]

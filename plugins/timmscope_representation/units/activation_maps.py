@@ -1,0 +1,341 @@
+"""What a layer's units answer to where in an image, beside what its activation discards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from timmscope import (
+    HookedModel,
+    LayerName,
+    ParameterError,
+    RepresentationTechnique,
+    Result,
+    Sheet,
+    TechniqueError,
+    UnitNumbers,
+    chosen_units,
+    receptive_field,
+)
+from timmscope_registry.hooks import ActivationCall, Layer
+from timmscope_representation.units.map_pictures import (
+    Centres,
+    coloured,
+    laid_over,
+    min_max,
+    placed,
+    sharpened,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Colours = Literal["heat", "grey"]
+_ABREAST = 6
+"""Pictures in a row of the figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitMaps(Result):
+    """Maps of some units of a layer for some images.
+
+    Attributes:
+        images: `(B, 3, H, W)` in [0, 1].
+        image_names: what each is called.
+        units: `(B, n)` the units shown of each image, in their order.
+        energies: `(B, C)` L2 norm of every unit's map.
+        maps: `(B, n, h, w)` the layer's output, raw.
+        levels: `(B, n, h, w)` uint8, the same from 0 at the lowest value to 255 at the highest, of
+            each map or of all maps of an image.
+        before: `(B, n, h, w)` what the activation is given; None where the layer has none.
+        after: `(B, n, h, w)` what it returns; one of the two is `maps`.
+        below_zero: `(B, n)` share of the cells that are below zero before the activation.
+        energy_lost: `(B, n)` what the activation takes from the sum of squares, as a share of it.
+        layer: name of the layer.
+        activation: the activation's hook point and kind, as in `act1 (ReLU)`; None without one.
+        centres: row and column in pixels of the first cell's centre, and the steps to the next
+            ones; None where cells have no place of their own, and maps are stretched.
+        colours: of the pictures.
+        scale: what the colours span.
+    """
+
+    images: Tensor
+    image_names: list[str]
+    units: Tensor
+    energies: Tensor
+    maps: Tensor
+    levels: Tensor
+    before: Tensor | None
+    after: Tensor | None
+    below_zero: Tensor | None
+    energy_lost: Tensor | None
+    layer: str
+    activation: str | None
+    centres: list[float] | None
+    colours: str
+    scale: str
+
+    def figure(self) -> Figure:
+        """The first image's maps, over the image and beside the other side of the activation."""
+        return self._page(0)
+
+    def pictures(self) -> dict[str, Any]:
+        """A page for each of the other images."""
+        return {
+            f"image-{number + 1:03d}": lambda number=number: self._page(number)
+            for number in range(1, len(self.images))
+        }
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A map a row."""
+        rows = []
+        for image, name in enumerate(self.image_names):
+            for place, unit in enumerate(self.units[image].tolist()):
+                values = self.maps[image, place]
+                row = {
+                    "image": name,
+                    "unit": unit,
+                    "energy": float(self.energies[image, unit]),
+                    "min": float(values.min()),
+                    "max": float(values.max()),
+                }
+                if self.below_zero is not None and self.energy_lost is not None:
+                    row["below_zero"] = float(self.below_zero[image, place])
+                    row["energy_lost"] = float(self.energy_lost[image, place])
+                rows.append(row)
+        return rows
+
+    def _page(self, image: int) -> Figure:
+        picture, shown = self.images[image], self.maps[image]
+        size = (picture.shape[1], picture.shape[2])
+        sides = [shown] if self.before is None or self.after is None else [
+            self.before[image], self.after[image]
+        ]  # fmt: skip
+        spans, own = self._spans(torch.cat(sides, 1)), self._spans(shown)
+        pictures, titles = [picture], [self.image_names[image]]
+        for place, unit in enumerate(self.units[image].tolist()):
+            for side in sides:
+                seen = coloured(side[place], spans[place], self.colours)
+                pictures.append(sharpened(seen, size))
+            over = placed(shown[place], size, self.centres)
+            pictures.append(laid_over(picture, over, own[place], self.colours))
+            titles += self._titles(image, place, unit)
+        total = len(self.units[image])
+        each = len(sides) + 1
+        row = _ABREAST // each * each
+        count = total * each
+        sheet = Sheet(
+            provenance=self.provenance,
+            images=torch.stack(pictures),
+            titles=titles,
+            rows=[],
+            row_lengths=[1, *(min(row, count - start) for start in range(0, count, row))],
+            title=f"{self.layer} of {self.provenance.model}: {total} of "
+            f"{self.energies.shape[1]} units",
+            note=self._note(shown.shape[1:]),
+        )
+        return sheet.figure()
+
+    def _spans(self, maps: Tensor) -> list[tuple[float, float]]:
+        """What the colours of each map `(n, h, w)` span."""
+        low, high = maps.amin((1, 2)), maps.amax((1, 2))
+        if self.scale == "common":
+            low, high = low.min().expand_as(low), high.max().expand_as(high)
+        return list(zip(low.tolist(), high.tolist(), strict=True))
+
+    def _titles(self, image: int, place: int, unit: int) -> list[str]:
+        """What stands below a unit's map, or both sides of it, and below the overlay."""
+        energy = f"{unit} on the image\nenergy {float(self.energies[image, unit]):.3g}"
+        if self.below_zero is None or self.energy_lost is None:
+            return [f"unit {unit}", energy]
+        below, lost = self.below_zero[image, place], self.energy_lost[image, place]
+        return [
+            f"{unit} before\n{100 * float(below):.0f} % below 0",
+            f"{unit} after\n{100 * float(lost):.0f} % of energy lost",
+            energy,
+        ]
+
+    def _note(self, grid: torch.Size) -> str:
+        scale = "of all maps" if self.scale == "common" else "of each unit"
+        if self.colours == "grey":
+            parts = [f"black is the lowest value, white the highest {scale}"]
+        else:
+            parts = [
+                f"black is 0, or the lowest value above it; blue is below 0; one range {scale}"
+            ]
+        if self.activation is not None:
+            parts.append(f"before and after {self.activation}, in one range")
+        parts.append(
+            f"{grid[0]}×{grid[1]} cells, on the image at their receptive fields' centres"
+            if self.centres is not None
+            else f"{grid[0]}×{grid[1]} cells, stretched over the image"
+        )
+        return "; ".join(parts)
+
+
+class ActivationMaps(RepresentationTechnique):
+    """A layer's channels for images, with what its activation discards.
+
+    A map is shown raw in the arrays, and as colours between its lowest and highest value (or those
+    of all maps). On the image, every value stands at the centre of its cell's receptive field and
+    is interpolated linearly between; cells without a field of their own size are stretched over the
+    image. Where the layer ends with an activation (a ReLU, GELU, SiLU …), or its output goes into
+    one, both sides stand side by side, in one range of values: what is below zero before a ReLU is
+    what it discards.
+
+    A unit's energy is the L2 norm of its map in the layer's output.
+    """
+
+    reads: ClassVar[str] = "model"
+
+    layer: LayerName
+    """Layer whose units to show; it needs a grid."""
+    units: UnitNumbers | None = None
+    """Units to choose from, as in `17` or `3,5,8-15`; by default all."""
+    count: int = Field(default=12, ge=1, le=80)
+    """How many of them to show."""
+    order: Literal["energy", "unit"] = "energy"
+    """Those of the highest energy first, for each image of its own, or by number."""
+    scale: Literal["per-map", "common"] = "per-map"
+    """Colours span each map's own values, or those of all maps shown of an image."""
+    colours: Colours = "heat"
+    """Heat colours with blue below zero, or grey."""
+
+    def analyse(self, source: HookedModel, images: Any) -> UnitMaps:
+        """Maps of a model's layer for images."""
+        if images is None:
+            raise ParameterError(f"{self.title()} needs images to look at", parameter="images")
+        layer = source.layers[self.layer]
+        _require_grid(source, layer)
+        units = torch.tensor(chosen_units(self.units, layer.name, layer.channels))
+        batch = source.images(images).detach()
+        activation, ends = _activation_of(source, layer.name)
+        kept: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
+        for row in self.track(range(len(batch)), total=len(batch)):
+            own, other = _both_sides(source, layer, batch[row : row + 1], activation, ends)
+            if not bool(torch.isfinite(own[units]).all()):
+                bad = int((~torch.isfinite(own[units])).flatten(1).any(1).nonzero()[0])
+                raise TechniqueError(
+                    f"unit {int(units[bad])} of {layer.name} is NaN or infinite on image {row}"
+                )
+            energies = own.double().square().sum((1, 2)).sqrt()
+            shown = units
+            if self.order == "energy":
+                shown = units[torch.argsort(energies[units], descending=True, stable=True)]
+            shown = shown[: self.count]
+            kept.append(
+                (shown, energies.float(), own[shown], None if other is None else other[shown])
+            )
+        maps = torch.stack([found for _, _, found, _ in kept])
+        others = [other for *_, other in kept if other is not None]
+        pair: tuple[Tensor | None, Tensor | None] = (None, None)
+        if others:
+            sides = (torch.stack(others), maps)
+            pair = sides if ends else sides[::-1]
+        below, lost = _discarded(*pair)
+        centres = self._centres(source, layer, (batch.shape[2], batch.shape[3]))
+        return UnitMaps(
+            provenance=self.provenance(source, images=_names(images, len(batch))),
+            images=_shown(batch),
+            image_names=_names(images, len(batch)),
+            units=torch.stack([shown for shown, *_ in kept]),
+            energies=torch.stack([energies for _, energies, *_ in kept]),
+            maps=maps,
+            levels=(min_max(maps, common=self.scale == "common") * 255).round().byte(),
+            before=pair[0],
+            after=pair[1],
+            below_zero=below,
+            energy_lost=lost,
+            layer=layer.name,
+            activation=f"{activation.point} ({activation.kind})" if activation else None,
+            centres=list(centres) if centres is not None else None,
+            colours=self.colours,
+            scale=self.scale,
+        )
+
+    def _centres(self, model: HookedModel, layer: Layer, size: tuple[int, int]) -> Centres | None:
+        """Where cells are; None where their fields are not one box, moved by a step."""
+        if size != tuple(model.input_size[1:]):
+            return None
+        field = receptive_field(model, layer.name)
+        if field.unclipped is None or field.stride is None:
+            return None
+        left, upper, right, lower = (float(edge) for edge in field.unclipped[0, 0])
+        return ((upper + lower) / 2, (left + right) / 2, *field.stride)
+
+
+def _require_grid(model: HookedModel, layer: Layer) -> None:
+    if layer.grid is not None and layer.grid != (1, 1):
+        return
+    later = [each for each in model.layers.values() if each.grid not in (None, (1, 1))]
+    near = min(later, key=lambda each: abs(each.order - layer.order), default=None)
+    hint = f"; nearest layer with a grid: {near.name}" if near is not None else ""
+    raise ParameterError(
+        f"the units of {layer.name} have one value an image and no map{hint}", parameter="layer"
+    )
+
+
+def _activation_of(model: HookedModel, layer: str) -> tuple[ActivationCall | None, bool]:
+    """The activation that a layer ends with (True), or else that its output goes into (False)."""
+    calls = model.hooks.activations()
+    for call in calls:
+        if layer in call.after:
+            return call, True
+    for call in calls:
+        if layer in call.before:
+            return call, False
+    return None, False
+
+
+def _both_sides(
+    model: HookedModel, layer: Layer, image: Tensor, call: ActivationCall | None, ends: bool
+) -> tuple[Tensor, Tensor | None]:
+    """A layer's maps `(C, h, w)` for one image, and those on the other side of its activation."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(given: Tensor) -> None:
+        seen["given"] = given.detach().clone()
+
+    looks = {call.point: keep} if call is not None and ends else {}
+    further = [call.point] if call is not None and not ends else []
+    with torch.no_grad(), model.hooks.watch_inputs(looks), model.record(
+        layer.name, *further
+    ) as recording:  # fmt: skip
+        model(image)
+        own = recording[layer.name]
+        other = seen["given"] if looks else recording[further[0]] if further else None
+
+    def maps(value: Tensor) -> Tensor:
+        return layer.spatial(value)[0].float().cpu()
+
+    return maps(own), None if other is None or other.shape != own.shape else maps(other)
+
+
+def _discarded(before: Tensor | None, after: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Share of cells below zero before an activation, and of the sum of squares that it takes."""
+    if before is None or after is None:
+        return None, None
+    whole = before.double().square().sum((2, 3))
+    left = after.double().square().sum((2, 3))
+    lost = torch.where(whole > 0, 1 - left / whole.clamp_min(1e-300), torch.zeros_like(whole))
+    return (before < 0).float().mean((2, 3)), lost.float()
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Images as pictures `(B, 3, H, W)`: grey where they are not RGB."""
+    pictures = images.cpu().float()
+    if pictures.shape[1] != 3:
+        pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return pictures
+
+
+def _names(images: Any, count: int) -> list[str]:
+    items = list(images) if isinstance(images, list | tuple) else [images]
+    if len(items) != count or not all(isinstance(item, str | Path) for item in items):
+        return [f"image {row}" for row in range(count)]
+    return [Path(item).stem for item in items]

@@ -1,0 +1,97 @@
+"""What plugins offer, called and checked: what is wrong is said of the plugin and its version."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from timmscope_registry.errors import PluginError
+from timmscope_registry.loading import stdout_to_stderr
+
+if TYPE_CHECKING:
+    from timmscope_registry.registry import Entry
+    from timmscope_registry.specs import Spec
+
+T = TypeVar("T")
+S = TypeVar("S", bound="Spec", covariant=True)
+
+
+def described(entry: Entry[Any]) -> str:
+    """How to speak of a contribution, as in ``technique 'ripple' of timmscope-foo:main 1.2``."""
+    plugin = entry.plugin
+    return f"{entry.kind} {entry.spec.name!r} of {plugin.id} {plugin.version}".rstrip()
+
+
+def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:
+    """The contribution that a class is, where it is one; nothing is imported for it."""
+    path = f"{found.__module__}:{found.__qualname__}"
+    leading = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, found))
+    return next(leading, None)
+
+
+def _leads_to(impl: str, wanted: type) -> bool:
+    """Whether an import string is another way to the same class, as by a package's own export."""
+    module, _, path = impl.partition(":")
+    found: object = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found is wanted
+
+
+def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str] | None:
+    """The source whose scheme, or full id, stands before a colon, and what follows; else None.
+
+    Raises:
+        PluginError: several plugins offer the scheme.
+    """
+    scheme, _, rest = text.partition(":")
+    same = []
+    for entry in entries:
+        if text.startswith(f"{entry.id}:"):
+            return entry, text.removeprefix(f"{entry.id}:")
+        if entry.spec.scheme == scheme:
+            same.append(entry)
+    if len(same) > 1:
+        raise PluginError(
+            f"several plugins offer the {same[0].kind} {scheme!r}: use "
+            + " or ".join(f"{entry.id}:{rest}" for entry in same)
+        )
+    return (same[0], rest) if same else None
+
+
+def instantiate(entry: Entry[Any], location: str, expected: type[T]) -> T:
+    """What a source makes of a location.
+
+    Raises:
+        PluginError: it cannot be loaded or called, or makes something else.
+    """
+    make = entry.load()
+    try:
+        with stdout_to_stderr():
+            found = make(location)
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # in its own code
+        raise PluginError(f"{described(entry)} cannot be called with text: {error}") from error
+    if not isinstance(found, expected):
+        raise PluginError(
+            f"{described(entry)} returned {type(found).__name__}, expected {expected.__name__}"
+        )
+    return found
+
+
+def subclass(entry: Entry[Any], base: type[T]) -> type[T]:
+    """The class that a contribution is.
+
+    Raises:
+        PluginError: it cannot be loaded, is no subclass of its base, or lacks methods.
+    """
+    found = entry.load()
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PluginError(
+            f"{described(entry)} is {found!r}, expected a subclass of timmscope.{base.__name__}"
+        )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise PluginError(f"{described(entry)} has no method {', '.join(missing)}")
+    return found
