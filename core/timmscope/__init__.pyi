@@ -102,6 +102,9 @@ from .index import (
     BuildHints as BuildHints,
 )
 from .index import (
+    Found as Found,
+)
+from .index import (
     Hits as Hits,
 )
 from .index import (
@@ -110,11 +113,26 @@ from .index import (
 from .index import (
     VectorIndex as VectorIndex,
 )
+from .index import (
+    search as search,
+)
+from .index import (
+    strongest as strongest,
+)
+from .mining import (
+    Damage as Damage,
+)
+from .mining import (
+    Report as Report,
+)
 from .mining import (
     merge as merge,
 )
 from .mining import (
     mine as mine,
+)
+from .mining import (
+    verify as verify,
 )
 from .models import (
     ClassNames as ClassNames,
@@ -130,6 +148,12 @@ from .models import (
 )
 from .models import (
     load_model as load_model,
+)
+from .models import (
+    pooled_features as pooled_features,
+)
+from .objectives import (
+    ModelLike as ModelLike,
 )
 from .objectives import (
     Objective as Objective,
@@ -223,6 +247,9 @@ from .store import (
 )
 from .store import (
     TopEntry as TopEntry,
+)
+from .store import (
+    store_model as store_model,
 )
 from .techniques import (
     Adversarial as Adversarial,
@@ -322,6 +349,9 @@ from .units import (
 )
 from .units import (
     UnitThresholds as UnitThresholds,
+)
+from .units import (
+    judge_units as judge_units,
 )
 
 __version__: str

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timmscope import Store, VectorIndex, load_model
+from timmscope import Store, VectorIndex, judge_units, load_model, strongest
 
 Cli = Callable[..., Any]
 MODEL = "random:resnet18?seed=0&img_size=64"
@@ -50,7 +50,7 @@ class TestStats:
     def test_the_summary_comes_first_and_a_figure_is_written(self, cli: Cli, store: Path) -> None:
         told = cli("stats", store, "layer2", "-k", "5")
         assert told.status == 0, told.err
-        report = Store.open(store).layer("layer2").units()
+        report = judge_units(Store.open(store).layer("layer2"))
         assert told.out.splitlines()[0] == report.summary()
         assert "over 24 images much of this is chance" in told.out
         with Image.open("timmscope-out/stats-layer2.png") as figure:
@@ -58,7 +58,7 @@ class TestStats:
 
     def test_json_and_csv_have_every_unit(self, cli: Cli, store: Path, tmp_path: Path) -> None:
         out = read(cli("stats", store, "layer2", "--csv", tmp_path / "u.csv", "--json"))
-        report = Store.open(store).layer("layer2").units()
+        report = judge_units(Store.open(store).layer("layer2"))
         assert out["units"] == report.table()
         assert out["counts"] == report.counts
         assert out["labelled"] == COUNT
@@ -66,7 +66,7 @@ class TestStats:
             assert [int(row["unit"]) for row in csv.DictReader(file)] == list(range(128))
 
     def test_units_are_sorted_by_any_column(self, cli: Cli, store: Path) -> None:
-        report = Store.open(store).layer("layer2").units()
+        report = judge_units(Store.open(store).layer("layer2"))
         for flags, expected in (
             (["--sort", "max_q99"], report.ranked("max_q99")),
             (
@@ -87,7 +87,7 @@ class TestStats:
         heads = next(line.split() for line in told if line.split()[:1] == ["unit"])
         assert "largest" not in heads
         assert heads[-2:] == ["area", "mean_std"]
-        table = Store.open(store).layer("layer2").units().table()
+        table = judge_units(Store.open(store).layer("layer2")).table()
         rows = [line.split() for line in told if line.strip()[:1].isdigit()]
         for row in rows:
             assert row[-1] == f"{table[int(row[0])]['mean_std']:.5g}"
@@ -149,7 +149,7 @@ class TestSearch:
 
     def test_by_objective_ranks_by_its_value(self, cli: Cli, store: Path) -> None:
         opened = Store.open(store)
-        hits = opened.strongest("layer2[3] - 0.5*layer2[7]", 4, where="label == 'dark'")
+        hits = strongest(opened, "layer2[3] - 0.5*layer2[7]", 4, where="label == 'dark'")
         out = read(
             cli("search", store, "--objective", "layer2[3] - 0.5*layer2[7]", "-k", "4", "--where",
                 "label == 'dark'", "--json")
@@ -167,7 +167,7 @@ class TestSearch:
         )
         near = read(cli("search", store, "--objective", "layer2[3]", "--metric", "ip", "--json"))
         assert near["layer"] == "layer2"
-        exact = opened.strongest("layer2[3]")
+        exact = strongest(opened, "layer2[3]")
         assert [hit["image_id"] for hit in near["nearest"]] == exact.ids[0].tolist()
 
     def test_by_vector_and_under_a_condition(self, cli: Cli, store: Path, tmp_path: Path) -> None:

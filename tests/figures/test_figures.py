@@ -27,7 +27,7 @@ from timmscope.drawing import (
     theme,
 )
 from timmscope.drawing.heat import BY_COLOUR
-from timmscope.drawing.theme import fit, number, text_width
+from timmscope.drawing.style import fit, number, text_width
 from timmscope.evaluation.comparison_figure import comparison_figure
 from timmscope.techniques.attack_figure import attack_figure, magnified
 from timmscope_registry import ParameterError

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from timmscope.drawing import matrix_figure
-from timmscope.drawing.theme import fit_middle, text_width, with_error
+from timmscope.drawing.style import fit_middle, text_width, with_error
 
 
 def test_a_name_that_is_too_long_loses_its_middle() -> None:

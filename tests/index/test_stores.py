@@ -24,6 +24,7 @@ from timmscope import (
     VectorIndexError,
     load_model,
     mine,
+    verify,
 )
 from timmscope.models.pooled_features import embed
 
@@ -219,7 +220,7 @@ def test_mining_again_to_the_same_rows_keeps_the_index(
 ) -> None:
     VectorIndex.build(store.layer(LAYER)).save()
     (store.path / "shards" / "00001.h5").unlink()
-    store.verify(repair=True, model=model, images=folder)
+    verify(store.path, repair=True, model=model, images=folder)
     assert VectorIndex.load(store.path, LAYER).missing_rows == 0
 
 

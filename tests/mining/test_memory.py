@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from timmscope import HookedModel
+from timmscope import HookedModel, judge_units, strongest
 from timmscope.mining import mine
 from timmscope.store import Store
 
@@ -77,8 +77,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
         (lambda store: store.layer(LAYER).top(3, 10, where="width == 210"), 2),
         (lambda store: store.images.where("label == 'cluster 3' and width > 400"), 2),
         (lambda store: store.layer(LAYER).statistics().quantile(0.5), 2),
-        (lambda store: store.strongest(f"{LAYER}[3] - {LAYER}[4]", 10), 0.1),
-        (lambda store: store.layer(LAYER).units(), 24),
+        (lambda store: strongest(store, f"{LAYER}[3] - {LAYER}[4]", 10), 0.1),
+        (lambda store: judge_units(store.layer(LAYER)), 24),
         (lambda store: store.images.paths[5], 64),
     ],
     ids=["top", "long top", "top where", "where", "statistics", "strongest", "units", "paths"],

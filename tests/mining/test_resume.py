@@ -138,7 +138,7 @@ def test_the_merged_state_is_repaired_without_the_images(
     whole = contents(store.path)
     (store.path / "reduced/merged.h5").write_bytes(b"")
     own_pictures.rename(tmp_path / "elsewhere")
-    report = store.verify(repair=True)
+    report = verify(store.path, repair=True)
     assert (report.ok, report.repaired) == (True, ("reduced/merged.h5",))
     assert contents(store.path) == whole
 
@@ -166,15 +166,15 @@ def test_repair_redoes_the_damaged_shard_to_the_byte(
         path.write_bytes(data[:-1])
     else:
         path.unlink()
-    assert [item.file for item in store.verify().damage] == [name]
-    report = store.verify(repair=True)  # model and images from the manifest alone
+    assert [item.file for item in verify(store.path).damage] == [name]
+    report = verify(store.path, repair=True)  # model and images from the manifest alone
     assert report.repaired == (name,)
     assert report.changed == ()
     assert report.ok
     assert contents(store.path) == expected
     for other, (inode, time_ns) in others.items():
         assert (other.stat().st_ino, other.stat().st_mtime_ns) == (inode, time_ns)
-    assert store.verify().ok
+    assert verify(store.path).ok
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
@@ -221,7 +221,7 @@ def test_repair_reports_images_that_changed_in_between(
     changed = ArraySource(tmp_path / "b.npy")
     original = ArraySource(tmp_path / "a.npy")
     changed.fingerprint = original.fingerprint  # type: ignore[method-assign]
-    report = store.verify(repair=True, images=changed)
+    report = verify(store.path, repair=True, images=changed)
     assert report.changed == ("shards/00000.h5",)
 
 

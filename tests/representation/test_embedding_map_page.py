@@ -19,7 +19,7 @@ from tests.representation.map_in_browser import (
 )
 
 from timmscope import Embedding
-from timmscope.drawing.map_page import embedding_page
+from timmscope_representation.embedding.embedding import Embedding
 
 EVIL = "</script><img src=x onerror=document.title='evil'>.png"
 

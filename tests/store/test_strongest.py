@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tests.store.conftest import BAD, COUNT, LABELS, Known
 
-from timmscope import HookedModel, Store, VectorIndex, load_model, mine
+from timmscope import HookedModel, Store, VectorIndex, load_model, mine, strongest
 from timmscope.index.linear_form import linear_form
 from timmscope_registry import LayerNotFound, ObjectiveError, ParameterError
 
@@ -47,7 +47,7 @@ def test_the_strongest_are_those_of_brute_force(
     if where:
         allowed &= [LABELS[i] == "class 0" or i > 40 for i in range(COUNT)]
     for k in (1, 7, 100):
-        hits = known.open().strongest(text, k, where=where)
+        hits = strongest(known.open(), text, k, where=where)
         expected = brute(total, allowed, k)
         assert hits.ids[0].tolist() == expected
         assert hits.scores[0] == pytest.approx(total[expected], rel=1e-6)
@@ -55,13 +55,13 @@ def test_the_strongest_are_those_of_brute_force(
 
 def test_masks_and_ids_choose_as_conditions_do(known: Known) -> None:
     store = known.open()
-    wanted = store.strongest(f"{HEAD}[0]", 5, where="20 <= id < 40").ids
+    wanted = strongest(store, f"{HEAD}[0]", 5, where="20 <= id < 40").ids
     mask = np.arange(COUNT) // 20 == 1
-    assert np.array_equal(store.strongest(f"{HEAD}[0]", 5, where=mask).ids, wanted)
-    assert np.array_equal(store.strongest(f"{HEAD}[0]", 5, where=[*range(20, 40)]).ids, wanted)
-    assert store.strongest(f"{HEAD}[0]", 5, where=[]).ids.shape == (1, 0)
+    assert np.array_equal(strongest(store, f"{HEAD}[0]", 5, where=mask).ids, wanted)
+    assert np.array_equal(strongest(store, f"{HEAD}[0]", 5, where=[*range(20, 40)]).ids, wanted)
+    assert strongest(store, f"{HEAD}[0]", 5, where=[]).ids.shape == (1, 0)
     with pytest.raises(ParameterError, match=r"ids from 0 to 49"):
-        store.strongest(f"{HEAD}[0]", 5, where=[50])
+        strongest(store, f"{HEAD}[0]", 5, where=[50])
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_what_rows_do_not_tell_is_refused_in_one_line(
     known: Known, text: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:
-        known.open().strongest(text)
+        strongest(known.open(), text)
     assert "\n" not in str(caught.value)
 
 
 def test_fewer_than_one_image_is_an_error(known: Known) -> None:
     with pytest.raises(ParameterError, match="k is 0"):
-        known.open().strongest("head[0]", 0)
+        strongest(known.open(), "head[0]", 0)
 
 
 class TestTop:
@@ -137,7 +137,7 @@ class TestClasses:
             assert list(form.vectors) == [layer]
             assert form.vectors[layer] == pytest.approx(fc.weight[17].double().numpy(), abs=1e-6)
             assert form.offset == pytest.approx(float(fc.bias[17]), abs=1e-5)
-        hits = store.strongest("class:17 - 2*class:3", 12, model=model)
+        hits = strongest(store, "class:17 - 2*class:3", 12, model=model)
         scores = logits[:, 17] - 2 * logits[:, 3]
         assert hits.ids[0].tolist() == np.argsort(-scores, kind="stable").tolist()
         assert hits.scores[0] == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
@@ -149,12 +149,12 @@ class TestClasses:
         with pytest.raises(
             ObjectiveError, match=r"no affine function of the pooled rows of layer3"
         ):
-            store.strongest("class:17", layer="layer3", model=model)
+            strongest(store, "class:17", layer="layer3", model=model)
 
     def test_another_model_is_refused(self, mined: tuple[Store, HookedModel]) -> None:
         other = load_model("random:resnet18?seed=1&img_size=64")
         with pytest.raises(ObjectiveError, match="other weights"):
-            mined[0].strongest("class:17", model=other)
+            strongest(mined[0], "class:17", model=other)
 
     def test_tokens_that_the_classifier_does_not_average_are_refused(self, tmp_path: Path) -> None:
         model = load_model("random:vit_tiny_patch16_224?seed=0&img_size=32&depth=2")
@@ -163,7 +163,7 @@ class TestClasses:
         layers = ["norm", "fc_norm"]
         store = mine(model, tmp_path / "images.npy", tmp_path / "v", layers=layers, workers=0)
         with pytest.raises(ObjectiveError, match="no affine function"):
-            store.strongest("class:1", layer="norm", model=model)
+            strongest(store, "class:1", layer="norm", model=model)
         form = linear_form("class:1", store, model=model)
         assert list(form.vectors) == ["fc_norm"]
 
@@ -173,7 +173,7 @@ class TestClasses:
         store, model = mined
         index = VectorIndex.build(store.layer("global_pool"), metric="ip")
         hits = index.search_objective("class:17", 5, model=model)
-        exact = store.strongest("class:17", 5, model=model)
+        exact = strongest(store, "class:17", 5, model=model)
         assert np.array_equal(hits.ids, exact.ids)
         offset = float(model.module.fc.bias[17])
         assert hits.scores + offset == pytest.approx(exact.scores, abs=1e-5)

@@ -36,7 +36,7 @@ def rectified_rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
-    report = keep(*rectified_rows(), LABELS).units()
+    report = judge_units(keep(*rectified_rows(), LABELS))
     assert report.rectified
     assert np.flatnonzero(report.dead).tolist() == [0]
     assert np.flatnonzero(report.sparse).tolist() == [1]
@@ -58,7 +58,7 @@ def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
 def test_limits_are_the_callers(keep: Keep) -> None:
     layer = keep(*rectified_rows(), LABELS)
     strict = UnitThresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
-    assert layer.units(thresholds=strict).counts == {
+    assert judge_units(layer, thresholds=strict).counts == {
         "dead": 1, "saturated": 0, "sparse": 0, "redundant": 0, "selective": 0, "prunable": 1,
         "nonfinite": 1,
     }  # fmt: skip
@@ -68,7 +68,7 @@ def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep
     rows = RNG.normal(size=(N, 4))
     rows[:, 0] = -7  # one value
     rows[:, 1] = -5 + RNG.random(N)  # never above zero, and alive
-    report = keep(rows).units()
+    report = judge_units(keep(rows))
     assert not report.rectified
     assert np.flatnonzero(report.dead).tolist() == [0]
     assert not report.sparse.any()
@@ -81,7 +81,7 @@ def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep
 def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
     rows = np.abs(RNG.normal(size=(N, 3))) - 0.1
     rows[:, 0] = -0.1 * RNG.random(N)  # varies, and never fires
-    report = keep(rows).units()
+    report = judge_units(keep(rows))
     assert report.rectified
     assert report.dead.tolist() == [True, False, False]
 
@@ -90,8 +90,8 @@ def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
 def test_chosen_images_give_what_a_store_of_them_gives(keep: Keep, where: Any) -> None:
     pooled, maxima = rectified_rows()
     chosen = [i for i in range(100) if i != 5]
-    some = keep(pooled, maxima, LABELS).units(where=where)
-    alone = keep(pooled[chosen], maxima[chosen], [LABELS[i] for i in chosen]).units()
+    some = judge_units(keep(pooled, maxima, LABELS), where=where)
+    alone = judge_units(keep(pooled[chosen], maxima[chosen], [LABELS[i] for i in chosen]))
     for row, expected in zip(some.table(), alone.table(), strict=True):
         for name, value in expected.items():
             plain = value is None or not isinstance(value, float)
@@ -100,7 +100,7 @@ def test_chosen_images_give_what_a_store_of_them_gives(keep: Keep, where: Any) -
 
 def test_numbers_are_numpys(keep: Keep) -> None:
     pooled, maxima = rectified_rows()
-    rows = keep(pooled, maxima, unreadable=[9]).units().table()
+    rows = judge_units(keep(pooled, maxima, unreadable=[9])).table()
     good = np.delete(np.arange(N), 9)
     finite = maxima[good].astype(np.float32)[:, 4].astype(float)
     row = rows[4]
@@ -121,9 +121,9 @@ def test_wide_layers_are_read_in_blocks_with_the_same_result(
     keep: Keep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer = keep(*rectified_rows(), LABELS)
-    whole = layer.units()
+    whole = judge_units(layer)
     monkeypatch.setattr(judging, "CORRELATION_BYTES", 3 * 10 * 8)
-    parts = layer.units()
+    parts = judge_units(layer)
     assert parts.correlation == pytest.approx(whole.correlation, abs=1e-14, nan_ok=True)
     assert parts.partner.tolist() == whole.partner.tolist()
     assert parts.images == whole.images
@@ -131,7 +131,7 @@ def test_wide_layers_are_read_in_blocks_with_the_same_result(
 
 def test_equal_units_lose_all_but_the_first(keep: Keep) -> None:
     column = RNG.random((50, 1))
-    report = keep(np.repeat(column, 3, axis=1)).units()
+    report = judge_units(keep(np.repeat(column, 3, axis=1)))
     assert report.redundant.all()
     assert report.prunable.tolist() == [False, True, True]
 
@@ -146,14 +146,14 @@ def test_choosing_no_image_is_an_error(keep: Keep) -> None:
 
 
 def test_one_image_and_one_unit_are_no_reason_to_fail(keep: Keep) -> None:
-    report = keep([[0.5]], labels=["a"]).units()
+    report = judge_units(keep([[0.5]], labels=["a"]))
     assert report.partner.tolist() == [-1]
     assert report.table()[0]["correlation"] is None
     assert report.striking(5) in ([], [0])
 
 
 def test_units_are_ranked_by_any_number(keep: Keep) -> None:
-    report = keep(*rectified_rows(), LABELS).units()
+    report = judge_units(keep(*rectified_rows(), LABELS))
     assert report.ranked("fires", ascending=True)[:2] == [0, 1]
     assert set(report.ranked("correlation")[:2]) == {4, 5}
     assert report.ranked("correlation")[-1] == 0, "no number comes last"
@@ -163,7 +163,7 @@ def test_units_are_ranked_by_any_number(keep: Keep) -> None:
 
 
 def test_the_striking_ones_are_of_every_kind(keep: Keep) -> None:
-    report = keep(*rectified_rows(), LABELS).units()
+    report = judge_units(keep(*rectified_rows(), LABELS))
     assert report.striking(7)[:4] == [0, 3, 2, 1], "dead, saturated, sparse"
     assert set(report.striking(7)) >= {4, 6}
     assert len(report.striking(3)) == 3
@@ -171,7 +171,7 @@ def test_the_striking_ones_are_of_every_kind(keep: Keep) -> None:
 
 
 def test_the_table_is_plain_and_the_csv_is_the_table(keep: Keep, tmp_path: Path) -> None:
-    report = keep(*rectified_rows(), LABELS).units()
+    report = judge_units(keep(*rectified_rows(), LABELS))
     rows = report.table()
     json.dumps(rows, allow_nan=False)
     with report.to_csv(tmp_path / "new" / "units.csv").open(newline="") as file:

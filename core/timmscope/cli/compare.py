@@ -37,9 +37,9 @@ def compare(
     """
     if not images:
         raise ParameterError("no image given: name at least one file", parameter="images")
-    from timmscope import compare as run
-    from timmscope import load_model
     from timmscope.cli.save_result import default_folder, deliver
+    from timmscope.evaluation import compare as run
+    from timmscope.models import load_model
 
     result = run(
         technique,

@@ -9,7 +9,7 @@ from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
-    from timmscope import Evaluation
+    from timmscope.evaluation import Evaluation
 
 SHOWN = 5
 """Refused maps and unreadable images named one by one; all are in the records."""
@@ -50,8 +50,8 @@ def evaluate(
     output_dir
         Where to write; by default ``timmscope-out/evaluate-IMAGES``.
     """
-    from timmscope import evaluate as run
-    from timmscope import load_model
+    from timmscope.evaluation import evaluate as run
+    from timmscope.models import load_model
 
     folder = output_dir or Path("timmscope-out") / f"evaluate-{output.slug(Path(images).stem)}"
     try:
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def _print(result: Evaluation) -> None:
-    from timmscope.drawing.theme import number
+    from timmscope.drawing.style import number
 
     arrows = {"higher": "↑", "lower": "↓"}
     heads = [f"{m} {arrows[b]}" for m, b in zip(result.metrics, result.better, strict=True)]

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from cyclopts import Parameter
 
-from timmscope import (
-    AttackTechnique,
-    AttributionTechnique,
-    RepresentationTechnique,
-    Result,
-    StyleTechnique,
-    SynthesisTechnique,
-    Technique,
-    load_model,
-)
 from timmscope.cli import parameters
 from timmscope.cli.names import names
 from timmscope.cli.save_result import default_folder, deliver
+from timmscope.models import load_model
+from timmscope.results import Result
+from timmscope.techniques import (
+    AttackTechnique,
+    AttributionTechnique,
+    RepresentationTechnique,
+    StyleTechnique,
+    SynthesisTechnique,
+    Technique,
+)
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
-    from timmscope import Store
+    from timmscope.store import Store
 
 
 def attribution(
@@ -277,7 +277,7 @@ def for_technique(technique: type[Technique]) -> Callable[..., None]:
 
 def _opened(path: Path, metadata: Path | None) -> Store:
     """A store, with the columns of a CSV file beside its images where there is one."""
-    from timmscope import Store
+    from timmscope.store import Store
 
     store = Store.open(path)
     return store if metadata is None else store.with_metadata(metadata)

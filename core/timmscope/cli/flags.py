@@ -16,7 +16,7 @@ from timmscope.techniques.base import named
 from timmscope_registry import PluginError
 
 if TYPE_CHECKING:
-    from timmscope import Technique
+    from timmscope.techniques import Technique
 
 GLOBAL_FLAGS = ("block", "plugin", "debug", "help")
 """Taken out of the command line before a technique sees it."""

@@ -14,7 +14,8 @@ from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
-    from timmscope import Store, VectorIndex
+    from timmscope.index import VectorIndex
+    from timmscope.store import Store
 
 Metric = Literal["cosine", "l2", "ip"]
 
@@ -62,7 +63,7 @@ def build(
     seed
         Of everything random.
     """
-    from timmscope import VectorIndex
+    from timmscope.index import VectorIndex
 
     rows = _open(store).layer(layer)
     limit = None if memory is None else _bytes(memory)
@@ -196,7 +197,7 @@ def info(store: Path, layer: str | None = None, /, *, json: parameters.Json = Fa
 
 
 def _open(path: Path) -> Store:
-    from timmscope import Store
+    from timmscope.store import Store
 
     return Store.open(path)
 
@@ -205,7 +206,7 @@ def _load(store: Store, layer: str | None) -> VectorIndex:
     """The index kept; that it lacks rows is told in the table."""
     import warnings
 
-    from timmscope import VectorIndex
+    from timmscope.index import VectorIndex
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

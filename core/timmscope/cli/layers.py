@@ -27,7 +27,7 @@ def layers(
     json
         Print JSON, always with every hook point.
     """
-    from timmscope import load_model
+    from timmscope.models import load_model
 
     loaded = load_model(model)
     catalogue = loaded.layers

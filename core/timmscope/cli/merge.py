@@ -31,7 +31,7 @@ def merge(
         Folder to make, by custom ``NAME.scope``.
     """
     with telling(store):
-        from timmscope import merge as run
+        from timmscope.mining import merge as run
 
         made = run(parts, store)
     summarise(made, store, json=json)

@@ -19,7 +19,7 @@ from timmscope_registry import ParameterError, TimmscopeError
 if TYPE_CHECKING:
     import numpy as np
 
-    from timmscope import Store
+    from timmscope.store import Store
     from timmscope.store.manifest import PrecisionError
 
 SHOWN = 10
@@ -80,8 +80,8 @@ def mine(
     """
     part = None if ranges is None else _part(ranges)
     with telling(store):
-        from timmscope import load_model
-        from timmscope import mine as run
+        from timmscope.mining import mine as run
+        from timmscope.models import load_model
 
         made = run(
             load_model(model, device=device),

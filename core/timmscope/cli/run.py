@@ -51,8 +51,8 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     """Run one technique with the flags that its fields make."""
     from pydantic import ValidationError as PartError
 
-    from timmscope import technique
     from timmscope.cli import families, flags
+    from timmscope.techniques import technique
 
     kind = technique(entry.id)
     program = f"timmscope run {name}"

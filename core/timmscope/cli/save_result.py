@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from timmscope.cli import output
 
 if TYPE_CHECKING:
-    from timmscope import Result
+    from timmscope.results import Result
 
 _MOST_ROWS = 40
 """Rows that a terminal shows of a summary."""

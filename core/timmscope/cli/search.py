@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from timmscope import Hits, ImageSource, Store
+    from timmscope.images import ImageSource
+    from timmscope.index import Found
+    from timmscope.store import Store
 
 Metric = Literal["cosine", "l2", "ip"]
 
@@ -67,7 +68,9 @@ def search(
     sheet
         PNG to write; by default ``timmscope-out/search-QUERY.png``.
     """
-    from timmscope import ImageError, ParameterError, Store, StoreError
+    from timmscope.index import search as search_store
+    from timmscope.store import Store
+    from timmscope_registry import ImageError, ParameterError, StoreError
 
     queries = {"IMAGE": image, "--row": row, "--objective": objective, "--vector": vector}
     given = [name for name, value in queries.items() if value is not None]
@@ -79,14 +82,17 @@ def search(
     opened = Store.open(store)
     if metadata is not None:
         opened = opened.with_metadata(metadata)
-    asked = _Query(image, row, objective, vector, layer, metric, device)
-    found = asked.find(opened, count, where)
-    ids, scores = found.hits.ids[0].tolist(), found.hits.scores[0].tolist()
+    start = next(value for value in (row, objective, image, vector) if value is not None)
+    asked = start if vector is None else _read_vector(vector)
+    found = search_store(
+        opened, asked, count, layer=layer, metric=metric, where=where, device=device
+    )
+    ids, scores = found.ids.tolist(), found.scores.tolist()
     if not ids:
         other = "" if row is None else f" beside {row}"
         raise StoreError(f"{store} has no row{other}{f' with {where}' if where else ''}")
     query = str(next(value for value in queries.values() if value is not None))
-    target = sheet or Path("timmscope-out") / f"search-{asked.slug}.png"
+    target = sheet or Path("timmscope-out") / f"search-{_slug(row, objective, image or vector)}.png"
     file: Path | None = target
     try:
         source = opened.source(images)
@@ -96,7 +102,7 @@ def search(
         output.complain(f"warning: no sheet: {error}")
         file = None
     else:
-        output.write_figure(_sheet(opened, source, found, row, where), target)
+        output.write_figure(_sheet(opened, source, found, row, objective, where), target)
     paths = opened.images.paths
     if json:
         output.print_json(
@@ -130,79 +136,24 @@ def search(
         output.say(f"\nwrote {file}")
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What was found, and how to tell of it."""
-
-    hits: Hits
-    layer: str | None
-    metric: str
-    score_name: str
-    title: str
-    query: Tensor | None = None
+def _slug(row: int | None, objective: str | None, file: Path | None) -> str:
+    """Part of a file name."""
+    return (
+        f"row-{row}" if row is not None else output.slug(objective or (file.stem if file else ""))
+    )
 
 
-@dataclass(frozen=True)
-class _Query:
-    image: Path | None
-    row: int | None
-    objective: str | None
-    vector: Path | None
-    layer: str | None
-    metric: Metric | None
-    device: str | None
-
-    @property
-    def slug(self) -> str:
-        """Part of a file name."""
-        if self.row is not None:
-            return f"row-{self.row}"
-        file = self.image or self.vector
-        return output.slug(self.objective or (file.stem if file else ""))
-
-    def find(self, store: Store, count: int, where: str | None) -> _Found:
-        """Ask the store or an index of it."""
-        from timmscope import VectorIndex, load_model
-
-        model_id = store.manifest.model.id
-        chosen = None if where is None else store.images.where(where)
-        if self.objective is not None and self.metric is None:
-            hits = store.strongest(self.objective, count, where=chosen, layer=self.layer)
-            name = f"highest in {self.objective} of {model_id}"
-            return _Found(hits, self.layer, "objective", "value", name)
-        last = next((n for n in reversed(list(store.layers)) if n != "logits"), "logits")
-        layer = store.layer(self.layer or self._layer_of_objective(store) or last)
-        index = VectorIndex.of(layer, metric=self.metric, keep=True)
-        query = None
-        if self.image is not None:
-            model = load_model(model_id, device=self.device)
-            query = model.images(self.image)
-            hits = index.search_image(model, query, count, where=chosen)
-        elif self.row is not None:
-            hits = index.search_row(self.row, count, where=chosen)
-        elif self.vector is not None:
-            hits = index.search(_read_vector(self.vector), count, where=chosen)
-        else:
-            hits = index.search_objective(self.objective or "", count, where=chosen)
-        near = f"near {self.objective} " if self.objective else "nearest "
-        title = f"{near}in {layer.name} of {model_id}"
-        picture = None if query is None else query[0].cpu()
-        return _Found(hits, layer.name, index.metric, index.score_name, title, picture)
-
-    def _layer_of_objective(self, store: Store) -> str | None:
-        """The layer that an objective reads, where it reads one."""
-        if self.objective is None:
-            return None
-        from timmscope.index.linear_form import linear_form
-
-        layers = list(linear_form(self.objective, store).vectors)
-        return layers[0] if len(layers) == 1 else None
+def _title(found: Found, objective: str | None, model: str) -> str:
+    if found.metric == "objective":
+        return f"highest in {objective} of {model}"
+    near = f"near {objective}" if objective else "nearest"
+    return f"{near} in {found.layer} of {model}"
 
 
 def _read_vector(file: Path) -> np.ndarray:
     import numpy as np
 
-    from timmscope import ParameterError
+    from timmscope_registry import ParameterError
 
     try:
         vector = np.load(file, allow_pickle=False)
@@ -222,21 +173,23 @@ def _read_vector(file: Path) -> np.ndarray:
 def _sheet(
     store: Store,
     source: ImageSource,
-    found: _Found,
+    found: Found,
     row: int | None,
+    objective: str | None,
     where: str | None,
 ) -> Figure:
     """The images found, after the query where it is one."""
     import torch
 
-    from timmscope import ImageError, Preprocessing
     from timmscope.drawing import sheet_figure
+    from timmscope.models import Preprocessing
+    from timmscope_registry import ImageError
 
     prepare = Preprocessing.restored(store.manifest.model.preprocessing)
-    pictures: list[Tensor] = [] if found.query is None else [found.query]
-    titles = [] if found.query is None else ["query"]
-    numbers = found.hits.ids[0].tolist()
-    scores = [f"{score:.4g}" for score in found.hits.scores[0].tolist()]
+    pictures: list[Tensor] = [] if found.image is None else [found.image[0]]
+    titles = [] if found.image is None else ["query"]
+    numbers = found.ids.tolist()
+    scores = [f"{score:.4g}" for score in found.scores.tolist()]
     if row is not None:
         numbers, titles = [row, *numbers], ["query"]
     for number in numbers:
@@ -248,6 +201,6 @@ def _sheet(
     return sheet_figure(
         pictures,
         [*titles, *scores],
-        title=found.title,
+        title=_title(found, objective, store.manifest.model.id),
         note=f"below: {found.score_name}{f'; only {where}' if where else ''}",
     )

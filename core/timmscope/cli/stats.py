@@ -11,7 +11,7 @@ from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 
 if TYPE_CHECKING:
-    from timmscope import UnitReport
+    from timmscope.units import UnitReport
 
 
 @plain_help
@@ -55,7 +55,9 @@ def stats(
     json
         Print JSON, all units.
     """
-    from timmscope import ParameterError, Store
+    from timmscope.store import Store
+    from timmscope.units import judge_units
+    from timmscope_registry import ParameterError
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
@@ -63,7 +65,7 @@ def stats(
     rows = opened.layer(layer)
     if metadata is not None:
         rows = opened.with_metadata(metadata).layer(layer)
-    report = rows.units(where=where)
+    report = judge_units(rows, where)
     shown = report.ranked(sort, ascending=ascending)[:count] if sort else report.striking(count)
     file = figure or Path("timmscope-out") / f"stats-{output.slug(layer)}.png"
     output.write_figure(report.figure(), file)

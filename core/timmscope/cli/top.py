@@ -45,8 +45,10 @@ def top(
     sheet
         PNG to write; by default ``timmscope-out/top-LAYER-UNIT.png``.
     """
-    from timmscope import ParameterError, Store, StoreError, top_patches
+    from timmscope.patches import top_patches
     from timmscope.patches.figure import patch_figure
+    from timmscope.store import Store
+    from timmscope_registry import ParameterError, StoreError
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
@@ -62,9 +64,10 @@ def top(
     origin = opened.manifest.model.id
     views, title = None, f"{layer}[{unit}] of {origin}"
     if view is not None:
-        from timmscope import attribute_patches, load_model
+        from timmscope.patches import attribute_patches
+        from timmscope.store import store_model
 
-        views = attribute_patches(patches, load_model(origin), layer, unit, view)
+        views = attribute_patches(patches, store_model(opened), layer, unit, view)
         title += f", {view}"
     output.write_figure(patch_figure(patches, title, views), file)
     seen = patches[0].field

@@ -28,11 +28,12 @@ def verify(
     device
         Where to run the model for --repair, as in ``cpu`` or ``cuda:0``.
     """
-    from timmscope import Store, load_model
+    from timmscope.mining import verify as verify_store
+    from timmscope.store import Store, store_model
 
     opened = Store.open(store)
-    model = load_model(opened.manifest.model.id, device=device) if repair and device else None
-    report = opened.verify(repair=repair, model=model, images=images)
+    model = store_model(opened, device=device) if repair and device else None
+    report = verify_store(opened.path, repair=repair, model=model, images=images)
     if json:
         output.print_json(
             {

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.drawing import HeatScale, png_bytes, to_array
-from timmscope.drawing.theme import SERIES, number
+from timmscope.drawing.style import SERIES, number
 
 WIDTH, HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 34

@@ -12,7 +12,7 @@ from timmscope.demo.inline import data_uri, png_uri
 from timmscope.demo.kept import configured, digest, kept
 from timmscope.demo.tour import FEATURES, LATE, MIDDLE, Tour
 from timmscope.demo.view import Picture, Section, Strip
-from timmscope.drawing.theme import number
+from timmscope.drawing.style import number
 from timmscope.receptive_fields import Box, FieldKind, ReceptiveField, receptive_field
 from timmscope.store import TopEntry
 from timmscope.techniques import RepresentationTechnique

@@ -27,7 +27,7 @@ from timmscope.demo.view import (
     Synthesised,
 )
 from timmscope.drawing import HeatScale, colourise, overlay
-from timmscope.drawing.theme import number
+from timmscope.drawing.style import number
 from timmscope.techniques import (
     Adversarial,
     AttackTechnique,

@@ -1,30 +1,78 @@
-"""Pictures of results: one visual style, sized from the content, safe for colour-blind readers.
+"""Drawing in the house style: figures sized from their content, safe for colour-blind readers.
 
-Everything here takes plain tensors and returns matplotlib `Figure` objects or image tensors;
-pyplot and the global rc settings are never touched.
+A plugin draws with these functions so that its results look like all others. They take tensors or
+arrays and return matplotlib `Figure` objects, image tensors or an HTML page; pyplot and the global
+rc settings are never touched.
 """
 
-from timmscope.drawing.curves import style_figure, synthesis_figure
-from timmscope.drawing.heat import HeatScale, around_grey, attribution_figure, colourise, overlay
-from timmscope.drawing.matrix import matrix_figure
-from timmscope.drawing.pixels import png_bytes, to_array, write_png
-from timmscope.drawing.scores import scores_figure
-from timmscope.drawing.sheet import sheet_figure
-from timmscope.drawing.table import table_figure
+from .canvas import Canvas, line_height
+from .curves import style_figure, synthesis_figure
+from .heat import HeatScale, around_grey, attribution_figure, colourise, overlay
+from .map_colours import CONTINUOUS, OTHER, Group, groups_of
+from .html_map import PointMap, map_page
+from .matrix import matrix_figure
+from .pixels import png_bytes, to_array, write_png
+from .scores import scores_figure
+from .sheet import sheet_figure
+from .table import table_figure
+from .style import (
+    GAP_IN,
+    INK,
+    LABEL_PT,
+    MARGIN_IN,
+    MUTED,
+    PAPER,
+    RULE,
+    SERIES,
+    SMALL_PT,
+    TITLE_PT,
+    fit,
+    fit_middle,
+    number,
+    printable,
+    text_width,
+    theme,
+    with_error,
+)
 
 __all__ = [
+    "CONTINUOUS",
+    "GAP_IN",
+    "INK",
+    "LABEL_PT",
+    "MARGIN_IN",
+    "MUTED",
+    "OTHER",
+    "PAPER",
+    "RULE",
+    "SERIES",
+    "SMALL_PT",
+    "TITLE_PT",
+    "Canvas",
+    "Group",
     "HeatScale",
+    "PointMap",
     "around_grey",
     "attribution_figure",
     "colourise",
+    "fit",
+    "fit_middle",
+    "groups_of",
+    "line_height",
+    "map_page",
     "matrix_figure",
+    "number",
     "overlay",
     "png_bytes",
+    "printable",
     "scores_figure",
     "sheet_figure",
     "style_figure",
     "synthesis_figure",
     "table_figure",
+    "text_width",
+    "theme",
     "to_array",
+    "with_error",
     "write_png",
 ]

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from timmscope.drawing.pixels import to_array
-from timmscope.drawing.theme import ASCENT, INK, LABEL_PT, LINE, RULE, printable
+from timmscope.drawing.style import ASCENT, INK, LABEL_PT, LINE, RULE, printable
 
 
 class Canvas:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from timmscope.drawing.canvas import Canvas, line_height
 from timmscope.drawing.diverging import diverging
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.drawing.theme import SERIES
+from timmscope.drawing.style import SERIES
 
 COLOURS = (*SERIES[:6], "#7b4fa3", "#8c6d31", "#b2182b", "#4d9221", "#35978f")
 OTHER = "#a3a9b2"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     INK,
     LABEL_PT,
     MARGIN_IN,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
 from timmscope.drawing.pixels import to_array
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     GAP_IN,
     INK,
     LABEL_PT,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
 from timmscope.drawing.pixels import to_array
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     INK,
     LABEL_PT,
     MARGIN_IN,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
 from timmscope.drawing.heat import HeatScale, colourise, overlay
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.theme import (
+from timmscope.drawing.style import (
     LABEL_PT,
     MARGIN_IN,
     MUTED,

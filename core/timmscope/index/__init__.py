@@ -1,6 +1,17 @@
-"""Nearest-neighbour search over the rows of a store's layer."""
+"""Search: the images of a store nearest to a query, or highest in an objective."""
 
-from timmscope.index.backend import Backend, BuildHints, RecallBenchmark
-from timmscope.index.vector_index import Hits, VectorIndex
+from .backend import Backend, BuildHints, RecallBenchmark
+from .search import Found, search
+from .strongest import strongest
+from .vector_index import Hits, VectorIndex
 
-__all__ = ["Backend", "BuildHints", "Hits", "RecallBenchmark", "VectorIndex"]
+__all__ = [
+    "Backend",
+    "BuildHints",
+    "Found",
+    "Hits",
+    "RecallBenchmark",
+    "VectorIndex",
+    "search",
+    "strongest",
+]

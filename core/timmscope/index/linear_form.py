@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from timmscope.objectives.kinds import (
     Direction,
     as_objective,
 )
+from timmscope.store.model import store_model
 from timmscope_registry import ObjectiveError
 
 if TYPE_CHECKING:
@@ -73,21 +75,9 @@ def linear_form(
     Raises:
         ObjectiveError: it is no linear function of the rows that the store keeps.
         LayerNotFound: the store lacks the layer of a unit or direction.
+        StoreMismatch: `model` is not the one that the store was mined with.
     """
-    loaded = model
-
-    def load() -> HookedModel:
-        nonlocal loaded
-        if loaded is None:
-            from timmscope.models import load_model
-
-            loaded = load_model(store.manifest.model.id)
-        if loaded.weights_sha256 != store.manifest.model.weights_sha256:
-            raise ObjectiveError(
-                f"{loaded.id} has other weights than the model that {store.path.name} was mined "
-                "with: use that model"
-            )
-        return loaded
+    load = cache(lambda: store_model(store, model))
 
     form = LinearForm()
     for weight, term in _terms(as_objective(objective), load):

@@ -1,4 +1,4 @@
-"""The images at which a linear objective is highest: every row scored, none kept."""
+"""Ranks a store's images by an objective, reading every row once and keeping none."""
 
 from __future__ import annotations
 
@@ -10,12 +10,53 @@ import numpy.typing as npt
 from timmscope.progress import task
 from timmscope_registry import ParameterError
 
+from .linear_form import LinearForm, linear_form
+from .vector_index import Hits
+
 if TYPE_CHECKING:
-    from timmscope.index.linear_form import LinearForm
-    from timmscope.store.store import Store
+    from timmscope.models import HookedModel
+    from timmscope.objectives import Objective
+    from timmscope.store import Store
 
 
 def strongest(
+    store: Store,
+    objective: Objective | str | int,
+    k: int = 10,
+    *,
+    where: str | npt.ArrayLike | None = None,
+    layer: str | None = None,
+    model: HookedModel | None = None,
+) -> Hits:
+    """The images of a store at which an objective is highest, best first, ties by image id.
+
+    The score is the objective itself, computed from the pooled rows of its layers: the inner
+    product with a direction, a unit's mean, the logit of a class. Every row is read once, in
+    bounded memory; no index is needed.
+
+    Args:
+        store: the store.
+        objective: units, directions and classes, their sums and multiples.
+        k: how many; where fewer images have a score, all of them.
+        where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
+        layer: the layer that classes are read from, through an affine path to the logits; by
+            default the last mined one that has it.
+        model: the store's model; by default loaded where the objective needs it.
+
+    Raises:
+        ObjectiveError: it is no linear function of the rows that the store keeps.
+        LayerNotFound: the store lacks the layer.
+        StoreMismatch: `model` is not the one that the store was mined with.
+        ParameterError: the condition is wrong, or `k` is below 1.
+        StoreError: the store is not finished.
+    """
+    ids, scores = score_rows(
+        store, linear_form(objective, store, layer=layer, model=model), k, where
+    )
+    return Hits(ids[None], scores[None])
+
+
+def score_rows(
     store: Store, form: LinearForm, k: int, where: str | npt.ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids (k,) int64 and scores (k,) float32, best first, equal scores by ascending id.

@@ -29,6 +29,7 @@ from timmscope.index.filters import Where, allowed_ids
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
 from timmscope.index.ownership import check_belongs, locate, missing_rows
 from timmscope.index.source import array_source, store_source
+from timmscope.store.model import require_weights
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
@@ -469,24 +470,21 @@ class VectorIndex:
             where: which rows may be found; see `search`.
 
         Raises:
-            VectorIndexError: another model, features that are not finite, or a filter that does
-                not fit.
+            StoreMismatch: the model is another one.
+            VectorIndexError: features that are not finite, or a filter that does not fit.
             ImageError: an image cannot be read.
         """
-        from timmscope.models.pooled_features import embed
+        from timmscope.models.pooled_features import pooled_features
 
         if self.record.weights_sha256 is None:
             raise VectorIndexError(
                 f"the index of {self.layer!r} was built from an array, so no model can be checked "
                 "against it: search by vector"
             )
-        if model.weights_sha256 != self.record.weights_sha256:
-            raise VectorIndexError(
-                f"{model.id} has other weights than {self.record.model}, which made the rows of "
-                f"{self.layer!r}: search with that model"
-            )
+        owner = f"{self.record.model}, which computed the rows of {self.layer!r}"
+        require_weights(model, self.record.weights_sha256, owner)
         pictures = model.images(images)
-        rows = embed(model, pictures, self.layer, precision=self.record.precision)
+        rows = pooled_features(model, pictures, self.layer, precision=self.record.precision)
         return self.search(rows, k, where=where)
 
     def search_objective(

@@ -16,6 +16,7 @@ from timmscope.images import Images, ImageSource, open_images
 from timmscope.store import Manifest, Store, shards
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
+from timmscope.store.model import store_model
 from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
@@ -148,7 +149,7 @@ def resume(
             whole = present(folder, old.without_shards(set()))
             if not whole.missing:
                 return Store(folder, write_merged(folder, whole, reducers_of(whole)))
-        model = model or model_of(old)
+        model = store_model(Store(folder, old), model)
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
@@ -189,19 +190,3 @@ def _run(
     if not manifest.complete:
         manifest = write_merged(folder, manifest, plan.reducers)
     return Store(folder, manifest)
-
-
-def model_of(manifest: Manifest) -> HookedModel:
-    """Load the model that a store was made with, by its id.
-
-    Raises:
-        StoreError: it had none; the model has to be given.
-    """
-    from timmscope.models import load_model
-
-    if manifest.model.id.startswith("module:"):
-        raise StoreError(
-            f"the store's model {manifest.model.id} has no source to load it from; "
-            "pass it as model="
-        )
-    return load_model(manifest.model.id)

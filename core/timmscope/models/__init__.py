@@ -3,6 +3,14 @@
 from timmscope.models.classes import ClassNames
 from timmscope.models.hooked_model import HookedModel, PassCounter
 from timmscope.models.loading import load_model
+from timmscope.models.pooled_features import pooled_features
 from timmscope.models.preprocessing import Preprocessing
 
-__all__ = ["ClassNames", "HookedModel", "PassCounter", "Preprocessing", "load_model"]
+__all__ = [
+    "ClassNames",
+    "HookedModel",
+    "PassCounter",
+    "Preprocessing",
+    "load_model",
+    "pooled_features",
+]

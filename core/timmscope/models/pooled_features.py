@@ -1,30 +1,30 @@
-"""From images to the rows that mining keeps: one layer's pooled units."""
+"""Computes a layer's pooled units for images, as mining keeps them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from timmscope.index.backend import Rows
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
-    from timmscope.models import HookedModel
+    from .hooked_model import HookedModel
 
 _BATCH = 32
 
 
-def embed(
+def pooled_features(
     model: HookedModel,
     images: Tensor,
     layer: str,
     *,
     precision: str = "float32",
     batch_size: int = _BATCH,
-) -> Rows:
+) -> npt.NDArray[np.float32]:
     """Pooled units of a layer, `(B, C)` float32, as mining computes them.
 
     Args:
@@ -45,7 +45,7 @@ def embed(
         with torch.inference_mode(), half, model.record(point.name) as recording:
             model(images[start : start + batch_size])
             parts.append(point.pooled(recording[point.name].float()).cpu().numpy())
-    rows: Rows = np.concatenate(parts)
+    rows: npt.NDArray[np.float32] = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(bad):
         raise VectorIndexError(

@@ -10,9 +10,11 @@ from timmscope.objectives.kinds import (
     neuron,
     top,
 )
+from timmscope.objectives.model import ModelLike
 from timmscope.objectives.text import parse_objective
 
 __all__ = [
+    "ModelLike",
     "Objective",
     "as_objective",
     "channel",

@@ -17,14 +17,14 @@ from torch import Tensor
 from timmscope_registry import ObjectiveError
 
 if TYPE_CHECKING:
-    from timmscope.models import HookedModel
+    from .model import ModelLike
 
 
 class Objective(ABC):
     """A scalar of the model an image. `str(objective)` is its text form and parses back."""
 
     @abstractmethod
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """The same objective for this model: names resolved, layers and units checked.
 
         Args:
@@ -107,7 +107,7 @@ class WeightedSum(Objective):
 
     terms: tuple[tuple[float, Objective], ...]
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Bind every term."""
         return WeightedSum(tuple((weight, term.bind(model, images)) for weight, term in self.terms))
 

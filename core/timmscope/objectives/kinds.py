@@ -22,7 +22,7 @@ from timmscope_registry import LayerNotFound, ObjectiveError
 from timmscope_registry.hooks import Layer
 
 if TYPE_CHECKING:
-    from timmscope.models import HookedModel
+    from .model import ModelLike
 
 LOGITS = "logits"
 
@@ -111,7 +111,7 @@ class ClassLogit(Objective):
 
     targets: tuple[int | str, ...]
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Names become indices; a single target serves every image."""
         if model.num_classes == 0:
             raise ObjectiveError(
@@ -165,7 +165,7 @@ class ClassLogit(Objective):
 class Top(Objective):
     """The prediction; binding turns it into class logits."""
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Predict, and aim at the classes predicted."""
         if images is None:
             raise ObjectiveError(
@@ -201,7 +201,7 @@ class _OfLayer(Objective):
         """The layer."""
         return (self.layer,)
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Find the layer and check the unit."""
         bound = replace(self)
         object.__setattr__(bound, "_at", model.layers[self.layer])
@@ -318,7 +318,7 @@ class ByName(Objective):
 
     name: str
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Look among the layers, then among the classes."""
         if self.name in model.layers:
             return LayerEnergy(self.name).bind(model, images)
@@ -362,7 +362,7 @@ def load_direction(layer: str, path: str) -> Objective:
         raise ObjectiveError(f"no direction can be read from {path}: {error}") from error
 
 
-def _class_index(model: HookedModel, target: int | str) -> int:
+def _class_index(model: ModelLike, target: int | str) -> int:
     if isinstance(target, str):
         if target.lstrip("-").isdecimal():
             target = int(target)
@@ -380,6 +380,6 @@ def _class_index(model: HookedModel, target: int | str) -> int:
     return target
 
 
-def _example_unit(model: HookedModel) -> str:
+def _example_unit(model: ModelLike) -> str:
     layers = [layer for layer in model.layers.values() if layer.grid is not None]
     return f"{layers[-1].name}[0]" if layers else "a layer's unit, LAYER[UNIT]"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from timmscope.objectives import Objective
+from timmscope.objectives import ModelLike, Objective
 from timmscope.progress import quiet
 from timmscope_registry import (
     ModelError,
@@ -139,7 +139,7 @@ class _Cells(Objective):
     targets: tuple[tuple[int, tuple[int, int]], ...]
     at: Layer | None = field(default=None, repr=False, compare=False)
 
-    def bind(self, model: HookedModel, images: Tensor | None) -> Objective:
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Find the layer; units and cells come from a store of it."""
         return replace(self, at=model.layers[self.layer])
 

@@ -22,9 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from timmscope.images import Images
-from timmscope.mining.mine import model_of
 from timmscope.progress import task, track
 from timmscope.store import Store, StoreLayer, StorePictures, TopEntry
+from timmscope.store.model import store_model
 from timmscope.store.top_k import top_entries
 from timmscope_registry import ImageError, StoreError, UnsupportedModel
 
@@ -117,7 +117,7 @@ def top_patches(
     pictures = StorePictures(store, images)
 
     def load() -> HookedModel:
-        return model or model_of(store.manifest)
+        return store_model(store, model)
 
     entries = ranked(found, load, [unit], k, per_image=per_image, where=where, pictures=pictures)
     fields, _ = fields_of(found, load, [unit], field, entries, pictures)

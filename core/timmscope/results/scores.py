@@ -50,7 +50,7 @@ class Scores(Result):
     def figure(self) -> Figure:
         """The spread of all scores, and the images that have the highest."""
         from timmscope.drawing import scores_figure
-        from timmscope.drawing.theme import number
+        from timmscope.drawing.style import number
 
         places = self.ranking()[: self.top]
         titles = []

@@ -10,6 +10,7 @@ from .manifest import (
     ModelRecord,
     ShardRecord,
 )
+from .model import store_model
 from .pictures import StorePictures
 from .rows import RowArray
 from .store import ImageTable, Store
@@ -32,4 +33,5 @@ __all__ = [
     "StorePictures",
     "TopEntry",
     "UnitStatistics",
+    "store_model",
 ]

@@ -1,4 +1,4 @@
-"""One writer per store: an advisory lock that dies with the process that holds it."""
+"""`StoreLock` lets one process at a time write to a store."""
 
 from __future__ import annotations
 
@@ -6,68 +6,66 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import filelock
+
 from timmscope_registry import StoreError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, two writers are not told apart
-    fcntl = None  # type: ignore[assignment]
-
 NAME = ".lock"
-_held: set[int] = set()
 
 
 class StoreLock:
     """Holds a store for writing inside a ``with`` block.
 
-    The operating system drops the lock when the process ends, however it ends, so a killed run
-    blocks nobody. The file stays; only the lock on it counts. An evaluation is held likewise:
-    `what` is the word for the folder in messages.
+    The operating system releases the lock when the process ends, however it ends, so a killed
+    process blocks nobody. The file stays; only the lock on it counts. A forked worker does not
+    inherit the lock (filelock closes its descriptor there).
+
+    Args:
+        folder: the store, or the folder of an evaluation.
+        what: the word for the folder in messages.
 
     Raises:
-        StoreError: another process is writing to the store; the message has its number.
+        StoreError: another process is writing to the folder; the message has its number. Or the
+            folder cannot be written to.
     """
 
     def __init__(self, folder: Path, what: str = "store") -> None:
         self._path = folder / NAME
         self._what = what
+        self._lock = filelock.FileLock(
+            self._path,
+            timeout=0,
+            mode=0o644,
+            thread_local=False,
+            preserve_lock_file=True,
+            on_acquired=_write_owner,
+        )
 
     def __enter__(self) -> StoreLock:
         try:
-            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock.acquire()
+        except filelock.Timeout as error:
+            owner = ""
+            with suppress(OSError):
+                owner = self._path.read_bytes()[:20].decode("ascii", "replace").strip()
+            raise StoreError(
+                f"{self._path.parent}: process {owner or 'unknown'} is writing to this "
+                f"{self._what}; wait until it has finished, or choose another folder"
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"{self._path.parent}: cannot write to this folder ({error.strerror}); "
                 f"choose another one for the {self._what}"
             ) from error
-        if fcntl is not None:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                owner = os.read(self._file, 20).decode("ascii", "replace").strip()
-                os.close(self._file)
-                raise StoreError(
-                    f"{self._path.parent}: process {owner or 'unknown'} is writing to this "
-                    f"{self._what}; wait until it has finished, or choose another folder"
-                ) from error
-        _held.add(self._file)
-        with suppress(OSError):  # a full disk must not hide behind a courtesy
-            os.ftruncate(self._file, 0)
-            os.pwrite(self._file, str(os.getpid()).encode(), 0)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _held.discard(self._file)
-        os.close(self._file)
+        self._lock.release()
 
 
-def _let_go() -> None:
-    """A forked worker shares the lock and would hold it after its parent's death."""
-    for file in _held:
-        with suppress(OSError):
-            os.close(file)
-    _held.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+def _write_owner(file: int) -> None:
+    """Write the process's number, for the message of a process that has to wait."""
+    with suppress(OSError):  # a full disk must not stop a pass for the sake of a message
+        os.ftruncate(file, 0)
+        os.lseek(file, 0, os.SEEK_SET)
+        os.write(file, str(os.getpid()).encode())

@@ -31,10 +31,6 @@ from .store_layer import StoreLayer
 if TYPE_CHECKING:
     from timmscope.collectors import Collector
     from timmscope.images import Images
-    from timmscope.index import Hits
-    from timmscope.mining.verify import Report
-    from timmscope.models import HookedModel
-    from timmscope.objectives import Objective
 
     from .metadata import Metadata
 
@@ -251,58 +247,6 @@ class Store:
                 "; ".join(filter(None, parts)), name=name, nearest=nearest(name, names)
             )
         return StoreLayer(self, record)
-
-    def strongest(
-        self,
-        objective: Objective | str | int,
-        k: int = 10,
-        *,
-        where: str | npt.ArrayLike | None = None,
-        layer: str | None = None,
-        model: HookedModel | None = None,
-    ) -> Hits:
-        """The images at which an objective is highest, best first, ties by image id.
-
-        The score is the objective itself, computed from the pooled rows of its layers: the inner
-        product with a direction, a unit's mean, the logit of a class. Every row is read once, in
-        bounded memory; no index is needed.
-
-        Args:
-            objective: units, directions and classes, their sums and multiples.
-            k: how many; where fewer images have a score, all of them.
-            where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
-            layer: the layer that classes are read from, through an affine path to the logits; by
-                default the last mined one that has it.
-            model: the store's model; by default loaded where the objective needs it.
-
-        Raises:
-            ObjectiveError: it is no linear function of the rows that the store keeps.
-            LayerNotFound: the store lacks the layer.
-            ParameterError: the condition is wrong, or `k` is below 1.
-            StoreError: the store is not finished.
-        """
-        from timmscope.index import Hits
-        from timmscope.index.linear_form import linear_form
-        from timmscope.index.strongest import strongest
-
-        form = linear_form(objective, self, layer=layer, model=model)
-        ids, scores = strongest(self, form, k, where)
-        return Hits(ids[None], scores[None])
-
-    def verify(
-        self,
-        *,
-        repair: bool = False,
-        model: HookedModel | None = None,
-        images: Images | None = None,
-    ) -> Report:
-        """Check every file by checksum and by reading it; see `timmscope.mining.verify`."""
-        from timmscope.mining.verify import verify
-
-        report = verify(self.path, repair=repair, model=model, images=images)
-        if report.repaired:
-            self._adopt(Manifest.read(self.path), self.images.metadata)
-        return report
 
     def collector(self, layer: str, name: str) -> Collector:
         """Return a collector with all that the pass has seen at a layer.

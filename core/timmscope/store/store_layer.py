@@ -17,12 +17,8 @@ from .shards import MERGED, READ, layer_group
 from .top_k import TopEntry, top_entries
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from timmscope.collectors import Statistics
     from timmscope.collectors.statistics import Moments
-    from timmscope.models import HookedModel
-    from timmscope.units import UnitReport, UnitThresholds
 
     from .store import Store
 
@@ -207,48 +203,6 @@ class StoreLayer:
             raise StoreError(f"statistics are kept of 'max' and 'pooled', not of {kind!r}")
         collector = cast("Statistics", self.store.collector(self.name, "statistics"))
         return UnitStatistics.of(collector.of(kind))
-
-    def units(
-        self,
-        *,
-        where: str | npt.ArrayLike | None = None,
-        thresholds: UnitThresholds | None = None,
-        by: str | None = None,
-    ) -> UnitReport:
-        """Judge every unit: dead, sparse, saturated, redundant, selective of a class.
-
-        Reads all rows once (twice where images have labels), in memory that depends on the number
-        of units alone.
-
-        Args:
-            where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
-            thresholds: from where a unit counts as what.
-            by: column of text whose values units may be selective of; by default the labels.
-
-        Raises:
-            ParameterError: the condition is wrong, or chooses no image that could be read; there is
-                no such column, or nothing in it to tell apart.
-            StoreError: the store is not finished.
-        """
-        from timmscope.units import judge_units
-
-        return judge_units(self, where, thresholds, by=by)
-
-    def embed(self, model: HookedModel, images: Tensor) -> np.ndarray:
-        """Pooled units `(B, C)` float32 of further images, as the pass computes them.
-
-        Args:
-            model: the one that the store was mined with; `RepresentationTechnique.model_of`
-                loads and checks it.
-            images: `(B, 3, H, W)` in [0, 1].
-
-        Raises:
-            LayerNotFound: the model has no such layer.
-            VectorIndexError: a feature is NaN or infinite.
-        """
-        from timmscope.models.pooled_features import embed
-
-        return embed(model, images, self.name, precision=self.store.manifest.precision)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.record.kinds:

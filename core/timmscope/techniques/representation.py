@@ -13,14 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from timmscope.models import HookedModel, load_model
+from timmscope.models import HookedModel
 from timmscope.results import Provenance, Result, Sheet, Table
+from timmscope.store.model import store_model
 from timmscope.techniques.base import Technique, named
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
 from timmscope.techniques.validate_output import checked_pixels, checked_type
-from timmscope_registry import ParameterError, StoreMismatch, TechniqueError, TimmscopeError
+from timmscope_registry import ParameterError, TechniqueError
 
 if TYPE_CHECKING:
     from timmscope.images import Images
@@ -132,26 +133,9 @@ class RepresentationTechnique(Technique):
 
         Raises:
             StoreMismatch: the caller's model has other weights.
-            ParameterError: the caller gave none, and the id is not enough to load it.
+            StoreError: the caller gave none, and it cannot be loaded by its id.
         """
-        store, facts = layer.store, layer.store.manifest.model
-        given = _call.get().model
-        if given is None:
-            try:
-                given = load_model(facts.id)
-            except TimmscopeError as error:
-                raise ParameterError(
-                    f"{self.title()} needs the model of {store.path}, {facts.id}, which "
-                    f"cannot be loaded ({error}): pass model=…",
-                    parameter="model",
-                ) from error
-        if given.weights_sha256 != facts.weights_sha256:
-            raise StoreMismatch(
-                f"{given.id} has other weights than the model of {store.path}, {facts.id}: "
-                "pass the model that the store was mined with",
-                differences=[f"weights: {facts.weights_sha256} → {given.weights_sha256}"],
-            )
-        return given
+        return store_model(layer.store, _call.get().model)
 
     @property
     def seed(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from timmscope.collectors import Collector, Extrema, LayerBatch, Pooled, RowCollector, State
-from timmscope.mining import mine
+from timmscope.mining import mine, verify
 from timmscope.models import HookedModel
 from timmscope.store import Store
 from timmscope.testing.conformance import Case, check
@@ -118,7 +118,7 @@ def survives_a_kill(case: Case) -> None:
     wire.armed = 0
     broken = _mined(case, model, pictures, "broken")
     for part in (broken, whole):
-        assert part.verify().ok
+        assert verify(part.path).ok
     layer = whole.layer("act2")
     for kind in layer.record.kinds:
         assert np.array_equal(layer.rows(kind)[:], broken.layer("act2").rows(kind)[:])

@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 
 from timmscope import (
-    DatasetComparison,
     ImageError,
     ParameterError,
     RepresentationTechnique,
@@ -19,6 +18,7 @@ from timmscope import (
     StoreMismatch,
     task,
 )
+from timmscope_representation.distances.dataset_comparison import DatasetComparison
 from timmscope_representation.distances.set_distances import (
     SetDistances,
     frechet_distance,

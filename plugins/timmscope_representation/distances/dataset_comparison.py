@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from timmscope.results.csv_text import csv_text
-from timmscope.results.result import Result
+from timmscope import Result, csv_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

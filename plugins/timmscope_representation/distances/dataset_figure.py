@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.pixels import to_array
-from timmscope.drawing.theme import (
+from timmscope.drawing import (
     GAP_IN,
     INK,
     LABEL_PT,
@@ -19,11 +17,14 @@ from timmscope.drawing.theme import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
+    Canvas,
     fit,
     fit_middle,
+    line_height,
     number,
     text_width,
     theme,
+    to_array,
     with_error,
 )
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from timmscope import LayerSimilarity, ParameterError, RepresentationTechnique, Rows
+from timmscope import ParameterError, RepresentationTechnique, Rows
+from timmscope_representation.distances.layer_similarity import LayerSimilarity
 from timmscope_representation.distances.paired_rows import Aligned
 from timmscope_representation.distances.similarity import FEWEST, linear_cka, rsa
 from timmscope_representation.moments import Numbers

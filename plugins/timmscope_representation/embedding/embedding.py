@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timmscope.results.csv_text import csv_text
-from timmscope.results.result import Result
-from timmscope.techniques.rows import Rows
+from timmscope import Result, Rows, csv_text
 from timmscope_representation.embedding.pictures import NO_PICTURES, SHOWN_PX, pictures_of
 
 if TYPE_CHECKING:
@@ -134,9 +132,24 @@ class Embedding(Result):
 
     def documents(self) -> dict[str, str]:
         """`map.html` and `points.csv`."""
-        from timmscope.drawing.map_page import embedding_page
+        from timmscope.drawing import PointMap, map_page
 
-        return {"map.html": embedding_page(self), "points.csv": csv_text(self.table())}
+        page = PointMap(
+            points=self.points,
+            names=self.names,
+            title=self.title,
+            note=self.note,
+            colourings=self.colourings,
+            values=self.values,
+            query_points=self.query_points,
+            query_names=self.query_names,
+            query_images=self.query_images,
+            sheets=self.sheet_files(),
+            tile_px=self.tile_px,
+            sheet_columns=self.sheet_columns,
+            sheet_rows=self.sheet_rows,
+        )
+        return {"map.html": map_page(page), "points.csv": csv_text(self.table())}
 
     def table(self) -> list[dict[str, Any]]:
         """A point a row: id, name, place, and what it can be coloured by; queries have no id."""

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from timmscope import (
     ClassNames,
-    Embedding,
     HookedModel,
     ParameterError,
     RepresentationTechnique,
     Rows,
     StoreLayer,
     TimmscopeError,
+    pooled_features,
 )
+from timmscope_representation.embedding.embedding import Embedding
 
 from .nearest_neighbours import query_names
 from .point_colours import Colouring, by_cluster, by_label, by_prediction, by_unit
@@ -160,4 +161,9 @@ class EmbeddingMap(RepresentationTechnique):
         model = self.model_of(layer)
         pictures = model.images(images).detach()
         names = query_names(images, len(pictures))
-        return model, layer.embed(model, pictures), pictures.cpu(), names
+        return (
+            model,
+            pooled_features(model, pictures, layer.name, precision=layer.store.manifest.precision),
+            pictures.cpu(),
+            names,
+        )

@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.map_colours import CONTINUOUS, Group, groups_of
-from timmscope.drawing.theme import (
+from timmscope.drawing import (
+    CONTINUOUS,
     INK,
     LABEL_PT,
     MARGIN_IN,
@@ -24,7 +23,11 @@ from timmscope.drawing.theme import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
+    Canvas,
+    Group,
     fit,
+    groups_of,
+    line_height,
     number,
     printable,
     text_width,

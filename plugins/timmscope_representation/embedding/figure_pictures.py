@@ -11,9 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from timmscope.drawing.map_colours import CONTINUOUS, OTHER, Group
-from timmscope.drawing.pixels import to_array
-from timmscope.drawing.theme import INK
+from timmscope.drawing import CONTINUOUS, INK, OTHER, Group, to_array
 
 if TYPE_CHECKING:
     from timmscope_representation.embedding.embedding import Embedding

@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timmscope.progress import task
-from timmscope.techniques.rows import Rows
+from timmscope import Rows, task
 from timmscope_registry import ImageError
 
 if TYPE_CHECKING:

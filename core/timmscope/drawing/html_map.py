@@ -1,4 +1,4 @@
-"""A map of images to explore: one HTML file that holds its points and small pictures.
+"""Draws a map of images as one HTML page to explore, with its points and small pictures.
 
 It draws into a canvas pixel by pixel, without WebGL: 100,000 points take a few milliseconds, also
 on machines without a graphics card, where plotly's three-dimensional scatter plot of as many needs
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -22,17 +24,53 @@ from timmscope.drawing.map_colours import CONTINUOUS, groups_of
 from timmscope.drawing.pixels import png_bytes
 
 if TYPE_CHECKING:
-    from timmscope_representation.embedding.embedding import Embedding
+    from torch import Tensor
 
 _STEPS = 64
 
 
-def embedding_page(found: Embedding) -> str:
+@dataclass(frozen=True, kw_only=True)
+class PointMap:
+    """What a page needs of a map.
+
+    Attributes:
+        points: `(n, 2)` or `(n, 3)`, the images' places.
+        names: what each image is called.
+        title: what is shown, in a line.
+        note: how the map was made.
+        colourings: dictionaries with `title`, and `classes`, the names that `values` count, or None
+            where the values are numbers.
+        values: `(colourings, n)`.
+        query_points: `(q, 2)` or `(q, 3)`, places of query images.
+        query_names: what each query image is called.
+        query_images: `(q, 3, t, t)` in [0, 1], or None.
+        sheets: JPEG files with the small pictures of the images, in their order.
+        tile_px: side of a small picture in pixels.
+        sheet_columns: small pictures per row of a sheet.
+        sheet_rows: rows per sheet.
+    """
+
+    points: Tensor
+    names: Sequence[str]
+    title: str
+    note: str
+    colourings: Sequence[dict[str, Any]]
+    values: Tensor
+    query_points: Tensor
+    query_names: Sequence[str] = ()
+    query_images: Tensor | None = None
+    sheets: Sequence[bytes] = ()
+    tile_px: int = 0
+    sheet_columns: int = 0
+    sheet_rows: int = 0
+
+
+def map_page(found: PointMap) -> str:
     """The page as HTML; every text is escaped, and a policy forbids it to load anything."""
-    sheets = [base64.b64encode(sheet).decode("ascii") for sheet in found.sheet_files()]
+    sheets = [base64.b64encode(sheet).decode("ascii") for sheet in found.sheets]
     head = {
         "names": [*found.names, *found.query_names],
-        "count": len(found),
+        "count": len(found.points),
         "dimensions": found.points.shape[1],
         "colourings": [
             _colouring(colouring, values)
@@ -53,8 +91,8 @@ def embedding_page(found: Embedding) -> str:
         note=_valid(found.note),
         head=_script_json(head),
         sheets=sheets,
-        script=_asset("embedding_page.js"),
-        style=_asset("embedding_page.css"),
+        script=_asset("html_map.js"),
+        style=_asset("html_map.css"),
     )
     return page
 
@@ -119,4 +157,4 @@ def _asset(name: str) -> str:
 
 def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_asset("embedding_page.html.j2"))
+    return environment.from_string(_asset("html_map.html.j2"))

@@ -1,0 +1,40 @@
+"""`ModelLike` is what an objective asks of a model; objectives depend on no model class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from timmscope_registry.hooks import Layer
+
+
+class ClassLookup(Protocol):
+    """Finds a class by its name."""
+
+    def find(self, name: str) -> int:
+        """Index of the class; raises `ObjectiveError` where none or several have the name."""
+
+
+class ModelLike(Protocol):
+    """A model that objectives can be bound to."""
+
+    @property
+    def id(self) -> str:
+        """What error messages call the model."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 where the model is no classifier."""
+
+    @property
+    def classes(self) -> ClassLookup | None:
+        """The classes by name, None where they have no names."""
+
+    @property
+    def layers(self) -> Mapping[str, Layer]:
+        """The layers by name, in execution order."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]."""

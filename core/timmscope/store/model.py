@@ -1,0 +1,64 @@
+"""Loads the model that a store was mined with, and refuses every other model in its place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from timmscope_registry import StoreError, StoreMismatch, TimmscopeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from timmscope.models import HookedModel
+
+    from .store import Store
+
+
+def store_model(
+    store: Store, given: HookedModel | None = None, *, device: str | torch.device | None = None
+) -> HookedModel:
+    """Return the model that a store was mined with: the one given, else loaded by its id.
+
+    Args:
+        store: the store.
+        given: the caller's model; its weights are compared with those that the store records.
+        device: where to load the model, where none is given.
+
+    Raises:
+        StoreError: the model cannot be loaded by its id; the caller has to give it.
+        StoreMismatch: the model has other weights than the one that the store was mined with.
+    """
+    record = store.manifest.model
+    if given is None:
+        from timmscope.models import load_model
+
+        try:
+            if record.id.startswith("module:"):
+                raise StoreError("it was a module in memory")
+            given = load_model(record.id, device=device)
+        except TimmscopeError as error:
+            raise StoreError(
+                f"the model of {store.path.name}, {record.id}, cannot be loaded ({error}): "
+                "pass it as model="
+            ) from error
+    require_weights(given, record.weights_sha256, f"the model of {store.path.name}, {record.id}")
+    return given
+
+
+def require_weights(model: HookedModel, weights_sha256: str, owner: str) -> None:
+    """Refuse a model whose weights are not those that rows were computed with.
+
+    Args:
+        model: the model.
+        weights_sha256: digest of the weights expected.
+        owner: what has those weights, for the message.
+
+    Raises:
+        StoreMismatch: the weights differ.
+    """
+    if model.weights_sha256 != weights_sha256:
+        raise StoreMismatch(
+            f"{model.id} has other weights than {owner}: use the model that the store was mined "
+            "with",
+            differences=[f"weights: {weights_sha256} → {model.weights_sha256}"],
+        )

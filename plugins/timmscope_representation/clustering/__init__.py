@@ -1,0 +1,1 @@
+"""Groups of images: clusters and near-duplicates."""

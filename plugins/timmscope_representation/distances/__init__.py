@@ -1,0 +1,1 @@
+"""How far apart images, layers and data sets are."""

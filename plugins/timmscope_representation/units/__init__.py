@@ -1,0 +1,1 @@
+"""What single units of a layer respond to: patches, maps, weights and statistics."""
