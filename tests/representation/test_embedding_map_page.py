@@ -217,7 +217,7 @@ def test_a_hundred_thousand_points_respond(browser: Any, large: Embedding, tmp_p
 
 
 def test_the_page_holds_every_name_as_data_and_forbids_itself_to_load(small: Embedding) -> None:
-    page = embedding_page(small)
+    page = small.documents()["map.html"]
     assert "<img" not in page
     assert page.count("</script>") == page.count("<script") == 3
     assert "Content-Security-Policy" in page
