@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench.pairs import Pair, compare
 from tests.representation.map_in_browser import Shown, a_large_map, launched, path_of_a_browser
 
-from timmscope import Embedding
+from timmscope_representation.embedding.embedding import Embedding
 
 MANY, FEW = 100_000, 10_000
 

@@ -11,18 +11,13 @@ def test_every_public_name_resolves(name: str) -> None:
     assert getattr(timmscope, name) is not None
 
 
-def test_names_that_the_type_checker_sees_are_those_that_exist() -> None:
-    assert set(timmscope.__all__) == {*timmscope._HOME, "__version__"}
-    assert list(timmscope.__all__) == sorted(timmscope.__all__)
-
-
 @pytest.mark.parametrize("name", timmscope_registry.__all__)
 def test_every_name_of_the_registry_resolves(name: str) -> None:
     assert getattr(timmscope_registry, name) is not None
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+    with pytest.raises(AttributeError, match="attribute load_modle"):
         _ = timmscope.load_modle
 
 

@@ -10,7 +10,7 @@ import torch
 
 from timmscope import HookedModel, load_model, open_images
 from timmscope.index.backend import BuildHints, begin, checked_found, find_backend
-from timmscope.mining.collector_errors import made
+from timmscope.mining.collector_errors import instantiate as made
 from timmscope_registry import PluginError, UnsupportedModel, get_registry, set_registry
 
 SOURCE = """

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from timmscope import Embedding, Provenance
+from timmscope import Provenance
+from timmscope_representation.embedding.embedding import Embedding
 from timmscope_representation.embedding.pictures import _jpeg
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -21,7 +21,6 @@ from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
 from timmscope import (
-    DatasetComparison,
     HookedModel,
     LayerNotFound,
     ParameterError,
@@ -33,6 +32,7 @@ from timmscope import (
     technique,
 )
 from timmscope.cli import main
+from timmscope_representation.distances.dataset_comparison import DatasetComparison
 from timmscope_representation.distances.set_distances import frechet_distance, set_distances
 from timmscope_representation.moments import Moments
 

@@ -20,7 +20,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from timmscope import (
-    Embedding,
     HookedModel,
     ParameterError,
     Rows,
@@ -34,6 +33,7 @@ from timmscope import (
 )
 from timmscope.cli.main import main
 from timmscope.drawing.map_colours import MOST, groups_of
+from timmscope_representation.embedding.embedding import Embedding
 from timmscope_representation.embedding.figure_pictures import PANEL_IN, PICTURE_IN, spread_out
 from timmscope_representation.embedding.pictures import BUDGET, BYTES_PER_PIXEL, tile_px
 

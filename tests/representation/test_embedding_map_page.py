@@ -18,7 +18,6 @@ from tests.representation.map_in_browser import (
     path_of_a_browser,
 )
 
-from timmscope import Embedding
 from timmscope_representation.embedding.embedding import Embedding
 
 EVIL = "</script><img src=x onerror=document.title='evil'>.png"

@@ -15,17 +15,9 @@ from PIL import Image
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
-from timmscope import (
-    LayerNotFound,
-    LayerSimilarity,
-    ParameterError,
-    Store,
-    load_model,
-    load_result,
-    mine,
-    technique,
-)
+from timmscope import LayerNotFound, ParameterError, Store, load_model, load_result, mine, technique
 from timmscope.cli import main
+from timmscope_representation.distances.layer_similarity import LayerSimilarity
 
 RepresentationalSimilarity: Any = technique("representational-similarity")
 

@@ -8,13 +8,12 @@ rc settings are never touched.
 from .canvas import Canvas, line_height
 from .curves import style_figure, synthesis_figure
 from .heat import HeatScale, around_grey, attribution_figure, colourise, overlay
-from .map_colours import CONTINUOUS, OTHER, Group, groups_of
 from .html_map import PointMap, map_page
+from .map_colours import CONTINUOUS, OTHER, Group, groups_of
 from .matrix import matrix_figure
 from .pixels import png_bytes, to_array, write_png
 from .scores import scores_figure
 from .sheet import sheet_figure
-from .table import table_figure
 from .style import (
     GAP_IN,
     INK,
@@ -34,6 +33,7 @@ from .style import (
     theme,
     with_error,
 )
+from .table import table_figure
 
 __all__ = [
     "CONTINUOUS",
