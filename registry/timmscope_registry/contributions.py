@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +22,22 @@ def described(entry: Entry[Any]) -> str:
     """How to speak of a contribution, as in ``technique 'ripple' of timmscope-foo:main 1.2``."""
     plugin = entry.plugin
     return f"{entry.kind} {entry.spec.name!r} of {plugin.id} {plugin.version}".rstrip()
+
+
+def missing_plugin(kind: str, id_: str) -> str:
+    """Say that nothing installed contributes an id, and what to install.
+
+    Args:
+        kind: of contribution, as in ``collector``.
+        id_: ``"distribution:name"``, as a file records it; it may hold any text.
+    """
+    distribution, _, name = id_.partition(":")
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) and name:
+        return (
+            f"no plugin contributes the {kind} {name!r} of {distribution}: install {distribution} "
+            "(python -m pip install), or see `timmscope doctor`"
+        )
+    return f"{id_!r} is no registered {kind}; expected distribution:name"
 
 
 def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:

@@ -91,7 +91,9 @@ def test_features_of_an_image_are_those_that_mining_kept(
     images = model.images([folder / f"{number:02d}.png" for number in (0, 9, 22)])
     for layer in (LAYER, "layer1"):
         kept = store.layer(layer).pooled[[0, 9, 22]]
-        np.testing.assert_allclose(pooled_features(model, images, layer), kept, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            pooled_features(model, images, layer), kept, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_a_saved_index_lies_in_the_store_and_loads_by_folder(store: Store) -> None:

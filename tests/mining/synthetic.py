@@ -97,7 +97,7 @@ def write_synthetic(
         images=ImagesRecord(location="", count=count, fingerprint=f"synthetic {seed}"),
         layers=tuple(plan._record(layer) for layer in plan.layers),
         collectors=tuple(
-            {"name": c.name, "impl": f"timmscope.mining:{type(c).__name__}", "parameters": p}
+            {"name": c.name, "id": f"timmscope:{c.name}", "parameters": p}
             for c in plan.collectors
             for p in [c.parameters()]
         ),

@@ -89,7 +89,7 @@ def write_store(path: Path, *, shards: int | None = None, top_k: int = 10) -> Kn
         images=ImagesRecord(location="", count=COUNT, fingerprint="f"),
         layers=tuple(plan._record(layer) for layer in plan.layers),
         collectors=tuple(
-            {"name": c.name, "impl": f"timmscope.mining:{type(c).__name__}", "parameters": p}
+            {"name": c.name, "id": f"timmscope:{c.name}", "parameters": p}
             for c in plan.collectors
             for p in [c.parameters()]
         ),

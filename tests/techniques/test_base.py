@@ -226,9 +226,11 @@ def test_results_of_plugins_and_of_lazy_modules_load_in_a_new_process(tmp_path):
     assert type(maps).__module__.startswith("timmscope_representation.")
     record = json.loads((tmp_path / "maps" / "result.json").read_text(encoding="utf-8"))
     others = {
-        "lazy": {"type": "timmscope.evaluation.result:Evaluation"},
-        "unknown": {"type": "json.tool:Thing"},  # no module of a plugin: not imported
-        "gone": {"type": "strange.plugin:Thing", "provenance": {"technique": "strange:gone"}},
+        "lazy": {"type": "Evaluation"},  # a class of timmscope's own that nothing has imported yet
+        "unknown": {"type": "json.tool:Thing"},
+        "gone": {"type": "Thing", "provenance": {"technique": "strange:gone"}},
+        "code": {"type": "Thing", "provenance": {"technique": "json.tool:main"}},
+        "function": {"type": "mine"},
     }
     for name, changes in others.items():
         (tmp_path / name).mkdir()
@@ -241,11 +243,18 @@ folder = Path({str(tmp_path)!r})
 maps = load_result(folder / "maps")
 assert maps.maps.shape[:2] == (1, 2), maps
 maps.figure()
-for name in ("lazy", "unknown", "gone"):
+words = {{
+    "lazy": "no result can be read",
+    "unknown": "holds a json.tool:Thing, which the plugin of timmscope:activation-maps lacks",
+    "gone": "no plugin contributes the technique 'gone' of strange: install strange",
+    "code": "no plugin contributes the technique 'main' of json.tool",
+    "function": "holds a mine, which the plugin of",
+}}
+for name, expected in words.items():
     try:
         load_result(folder / name)
     except TimmscopeError as error:
-        assert ("no result can be read" if name == "lazy" else "holds a") in str(error), error
+        assert expected in str(error) and len(str(error).splitlines()) == 1, error
     else:
         raise AssertionError(name)
 assert "timmscope.evaluation.result" in sys.modules
@@ -257,9 +266,22 @@ assert "json.tool" not in sys.modules
 def test_a_directory_without_a_result_is_one_clear_line(tmp_path):
     with pytest.raises(TimmscopeError, match="no result can be read from"):
         load_result(tmp_path)
-    (tmp_path / "result.json").write_text('{"type": "nowhere:Thing"}')
-    with pytest.raises(TimmscopeError, match="nowhere:Thing"):
+    for damaged in ('{"type": "Thing"}', "[]", "{", '{"type": 3, "provenance": []}'):
+        (tmp_path / "result.json").write_text(damaged)
+        with pytest.raises(TimmscopeError, match="no result can be read from"):
+            load_result(tmp_path)
+
+
+def test_the_result_of_an_unregistered_technique_is_read_with_its_class(linear_model, tmp_path):
+    result = Page(provenance=Noisy()._provenance(linear_model, 0), rows=[{"a": 1}])
+    record = json.loads((result.save(tmp_path) / "result.json").read_text(encoding="utf-8"))
+    assert record["type"] == "Page"
+    assert record["provenance"]["technique"] == "Noisy"
+    with pytest.raises(TimmscopeError, match=r"pass its class, as in load_result\(directory, Page"):
         load_result(tmp_path)
+    assert load_result(tmp_path, Page) == result
+    with pytest.raises(TimmscopeError, match="holds a Page, not a Table"):
+        load_result(tmp_path, Table)
 
 
 class Painter(SynthesisTechnique):

@@ -55,7 +55,7 @@ def keep_rows(
         images=ImagesRecord(location="", count=len(pooled), fingerprint="f"),
         layers=(plan._record(layer),),
         collectors=tuple(
-            {"name": c.name, "impl": f"timmscope.mining:{type(c).__name__}", "parameters": p}
+            {"name": c.name, "id": f"timmscope:{c.name}", "parameters": p}
             for c in plan.collectors
             for p in [c.parameters()]
         ),

@@ -1,22 +1,8 @@
-"""Collectors: mergeable accumulators fed during a pass over a data set."""
+"""Collectors: mergeable accumulators fed during a pass over a data set.
 
-from .base import Collector, Column, LayerBatch, RowCollector, State
-from .rows import Extrema, Maps, Pooled
-from .sketch import RELATIVE_ERROR
-from .statistics import Moments, Statistics
-from .top_k import TopK
+Names are imported when they are first used: reading statistics needs no torch, making rows does.
+"""
 
-__all__ = [
-    "RELATIVE_ERROR",
-    "Collector",
-    "Column",
-    "Extrema",
-    "LayerBatch",
-    "Maps",
-    "Moments",
-    "Pooled",
-    "RowCollector",
-    "State",
-    "Statistics",
-    "TopK",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -49,7 +49,9 @@ def reduce_batch(
             for collector in plan.rows[layer.name]:
                 with collector_errors(collector, layer.name, start, start + len(images)):
                     found = collector.reduce(layer, activation)
-                    kinds.update(declared_rows(collector, layer, found, len(images)))
+                    kinds.update(
+                        declared_rows(found, plan.declared(layer.name, collector.name), len(images))
+                    )
 
         return look
 

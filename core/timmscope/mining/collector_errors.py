@@ -108,18 +108,16 @@ def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]
 
 
 def declared_rows(
-    collector: RowCollector, layer: Layer, rows: Mapping[str, Tensor], count: int
+    rows: Mapping[str, Tensor], columns: Mapping[str, Column], count: int
 ) -> Mapping[str, Tensor]:
     """Return a collector's rows if they are what its columns say; to be called inside `blame`.
 
     Args:
-        collector: whose rows they are.
-        layer: the layer they are of.
         rows: what `reduce` returned.
+        columns: what the collector declared for the layer.
         count: number of images.
     """
     given: Any = rows
-    columns = collector.columns(layer)
     if not isinstance(given, Mapping) or given.keys() != columns.keys():
         what = f"rows {', '.join(given) or 'none'}" if isinstance(given, dict) else _kind(given)
         raise TypeError(f"returned {what}, its columns say {', '.join(columns)}")

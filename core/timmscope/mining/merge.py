@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from timmscope.collectors import Collector
 from timmscope.index.merge import join_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
@@ -21,8 +22,9 @@ from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
 
+from .plan import recorded_collectors
 from .preflight import amount, prepare, present, require_some
-from .reductions import reducers_of, write_merged
+from .reductions import write_merged
 from .shard_writer import crash
 
 log = logging.getLogger("timmscope.mining")
@@ -42,7 +44,12 @@ class _Part:
         return (min(self.manifest.shards, default=self.manifest.own.start), str(self.folder))
 
 
-def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLike[str]) -> Store:
+def merge(
+    parts: Iterable[Store | str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    collectors: Iterable[Collector] = (),
+) -> Store:
     """Join stores that ``mine(..., ranges=(i, n))`` made to the store of one pass over everything.
 
     The result is the same as that of one pass, byte for byte, in whatever order the parts are
@@ -54,6 +61,7 @@ def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLik
     Args:
         parts: stores, or their folders; any whose shards together are all.
         out: folder of the new store, by custom ``NAME.scope``.
+        collectors: those of the pass that no plugin registers.
 
     Raises:
         StoreMismatch: the parts come from different models, images or settings.
@@ -93,7 +101,11 @@ def merge(parts: Iterable[Store | str | os.PathLike[str]], out: str | os.PathLik
             log.info("%s: %s copied, for want of hard links", folder.name, amount(copied))
         require_some(folder, whole)
         if not whole.complete:
-            whole = write_merged(folder, whole, reducers_of(whole))
+            whole = write_merged(
+                folder,
+                whole,
+                recorded_collectors(Store(folder, whole), collectors, reducers_only=True),
+            )
         join_indexes([(part.name, part.folder) for part in found], Store(folder, whole))
     return Store(folder, whole)
 

@@ -22,10 +22,10 @@ from timmscope_registry import ParameterError, StoreError
 from .batch_size import choose_batch_size
 from .loader import Batches, load_batches
 from .pipeline import run_pipeline
-from .plan import Plan, make_plan, plan_of
+from .plan import Plan, make_plan, plan_of, recorded_collectors
 from .precision import precision_error
 from .preflight import agree, part_of, prepare, present, require_images, require_some, require_space
-from .reductions import reducers_of, write_merged
+from .reductions import write_merged
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -126,6 +126,7 @@ def resume(
     redo: set[int] | None = None,
     model: HookedModel | None = None,
     images: Images | None = None,
+    collectors: Iterable[Collector] = (),
     workers: int | None = None,
 ) -> Store:
     """Complete a store, from its manifest alone where model and images can be opened again.
@@ -137,6 +138,7 @@ def resume(
         redo: numbers of shards to mine again; the merged state is made again in any case.
         model: the store's model; by default loaded by its id.
         images: the store's images; by default opened at their location.
+        collectors: those of the pass that no plugin registers.
         workers: as for `mine`.
 
     Raises:
@@ -144,16 +146,17 @@ def resume(
         StoreMismatch: model or images are not those of the store.
     """
     with StoreLock(folder):
-        old = Manifest.read(folder)
+        old, own = Manifest.read(folder), list(collectors)
         if not redo:
             whole = present(folder, old.without_shards(set()))
             if not whole.missing:
-                return Store(folder, write_merged(folder, whole, reducers_of(whole)))
+                reducers = recorded_collectors(Store(folder, old), own, reducers_only=True)
+                return Store(folder, write_merged(folder, whole, reducers))
         model = store_model(Store(folder, old), model)
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
-        plan = plan_of(old, model)
+        plan = plan_of(Store(folder, old), model, own)
         manifest = agree(folder, old, part_of(plan.manifest(model, source), old.part), source)
         for number in redo or ():
             for name in (shards.rows_file(number), shards.reduced_file(number)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from timmscope.collectors import (
     Statistics,
     TopK,
 )
+from timmscope.collectors.registered import recorded_collector, registered_id
 from timmscope.images import ImageSource
 from timmscope.store import (
     CollectorRecord,
@@ -29,13 +29,13 @@ from timmscope.store import (
     LayerRecord,
     Manifest,
     ModelRecord,
+    Store,
 )
 from timmscope_registry import (
     ImageError,
     ParameterError,
     UnsupportedModel,
     get_registry,
-    import_string,
 )
 
 from .collector_errors import declared_columns, instantiate, storable_state
@@ -76,6 +76,9 @@ class Plan:
     precision: str = PRECISION
     memory_format: str = "contiguous"
     folded: HookedModel | None = field(default=None, repr=False, compare=False)
+    _declared: dict[tuple[str, str], dict[str, Column]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
@@ -93,7 +96,7 @@ class Plan:
                 f"two collectors are called {', '.join(sorted(twice))}", parameter="collectors"
             )
         for layer in self.layers:
-            kinds = self.columns(layer)
+            kinds = self._declare(layer)
             for collector in self.reducers:
                 if missing := [kind for kind in collector.needs if kind not in kinds]:
                     raise ParameterError(
@@ -101,6 +104,21 @@ class Plan:
                         f"not kept of layer {layer.name}; it has {', '.join(kinds)}",
                         parameter="collectors",
                     )
+
+    def _declare(self, layer: Layer) -> set[str]:
+        """Ask each collector once for its columns, and return all kinds of rows of the layer."""
+        kinds: set[str] = set()
+        for collector in self.rows[layer.name]:
+            columns = declared_columns(collector, layer)
+            if twice := kinds & columns.keys():
+                raise ParameterError(
+                    f"the collector {collector.name} keeps rows {min(twice)!r} of {layer.name}, "
+                    "which another collector keeps too; give them another name",
+                    parameter="collectors",
+                )
+            self._declared[layer.name, collector.name] = columns
+            kinds |= columns.keys()
+        return kinds
 
     @property
     def collectors(self) -> list[Collector]:
@@ -110,16 +128,15 @@ class Plan:
 
     def columns(self, layer: Layer) -> dict[str, Column]:
         """Every kind of row kept of a layer."""
-        found: dict[str, Column] = {}
-        for collector in self.rows[layer.name]:
-            for kind, column in declared_columns(collector, layer).items():
-                if found.setdefault(kind, column) is not column:
-                    raise ParameterError(
-                        f"the collector {collector.name} keeps rows {kind!r} of {layer.name}, "
-                        "which another collector keeps too; give them another name",
-                        parameter="collectors",
-                    )
-        return found
+        return {
+            kind: column
+            for collector in self.rows[layer.name]
+            for kind, column in self.declared(layer.name, collector.name).items()
+        }
+
+    def declared(self, layer: str, collector: str) -> dict[str, Column]:
+        """The columns that a collector declared for a layer when the plan was made."""
+        return self._declared[layer, collector]
 
     def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The batches of one shard, as ranges of ids."""
@@ -149,7 +166,7 @@ class Plan:
             ),
             layers=tuple(self._record(layer) for layer in self.layers),
             collectors=tuple(
-                CollectorRecord(name=c.name, impl=_impl(type(c)), parameters=c.parameters())
+                CollectorRecord(name=c.name, id=registered_id(c), parameters=c.parameters())
                 for c in self.collectors
             ),
             batch_size=self.batch_size,
@@ -253,12 +270,32 @@ def _by_name(name: str) -> Collector:
     return instantiate(get_registry().collector(name))
 
 
-def plan_of(manifest: Manifest, model: HookedModel) -> Plan:
-    """Make the plan again that a store was mined with."""
+def recorded_collectors(
+    store: Store, given: Iterable[Collector] = (), *, reducers_only: bool = False
+) -> list[Collector]:
+    """The collectors of a store, empty, in the manifest's order.
+
+    Args:
+        store: the store.
+        given: the caller's collectors, for those that no plugin registers.
+        reducers_only: leave out those whose rows lie in the shards.
+
+    Raises:
+        StoreError: one is not registered and not given, or does not take its parameters.
+        PluginError: a plugin is not installed, or does not work.
+    """
+    own = list(given)
     every = [
-        cast("type[Collector]", import_string(record.impl))(**record.parameters)
-        for record in manifest.collectors
+        recorded_collector(each.name, each.id, each.parameters, where=store.path.name, given=own)
+        for each in store.manifest.collectors
     ]
+    return [each for each in every if not (reducers_only and isinstance(each, RowCollector))]
+
+
+def plan_of(store: Store, model: HookedModel, given: Iterable[Collector] = ()) -> Plan:
+    """Make the plan again that a store was mined with; arguments as `recorded_collectors`."""
+    manifest = store.manifest
+    every = recorded_collectors(store, given)
     rows = [collector for collector in every if isinstance(collector, RowCollector)]
     layers = [model.layers.resolve(record.name) for record in manifest.layers]
     kinds = {record.name: record.kinds for record in manifest.layers}
@@ -337,12 +374,3 @@ def _typical_state(collector: Collector, layer: Layer, plan: Plan) -> dict[str, 
         sample.update(LayerBatch(layer=layer.name, ids=np.arange(count), rows=rows))
         return storable_state(sample.state())
     return {}
-
-
-def _impl(kind: type[Collector]) -> str:
-    """Import string of a class: the shortest package that offers it, so that files may move."""
-    module = kind.__module__
-    parent = module.rpartition(".")[0]
-    while parent and getattr(sys.modules.get(parent), kind.__name__, None) is kind:
-        module, parent = parent, parent.rpartition(".")[0]
-    return f"{module}:{kind.__qualname__}"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
-from timmscope.collectors import Collector, RowCollector
+from timmscope.collectors import Collector
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, shards
 from timmscope.store.files import new_hdf5
-from timmscope_registry import import_string
 
 from .collector_errors import collector_errors, storable_state
 
@@ -21,7 +19,7 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     Args:
         folder: the store.
         manifest: with every shard of the whole.
-        reducers: the pass's collectors of rows, as `reducers_of` makes them.
+        reducers: the pass's collectors whose state lies in ``reduced/``.
 
     Raises:
         StoreCorrupted: a shard's reduced state is damaged.
@@ -57,12 +55,3 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     done = manifest.model_copy(update={"merged": FileRecord.of(path)})
     done.write(folder)
     return done
-
-
-def reducers_of(manifest: Manifest) -> list[Collector]:
-    """The collectors whose state lies in ``reduced/``, empty."""
-    every = [
-        cast("type[Collector]", import_string(record.impl))(**record.parameters)
-        for record in manifest.collectors
-    ]
-    return [collector for collector in every if not isinstance(collector, RowCollector)]

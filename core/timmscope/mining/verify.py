@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from timmscope.store.shards import ShardFiles
 from timmscope_registry import StoreCorrupted
 
 if TYPE_CHECKING:
+    from timmscope.collectors import Collector
     from timmscope.images import Images
     from timmscope.models import HookedModel
 
@@ -59,6 +61,7 @@ def verify(
     repair: bool = False,
     model: HookedModel | None = None,
     images: Images | None = None,
+    collectors: Iterable[Collector] = (),
 ) -> Report:
     """Check every file of a store against its checksum, and read it; its indexes as well.
 
@@ -68,6 +71,7 @@ def verify(
             indexes again with their settings; all others stay as they are.
         model: the model for that; by default the manifest's, loaded by its id.
         images: the images for that; by default the manifest's, opened at their location.
+        collectors: for that, those of the pass that no plugin registers.
 
     Raises:
         StoreError: no store there, or the manifest's model or images cannot be opened.
@@ -103,7 +107,7 @@ def verify(
             for number in manifest.shards
             if bad & {shards.rows_file(number), shards.reduced_file(number)}
         }
-        resume(folder, redo=redo, model=model, images=images)
+        resume(folder, redo=redo, model=model, images=images, collectors=collectors)
         manifest = Manifest.read(folder)
         after = _expected(manifest)
         repaired = [item.file for item in damage if item.file in after]

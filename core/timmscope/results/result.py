@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import sys
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from timmscope.progress import track
 from timmscope_registry import PluginError, TimmscopeError, get_registry
+from timmscope_registry.contributions import missing_plugin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,11 +85,9 @@ class Result(ABC):
     """
 
     provenance: Provenance
-    _types: ClassVar[dict[str, type[Result]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Result._types[f"{cls.__module__}:{cls.__qualname__}"] = cls
         cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # dataclass keeps it
 
     def __repr__(self) -> str:
@@ -187,7 +186,7 @@ class Result(ABC):
             if item.name not in tensors and item.name != "provenance"
         }
         return {
-            "type": f"{type(self).__module__}:{type(self).__qualname__}",
+            "type": type(self).__name__,
             "provenance": dataclasses.asdict(self.provenance),
             "fields": to_json(plain),
             "arrays": {name: list(value.shape) for name, value in tensors.items()},
@@ -196,42 +195,78 @@ class Result(ABC):
         }
 
 
-def load_result(directory: str | Path) -> Result:
+def load_result(directory: str | Path, kind: type[Result] | None = None) -> Result:
     """The result that `save` wrote there.
+
+    The file says what it holds by the name of a class of timmscope's own, or of the plugin whose
+    technique made it; a file never names code to import.
+
+    Args:
+        directory: where it was saved.
+        kind: its class, for the result of a technique that no plugin registers.
 
     Raises:
         TimmscopeError: the directory holds no result, or one of an unknown type.
+        PluginError: the plugin that made it is not installed, or does not load.
     """
     directory = Path(directory)
     try:
         record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        kind = _type_of(record)
-        if kind is None:
-            raise TimmscopeError(
-                f"{directory} holds a {record['type']}: import or install the package it comes from"
-            )
+        found = _type_of(directory, str(record["type"]), record["provenance"]["technique"], kind)
         values = dict(record["fields"])
         with h5py.File(directory / "arrays.h5") as file:
             for name in record["arrays"]:
                 values[name] = torch.from_numpy(np.asarray(file[name][()]))
-        return kind(provenance=Provenance(**record["provenance"]), **values)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        return found(provenance=Provenance(**record["provenance"]), **values)
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise TimmscopeError(f"no result can be read from {directory}: {error}") from error
 
 
-def _type_of(record: dict[str, Any]) -> type[Result] | None:
-    """The class of a record, by its module in this package, else by the technique that made it.
+def _type_of(
+    directory: Path, name: str, technique: str, given: type[Result] | None
+) -> type[Result]:
+    """The class that a file names: the one given, a public one, or one of a plugin."""
+    if given is not None:
+        if given.__name__ != name:
+            raise TimmscopeError(f"{directory} holds a {name}, not a {given.__name__}")
+        return given
+    public = sys.modules["timmscope"]
+    own = getattr(public, name) if name in public.__all__ else None
+    if isinstance(own, type) and issubclass(own, Result):
+        return own
+    entries = {entry.id: entry for entry in get_registry().techniques()}
+    if technique not in entries and ":" in technique:
+        raise PluginError(f"{directory}: {missing_plugin('technique', technique)}")
+    if technique in entries:
+        module = entries[technique].load().__module__
+        home = module.partition(".")[0]
+        same = [
+            each
+            for each in _subclasses(Result)  # type: ignore[type-abstract]
+            if each.__name__ == name
+            and (each.__module__.partition(".")[0] == home or _is_in(module, each))
+        ]
+        if len(same) == 1:
+            return same[0]
+        raise TimmscopeError(
+            f"{directory} holds a {name}, which the plugin of {technique} lacks: install the "
+            "version that saved it, or pass its class as kind="
+        )
+    raise TimmscopeError(
+        f"{directory} holds a {name} of {technique}, which no plugin registers: pass its class, as "
+        f"in load_result(directory, {name})"
+    )
 
-    A file names no other module to import than the ones that are registered.
-    """
-    name: str = record["type"]
-    if name not in Result._types:
-        with suppress(ImportError, KeyError, PluginError):
-            if name.startswith("timmscope."):
-                import_module(name.partition(":")[0])
-            else:
-                get_registry().technique(record["provenance"]["technique"]).load()
-    return Result._types.get(name)
+
+def _subclasses(base: type[Result]) -> Iterator[type[Result]]:
+    for each in base.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _is_in(module: str, kind: type) -> bool:
+    """Whether a loaded module has the class under its name."""
+    return vars(sys.modules[module]).get(kind.__name__) is kind
 
 
 def to_json(value: Any) -> Any:

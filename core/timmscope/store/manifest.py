@@ -17,7 +17,7 @@ from timmscope_registry import StoreCorrupted, StoreError
 
 from . import files
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the store's format that this release writes."""
 NAME = "manifest.json"
 
@@ -67,10 +67,13 @@ class LayerRecord(_Record):
 
 
 class CollectorRecord(_Record):
-    """One collector: its class as an import string, and its parameters."""
+    """One collector: its name, the id that it is registered by, and its parameters.
+
+    `id` is None for a collector that no plugin registers.
+    """
 
     name: str
-    impl: str
+    id: str | None
     parameters: dict[str, Any]
 
 
@@ -161,6 +164,10 @@ class Manifest(_Record):
         start = shard * self.shard_size
         return start, min(start + self.shard_size, self.images.count)
 
+    def collector(self, name: str) -> CollectorRecord | None:
+        """The record of a collector, by name or registered id; None if the pass had none."""
+        return next((each for each in self.collectors if name in (each.name, each.id)), None)
+
     def layer(self, name: str) -> LayerRecord | None:
         """The record of a layer, None if it was not mined."""
         return next((layer for layer in self.layers if layer.name == name), None)
@@ -236,7 +243,7 @@ class Manifest(_Record):
         """Read ``manifest.json``.
 
         Raises:
-            StoreError: there is none, or a newer release wrote it.
+            StoreError: there is none, or a release with another schema wrote it.
             StoreCorrupted: it is damaged.
         """
         path = folder / NAME
@@ -250,9 +257,9 @@ class Manifest(_Record):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, error) from error
         if schema != SCHEMA:
+            advice = "upgrade timmscope to open it" if schema > SCHEMA else "mine it again"
             raise StoreError(
-                f"{folder}: written in store schema {schema}, this release reads {SCHEMA}; "
-                "upgrade timmscope to open it"
+                f"{folder}: written in store schema {schema}, this release reads {SCHEMA}; {advice}"
             )
         try:
             return cls.model_validate(data)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+from timmscope.collectors.registered import STATISTICS
+
 from . import shards
 
 if TYPE_CHECKING:
     from .store import Store
 
-_COLLECTOR = "statistics"
 _KINDS = ("pooled", "max")
 
 
@@ -26,7 +27,8 @@ def nonfinite_counts(store: Store) -> dict[str, np.ndarray]:
         StoreCorrupted: a reduced state cannot be read.
     """
     manifest = store.manifest
-    if all(record.name != _COLLECTOR for record in manifest.collectors):
+    collector = manifest.collector(STATISTICS)
+    if collector is None:
         return {}
     sources = {shards.reduced_file(n): shard.reduced for n, shard in manifest.shards.items()}
     if manifest.merged is not None:
@@ -37,7 +39,7 @@ def nonfinite_counts(store: Store) -> dict[str, np.ndarray]:
     for name, record in sources.items():
         with store.files.open(name, record) as file:
             for layer, total in counts.items():
-                group: h5py.Group = file[f"{_COLLECTOR}/{shards.layer_group(layer)}"]
+                group: h5py.Group = file[f"{collector.name}/{shards.layer_group(layer)}"]
                 for row, kind in zip(total, _KINDS, strict=True):
                     found = np.asarray(group[f"{kind}.nonfinite"][:])
                     row[: len(found)] += found  # empty when no image of the shard could be read

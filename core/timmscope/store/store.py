@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from timmscope.collectors.registered import recorded_collector
 from timmscope.images import ByName, ImageSource, LabelTable, StringTable, open_images
 from timmscope.images.tables import decode
 from timmscope_registry import (
@@ -19,12 +20,11 @@ from timmscope_registry import (
     LayerNotFound,
     StoreError,
     did_you_mean,
-    import_string,
     nearest,
 )
 
 from . import shards
-from .manifest import LayerRecord, Manifest
+from .manifest import CollectorRecord, LayerRecord, Manifest
 from .shards import ShardFiles
 from .store_layer import StoreLayer
 
@@ -248,19 +248,29 @@ class Store:
             )
         return StoreLayer(self, record)
 
-    def collector(self, layer: str, name: str) -> Collector:
+    def collector(self, layer: str, which: str | Collector | type[Collector]) -> Collector:
         """Return a collector with all that the pass has seen at a layer.
 
+        Args:
+            layer: name of a mined layer.
+            which: the collector's name or registered id; of one that no plugin registers, its class
+                or an instance.
+
         Raises:
-            StoreError: the pass had no collector of that name.
+            LayerNotFound: the layer was not mined.
+            StoreError: the pass had no such collector, or only its class can read its state.
+            PluginError: the collector's plugin is not installed, or does not work.
+            StoreCorrupted: the state cannot be read.
         """
-        record = next((r for r in self.manifest.collectors if r.name == name), None)
+        layer = self.layer(layer).name
+        name = which if isinstance(which, str) else which.name
+        record = self.manifest.collector(name)
         if record is None:
-            names = ", ".join(r.name for r in self.manifest.collectors)
+            names = ", ".join(each.name for each in self.manifest.collectors)
             raise StoreError(f"{self.path.name} has no collector {name!r}; it holds {names}")
-        kind = cast("type[Collector]", import_string(record.impl))
-        group = f"{name}/{shards.layer_group(layer)}"
-        whole = kind(**record.parameters)
+        given = () if isinstance(which, str) else (which,)
+        whole = self._empty(record, given)
+        group = f"{record.name}/{shards.layer_group(layer)}"
         if self.manifest.merged is not None:
             with self.files.open(shards.MERGED, self.manifest.merged) as file:
                 whole.load(shards.read_arrays(file[group]))
@@ -272,3 +282,10 @@ class Store:
                 part.load(shards.read_arrays(file[group]))
             whole.merge(part)
         return whole
+
+    def _empty(
+        self, record: CollectorRecord, given: Iterable[Collector | type[Collector]]
+    ) -> Collector:
+        return recorded_collector(
+            record.name, record.id, record.parameters, where=self.path.name, given=given
+        )

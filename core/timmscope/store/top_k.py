@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from timmscope.collectors.registered import TOP_K
 from timmscope.progress import task
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def top_entries(
     store = layer.store
     chosen = None if where is None else store.images.where(where)
     wanted = min(k, len(layer) if chosen is None else int(chosen.sum()))
-    kept = next((r for r in store.manifest.collectors if r.name == "top-k"), None)
+    kept = store.manifest.collector(TOP_K)
     found: dict[int, list[TopEntry]] = {}
     for unit in dict.fromkeys(units) if kept is not None else ():
-        state = layer.state_of("top-k", unit)
+        assert kept is not None
+        state = layer.state_of(kept.name, unit)
         ids = state["ids"][state["ids"] >= 0]
         places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
-        assert kept is not None
         if len(places) >= wanted or len(ids) < int(kept.parameters["k"]):  # all there are
             columns = (state[name][places[:k]] for name in ("ids", "values", "positions"))
             found[unit] = [

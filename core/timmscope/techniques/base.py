@@ -60,9 +60,9 @@ class Technique(BaseModel, ABC):
 
     @classmethod
     def technique_id(cls) -> str:
-        """The registered id, `distribution:name`, or the class's import path if unregistered."""
+        """The registered id, `distribution:name`, or the class's name if unregistered."""
         entry = _entry(cls)
-        return entry.id if entry is not None else _path(cls)
+        return entry.id if entry is not None else cls.__qualname__
 
     @classmethod
     def title(cls) -> str:
@@ -124,10 +124,6 @@ def require_rgb(model: HookedModel) -> None:
         raise ModelError(
             f"{model.id} takes {model.input_size[0]} channels; this technique needs an RGB model"
         )
-
-
-def _path(technique: type[Technique]) -> str:
-    return f"{technique.__module__}:{technique.__qualname__}"
 
 
 def _entry(technique: type[Technique]) -> Entry[TechniqueSpec] | None:

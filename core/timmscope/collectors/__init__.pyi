@@ -1,0 +1,14 @@
+from .base import Collector as Collector
+from .base import Column as Column
+from .base import LayerBatch as LayerBatch
+from .base import RowCollector as RowCollector
+from .base import State as State
+from .registered import recorded_collector as recorded_collector
+from .registered import registered_id as registered_id
+from .rows import Extrema as Extrema
+from .rows import Maps as Maps
+from .rows import Pooled as Pooled
+from .sketch import RELATIVE_ERROR as RELATIVE_ERROR
+from .statistics import Moments as Moments
+from .statistics import Statistics as Statistics
+from .top_k import TopK as TopK

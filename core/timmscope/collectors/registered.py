@@ -1,0 +1,73 @@
+"""Names collectors in files by registered id, and makes them again from that id.
+
+A file never names code: an id is looked up among what plugins contribute, and the class is checked
+before it is called. A collector that no plugin registers is recorded by its name alone, and whoever
+reads its state passes the class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from timmscope_registry import PluginError, StoreError, get_registry
+from timmscope_registry.contributions import described, entry_of, missing_plugin, subclass
+
+from .base import Collector
+
+TOP_K = "timmscope:top-k"
+STATISTICS = "timmscope:statistics"
+
+
+def registered_id(collector: Collector) -> str | None:
+    """The registered id of a collector, as in ``timmscope:pooled``; None if it has none."""
+    entry = entry_of(type(collector), get_registry().collectors())
+    return None if entry is None else entry.id
+
+
+def recorded_collector(
+    name: str,
+    id_: str | None,
+    parameters: dict[str, Any],
+    *,
+    where: str,
+    given: Iterable[Collector | type[Collector]] = (),
+) -> Collector:
+    """An empty collector with the parameters that a file records.
+
+    Args:
+        name: what the file calls it.
+        id_: its registered id, None where the file has none.
+        parameters: by keyword.
+        where: the file, for messages.
+        given: the caller's collectors, or their classes; one of that name is taken.
+
+    Raises:
+        StoreError: it is not registered and not given, or does not take the parameters.
+        PluginError: its plugin is not installed, cannot be loaded, or offers no collector.
+    """
+    own = next((each for each in given if each.name == name), None)
+    if own is not None:
+        kind, who = own if isinstance(own, type) else type(own), f"collector {name!r}"
+    elif id_ is None:
+        raise StoreError(
+            f"{where} has a collector {name!r} that no plugin registers: pass its class or an "
+            "instance, as in store.collector(layer, MyCollector) or collectors=[MyCollector()]"
+        )
+    else:
+        entries = get_registry().collectors()
+        entry = next((each for each in entries if each.id == id_), None)
+        if entry is None:
+            raise PluginError(f"{where}: {missing_plugin('collector', id_)}")
+        kind, who = subclass(entry, Collector), described(entry)  # type: ignore[type-abstract]
+    try:
+        collector = kind(**parameters)
+    except (TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(
+            f"{where}: the {who} does not take the parameters {parameters} ({reason}); restore "
+            "the manifest from a copy, or mine again"
+        ) from error
+    if collector.name != name:
+        raise StoreError(f"{where} calls {collector.name!r} {name!r}; restore it from a copy")
+    return collector

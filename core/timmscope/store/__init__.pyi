@@ -1,0 +1,16 @@
+from .manifest import SCHEMA as SCHEMA
+from .manifest import CollectorRecord as CollectorRecord
+from .manifest import FileRecord as FileRecord
+from .manifest import ImagesRecord as ImagesRecord
+from .manifest import LayerRecord as LayerRecord
+from .manifest import Manifest as Manifest
+from .manifest import ModelRecord as ModelRecord
+from .manifest import ShardRecord as ShardRecord
+from .model import store_model as store_model
+from .pictures import StorePictures as StorePictures
+from .rows import RowArray as RowArray
+from .store import ImageTable as ImageTable
+from .store import Store as Store
+from .store_layer import StoreLayer as StoreLayer
+from .store_layer import UnitStatistics as UnitStatistics
+from .top_k import TopEntry as TopEntry
