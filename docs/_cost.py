@@ -1,7 +1,6 @@
 """Fills the table of docs/explanation/demo-cost.md from a report of the demo.
 
-`python docs/_cost.py demo/report.html "A first run"`, after a demo on a machine that does nothing
-else.
+Run `python docs/_cost.py demo/report.html "A first run"` after a demo on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ BEGIN, END = "<!-- measured -->", "<!-- /measured -->"
 
 
 def table(report: str, what: str) -> str:
-    """The report's own table of costs, as Markdown, with the machine it names."""
-    part = report[report.index("What it cost") :]
+    """Convert the report's table of costs to Markdown, and name the machine of the report."""
+    part = report[report.index('<section id="cost">') :]
     rows = [
         [html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in cells]
         for row in re.findall(r"<tr[^>]*>(.*?)</tr>", part, re.DOTALL)
         if (cells := re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL))
     ]
     if len(rows) < 3:
-        raise SystemExit("the report holds no table of costs")
+        raise SystemExit("the report contains no table of costs")
     text = html.unescape(re.sub(r"<[^>]+>", " ", report))
     made = re.findall(r"\d{4}-\d\d-\d\d [^\n]*?threads?\b", " ".join(text.split()))[-1]
     lines = [f"{what}: {made}.", "", "| step | seconds | peak memory, MiB |", "|---|--:|--:|"]
@@ -33,7 +32,7 @@ def table(report: str, what: str) -> str:
 
 
 def main(report: str, what: str = "A first run") -> None:
-    """Put the table between the page's marks."""
+    """Insert the table between the marks of the page."""
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -1,4 +1,7 @@
-"""Makes docs/images/receptive-fields.png: `python docs/_fields.py`. Half a minute; seeded."""
+"""Makes docs/images/receptive-fields.png.
+
+`python docs/_fields.py` takes half a minute; the result is seeded.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ SCALE = 2
 
 
 def main() -> None:
-    """Draw the three fields of a cell in the middle of several layers."""
+    """Draw the three receptive fields of the middle cell of several layers."""
     import skimage
 
     photograph = Path(skimage.__file__).parent / "data" / "chelsea.png"
@@ -36,7 +39,7 @@ def main() -> None:
         picture = Image.fromarray(pixels).resize([side * SCALE for side in pixels.shape[1::-1]])
         draw = ImageDraw.Draw(picture)
         for order, (kind, field) in enumerate(fields.items()):
-            # Equal ones are all seen: the first stands a little outside, or the last inside.
+            # Boxes of equal fields are drawn with small offsets, so that all of them are visible.
             left, upper, right, lower = field.box((rows // 2, columns // 2))
             out, last = 4 * (2 - order), picture.width - 1 - 4 * order
             start = [max(4 * order, edge * SCALE - out) for edge in (left, upper)]
@@ -50,7 +53,7 @@ def main() -> None:
         titles,
         columns=4,
         cell_in=2.3,
-        note="the middle cell's field: exact red, spatial orange, effective blue",
+        note="field of the middle cell: exact red, spatial orange, effective blue",
     )
     figure.savefig(Path(__file__).parent / "images" / "receptive-fields.png", dpi=110)
 

@@ -1,7 +1,8 @@
-"""Writes the reference pages from the code, so that they cannot say something else.
+"""Generates the reference pages from the code, so that they always agree with it.
 
-`generate(folder)` is called before each build of the docs. What it covers: every technique with its
-parameters, every command, every hook a plugin may implement, every public name, every error.
+Sphinx calls `generate(folder)` before each build of the docs. The pages cover every technique with
+its parameters, every command, every hook that a plugin may implement, every public name and every
+error.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from timmscope.cli.main import app as command_line
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
 SAMPLES = Path(__file__).parent / "images" / "techniques"
-"""A figure of each technique, made by `_samples.py`."""
+"""Folder with a figure of each technique, made by `_samples.py`."""
 FAMILY_TITLES = {
     "attribution": "Attribution: which pixels matter",
-    "synthesis": "Synthesis: what a unit would like to see",
-    "attack": "Attack: the smallest change that makes a model err",
-    "style": "Style: the manner of one picture on another",
-    "representation": "Representation: what a network holds",
+    "synthesis": "Synthesis: images that a unit responds to most",
+    "attack": "Attack: small changes that make a model misclassify",
+    "style": "Style: the content of one picture in the style of another",
+    "representation": "Representation: what the layers of a network encode",
 }
 PUBLIC_GROUPS = {
     "models": "Models",
@@ -50,7 +51,7 @@ PUBLIC_GROUPS = {
 
 
 def generate(folder: Path) -> list[str]:
-    """Write all pages into `folder`; returns one line for each thing that has no page."""
+    """Write all pages into `folder`; return one line for each object that cannot be described."""
     problems: list[str] = []
     pages = {
         "cli.md": commands_page(),
@@ -58,18 +59,19 @@ def generate(folder: Path) -> list[str]:
         "errors.md": errors_page(),
         "api-timmscope.md": public_page(
             "timmscope",
-            "The library. `from timmscope import …` is all you need; modules below are private.",
+            "The library. Import its names with `from timmscope import …`; submodules are private.",
             problems,
         ),
         "api-registry.md": public_page(
             "timmscope_registry",
-            "What a plugin's `plugin.py` imports. It never imports torch.",
+            "The package that a plugin's `plugin.py` imports. It never imports torch.",
             problems,
         ),
         "api-hooks.md": public_page(
             "timmscope_registry.hooks",
-            "Model hooks: record, edit, cut and re-rule a model. `HookedModel` wraps all of this; "
-            "use it directly for modules that are no image models.",
+            "Model hooks: record and edit activations, cut the graph, change how gradients pass. "
+            "`HookedModel` wraps all of this; use the package directly for modules that are not "
+            "image models.",
             problems,
         ),
         "api-testing.md": testing_page(problems),
@@ -81,7 +83,7 @@ def generate(folder: Path) -> list[str]:
 
 
 def write(folder: Path, pages: dict[str, str]) -> None:
-    """Write pages that changed, and remove those that are no more."""
+    """Write pages that changed, and remove pages that no longer exist."""
     for name, text in pages.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +98,10 @@ def write(folder: Path, pages: dict[str, str]) -> None:
 
 
 def technique_pages(problems: list[str]) -> dict[str, str]:
-    """One page a technique, and the list of them by family."""
+    """Make one page per technique, and the list of techniques by family."""
     pages: dict[str, str] = {}
-    index = ["# Techniques", "", "Every field is a Python parameter and a command-line flag.", ""]
+    fields = "Every field of a technique is a Python parameter and a command-line flag."
+    index = ["# Techniques", "", fields, ""]
     found = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
     own = sorted(found, key=lambda entry: FAMILIES.index(entry.spec.family))
     for family in FAMILIES:
@@ -119,7 +122,7 @@ def technique_pages(problems: list[str]) -> dict[str, str]:
 
 
 def technique_page(entry: Entry[TechniqueSpec]) -> str:
-    """Parameters of one technique, with types, defaults and help."""
+    """Describe one technique and its parameters, with types, defaults and help."""
     spec = entry.spec
     kind = timmscope.technique(entry.id)
     lines = [f"# {spec.name}", "", spec.summary, ""]
@@ -150,7 +153,7 @@ def technique_page(entry: Entry[TechniqueSpec]) -> str:
 
 
 def command_of(name: str, kind: type[timmscope.Technique]) -> str:
-    """What `timmscope run NAME` takes besides the technique's parameters."""
+    """Describe the arguments of `timmscope run NAME` besides the technique's parameters."""
     program = f"timmscope run {name}"
     function = flags.command(families.for_technique(kind), kind, name)
     command = App(name=program, version_flags=(), default_parameter=Parameter(negative=""))
@@ -164,7 +167,7 @@ def command_of(name: str, kind: type[timmscope.Technique]) -> str:
 
 
 def type_text(annotation: Any) -> str:
-    """A type as people read it: `whole number`, `linf or l2`, `number or none`."""
+    """Describe a type for readers: `whole number`, `linf or l2`, `number or none`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         extra = [getattr(item, "json_schema_extra", None) for item in arguments[1:]]
@@ -188,7 +191,7 @@ def type_text(annotation: Any) -> str:
 
 
 def commands_page() -> str:
-    """Help of all commands; flags that all share are told once."""
+    """Make the page of all commands; flags that all commands share appear once."""
     text: str = command_line.generate_docs()
     text = re.sub(r"## Table of Contents\n.*?(?=\*\*)", "", text, count=1, flags=re.DOTALL)
     head, *sections = re.split(r"\n(?=## )", text)
@@ -206,14 +209,14 @@ def commands_page() -> str:
 
 
 def hook_names() -> list[str]:
-    """Names of the hook specs, in the order of the module."""
+    """Return the names of the hook specs, in the order of the module."""
     functions = inspect.getmembers(hookspecs, inspect.isfunction)
     own = [(f, n) for n, f in functions if n.startswith("timmscope_")]
     return [name for _, name in sorted(own, key=lambda pair: pair[0].__code__.co_firstlineno)]
 
 
 def hooks_page() -> str:
-    """Hook specs with signature, docstring and example, and the records they yield."""
+    """Make the page of hook specs: signature, docstring, example, and the records they yield."""
     lines = ["# Plugin hooks", "", markdown(inspect.cleandoc(hookspecs.__doc__ or "")), ""]
     for name in hook_names():
         function = getattr(hookspecs, name)
@@ -224,16 +227,16 @@ def hooks_page() -> str:
 
 
 def contributions_page() -> str:
-    """Built-in model sources, image sources, collectors and index backends."""
+    """Make the page of built-in model sources, image sources, collectors and index backends."""
     registry = get_registry()
     kinds: tuple[tuple[str, str, Iterable[Entry[Any]]], ...] = (
-        ("Model sources", "What stands before the colon of a model.", registry.model_sources()),
-        ("Image sources", "Where images may come from.", registry.image_sources()),
-        ("Collectors", "What a pass over a data set can keep.", registry.collectors()),
-        ("Index backends", "Engines of nearest-neighbour search.", registry.index_backends()),
+        ("Model sources", "The scheme before a model's colon.", registry.model_sources()),
+        ("Image sources", "The places from which images can be read.", registry.image_sources()),
+        ("Collectors", "The data that a pass over images can keep.", registry.collectors()),
+        ("Index backends", "The engines of nearest-neighbour search.", registry.index_backends()),
     )
     lines = ["# Sources, collectors and backends", ""]
-    lines += ["What the core offers through the same hooks as any plugin.", ""]
+    lines += ["The core registers these contributions through the same hooks as any plugin.", ""]
     for title, about, entries in kinds:
         lines += [f"## {title}", "", about, "", "| name | what it is | example |", "|---|---|---|"]
         for entry in entries:
@@ -249,7 +252,7 @@ def contributions_page() -> str:
 
 
 def public_page(package: str, about: str, problems: list[str]) -> str:
-    """All public names of a package, by subject."""
+    """Make the page of all public names of a package, by subject."""
     module = importlib.import_module(package)
     groups: dict[str, list[str]] = {}
     errors: list[str] = []
@@ -273,19 +276,19 @@ def public_page(package: str, about: str, problems: list[str]) -> str:
         for name in groups[title]:
             lines += ["```{eval-rst}", *directive(module, name), "```", ""]
     if errors:
-        lines += ["## Errors", "", "Described in [Errors](errors.md):", ""]
+        lines += ["## Errors", "", "The page [Errors](errors.md) describes these:", ""]
         lines += [", ".join(f"`{name}`" for name in errors) + ".", ""]
     return "\n".join(lines)
 
 
 def testing_page(problems: list[str]) -> str:
-    """What plugins are tested with: the functions, the fixtures, every check by name."""
+    """Make the page on testing plugins: the functions, the fixtures, and every check by name."""
     from timmscope.testing import checks, fixtures
 
     lines = [
         public_page(
             "timmscope.testing",
-            "What authors test plugins with; [how](../../how-to/test-a-plugin.md).",
+            "Tests for authors of plugins; see [Test a plugin](../../how-to/test-a-plugin.md).",
             problems,
         ),
         "## Fixtures",
@@ -310,12 +313,12 @@ def testing_page(problems: list[str]) -> str:
 
 
 def registry_kinds() -> list[str]:
-    """Kinds of contribution, as the registry calls them."""
+    """Return the kinds of contribution, as the registry names them."""
     return [entry.kind for entry in get_registry().entries()]
 
 
 def directive(module: ModuleType, name: str) -> list[str]:
-    """The autodoc directive for one name; data are described from their own module."""
+    """Make the autodoc directive for one name; data are described from their own module."""
     value = getattr(module, name)
     full = f"{module.__name__}.{name}"
     if isinstance(value, type):
@@ -331,14 +334,14 @@ def directive(module: ModuleType, name: str) -> list[str]:
 
 
 def undocumented(module: ModuleType, name: str) -> list[str]:
-    """A public name, and those of its members, that lack a docstring."""
+    """List a public name and its members if they lack a docstring."""
     value, full = getattr(module, name), f"{module.__name__}.{name}"
     if not isinstance(value, type):
         is_function = callable(value) and hasattr(value, "__code__")
         package = module.__name__.partition(".")[0]
         return [] if (value.__doc__ if is_function else data_doc(package, name)) else [full]
     about = vars(value).get("__doc__") or ""
-    missing = [full] if not about or about.startswith(f"{name}(") else []  # a dataclass's own
+    missing = [full] if not about or about.startswith(f"{name}(") else []  # generated by dataclass
     members = (inspect.isfunction, inspect.isdatadescriptor, inspect.ismethod)
     return missing + [
         f"{full}.{member}"
@@ -350,11 +353,11 @@ def undocumented(module: ModuleType, name: str) -> list[str]:
 
 
 def data_doc(package: str, name: str) -> str:
-    """The docstring below a module-level name, wherever in the package it is defined."""
+    """Find the docstring below a module-level name, wherever in the package it is defined."""
     from sphinx.pycode import ModuleAnalyzer
 
     if name == "__version__":
-        return "Version of the installed distribution."
+        return "The version of the installed distribution."
     for loaded in sorted(sys.modules):
         if loaded.split(".")[0].startswith(package.split("_")[0]) and sys.modules[loaded]:
             try:
@@ -367,13 +370,14 @@ def data_doc(package: str, name: str) -> str:
 
 
 def errors_page() -> str:
-    """The tree of errors, drawn from the classes, and their attributes."""
+    """Make the page of errors: their tree, drawn from the classes, and their attributes."""
     root = timmscope.TimmscopeError
     lines = [
         "# Errors",
         "",
-        "Every error raised on purpose. A message is one line that says what is wrong, where, "
-        "what was expected and what to do next; the facts are attributes.",
+        "These are all errors that timmscope raises on purpose. A message is one line that says "
+        "what is wrong, where, what was expected and what to do next. The facts are attributes of "
+        "the error.",
         "",
         "```text",
         *tree(root),
@@ -387,7 +391,7 @@ def errors_page() -> str:
 
 
 def descendants(error: type[Exception]) -> Iterator[type[Exception]]:
-    """Public errors below one, depth first."""
+    """Yield the public errors below one, depth first."""
     for child in error.__subclasses__():
         if child.__name__ in timmscope_registry.__all__:
             yield child
@@ -395,7 +399,7 @@ def descendants(error: type[Exception]) -> Iterator[type[Exception]]:
 
 
 def tree(error: type[Exception], indent: str = "") -> list[str]:
-    """The class and its public descendants as an indented drawing."""
+    """Draw the class and its public descendants as an indented tree."""
     children = [c for c in error.__subclasses__() if c.__name__ in timmscope_registry.__all__]
     lines = [error.__name__] if not indent else []
     for child in children:
@@ -413,7 +417,7 @@ def tree(error: type[Exception], indent: str = "") -> list[str]:
 
 
 def markdown(docstring: str) -> str:
-    """A docstring as Markdown: `::` blocks become code, sections of arguments are left out."""
+    """Convert a docstring to Markdown: `::` blocks become code, argument sections are omitted."""
     text = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", docstring)[0]
     lines: list[str] = []
     block: list[str] | None = None
@@ -435,10 +439,10 @@ def markdown(docstring: str) -> str:
 
 
 def single_backticks(text: str) -> str:
-    """reStructuredText's literals as Markdown's; fences stay."""
+    """Convert reStructuredText literals to Markdown literals; fences stay."""
     return re.sub(r"(?<!`)``(?!`)", "`", text)
 
 
 def toctree(pages: Iterable[str]) -> list[str]:
-    """A hidden table of contents."""
+    """Make a hidden table of contents."""
     return ["```{toctree}", ":hidden:", "", *pages, "```"]

@@ -1,4 +1,7 @@
-"""Makes docs/images/overview.png: `python docs/_picture.py`. Two minutes; results are seeded."""
+"""Makes docs/images/overview.png.
+
+`python docs/_picture.py` takes two minutes; the results are seeded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ UNITS = ("blocks.3[17]", "blocks.4[42]")
 
 
 def main() -> None:
-    """Explain, attack and imagine a cat and a cup of coffee; compose the results."""
+    """Explain and attack a cat and a cup of coffee, synthesise images, and compose the results."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -55,7 +58,7 @@ def main() -> None:
     path = Path(__file__).parent / "images" / "overview.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=130)
-    # A palette of 256 colours, dithered, halves the size.
+    # A dithered palette of 256 colours halves the size of the file.
     full = Image.open(path).convert("RGB")
     palette = full.quantize(256, kmeans=1)
     full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)

@@ -1,7 +1,7 @@
 """Makes docs/images/techniques/NAME.webp, a figure of each technique.
 
-`python docs/_samples.py STORE` with the demo's store (`timmscope demo`); some minutes, and seeded.
-Names of techniques after the store make only these.
+Run `python docs/_samples.py STORE` with the store of `timmscope demo`. It takes some minutes, and
+the results are seeded. To make only some figures, name their techniques after the store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYERS = {"top-patches": "blocks.2.1.bn1", "unit-report": "blocks.4.1.bn1"}
 
 
 def main(store: Path, names: list[str]) -> None:
-    """Run each technique on photographs, and keep its figure."""
+    """Run each technique on photographs and save its figure."""
     import skimage
 
     photos = Path(skimage.__file__).parent / "data"
@@ -52,7 +52,7 @@ def main(store: Path, names: list[str]) -> None:
 
 
 def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coffee: Path) -> Result:
-    """A result of one technique on the photographs or the store."""
+    """Run one technique on the photographs or the store, and return its result."""
     run: Any = technique(id)(**PARAMETERS.get(name, {}))
     if name.startswith("attention"):
         return run(load_model("random:vit_tiny_patch16_224?seed=0"), [cat, coffee])
@@ -79,7 +79,7 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
 
 
 def keep(result: Result, path: Path) -> int:
-    """Write the figure, no wider than a page; returns its size."""
+    """Write the figure, no wider than a page, and return the size of the file in KB."""
     buffer = io.BytesIO()
     result.figure().savefig(buffer, format="png", dpi=110)
     picture = Image.open(buffer).convert("RGB")

@@ -1,4 +1,7 @@
-"""Makes docs/images/techniques.png: `python docs/_techniques.py`. A minute; results are seeded."""
+"""Makes docs/images/techniques.png.
+
+`python docs/_techniques.py` takes a minute; the results are seeded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ SHOWN = (
 
 
 def main() -> None:
-    """Explain a cat and a cup of coffee by most techniques, side by side."""
+    """Explain a cat and a cup of coffee with eleven techniques, side by side."""
     import skimage
 
     folder = Path(skimage.__file__).parent / "data"
@@ -32,7 +35,7 @@ def main() -> None:
     result = compare(SHOWN, model, [folder / "chelsea.png", folder / "coffee.png"])
     path = Path(__file__).parent / "images" / "techniques.png"
     result.figure().savefig(path, dpi=100)
-    # A palette of 256 colours, dithered, halves the size.
+    # A dithered palette of 256 colours halves the size of the file.
     full = Image.open(path).convert("RGB")
     palette = full.quantize(256, kmeans=1)
     full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)

@@ -1,4 +1,4 @@
-"""Sphinx configuration. The reference pages are written from the code before each build."""
+"""Sphinx configuration. The reference pages are generated from the code before each build."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
-# Docstrings write `name` for code; where it names an object, it becomes a link.
+# Docstrings write `name` for code; if it names an object, it becomes a link.
 default_role = "py:obj"
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -42,7 +42,7 @@ html_show_sphinx = False
 
 
 def _write_reference(app: Sphinx) -> None:
-    """Generate the reference; what cannot be described is a warning, and so an error."""
+    """Generate the reference; what cannot be described is a warning, so the build fails."""
     from _generate import generate
     from sphinx.util.logging import getLogger
 
