@@ -219,7 +219,8 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
                 values[name] = torch.from_numpy(np.asarray(file[name][()]))
         return found(provenance=Provenance(**record["provenance"]), **values)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TimmscopeError(f"no result can be read from {directory}: {error}") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise TimmscopeError(f"no result can be read from {directory}: {reason}") from error
 
 
 def _type_of(
@@ -228,7 +229,7 @@ def _type_of(
     """The class that a file names: the one given, a public one, or one of a plugin."""
     if given is not None:
         if given.__name__ != name:
-            raise TimmscopeError(f"{directory} holds a {name}, not a {given.__name__}")
+            raise TimmscopeError(f"{directory} holds {name!r}, not {given.__name__!r}")
         return given
     public = sys.modules["timmscope"]
     own = getattr(public, name) if name in public.__all__ else None
@@ -249,12 +250,12 @@ def _type_of(
         if len(same) == 1:
             return same[0]
         raise TimmscopeError(
-            f"{directory} holds a {name}, which the plugin of {technique} lacks: install the "
+            f"{directory} holds {name!r}, which the plugin of {technique} lacks: install the "
             "version that saved it, or pass its class as kind="
         )
     raise TimmscopeError(
-        f"{directory} holds a {name} of {technique}, which no plugin registers: pass its class, as "
-        f"in load_result(directory, {name})"
+        f"{directory} holds {name!r} of {technique!r}, which no plugin registers: pass its class, "
+        "as in load_result(directory, MyResult)"
     )
 
 

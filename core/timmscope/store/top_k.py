@@ -45,7 +45,9 @@ def top_entries(
         state = layer.state_of(kept.name, unit)
         ids = state["ids"][state["ids"] >= 0]
         places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
-        if len(places) >= wanted or len(ids) < int(kept.parameters["k"]):  # all there are
+        length = kept.parameters.get("k")
+        all_kept = isinstance(length, int) and len(ids) < length
+        if len(places) >= wanted or all_kept:
             columns = (state[name][places[:k]] for name in ("ids", "values", "positions"))
             found[unit] = [
                 TopEntry(int(image), float(value), layer.record.cell(int(position)))
