@@ -122,9 +122,9 @@ def survives_a_kill(case: Case) -> None:
     layer = whole.layer("act2")
     for kind in layer.record.kinds:
         assert np.array_equal(layer.rows(kind)[:], broken.layer("act2").rows(kind)[:])
-    if not isinstance(_made(case), RowCollector):
-        name = case.entry.spec.name
-        one, other = whole.collector("act2", name), broken.collector("act2", name)
+    made = _made(case)
+    if not isinstance(made, RowCollector):
+        one, other = whole.collector("act2", made), broken.collector("act2", made)
         assert not _differing(one.state(), other.state(), 0.0)
 
 
