@@ -20,6 +20,7 @@ from timmscope import (
     LayerNotFound,
     Store,
     StoreError,
+    StoreMismatch,
     VectorIndex,
     VectorIndexError,
     load_model,
@@ -109,7 +110,7 @@ def test_a_saved_index_lies_in_the_store_and_loads_by_folder(store: Store) -> No
 
 def test_a_model_with_other_weights_is_refused(store: Store, folder: Path) -> None:
     other = load_model("random:resnet18?seed=1&img_size=64")
-    with pytest.raises(VectorIndexError, match=r"seed=1&img_size=64 has other weights"):
+    with pytest.raises(StoreMismatch, match=r"seed=1&img_size=64 has other weights"):
         VectorIndex.build(store.layer(LAYER)).search_image(other, folder / "00.png")
 
 

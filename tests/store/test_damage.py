@@ -129,16 +129,23 @@ def test_a_shard_of_another_range_is_refused_even_at_equal_size(known: Any) -> N
         known.open().layer("head").pooled[0]
 
 
+def test_an_older_schema_asks_to_mine_again(known: Any) -> None:
+    path = known.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    with pytest.raises(StoreError, match="schema 1, this release reads 2; mine it again"):
+        known.open()
+
+
 def test_a_newer_schema_asks_for_an_upgrade(known: Any) -> None:
     manifest = known.path / "manifest.json"
     data = json.loads(manifest.read_text())
-    data["schema"] = 2
+    data["schema"] = 3
     manifest.write_text(json.dumps({**data, "unheard_of": 1}))
-    with pytest.raises(StoreError, match="schema 2, this release reads 1; upgrade timmscope"):
+    with pytest.raises(StoreError, match="schema 3, this release reads 2; upgrade timmscope"):
         Store.open(known.path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "x"}', '{"schema": 1}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": "x"}', '{"schema": 2}'])
 def test_a_damaged_manifest_is_named(known: Any, content: str) -> None:
     (known.path / "manifest.json").write_text(content)
     with pytest.raises(StoreCorrupted, match=r"manifest\.json: the manifest is damaged"):

@@ -153,8 +153,9 @@ class TestClasses:
 
     def test_another_model_is_refused(self, mined: tuple[Store, HookedModel]) -> None:
         other = load_model("random:resnet18?seed=1&img_size=64")
-        with pytest.raises(ObjectiveError, match="other weights"):
-            strongest(mined[0], "class:17", model=other)
+        for objective in ("class:17", "layer3[4]"):  # a unit needs no model, but one was given
+            with pytest.raises(StoreMismatch, match="seed=1&img_size=64 has other weights"):
+                strongest(mined[0], objective, model=other)
 
     def test_tokens_that_the_classifier_does_not_average_are_refused(self, tmp_path: Path) -> None:
         model = load_model("random:vit_tiny_patch16_224?seed=0&img_size=32&depth=2")

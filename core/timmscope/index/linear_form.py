@@ -78,6 +78,8 @@ def linear_form(
         StoreMismatch: `model` is not the one that the store was mined with.
     """
     load = cache(lambda: store_model(store, model))
+    if model is not None:
+        load()
 
     form = LinearForm()
     for weight, term in _terms(as_objective(objective), load):
