@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tests.store.conftest import BAD, COUNT, LABELS, Known
 
-from timmscope import HookedModel, Store, VectorIndex, load_model, mine, strongest
+from timmscope import HookedModel, Store, StoreMismatch, VectorIndex, load_model, mine, strongest
 from timmscope.index.linear_form import linear_form
 from timmscope_registry import LayerNotFound, ObjectiveError, ParameterError
 

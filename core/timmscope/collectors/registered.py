@@ -15,8 +15,8 @@ from timmscope_registry.contributions import described, entry_of, missing_plugin
 
 from .base import Collector
 
-TOP_K = "timmscope:top-k"
-STATISTICS = "timmscope:statistics"
+TOP_K_ID = "timmscope:top-k"
+STATISTICS_ID = "timmscope:statistics"
 
 
 def registered_id(collector: Collector) -> str | None:

@@ -21,7 +21,7 @@ from timmscope.collectors import (
     Statistics,
     TopK,
 )
-from timmscope.collectors.registered import TOP_K, recorded_collector, registered_id
+from timmscope.collectors.registered import TOP_K_ID, recorded_collector, registered_id
 from timmscope.images import ImageSource
 from timmscope.store import (
     CollectorRecord,
@@ -211,7 +211,7 @@ def make_plan(
         known = [layer for layer in old.layers if layer.name in model.layers]
         layers = layers if layers is not None or not known else [layer.name for layer in known]
         maps = maps or [layer.name for layer in known if "maps" in layer.kinds]
-        top = old.collector(TOP_K)
+        top = old.collector(TOP_K_ID)
         if top_k is None and top is not None and isinstance(top.parameters.get("k"), int):
             top_k = top.parameters["k"]
         batch_size = old.batch_size if batch_size is None else batch_size

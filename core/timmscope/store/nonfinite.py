@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from timmscope.collectors.registered import STATISTICS
+from timmscope.collectors.registered import STATISTICS_ID
 
 from . import shards
 
@@ -27,7 +27,7 @@ def nonfinite_counts(store: Store) -> dict[str, np.ndarray]:
         StoreCorrupted: a reduced state cannot be read.
     """
     manifest = store.manifest
-    collector = manifest.collector(STATISTICS)
+    collector = manifest.collector(STATISTICS_ID)
     if collector is None:
         return {}
     sources = {shards.reduced_file(n): shard.reduced for n, shard in manifest.shards.items()}

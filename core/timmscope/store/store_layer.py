@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.collectors.registered import STATISTICS
+from timmscope.collectors.registered import STATISTICS_ID
 from timmscope_registry import StoreError
 
 from .manifest import LayerRecord
@@ -202,7 +202,7 @@ class StoreLayer:
         """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
         if kind not in ("max", "pooled"):
             raise StoreError(f"statistics are kept of 'max' and 'pooled', not of {kind!r}")
-        collector = cast("Statistics", self.store.collector(self.name, STATISTICS))
+        collector = cast("Statistics", self.store.collector(self.name, STATISTICS_ID))
         return UnitStatistics.of(collector.of(kind))
 
     def _check_kind(self, kind: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.collectors.registered import TOP_K
+from timmscope.collectors.registered import TOP_K_ID
 from timmscope.progress import task
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def top_entries(
     store = layer.store
     chosen = None if where is None else store.images.where(where)
     wanted = min(k, len(layer) if chosen is None else int(chosen.sum()))
-    kept = store.manifest.collector(TOP_K)
+    kept = store.manifest.collector(TOP_K_ID)
     found: dict[int, list[TopEntry]] = {}
     for unit in dict.fromkeys(units) if kept is not None else ():
         assert kept is not None
