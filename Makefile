@@ -35,6 +35,7 @@ check: lint types contracts docs
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --quiet .github
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
