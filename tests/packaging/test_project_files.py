@@ -66,3 +66,30 @@ def test_only_a_published_release_is_uploaded_by_a_job_of_its_own() -> None:
     assert publish["if"] == "${{ github.event_name == 'release' }}"
     assert publish["environment"]["name"] == "pypi"
     assert not any("run" in step for step in publish["steps"]), "it only uploads"
+
+
+def test_the_version_to_cite_is_the_projects(project: dict[str, Any]) -> None:
+    citation = load(ROOT / "CITATION.cff")
+    assert str(citation["version"]) == project["project"]["version"]
+    assert citation["license"] == project["project"]["license"]
+    assert citation["repository-code"] == project["project"]["urls"]["Source"]
+    assert " ".join(citation["abstract"].split()) == project["project"]["description"]
+
+
+def test_the_source_distribution_holds_the_projects_files(project: dict[str, Any]) -> None:
+    listed = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    for path in ROOT.glob("[A-Z]*"):
+        assert f"/{path.name}" in listed, path.name
+
+
+def test_issue_forms_ask_for_something_and_have_distinct_ids() -> None:
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    for path in forms:
+        if path.stem != "config":
+            form = load(path)
+            fields = [field for field in form["body"] if field["type"] != "markdown"]
+            ids = [field["id"] for field in fields]
+            assert len(set(ids)) == len(ids)
+            assert all(field["attributes"]["label"] for field in fields)
+            assert any(field.get("validations", {}).get("required") for field in fields)
+            assert {"name", "description"} <= form.keys()
