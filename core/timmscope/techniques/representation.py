@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,14 @@ from timmscope_registry import ParameterError, TechniqueError
 if TYPE_CHECKING:
     from timmscope.images import Images
     from timmscope.store import StoreLayer
+
+ResultT = TypeVar("ResultT", bound=Result, covariant=True)
+
+
+class _Analyses(Protocol[ResultT]):
+    """A technique by the result of its `analyse`, so that calling it has the same type."""
+
+    def analyse(self, source: Any, images: Any) -> ResultT: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class RepresentationTechnique(Technique):
 
     @final
     def __call__(
-        self,
+        self: _Analyses[ResultT],
         source: Any,
         images: Any = None,
         *,
@@ -71,7 +79,7 @@ class RepresentationTechnique(Technique):
         location: Images | Sequence[Images] | None = None,
         model: HookedModel | None = None,
         seed: int = 0,
-    ) -> Result:
+    ) -> ResultT:
         """Run the analysis.
 
         Args:
@@ -95,18 +103,19 @@ class RepresentationTechnique(Technique):
             StoreError: there is no store, or it cannot be read.
             LayerNotFound: the store has no such layer.
         """
-        token = _call.set(_Call(seed, model, self._recorded()))
+        this = cast(RepresentationTechnique, self)
+        token = _call.set(_Call(seed, model, this._recorded()))
         used = source if isinstance(source, HookedModel) else model
         weights = None if used is None else used.weights_sha256
         try:
-            with session(seed), restore_state(self, used, weights):
+            with session(seed), restore_state(this, used, weights):
                 given = images.clone() if isinstance(images, Tensor) else images
-                read = self._source(source, layer, where, location)
-                result = self._checked(self.analyse(read, given))
+                read = this._source(source, layer, where, location)
+                result = this._checked(this.analyse(read, given))
             for rows in read if isinstance(read, list) else [read]:
                 if isinstance(rows, Rows):
                     rows.warn_of_lost()
-            return result
+            return cast(ResultT, result)
         finally:
             _call.reset(token)
 
