@@ -39,6 +39,7 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/python -m tests.docs.example_types
 
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
