@@ -2,8 +2,10 @@
 #
 #   make demo [IMAGES=folder] [OUT=demo]   the tour, as OUT/report.html
 #   make test [ARGS="-k store"]            all tests
+#   make test ARGS=--cov                   all tests, and how many lines they run
 #   make check                             lint, types, import contracts, docs
-#   make soak | bench                      long tests | speed ratios, as bench.json
+#   make soak | bench                      long tests | speed ratios, kept in benchmarks/
+#   make gallery [ARGS=grad-cam]           all pictures of the docs | a technique's alone
 
 PYTHON ?= python3
 VENV   ?= .venv
