@@ -18,7 +18,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a test process, so that two of them share two cores without fighting.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test soak bench check lint types contracts docs format clean
+.PHONY: demo test soak bench check lint types contracts docs gallery format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/timmscope demo --output "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
@@ -49,12 +49,19 @@ contracts: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
+# Analyses read the store of the demo, which is made once and kept.
+gallery: $(VENV)/.dev demo
+	$(BIN)/python docs/_samples.py "$(OUT)/demo.scope" $(ARGS)
+	$(if $(ARGS),,$(BIN)/python docs/_picture.py)
+	$(if $(ARGS),,$(BIN)/python docs/_techniques.py)
+	$(if $(ARGS),,$(BIN)/python docs/_fields.py)
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build dist .coverage .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps are newer than what decides the environment's contents.
 

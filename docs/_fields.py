@@ -1,6 +1,6 @@
 """Makes docs/images/receptive-fields.png.
 
-`python docs/_fields.py` takes half a minute; the result is seeded.
+`make gallery` runs `python docs/_fields.py`, which takes half a minute; the result is seeded.
 """
 
 from __future__ import annotations

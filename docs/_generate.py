@@ -26,7 +26,7 @@ from timmscope.cli.main import app as command_line
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
 SAMPLES = Path(__file__).parent / "images" / "techniques"
-"""Folder with a figure of each technique, made by `_samples.py`."""
+"""Folder with a figure of each technique, made by `make gallery`."""
 FAMILY_TITLES = {
     "attribution": "Attribution: which pixels matter",
     "synthesis": "Synthesis: images that a unit responds to most",

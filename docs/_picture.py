@@ -1,6 +1,6 @@
 """Makes docs/images/overview.png.
 
-`python docs/_picture.py` takes two minutes; the results are seeded.
+`make gallery` runs `python docs/_picture.py`, which takes two minutes; the results are seeded.
 """
 
 from __future__ import annotations

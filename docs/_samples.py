@@ -1,7 +1,8 @@
 """Makes docs/images/techniques/NAME.webp, a figure of each technique.
 
-Run `python docs/_samples.py STORE` with the store of `timmscope demo`. It takes some minutes, and
-the results are seeded. To make only some figures, name their techniques after the store.
+`make gallery` runs `python docs/_samples.py STORE` with the store of `timmscope demo`. It takes
+some minutes, and the results are seeded. Names after the store make the figures of these
+techniques alone: `make gallery ARGS=grad-cam`.
 """
 
 from __future__ import annotations

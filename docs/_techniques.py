@@ -1,6 +1,6 @@
 """Makes docs/images/techniques.png.
 
-`python docs/_techniques.py` takes a minute; the results are seeded.
+`make gallery` runs `python docs/_techniques.py`, which takes a minute; the results are seeded.
 """
 
 from __future__ import annotations

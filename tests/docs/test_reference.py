@@ -53,7 +53,7 @@ def test_every_technique_has_a_page_with_all_parameters_explained(reference: Pat
         about = page.partition("\n## Parameters")[0]
         has_formula = re.search(r"`[^`\n]*[=·∇∂ΣΠ−√→][^`\n]*`|⊙", about)
         assert has_formula or entry.spec.family == "representation" or entry.spec.name == "grabcut"
-        assert f"(../../../images/techniques/{entry.spec.name}.webp)" in page, "docs/_samples.py"
+        assert f"(../../../images/techniques/{entry.spec.name}.webp)" in page, "make gallery"
         for field, info in timmscope.technique(entry.id).model_fields.items():
             rows = [line for line in page.splitlines() if line.startswith(f"| `{field}` |")]
             assert len(rows) == 1, (entry.id, field)
