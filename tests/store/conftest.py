@@ -1,4 +1,4 @@
-"""A store whose every number is known, written without a model."""
+"""Writes a store without a model, so that every number in it is known."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VECTOR = Layer(
 
 @dataclass
 class Known:
-    """A store and what it must contain: `rows[layer, kind]`, unreadable images filled in."""
+    """A store and the rows that it must contain: `rows[layer, kind]`, with fill values."""
 
     path: Path
     rows: dict[tuple[str, str], np.ndarray]

@@ -1,4 +1,4 @@
-"""Damage is named, never read over."""
+"""A damaged store raises an error that names the file; damaged data is never returned."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_missing_truncated_and_foreign_files_are_named(known: Any, name: str) ->
     ]
 
 
-def test_only_readers_of_the_damaged_shard_are_stopped(known: Any) -> None:
+def test_a_damaged_shard_fails_only_the_reads_that_need_it(known: Any) -> None:
     (known.path / "shards/00002.h5").unlink()
     layer = known.open().layer("head")
     np.testing.assert_array_equal(layer.pooled[:32], known.rows["head", "pooled"][:32])
@@ -108,8 +108,8 @@ def test_swapped_shards_are_noticed_and_both_named(known: Any, tmp_path: Path) -
         sizes[store] = len({one.stat().st_size, two.stat().st_size})
         swap(one, two)
         assert {d.file: d.reason for d in verify(store).damage} == {
-            "shards/00000.h5": "it holds what belongs into shards/00001.h5",
-            "shards/00001.h5": "it holds what belongs into shards/00000.h5",
+            "shards/00000.h5": "it holds the contents of shards/00001.h5",
+            "shards/00001.h5": "it holds the contents of shards/00000.h5",
         }
     assert sizes == {known.path: 2, even: 1}
     with pytest.raises(StoreCorrupted, match=r"bytes instead of"):
@@ -152,7 +152,7 @@ def test_a_damaged_manifest_is_named(known: Any, content: str) -> None:
         Store.open(known.path)
 
 
-def test_a_folder_that_is_no_store_says_so(tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_a_store_is_an_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(StoreError, match="not a store"):
             Store.open(path)
@@ -201,7 +201,7 @@ def test_an_unwritable_folder_is_one_clear_error(tmp_path: Path) -> None:
         files.write_bytes(tmp_path / "absent/a", b"")
 
 
-def test_an_interrupted_writing_leaves_the_old_file(tmp_path: Path) -> None:
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     fill(path)
     before = path.read_bytes()
@@ -217,7 +217,7 @@ def test_an_interrupted_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_repair_that_cannot_begin_deletes_nothing(known: Any) -> None:
+def test_a_repair_that_cannot_start_deletes_nothing(known: Any) -> None:
     shutil.copy(known.path / "shards/00000.h5", known.path / "shards/00001.h5")
     before = sorted(known.path.rglob("*"))
     with pytest.raises(TimmscopeError):  # the manifest names a model that does not exist

@@ -1,4 +1,4 @@
-"""A store gives back exactly what was put in, and says so when it cannot."""
+"""A store returns exactly the values that were written, or raises a clear error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_have_shape_type_and_length(known: Any) -> None:
             layer.pooled[wrong]
 
 
-def test_rows_of_unreadable_images_are_marked_never_invented(known: Any) -> None:
+def test_rows_of_unreadable_images_are_nan_or_minus_one(known: Any) -> None:
     layer = known.open().layer("head")
     assert np.isnan(layer.pooled[BAD]).all()
     assert np.isnan(layer.maximum[BAD]).all()
@@ -61,7 +61,7 @@ def test_rows_of_unreadable_images_are_marked_never_invented(known: Any) -> None
 
 
 @pytest.mark.parametrize("batch", [1, 7, 16, 1000])
-def test_iterating_gives_all_readable_rows_in_order(known: Any, batch: int) -> None:
+def test_iter_rows_yields_all_readable_rows_in_order(known: Any, batch: int) -> None:
     layer = known.open().layer("head")
     parts = list(layer.iter_rows("max", batch))
     ids = np.concatenate([part[0] for part in parts])
@@ -95,7 +95,7 @@ def brute_force(known: Any, layer: str, unit: int, k: int) -> list[tuple[int, fl
 
 
 @pytest.mark.parametrize("k", [1, 10, 11, 100])
-def test_top_equals_brute_force_within_and_beyond_what_was_kept(known: Any, k: int) -> None:
+def test_top_equals_brute_force_within_and_beyond_the_kept_list(known: Any, k: int) -> None:
     for name, units in LAYERS.items():
         layer = known.open().layer(name)
         for unit in range(units):
@@ -141,7 +141,9 @@ def test_unknown_layers_kinds_and_units_are_one_clear_line(known: Any) -> None:
         store.collector("head", "x")
 
 
-def test_an_unfinished_store_opens_and_says_what_is_missing(write: Callable[..., Any]) -> None:
+def test_an_unfinished_store_opens_and_its_errors_name_what_is_missing(
+    write: Callable[..., Any],
+) -> None:
     store = write("half.scope", shards=2).open()
     assert not store.complete
     for use in (
@@ -153,7 +155,7 @@ def test_an_unfinished_store_opens_and_says_what_is_missing(write: Callable[...,
             use()
 
 
-def test_two_writings_are_identical_byte_for_byte(write: Callable[..., Any]) -> None:
+def test_two_stores_of_the_same_rows_are_identical_byte_for_byte(write: Callable[..., Any]) -> None:
     one, two = write("one").path, write("two").path
     names = sorted(str(p.relative_to(one)) for p in one.rglob("*") if p.is_file())
     assert names == sorted(str(p.relative_to(two)) for p in two.rglob("*") if p.is_file())
@@ -182,7 +184,7 @@ def test_a_store_can_be_pickled_to_another_process(known: Any) -> None:
     np.testing.assert_array_equal(layer.pooled[5:9], known.rows["head", "pooled"][5:9])
 
 
-def test_stores_describe_themselves(known: Any) -> None:
+def test_the_repr_of_a_store_names_images_layers_and_model(known: Any) -> None:
     store = known.open()
     assert repr(store) == "<Store known.scope: 50 images, 2 layers of random:x>"
     assert list(store.layers) == list(LAYERS)

@@ -1,4 +1,4 @@
-"""The images at which an objective is highest, against every value computed and sorted."""
+"""The images at which an objective is highest are compared with sorting every computed value."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_the_strongest_are_those_of_brute_force(
     total = np.zeros(COUNT)
     for layer, vector in weights.items():
         for unit, weight in enumerate(vector):
-            if weight:  # a unit that is not asked for may be NaN
+            if weight:  # a unit of weight zero may be NaN
                 total += weight * known.rows[layer, "pooled"][:, unit].astype(np.float64)
     allowed = np.array([i not in BAD for i in range(COUNT)])
     if where:
@@ -74,7 +74,7 @@ def test_masks_and_ids_choose_as_conditions_do(known: Known) -> None:
         ("top", ObjectiveError, "no linear function"),
     ],
 )
-def test_what_rows_do_not_tell_is_refused_in_one_line(
+def test_an_objective_that_rows_cannot_answer_is_refused_in_one_line(
     known: Known, text: str, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words) as caught:

@@ -1,4 +1,4 @@
-"""Conditions on images against plain Python over a list of dictionaries."""
+"""Conditions on images are compared with plain Python over a list of dictionaries."""
 
 import gc
 import tracemalloc
@@ -86,11 +86,11 @@ def test_a_condition_chooses_what_plain_python_chooses(
         ("labl == 'a'", "at character 1: there is no column 'labl'; did you mean 'label'"),
         ("label == dog", "at character 10: there is no column 'dog'.*text stands in quotes"),
         ("id > 3 and 'é' == labl", "at character 19: there is no column 'labl'"),
-        ("label = 'dog'", "at character 7: one = is no comparison, write =="),
+        ("label = 'dog'", "at character 7: one = is not a comparison, write =="),
         ("label == 'dog' and", "ends too early"),
         ("label == 'dog", "at character 10: unterminated string"),
-        ("label == 3", "label is text and 3 a number; text stands in quotes"),
-        ("width > 'a'", "width is a number and 'a' text"),
+        ("label == 3", "label is text and 3 is a number; text stands in quotes"),
+        ("width > 'a'", "width is a number and 'a' is text"),
         ("width", "width is a number: compare it"),
         ("label and readable", "label is text: compare it"),
         ("label.upper() == 'A'", r"'label.upper\(\)' is not understood"),
@@ -101,11 +101,11 @@ def test_a_condition_chooses_what_plain_python_chooses(
         ("'a' in width", "`in` takes a list"),
         ("width in 3", "`in` takes a list"),
         ("label in ['a', 3]", "at character 16: label is text, 3 in the list is not"),
-        ("label in [dog]", "dog is no constant"),
-        ("id is 3", "`is` asks for None"),
+        ("label in [dog]", "dog is not a constant"),
+        ("id is 3", "`is` is for None"),
         ("label < None", "neither smaller nor larger"),
         ("readable < True", "true or false"),
-        ("readable == 1", "readable is true or false and 1 a number"),
+        ("readable == 1", "readable is true or false and 1 is a number"),
         ("label == 'a\0'", "code 0"),
         ("not " * 5000 + "readable", "nested too deeply"),
         ("lambda: 1", "is not understood"),
@@ -113,7 +113,7 @@ def test_a_condition_chooses_what_plain_python_chooses(
     ],
     ids=lambda value: value[:20].replace("\0", "0"),
 )
-def test_a_wrong_condition_says_where_and_what_is_meant(
+def test_an_error_in_a_condition_names_the_character_and_a_fix(
     known: Known, text: str, words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words) as caught:
@@ -131,7 +131,7 @@ def test_a_condition_reads_only_the_columns_it_names() -> None:
     assert Condition("1 < 2", {}).columns == ()
 
 
-def test_a_store_that_is_not_finished_cannot_be_asked(write: Callable[..., Known]) -> None:
+def test_an_unfinished_store_refuses_conditions(write: Callable[..., Known]) -> None:
     with pytest.raises(StoreError, match="not finished"):
         write("half", shards=2).open().images.where("id > 3")
 
@@ -146,7 +146,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
         images.where("'1' in path and label == 'cluster 1' and width > height")
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] - peaks[0] < 50_000, "beyond the mask of one byte an image"
+    assert peaks[1] - peaks[0] < 50_000, "more than the mask of one byte per image"
 
 
 class TestMetadata:
@@ -193,7 +193,7 @@ class TestMetadata:
             assert images.where("a >= 1").nonzero()[0].tolist() == [7, 9]
             assert images.where("a == 2").nonzero()[0].tolist() == [9]
 
-    def test_its_labels_take_the_place_of_the_stores_and_are_text(
+    def test_a_label_column_replaces_the_labels_of_the_store_and_is_text(
         self, known: Known, tmp_path: Path
     ) -> None:
         (tmp_path / "m.csv").write_text("id,label,width\n1,07,5\n2,8,5\n")
@@ -219,7 +219,7 @@ class TestMetadata:
             ('id,a\n1,"x\n', "line 2 cannot be read"),
         ],
     )
-    def test_a_file_that_does_not_fit_is_named_with_its_line(
+    def test_an_error_in_a_file_names_the_file_and_the_line(
         self, known: Known, tmp_path: Path, text: str | None, words: str
     ) -> None:
         file = tmp_path / "m.csv"
@@ -230,7 +230,7 @@ class TestMetadata:
         assert str(file) in str(caught.value)
         assert caught.value.parameter == "metadata"
 
-    def test_a_name_that_two_images_have_is_refused(self, tmp_path: Path) -> None:
+    def test_a_name_that_two_images_share_is_refused(self, tmp_path: Path) -> None:
         names = ["a/x.png", "b/x.png", "b/y.png"]
         (tmp_path / "m.csv").write_text("name,a\ny.png,1\nx.png,2\n")
         with pytest.raises(ParameterError, match=r"'a/x.png' and 'b/x.png': join on `path`"):

@@ -259,5 +259,5 @@ def _how_to_go_on(store: Path) -> str:
         manifest = Manifest.read(store.resolve())
     except TimmscopeError:
         return "before the first shard: give the same command to begin again"
-    done, of = len(manifest.shards), len(manifest.own)
+    done, of = len(manifest.shards), len(manifest.own_shards)
     return f"with {done} of {of} shards done: give the same command again to go on"

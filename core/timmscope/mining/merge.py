@@ -17,7 +17,7 @@ from timmscope.collectors import Collector
 from timmscope.index.merge import join_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
-from timmscope.store.files import place
+from timmscope.store.files import link_or_copy
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
@@ -41,7 +41,7 @@ class _Part:
     @property
     def order(self) -> tuple[int, str]:
         """Its place among the parts, whatever the order in which they were named."""
-        return (min(self.manifest.shards, default=self.manifest.own.start), str(self.folder))
+        return (min(self.manifest.shards, default=self.manifest.own_shards.start), str(self.folder))
 
 
 def merge(
@@ -126,10 +126,10 @@ def _open(parts: Iterable[Store | str | os.PathLike[str]]) -> list[_Part]:
 def _agree(parts: list[_Part]) -> Manifest:
     """The description of the whole, if that of all parts is the same."""
     first, *others = parts
-    whole = first.manifest.begun()
+    whole = first.manifest.empty_whole()
     for part in others:
         names = {"ours": first.name, "theirs": part.name}
-        if differences := whole.differences(part.manifest.begun(), **names):
+        if differences := whole.differences(part.manifest.empty_whole(), **names):
             raise StoreMismatch(
                 f"{first.name} and {part.name} are parts of different passes "
                 f"({'; '.join(differences)}); mine one of them again",
@@ -168,7 +168,7 @@ def _missing(parts: list[_Part], whole: Manifest, missing: list[int]) -> str:
     for part in parts:
         if left := [number for number in part.manifest.missing if number in missing]:
             lines.append(
-                f"{part.name} is not finished: {len(left)} of {len(part.manifest.own)} "
+                f"{part.name} is not finished: {len(left)} of {len(part.manifest.own_shards)} "
                 "shards are missing; run the same timmscope mine again to complete it"
             )
             missing = [number for number in missing if number not in left]
@@ -201,7 +201,7 @@ def _place(part: _Part, number: int, folder: Path) -> int:
     ):
         if reason := files.damage(name, expected):
             raise files.corrupted(name, reason)
-        if not place(part.folder / name, folder / name):
+        if not link_or_copy(part.folder / name, folder / name):
             copied += expected.size
             if FileRecord.of(folder / name) != expected:
                 raise StoreError(

@@ -63,8 +63,8 @@ def run_pipeline(
             advance(len(batch.images))
             unreadable += sum(map(bool, batch.reasons))
             bad = f"{unreadable} unreadable, " if unreadable else ""
-            shard = manifest.own.index(batch.start // manifest.shard_size) + 1
-            remark(f"{bad}shard {shard} of {len(manifest.own)}")
+            shard = manifest.own_shards.index(batch.start // manifest.shard_size) + 1
+            remark(f"{bad}shard {shard} of {len(manifest.own_shards)}")
             growth.look()
             batch = next(loaded, None)
             spent["model"] += ran - began

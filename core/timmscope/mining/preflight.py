@@ -118,7 +118,7 @@ def present(folder: Path, manifest: Manifest) -> Manifest:
     if lost:
         log.warning("%s: mining %d damaged shard(s) again", folder.name, len(lost))
     if kept := len(manifest.shards) - len(lost):
-        log.info("%s: %d of %d shards were there", folder.name, kept, len(manifest.own))
+        log.info("%s: %d of %d shards were there", folder.name, kept, len(manifest.own_shards))
     merged = manifest.merged
     if lost or (merged and _size(folder / shards.MERGED) != merged.size):
         return manifest.without_shards(lost)

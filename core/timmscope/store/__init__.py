@@ -1,6 +1,6 @@
-"""Stores: a manifest and HDF5 shards that one pass over a data set left behind.
+"""Reads and writes stores: the manifest and HDF5 shards that one pass over a data set produces.
 
-Names are imported when they are first used: reading a store needs no torch, its pictures do.
+Names are imported when they are first used, because only the store's pictures need torch.
 """
 
 import lazy_loader

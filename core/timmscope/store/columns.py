@@ -1,8 +1,8 @@
-"""What a condition reads: the columns of a store's images, a shard at a time."""
+"""Selects a store's images by a condition, and reads the columns that it names shard by shard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import h5py
 import numpy as np
@@ -14,7 +14,7 @@ from .metadata import Metadata
 from .shards import READ, ShardFiles
 from .where import Block, Condition, Kind, Values
 
-OWN: dict[str, Kind] = {
+STORE_COLUMNS: dict[str, Kind] = {
     "id": "number",
     "path": "text",
     "name": "text",
@@ -22,29 +22,30 @@ OWN: dict[str, Kind] = {
     "label": "text",
     "width": "number",
     "height": "number",
-    "readable": "truth",
+    "readable": "bool",
 }
-"""Columns that every store has. ``name`` is what follows the last slash of ``path``, ``folder``
-what precedes it; ``width`` and ``height`` are pixels, missing where an image could not be read."""
+"""Columns that every store has. ``name`` is the part of ``path`` after the last slash, ``folder``
+the part before it; ``width`` and ``height`` are in pixels and missing for unreadable images."""
 
 
 def kinds(metadata: Metadata | None) -> dict[str, Kind]:
-    """All columns that a condition may name."""
+    """Return the kind of every column that a condition may name."""
     added = {} if metadata is None else metadata.columns
-    return OWN | {name: column.kind for name, column in added.items()}
+    return STORE_COLUMNS | {name: column.kind for name, column in added.items()}
 
 
-def selected(
+def select_images(
     files: ShardFiles, where: str | npt.ArrayLike, metadata: Metadata | None
 ) -> np.ndarray:
-    """Which images meet a condition, are true in a mask or are named by id, (N,) bool.
+    """Return whether each image is selected by a condition, a mask or a list of ids, (N,) bool.
 
     Raises:
-        ParameterError: the condition is wrong, the mask is not one of N, or an id is unknown.
-        StoreError: the store is not finished, and there is a condition.
+        ParameterError: the condition is wrong, the mask does not have N entries, or an id is
+            unknown.
+        StoreError: `where` is a condition and the store is not finished.
     """
     if not isinstance(where, str):
-        return _mask(np.asarray(where), files.manifest.images.count)
+        return _as_mask(np.asarray(where), files.manifest.images.count)
     condition = Condition(where, kinds(metadata))
     files.require_all()
     result = np.zeros(files.manifest.images.count, dtype=bool)
@@ -53,14 +54,14 @@ def selected(
     return result
 
 
-def _mask(chosen: np.ndarray, count: int) -> np.ndarray:
+def _as_mask(chosen: np.ndarray, count: int) -> np.ndarray:
     if chosen.dtype == bool and chosen.shape == (count,):
         return chosen
-    whole = chosen.ndim == 1 and (chosen.dtype.kind in "iu" or not chosen.size)
-    if not whole or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
+    are_ids = chosen.ndim == 1 and (chosen.dtype.kind in "iu" or not chosen.size)
+    if not are_ids or (chosen.size and not 0 <= chosen.min() <= chosen.max() < count):
         raise ParameterError(
-            f"where has shape {chosen.shape} and type {chosen.dtype}: expected a condition in "
-            f"words, a mask of {count} bools, or ids from 0 to {count - 1}",
+            f"where has shape {chosen.shape} and type {chosen.dtype}: expected a condition as "
+            f"text, a mask of {count} bools, or ids from 0 to {count - 1}",
             parameter="where",
         )
     result = np.zeros(count, dtype=bool)
@@ -71,25 +72,24 @@ def _mask(chosen: np.ndarray, count: int) -> np.ndarray:
 def blocks(
     files: ShardFiles, names: Collection[str], metadata: Metadata | None
 ) -> Iterator[tuple[int, int, Block]]:
-    """Yield the first id, the one after the last, and the columns asked for, shard by shard."""
+    """Yield the first id, the id after the last, and the named columns of every shard."""
     added = {} if metadata is None else metadata.columns
-    own = [name for name in names if name not in added]
+    stored = [name for name in names if name not in added and name != "id"]
+
+    def read(file: h5py.File) -> dict[str, Values]:
+        return {name: _stored_column(file["images"], name) for name in stored}
+
     for number in range(files.manifest.shard_count):
         start, stop = files.manifest.span(number)
         block = {name: added[name].block(start, stop) for name in names if name in added}
-        if "id" in own:
+        if "id" in names and "id" not in added:
             block["id"] = Values(np.arange(start, stop))
-        stored = [name for name in own if name != "id"]
         if stored:
-            block |= files.read(number, _reader(stored))
+            block |= files.read(number, read)
         yield start, stop, block
 
 
-def _reader(names: Iterable[str]) -> Callable[[h5py.File], dict[str, Values]]:
-    return lambda file: {name: _own(file["images"], name) for name in names}
-
-
-def _own(images: h5py.Group, name: str) -> Values:
+def _stored_column(images: h5py.Group, name: str) -> Values:
     if name in ("name", "folder"):
         parts = np.char.rpartition(np.asarray(images["path"][:]), b"/")
         return Values(parts[:, 2 if name == "name" else 0])

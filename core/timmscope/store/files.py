@@ -1,9 +1,10 @@
-"""Files that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+"""Writes files that are either complete or absent, so that a killed process damages nothing.
 
-HDF5 has no journal, and worse: when the disk is full, libhdf5 cannot close the file any more and
-the process dies of a segmentation fault. So HDF5 never learns of a failed write. It writes through
-`GuardedFile`, which keeps what does not fit in memory and remembers the error; the miner looks at
-it after every batch and gives up while all earlier shards are safe.
+A file gets a temporary name, fsync, its final name, and an fsync of the folder. HDF5 has no
+journal: when the disk is full, libhdf5 cannot even close the file, and the process dies of a
+segmentation fault. This module therefore hides failed writes from HDF5, which writes through a
+`GuardedFile`: it keeps in memory what does not fit on the disk and remembers the error. The miner
+checks for that error after every batch and stops while all earlier shards are safe.
 """
 
 from __future__ import annotations
@@ -22,20 +23,24 @@ import h5py
 from timmscope_registry import StoreError
 
 TEMPORARY = ".tmp"
-"""Suffix of files being written; what a killed process leaves behind."""
+"""Suffix of files being written; a killed process leaves such files behind."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIBVER = ("v110", "v110")  # checksummed metadata, and the same bytes from every HDF5 release
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file's contents."""
+    """Return the SHA-256 digest of a file's contents in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file in one step; `StoreError` when the disk is full or read-only."""
+    """Replace a file in one step.
+
+    Raises:
+        StoreError: the disk is full or read-only.
+    """
     with _replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -46,7 +51,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
     """Write an HDF5 file that appears under its name only when it is complete and on disk.
 
-    The same writes give the same bytes: no time stamps, fixed format version.
+    The same writes give the same bytes: there are no time stamps, and the format version is fixed.
 
     Raises:
         StoreError: the disk is full or read-only; nothing is left behind.
@@ -58,21 +63,21 @@ def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
         guarded.sync()
 
 
-def place(source: Path, target: Path) -> bool:
-    """Put a file under another name in one step: the same file where it can be, else a copy.
+def link_or_copy(source: Path, target: Path) -> bool:
+    """Put a file under another name in one step: as a hard link where possible, else as a copy.
 
-    A file system may refuse hard links, or not be the same one.
+    A link is impossible across file systems, and some file systems have none.
 
     Returns:
-        Whether it is the same file; a copy takes its room on disk again.
+        Whether it is a link; a copy takes space on the disk.
 
     Raises:
         StoreError: the disk is full or read-only; nothing is left behind.
     """
-    if target.exists() and target.samefile(source):  # renaming one to the other would do nothing
+    if target.exists() and target.samefile(source):  # renaming a link to its twin does nothing
         return True
     with _replacing(target) as temporary:
-        temporary.unlink(missing_ok=True)  # of a process that was killed
+        temporary.unlink(missing_ok=True)  # left behind by a killed process
         linked = False
         with suppress(OSError):
             temporary.hardlink_to(source)
@@ -106,7 +111,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def disk_error(error: OSError, path: Path) -> StoreError:
-    """Say in one line why a store's file cannot be written, and what to do."""
+    """Return an error that says in one line why a file cannot be written, and what to do."""
     if error.errno in _FULL:
         advice = "free some space and start again: finished shards are kept"
         return StoreError(f"{path}: the disk is full ({error.strerror}); {advice}")
@@ -114,10 +119,10 @@ def disk_error(error: OSError, path: Path) -> StoreError:
 
 
 class GuardedFile:
-    """A file for h5py whose writes never fail; `check` raises what went wrong.
+    """A file for h5py whose writes never fail; `check` raises the error of the first failed write.
 
-    After the first failure, what HDF5 writes is kept in memory, so that what it reads back is
-    right and the HDF5 file can be closed in order.
+    After the first failure, what HDF5 writes is kept in memory, so that it reads back correct data
+    and can close the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,7 +139,7 @@ class GuardedFile:
         self._file.close()
 
     def check(self) -> None:
-        """Raise the first error of a write, if there was one."""
+        """Raise the error of the first failed write, if there was one."""
         if self.error is not None:
             raise self.error
 
@@ -142,7 +147,7 @@ class GuardedFile:
         """Wait until the contents are on disk."""
         os.fsync(self._file.fileno())
 
-    # --- what h5py calls ----------------------------------------------------------------------
+    # --- the methods that h5py calls ------------------------------------------------------------
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset."""
@@ -172,7 +177,7 @@ class GuardedFile:
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
-        """Read what was written, wherever it is."""
+        """Read from the disk and from memory into a buffer; return the number of bytes."""
         view = memoryview(buffer).cast("B")
         start = self._position
         self._file.seek(start)
@@ -187,7 +192,7 @@ class GuardedFile:
         return count
 
     def read(self, count: int) -> bytes:
-        """Read what was written, wherever it is; h5py knows a file by this method."""
+        """Read from the disk and from memory; h5py recognises a file by this method."""
         buffer = bytearray(count)
         return bytes(buffer[: self.readinto(buffer)])
 
@@ -202,4 +207,4 @@ class GuardedFile:
         return self._size
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Do nothing, because nothing is buffered here."""

@@ -64,8 +64,8 @@ class StoreLock:
 
 
 def _write_owner(file: int) -> None:
-    """Write the process's number, for the message of a process that has to wait."""
-    with suppress(OSError):  # a full disk must not stop a pass for the sake of a message
+    """Write the process's number, for the message of another process that finds the lock taken."""
+    with suppress(OSError):  # a full disk must not stop a pass because of a message
         os.ftruncate(file, 0)
         os.lseek(file, 0, os.SEEK_SET)
         os.write(file, str(os.getpid()).encode())

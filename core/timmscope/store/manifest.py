@@ -1,6 +1,6 @@
-"""The manifest: what a store was made from, and what must lie in its folder.
+"""The manifest records what a store was made from, and which files its folder must hold.
 
-It holds no time stamps and no machine's paths but the images' location, so two runs over the same
+It holds no time stamps, and no paths except the location of the images, so two runs over the same
 images with the same model write the same manifest, byte for byte.
 """
 
@@ -27,7 +27,7 @@ class _Record(BaseModel):
 
 
 class ModelRecord(_Record):
-    """Which model; `preprocessing` is everything that changes the pixels it sees."""
+    """The model; `preprocessing` is everything that changes the pixels that it receives."""
 
     id: str
     weights_sha256: str
@@ -35,7 +35,7 @@ class ModelRecord(_Record):
 
 
 class ImagesRecord(_Record):
-    """Which images; `location` opens them again (empty for a source that only was in memory)."""
+    """The images; `location` is where to open them again (empty for images in memory)."""
 
     location: str
     count: int
@@ -45,8 +45,8 @@ class ImagesRecord(_Record):
 class LayerRecord(_Record):
     """One mined layer, as the model's catalogue describes it.
 
-    `kinds` are the kinds of rows kept of it: ``pooled``, ``max``, ``argmax``, ``maps`` or a
-    plugin's.
+    `kinds` are the kinds of rows that the store keeps of it: ``pooled``, ``max``, ``argmax``,
+    ``maps`` or a plugin's.
     """
 
     name: str
@@ -60,17 +60,14 @@ class LayerRecord(_Record):
     kinds: tuple[str, ...]
 
     def cell(self, position: int) -> tuple[int, int]:
-        """Row and column of a cell numbered as in ``argmax``; (-1, -1) where there is none."""
+        """Return row and column of a cell numbered as in ``argmax``; (-1, -1) for -1."""
         if position < 0:
             return (-1, -1)
         return divmod(position, self.grid[1]) if self.grid else (0, position)
 
 
 class CollectorRecord(_Record):
-    """One collector: its name, the id that it is registered by, and its parameters.
-
-    `id` is None for a collector that no plugin registers.
-    """
+    """One collector: its name, registered id (None if no plugin registers it), and parameters."""
 
     name: str
     id: str | None
@@ -78,7 +75,7 @@ class CollectorRecord(_Record):
 
 
 class FileRecord(_Record):
-    """Size and digest of a file."""
+    """Size of a file in bytes, and its SHA-256 digest."""
 
     size: int
     sha256: str
@@ -100,10 +97,10 @@ class ShardRecord(_Record):
 
 
 class PrecisionError(_Record):
-    """How far a pass in a lower precision is from float32.
+    """The error of a pass in a lower precision against float32, on the first `images` images.
 
-    `layers` has, by layer and kind of row, the root mean square of the difference over that of the
-    values in float32, on the first `images` images; None where the lower precision overflowed.
+    `layers` holds, by layer and kind of row, the root mean square of the difference divided by that
+    of the values in float32; None where the lower precision overflowed.
     """
 
     images: int
@@ -111,7 +108,7 @@ class PrecisionError(_Record):
 
 
 class Manifest(_Record):
-    """All of a store but its rows. `shards` maps a shard's number to its files."""
+    """Everything about a store except its rows. `shards` maps a shard's number to its files."""
 
     schema_: int = Field(default=SCHEMA, alias="schema")
     model: ModelRecord
@@ -122,20 +119,20 @@ class Manifest(_Record):
     shard_size: int
     precision: str
     precision_error: PrecisionError | None = None
-    """Of a pass in bfloat16: its error against float32. No part of the store's identity."""
+    """Error of a pass in bfloat16 against float32. Not part of the store's identity."""
     memory_format: str = "contiguous"
-    """How the model's activations lie in memory: ``contiguous`` or ``channels_last``."""
+    """Memory layout of the model's activations: ``contiguous`` or ``channels_last``."""
     folded: bool = False
     """Whether batch norms were folded into the convolutions before them."""
     part: tuple[int, int] | None = None
-    """(i, n) of a store that holds only the i-th of n runs of shards, counted from 1."""
+    """(i, n) if the store holds only the i-th of n runs of shards, counted from 1."""
     versions: dict[str, str]
     shards: dict[int, ShardRecord] = Field(default_factory=dict)
     merged: FileRecord | None = None
 
     @property
     def complete(self) -> bool:
-        """Whether all was written: of a part its shards, of a whole the merged state too."""
+        """Whether all shards are written, and for a whole store also the merged state."""
         return self.merged is not None if self.part is None else not self.missing
 
     @property
@@ -144,63 +141,63 @@ class Manifest(_Record):
         return -(-self.images.count // self.shard_size)
 
     @property
-    def own(self) -> range:
-        """Numbers of the shards that belong here: all, or those of the part."""
+    def own_shards(self) -> range:
+        """Numbers of the shards that this store holds when it is complete: all, or its part."""
         number, parts = self.part or (1, 1)
         return range(self.shard_count * (number - 1) // parts, self.shard_count * number // parts)
 
     @property
     def image_count(self) -> int:
-        """Number of images in the shards that belong here."""
-        return sum(stop - start for start, stop in map(self.span, self.own))
+        """Number of images in `own_shards`."""
+        return sum(stop - start for start, stop in map(self.span, self.own_shards))
 
     @property
     def missing(self) -> list[int]:
-        """Numbers of the shards that belong here and were not written yet."""
-        return [number for number in self.own if number not in self.shards]
+        """Numbers of those of `own_shards` that are not written yet."""
+        return [number for number in self.own_shards if number not in self.shards]
 
     def span(self, shard: int) -> tuple[int, int]:
-        """First image id of a shard and the one after its last."""
+        """Return the first image id of a shard and the id after its last."""
         start = shard * self.shard_size
         return start, min(start + self.shard_size, self.images.count)
 
     def collector(self, name: str) -> CollectorRecord | None:
-        """The record of a collector, by name or registered id; None if the pass had none."""
+        """Return a collector's record by name or registered id; None if the pass did not use it."""
         return next((each for each in self.collectors if name in (each.name, each.id)), None)
 
     def layer(self, name: str) -> LayerRecord | None:
-        """The record of a layer, None if it was not mined."""
+        """Return a layer's record; None if the layer was not mined."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
-    def begun(self) -> Manifest:
-        """The same description of the whole, before the first shard."""
+    def empty_whole(self) -> Manifest:
+        """Return the description of the whole pass, of all parts, before its first shard."""
         return self.model_copy(update={"part": None, "shards": {}, "merged": None})
 
     def with_shard(self, number: int, record: ShardRecord) -> Manifest:
-        """Add a finished shard; the table stays in order of number."""
+        """Return the manifest with one more finished shard; shards are sorted by number."""
         shards = dict(sorted({**self.shards, number: record}.items()))
         return self.model_copy(update={"shards": shards})
 
     def without_shards(self, numbers: set[int]) -> Manifest:
-        """Forget shards, and with them the merged state."""
+        """Return the manifest without some shards and without the merged state."""
         left = {number: shard for number, shard in self.shards.items() if number not in numbers}
         return self.model_copy(update={"shards": left, "merged": None})
 
     def differences(
         self, wanted: Manifest, *, ours: str = "the store", theirs: str = "this run"
     ) -> list[str]:
-        """Say where a run that `wanted` describes departs from this store, one line each.
+        """Return one line for each difference between this store and a run.
 
-        Versions of libraries count only while the store is incomplete: its other shards would be
-        computed by other code.
+        Versions of libraries count only while the store is incomplete, because the missing shards
+        would be computed by other code than those that exist.
 
         Args:
-            wanted: the other description.
-            ours: what to call this store.
-            theirs: what to call the other.
+            wanted: the description of the run.
+            ours: the name of this store in the lines.
+            theirs: the name of the run.
         """
         here, there = dict(self._identity()), dict(wanted._identity())
-        if here["weights"] != there["weights"]:  # another model: all else follows from that
+        if here["weights"] != there["weights"]:  # of another model, everything else differs too
             here, there = ({key: d[key] for key in ("model", "weights")} for d in (here, there))
         if not self.complete:
             here |= {f"{name} version": value for name, value in self.versions.items()}
@@ -230,7 +227,7 @@ class Manifest(_Record):
             yield key.replace("_", " "), data[key]
 
     def to_bytes(self) -> bytes:
-        """The file's contents."""
+        """Return the contents of ``manifest.json``."""
         data = self.model_dump(mode="json", by_alias=True)
         return (json.dumps(data, indent=1) + "\n").encode()
 

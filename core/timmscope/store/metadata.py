@@ -1,8 +1,8 @@
-"""A table of one's own beside a store: columns of a CSV file, joined to the images.
+"""Joins the columns of a CSV file to a store's images.
 
-The file is read twice, in blocks: once to find the rows' images and which columns are numbers, once
-for the values. A column of text is kept as numbers of its distinct texts, so a million images cost
-a few bytes each.
+The file is read twice, in blocks: first to find the image of each row and the columns that hold
+numbers, then for the values. A column of text is kept as codes of its distinct texts, so a million
+images need only a few bytes each.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from timmscope_registry import ParameterError
 from .where import Kind, Values
 
 JOINS = ("path", "name", "id")
-"""Columns that say which image a row belongs to; the first of them that the file has."""
-OWN = ("id", "path", "name", "folder", "width", "height", "readable")
-"""Columns that stay the store's own, whatever the file says. Its ``label`` is taken."""
+"""Columns that say which image a row belongs to; the first one that the file has is used."""
+RESERVED = ("id", "path", "name", "folder", "width", "height", "readable")
+"""Columns that a file cannot replace; unlike these, its ``label`` replaces the store's."""
 _BLOCK = 4096
 _NONE = ("", "nan")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*|[-+]?inf", re.ASCII)
-_EXACT = 1 << 53
+_EXACT = 1 << 53  # the largest integer up to which float64 holds all integers
 
 
 @dataclass
 class Column:
-    """One column: numbers with NaN where there is none, or codes of texts with -1."""
+    """One column: numbers, NaN where missing, or codes of texts, -1 where missing."""
 
     values: np.ndarray
     texts: dict[bytes, int] | None = None
@@ -54,13 +54,13 @@ class Column:
         return self._names
 
     def block(self, start: int, stop: int) -> Values:
-        """The values of some images."""
+        """Return the values of the images from `start` to `stop` - 1."""
         part = self.values[start:stop]
         if self.texts is None:
             return Values(part, np.isnan(part))
-        codes, places = np.unique(part, return_inverse=True)
+        codes, inverse = np.unique(part, return_inverse=True)
         texts = [b"" if code < 0 else self.names[code] for code in codes.tolist()]
-        return Values(np.array(texts, dtype=np.bytes_)[places.reshape(-1)], part < 0)
+        return Values(np.array(texts, dtype=np.bytes_)[inverse.reshape(-1)], part < 0)
 
 
 @dataclass
@@ -69,10 +69,10 @@ class Metadata:
 
     Attributes:
         path: the file.
-        columns: by name, with what a name cannot hold turned into ``_``.
-        joined: the column that the images were found by.
-        matched: images with a row.
-        unmatched: rows without an image.
+        columns: the columns by name; ``_`` replaces characters that a name cannot hold.
+        joined: the column by which the images were found.
+        matched: number of images with a row.
+        unmatched: number of rows without an image.
     """
 
     path: Path
@@ -83,19 +83,19 @@ class Metadata:
 
 
 def read_metadata(file: str | os.PathLike[str], paths: Sequence[str]) -> Metadata:
-    """Read a CSV file (commas, semicolons or tabs; UTF-8; a line of names first).
+    """Read a CSV file (commas, semicolons or tabs; UTF-8; the first line names the columns).
 
     Args:
         file: the file.
-        paths: the store's images; a row belongs to the one of that ``path``, ``name`` (what follows
-            the last slash) or ``id``.
+        paths: the store's images; a row belongs to the image with its ``path``, ``name`` (the part
+            after the last slash) or ``id``.
 
     Raises:
-        ParameterError: the file cannot be read, has none of these columns, lines of different
-            lengths, two rows for one image, or no row for any.
+        ParameterError: the file cannot be read, has none of these columns, has lines of different
+            lengths or two rows for one image, or no row belongs to an image.
     """
     table = _Table(Path(file))
-    ids, numeric = _survey(table, paths)
+    ids, numeric = _match_rows(table, paths)
     found = np.flatnonzero(ids >= 0)
     if not len(found):
         shown = next((cells[table.key] for _, cells in table.rows()), None)
@@ -107,53 +107,53 @@ def read_metadata(file: str | os.PathLike[str], paths: Sequence[str]) -> Metadat
         )
     columns = {
         name: Column(np.full(len(paths), np.nan))
-        if numeric[place]
+        if numeric[at]
         else Column(np.full(len(paths), -1, np.int32), {})
-        for name, place in table.places.items()
+        for name, at in table.positions.items()
     }
-    at = 0
+    done = 0
     for _, rows in table.blocks():
-        here = ids[at : at + len(rows)]
-        at += len(rows)
-        kept = np.flatnonzero(here >= 0)
-        for name, place in table.places.items():
+        images = ids[done : done + len(rows)]
+        done += len(rows)
+        kept = np.flatnonzero(images >= 0)
+        for name, at in table.positions.items():
             column = columns[name]
-            cells = [rows[row][place] for row in kept.tolist()]
+            cells = [rows[row][at] for row in kept.tolist()]
             if column.texts is None:
-                column.values[here[kept]] = _numbers(cells)
+                column.values[images[kept]] = _numbers(cells)
             else:
                 texts = column.texts
-                column.values[here[kept]] = [
+                column.values[images[kept]] = [
                     texts.setdefault(encode(cell), len(texts)) if cell else -1 for cell in cells
                 ]
     return Metadata(table.path, columns, table.joined, len(found), len(ids) - len(found))
 
 
 class _Table:
-    """The file's rows, with the number of their line."""
+    """The rows of the CSV file, with their line numbers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        heads = self._open()
-        names = [_identifier(head) for head in heads]
-        folded = [head.strip().lower() for head in heads]
-        self.width = len(heads)
-        self.joined = next((join for join in JOINS if join in folded), "")
+        header = self._read_header()
+        names = [_identifier(head) for head in header]
+        lower = [head.strip().lower() for head in header]
+        self.width = len(header)
+        self.joined = next((join for join in JOINS if join in lower), "")
         if not self.joined:
             raise self.error(
                 "needs a column path, name or id to find the images by, it has "
-                f"{', '.join(heads) or 'none'}"
+                f"{', '.join(header) or 'none'}"
             )
-        self.key = folded.index(self.joined)
+        self.key = lower.index(self.joined)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or "" in names:
             what = f"two columns are called {twice[0]!r}" if twice and twice[0] else ""
             raise self.error(what or f"column {names.index('') + 1} has no name")
-        self.places = {
-            name: place for place, name in enumerate(names) if place != self.key and name not in OWN
+        self.positions = {
+            name: at for at, name in enumerate(names) if at != self.key and name not in RESERVED
         }
 
-    def _open(self) -> list[str]:
+    def _read_header(self) -> list[str]:
         try:
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self.delimiter = max(",;\t", key=file.readline().count)
@@ -189,19 +189,19 @@ class _Table:
             yield [line for line, _ in block], [cells for _, cells in block]
 
 
-def _survey(table: _Table, paths: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
-    """The image of every row (-1 where there is none), and which columns are numbers."""
-    places = _Places(table, paths)
+def _match_rows(table: _Table, paths: Sequence[str]) -> tuple[np.ndarray, list[bool]]:
+    """Return the image of every row (-1 where there is none), and which columns are numbers."""
+    finder = _ImageFinder(table, paths)
     numeric = [True] * table.width
-    for name, place in table.places.items():
-        numeric[place] = name != "label"  # class names, even where they look like numbers
+    for name, at in table.positions.items():
+        numeric[at] = name != "label"  # class names, even where they look like numbers
     parts, lines = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for numbers, rows in table.blocks():
-        parts.append(places.find([cells[table.key] for cells in rows], numbers))
+        parts.append(finder.find([cells[table.key] for cells in rows], numbers))
         lines.append(np.asarray(numbers))
-        for place, still in enumerate(numeric):
-            if still and not all(_is_number(cells[place]) for cells in rows):
-                numeric[place] = False
+        for at, still in enumerate(numeric):
+            if still and not all(_is_number(cells[at]) for cells in rows):
+                numeric[at] = False
     ids, where = np.concatenate(parts), np.concatenate(lines)
     order = np.argsort(ids, kind="stable")
     twice = np.flatnonzero((np.diff(ids[order]) == 0) & (ids[order][1:] >= 0))
@@ -213,8 +213,8 @@ def _survey(table: _Table, paths: Sequence[str]) -> tuple[np.ndarray, list[bool]
     return ids, numeric
 
 
-class _Places:
-    """Finds images by what a row calls them, through sorted hashes: 16 bytes an image."""
+class _ImageFinder:
+    """Finds images by path, name or id through sorted hashes, which take 16 bytes per image."""
 
     def __init__(self, table: _Table, paths: Sequence[str]) -> None:
         self._table, self._paths = table, paths
@@ -228,7 +228,7 @@ class _Places:
         return path if self._table.joined == "path" else _name(path)
 
     def find(self, cells: list[str], lines: list[int]) -> np.ndarray:
-        """Image of every cell, -1 where there is none."""
+        """Return the image id of every cell, -1 where there is none."""
         if self._table.joined == "id":
             return np.array([self._id(*item) for item in zip(cells, lines, strict=True)], np.int64)
         hashes = np.fromiter(map(hash, cells), np.int64, len(cells))
@@ -261,7 +261,7 @@ def _name(path: str) -> str:
 
 
 def _identifier(head: str) -> str:
-    """A column's name as a condition can hold it."""
+    """Return a column's name as a condition can write it."""
     name = re.sub(r"\W", "_", head.strip())
     if not name:
         return ""

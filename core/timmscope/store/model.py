@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 def store_model(
     store: Store, given: HookedModel | None = None, *, device: str | torch.device | None = None
 ) -> HookedModel:
-    """Return the model that a store was mined with: the one given, else loaded by its id.
+    """Return the model that a store was mined with: the given one, or else loaded by its id.
 
     Args:
         store: the store.
         given: the caller's model; its weights are compared with those that the store records.
-        device: where to load the model, where none is given.
+        device: the device for a model that is loaded here.
 
     Raises:
-        StoreError: the model cannot be loaded by its id; the caller has to give it.
-        StoreMismatch: the model has other weights than the one that the store was mined with.
+        StoreError: the model cannot be loaded by its id; the caller has to pass it.
+        StoreMismatch: the model's weights differ from those that the store was mined with.
     """
     record = store.manifest.model
     if given is None:
@@ -46,12 +46,12 @@ def store_model(
 
 
 def require_weights(model: HookedModel, weights_sha256: str, owner: str) -> None:
-    """Refuse a model whose weights are not those that rows were computed with.
+    """Refuse a model whose weights differ from those that computed the rows.
 
     Args:
         model: the model.
-        weights_sha256: digest of the weights expected.
-        owner: what has those weights, for the message.
+        weights_sha256: digest of the expected weights.
+        owner: the model with those weights, as the message names it.
 
     Raises:
         StoreMismatch: the weights differ.

@@ -1,4 +1,4 @@
-"""Which units answered with NaN or infinity, and how often: the first thing to know of a pass."""
+"""Counts the images at which a unit's value is NaN or infinite, so that a pass can report them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _KINDS = ("pooled", "max")
 
 
 def nonfinite_counts(store: Store) -> dict[str, np.ndarray]:
-    """Images at which each unit's mean or maximum is NaN or infinite, (C,) int64, by layer.
+    """Return how often each unit's mean or maximum is NaN or infinite, (C,) int64 by layer.
 
-    Counted over the shards that are done, so a part and a store that is not finished answer too;
-    empty for a pass without statistics. Both kinds are counted apart, and the larger is given.
+    Only finished shards are counted, so it works for a part and for an unfinished store too. Means
+    and maxima are counted separately, and the larger count is returned. The result is empty for a
+    pass without statistics.
 
     Raises:
         StoreCorrupted: a reduced state cannot be read.

@@ -1,4 +1,4 @@
-"""A store's images as the model saw them, decoded again by a few threads, in bounded memory."""
+"""Decodes a store's images again, as the model received them, in bounded memory."""
 
 from __future__ import annotations
 
@@ -28,41 +28,39 @@ MISSING = 0.5
 
 
 class StorePictures:
-    """The images of a store by id, resized and cropped as in the pass.
+    """The images of a store by id, resized and cropped as in the pass; a few threads decode them.
 
     Args:
         store: the store.
-        images: where its images are now; by default where they were.
+        images: where its images are now; by default where they were during the pass.
 
     Attributes:
-        lost: ids of images that were asked for and could no longer be read.
+        lost: ids of requested images that can no longer be read.
 
     Raises:
         ImageError: the images are no longer there.
-        StoreError: they were in memory, and `images` is missing.
+        StoreError: the images were in memory, and `images` is missing.
     """
 
     def __init__(self, store: Store, images: Images | None = None) -> None:
         from timmscope.models import Preprocessing
 
         self._source = store.source(images)
-        self._prepare = Preprocessing.restored(store.manifest.model.preprocessing)
+        self._preprocess = Preprocessing.restored(store.manifest.model.preprocessing)
         self.lost: set[int] = set()
 
     def batches(self, ids: npt.ArrayLike) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        """Yield ids `(n,)` and images `(n, C, H, W)` in [0, 1]; those that are lost are left out.
+        """Yield ids `(n,)` and images `(n, C, H, W)` in [0, 1], without images that are lost.
 
         Raises:
             ImageError: none of them can be read.
         """
         wanted = np.asarray(ids, np.int64)
         lost = 0
-        for part, pictures in self._load(wanted.tolist(), self._picture):
-            found = [at for at, picture in enumerate(pictures) if picture is not None]
-            lost += len(part) - len(found)
-            if found:
-                images = torch.stack([picture for picture in pictures if picture is not None])
-                yield np.asarray(part, np.int64)[found], images
+        for part, places, pictures in self._found(wanted.tolist()):
+            lost += len(part) - len(places)
+            if places:
+                yield np.asarray(part, np.int64)[places], torch.stack(pictures)
         if lost and lost == len(wanted):
             raise ImageError(
                 f"none of the {lost} images of the store can be read any more: say where they "
@@ -70,32 +68,37 @@ class StorePictures:
             )
 
     def whole(self, ids: npt.ArrayLike) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        """Yield ids `(n,)` and images `(n, C, H, W)` in [0, 1] as `batches` does, but all of them.
+        """Yield ids and images as `batches` does, but leave none out.
 
         Raises:
             ImageError: one of them can no longer be read.
         """
-        for part, pictures in self._load(np.asarray(ids, np.int64).tolist(), self._opened):
+        for part, pictures in self._load(np.asarray(ids, np.int64).tolist(), self._read):
             yield np.asarray(part, np.int64), torch.stack(pictures)
 
     def thumbnails(self, ids: npt.ArrayLike, size: int = 128) -> Tensor:
-        """Small RGB pictures `(n, 3, size, size)` in [0, 1]; grey where an image is lost.
+        """Return small RGB pictures `(n, 3, size, size)` in [0, 1]; grey where an image is lost.
 
         Args:
-            ids: `(n,)`; an id may come twice.
-            size: side in pixels; every pixel is the mean of the area that it covers.
+            ids: `(n,)`; an id may occur more than once.
+            size: side in pixels; every pixel is the mean of the area that it covers. A picture of
+                one channel is repeated on all three.
         """
-        wanted = np.asarray(ids, np.int64)
-        distinct, back = np.unique(wanted, return_inverse=True)
+        distinct, inverse = np.unique(np.asarray(ids, np.int64), return_inverse=True)
         small = torch.full((len(distinct), 3, size, size), MISSING)
-        place = 0
-        for _, pictures in self._load(distinct.tolist(), self._picture):
-            found = [at for at, picture in enumerate(pictures) if picture is not None]
-            if found:
-                images = torch.stack([picture for picture in pictures if picture is not None])
-                small[[place + at for at in found]] = _shrunk(images, size)
-            place += len(pictures)
-        return small[torch.from_numpy(back.reshape(-1))]
+        done = 0
+        for part, places, pictures in self._found(distinct.tolist()):
+            if places:  # all at once: torch's threads cost more than the pixels of one image
+                shrunk = functional.interpolate(torch.stack(pictures), (size, size), mode="area")
+                small[[done + place for place in places]] = shrunk
+            done += len(part)
+        return small[torch.from_numpy(inverse.reshape(-1))]
+
+    def _found(self, ids: Sequence[int]) -> Iterator[tuple[Sequence[int], list[int], list[Tensor]]]:
+        """Yield runs of ids, the places in each run that can be read, and the images there."""
+        for part, pictures in self._load(ids, self._read_or_none):
+            found = {at: picture for at, picture in enumerate(pictures) if picture is not None}
+            yield part, list(found), list(found.values())
 
     def _load(
         self, ids: Sequence[int], load: Callable[[int], T]
@@ -105,21 +108,13 @@ class StorePictures:
                 part = ids[start : start + _BATCH]
                 yield part, list(pool.map(load, part))
 
-    def _opened(self, number: int) -> Tensor:
-        picture: Tensor = self._prepare(self._source.load(number))
+    def _read(self, image_id: int) -> Tensor:
+        picture: Tensor = self._preprocess(self._source.load(image_id))
         return picture.clamp(0, 1)
 
-    def _picture(self, number: int) -> Tensor | None:
+    def _read_or_none(self, image_id: int) -> Tensor | None:
         try:
-            return self._opened(number)
+            return self._read(image_id)
         except ImageError:
-            self.lost.add(number)
+            self.lost.add(image_id)
             return None
-
-
-def _shrunk(images: Tensor, size: int) -> Tensor:
-    """Images `(n, C, H, W)` at `size` pixels a side; one channel becomes three by assignment.
-
-    Many at once: torch's threads cost more than one image's pixels do.
-    """
-    return functional.interpolate(images, (size, size), mode="area")

@@ -1,4 +1,4 @@
-"""A layer's rows across all shards, read as they are asked for."""
+"""`RowArray` reads a layer's rows across all shards like a NumPy array that stays on disk."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from .shards import ShardFiles, layer_group
 
 _DENSE = 8
-"""Read a whole span and pick from it when at least one of so many rows is wanted."""
+"""If at least one in this many rows of a span is wanted, the whole span is read at once."""
 
 
 class RowArray:
-    """Rows (N, …) of one kind: sliced like a NumPy array, kept on disk.
+    """Rows (N, …) of one kind, indexed like a NumPy array and kept on disk.
 
-    Only the rows that are asked for are read. The first index may be a number, a slice, a list of
-    ids or a boolean mask; further indices apply to the rows that it chose. Rows of images that
-    could not be read are NaN (-1 for integers).
+    Only the rows that an index selects are read. The first index may be a number, a slice, a list
+    of ids or a boolean mask; further indices apply to the selected rows. Rows of images that could
+    not be read are NaN (-1 for integers).
 
-    A missing, truncated or altered shard raises `StoreCorrupted`; nothing is made up in its place.
+    Indexing raises `StoreCorrupted` if a shard that it needs is missing, truncated or altered.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class RowArray:
         rows = np.empty((len(ids), *self._row_shape), dtype=self.dtype)
         shards = ids // self._files.manifest.shard_size
         for number in np.unique(shards).tolist():
-            here = np.flatnonzero(shards == number)
-            local = ids[here] - self._files.manifest.span(number)[0]
+            places = np.flatnonzero(shards == number)
+            local = ids[places] - self._files.manifest.span(number)[0]
             low, high = int(local.min()), int(local.max()) + 1
             if (high - low) <= _DENSE * len(local):
-                rows[here] = self._from_shard(number, slice(low, high))[local - low]
+                rows[places] = self._from_shard(number, slice(low, high))[local - low]
             else:
-                wanted, back = np.unique(local, return_inverse=True)
-                rows[here] = self._from_shard(number, wanted)[back]
+                distinct, inverse = np.unique(local, return_inverse=True)
+                rows[places] = self._from_shard(number, distinct)[inverse]
         return rows
 
     def _from_shard(self, number: int, selection: slice | np.ndarray) -> np.ndarray:

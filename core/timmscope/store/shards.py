@@ -1,4 +1,4 @@
-"""One shard: the rows of a fixed range of images, in one HDF5 file.
+"""Reads and writes shards: HDF5 files that hold the rows of a fixed range of images.
 
 ::
 
@@ -7,7 +7,7 @@
     /layers/<layer>/<kind>               (n, …): pooled, max, argmax, maps or a plugin's kind
     attributes start, stop               image ids, so that swapped files are noticed
 
-Every dataset has a Fletcher-32 checksum a chunk of at most 1 MiB.
+Every dataset has one Fletcher-32 checksum per chunk, and chunks of at most 1 MiB.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ T = TypeVar("T")
 
 
 def rows_file(number: int) -> str:
-    """Name of a shard's rows, relative to the store."""
+    """Return the name of the file with a shard's rows, relative to the store."""
     return f"shards/{number:05d}.h5"
 
 
 def reduced_file(number: int) -> str:
-    """Name of a shard's reduced state, relative to the store."""
+    """Return the name of the file with the collectors' state of a shard, relative to the store."""
     return f"reduced/{number:05d}.h5"
 
 
 def layer_group(name: str) -> str:
-    """Name of a layer's HDF5 group; a slash would make two of it."""
+    """Return the name of a layer's HDF5 group; slashes, which would nest groups, are escaped."""
     return "layers/" + name.replace("%", "%25").replace("/", "%2F")
 
 
 def new_dataset(
     parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, data: Any = None
 ) -> h5py.Dataset:
-    """Make a checksummed dataset in chunks of whole rows, at most 1 MiB each."""
+    """Create a dataset with checksums, in chunks of whole rows where these fit into 1 MiB."""
     if not shape or 0 in shape:  # scalars and empty arrays cannot be chunked
         return parent.create_dataset(name, shape, dtype, data=data, track_times=False)
     chunk = list(shape)
@@ -66,14 +66,14 @@ def new_dataset(
 
 
 def write_strings(parent: h5py.Group, name: str, values: list[bytes]) -> None:
-    """Write fixed-length strings; variable-length ones have no checksum."""
+    """Write fixed-length strings, because HDF5 keeps no checksum of variable-length ones."""
     width = max(1, *map(len, values)) if values else 1
     array = np.array(values, dtype=h5py.string_dtype("utf-8", width))
     new_dataset(parent, name, array.shape, array.dtype, array)
 
 
 def read_strings(dataset: h5py.Dataset) -> list[bytes]:
-    """Read strings that `write_strings` wrote."""
+    """Read the strings that `write_strings` wrote."""
     return [bytes(value) for value in dataset[:]]
 
 
@@ -92,7 +92,7 @@ def read_arrays(group: h5py.Group) -> dict[str, np.ndarray]:
 class ShardFiles:
     """Opens a store's files for reading and turns every kind of damage into `StoreCorrupted`.
 
-    Nothing stays open between reads, so a store may be pickled, forked and shared by threads.
+    No file stays open between reads, so a store may be pickled, forked and shared by threads.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -101,10 +101,10 @@ class ShardFiles:
 
     @contextmanager
     def open(self, name: str, expected: FileRecord) -> Iterator[h5py.File]:
-        """Open a file of the store; what is read inside is guarded too.
+        """Open a file of the store; errors while it is read inside the block are converted too.
 
         Raises:
-            StoreCorrupted: missing, of another size than the manifest says, or damaged.
+            StoreCorrupted: the file is missing, damaged, or its size differs from the manifest's.
         """
         path = self.folder / name
         try:
@@ -123,8 +123,8 @@ class ShardFiles:
         """Call `reader` with a shard's open file and return what it returns.
 
         Raises:
-            StoreCorrupted: as for `open`, or the file belongs to another range.
-            StoreError: the shard was not mined yet, or belongs to another part.
+            StoreCorrupted: as for `open`, or the file holds another range of images.
+            StoreError: the shard is not mined yet, or belongs to another part.
         """
         self.require([number])
         name, record = rows_file(number), self.manifest.shards[number]
@@ -139,7 +139,7 @@ class ShardFiles:
             return reader(file)
 
     def damage(self, name: str, expected: FileRecord) -> str:
-        """Say what is wrong with a file by size and checksum, or nothing."""
+        """Return what is wrong with a file by size and checksum; empty if nothing is."""
         try:
             actual = FileRecord.of(self.folder / name)
         except FileNotFoundError:
@@ -151,17 +151,17 @@ class ShardFiles:
         for number, shard in self.manifest.shards.items():
             if actual in (shard.rows, shard.reduced):
                 other = rows_file(number) if actual == shard.rows else reduced_file(number)
-                return f"it holds what belongs into {other}"
+                return f"it holds the contents of {other}"
         if actual.size != expected.size:
             return f"{actual.size} bytes instead of {expected.size}"
         return "its checksum differs: the contents were altered"
 
     def require(self, numbers: Iterable[int]) -> None:
-        """Raise `StoreError` for shards that the pass has not reached, or another part holds."""
+        """Raise `StoreError` if a shard is not mined yet or belongs to another part."""
         missing = [number for number in numbers if number not in self.manifest.shards]
         if not missing:
             return
-        name, part, own = self.folder.name, self.manifest.part, self.manifest.own
+        name, part, own = self.folder.name, self.manifest.part, self.manifest.own_shards
         if part is not None and missing[0] not in own:
             raise StoreError(
                 f"{name} is part {part[0]} of {part[1]}, with shards {own.start} to {own.stop - 1} "
@@ -174,11 +174,11 @@ class ShardFiles:
         )
 
     def require_all(self) -> None:
-        """Raise `StoreError` unless every shard of the whole is here."""
+        """Raise `StoreError` unless the store holds every shard of the whole."""
         self.require(range(self.manifest.shard_count))
 
     def corrupted(self, name: str, reason: str) -> StoreCorrupted:
-        """The error that names a damaged file."""
+        """Return the error for a damaged file."""
         return StoreCorrupted(
             f"{self.folder / name}: {reason}; "
             f"run timmscope verify --repair {self.folder} to mine it again",

@@ -1,10 +1,10 @@
-"""`Store`: what one pass over one data set with one model left behind, opened for reading."""
+"""`Store` reads what one pass of a model over a data set has written."""
 
 from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from timmscope_registry import (
 )
 
 from . import shards
-from .manifest import CollectorRecord, LayerRecord, Manifest
+from .manifest import LayerRecord, Manifest
 from .shards import ShardFiles
 from .store_layer import StoreLayer
 
@@ -42,7 +42,7 @@ class ImageTable:
     """The store's images, by id: `paths`, `labels`, `status`, `reasons`, `sizes`.
 
     Attributes:
-        metadata: columns of a file of one's own; see `Store.with_metadata`.
+        metadata: columns that the caller's file adds; see `Store.with_metadata`.
     """
 
     def __init__(self, files: ShardFiles, metadata: Metadata | None = None) -> None:
@@ -59,7 +59,7 @@ class ImageTable:
 
     @cached_property
     def labels(self) -> LabelTable:
-        """Label of every image, None where there is none; the metadata's, where it has them."""
+        """Label of every image, None where there is none; from the metadata if it has labels."""
         added = {} if self.metadata is None else self.metadata.columns
         if "label" in added:
             spans = (self._files.manifest.span(n) for n in range(self._files.manifest.shard_count))
@@ -73,7 +73,7 @@ class ImageTable:
 
     @cached_property
     def reasons(self) -> StringTable:
-        """Why an image could not be read; empty for those that could."""
+        """Why each image could not be read; empty for images that could."""
         return StringTable.of_columns(self._columns("reason"))
 
     @cached_property
@@ -87,7 +87,7 @@ class ImageTable:
         return np.asarray(self.status == shards.READ)
 
     def unreadable(self) -> list[tuple[int, str, str]]:
-        """Id, name and reason of every image that could not be read, among those done so far."""
+        """Return id, name and reason of every unreadable image in the shards that are finished."""
         found: list[tuple[int, str, str]] = []
         for number, shard in self._files.manifest.shards.items():
             if shard.unreadable:
@@ -101,59 +101,57 @@ class ImageTable:
         return found
 
     def where(self, condition: str | npt.ArrayLike) -> np.ndarray:
-        """Which images meet a condition, (N,) bool; reads the columns it names, shard by shard.
+        """Return whether each image meets a condition, (N,) bool.
 
         Args:
-            condition: a mask (N,), ids, or words as in ``label == 'dog' and 300 < width <= 640``.
+            condition: a mask (N,), ids, or text as in ``label == 'dog' and 300 < width <= 640``.
                 Columns are ``id``, ``path``, ``name`` (after the last slash), ``folder`` (before
                 it), ``label``, ``width``, ``height``, ``readable`` and those of the metadata.
-                Understood are comparisons (``== != < <= > >=``, chained), ``in`` with a list or
-                to find text in text, ``and``, ``or``, ``not``. A missing value is ``None`` and
-                equals only that.
+                The text may hold comparisons (``== != < <= > >=``, chained), ``in`` with a list
+                or to find text in text, ``and``, ``or``, ``not``. A missing value is ``None`` and
+                equals only ``None``.
 
         Raises:
             ParameterError: the condition is wrong; the message says where in it.
             StoreError: the store is not finished.
         """
-        from .columns import selected
+        from .columns import select_images
 
-        return selected(self._files, condition, self.metadata)
+        return select_images(self._files, condition, self.metadata)
 
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate(list(self._columns(name)))
 
     def _columns(self, name: str) -> Iterator[np.ndarray]:
-        """A column of the table, shard by shard."""
+        """Yield a column of the table, shard by shard."""
         self._files.require_all()
         for number in range(self._files.manifest.shard_count):
             yield self._files.read(number, lambda file: np.asarray(file[f"images/{name}"][:]))
 
 
 class Store:
-    """A store opened for reading; see `Store.open`. May be pickled and shared between threads.
+    """A store opened for reading; see `Store.open`. It may be pickled and shared between threads.
 
     Attributes:
-        path: its folder.
-        manifest: what it was made from.
+        path: the folder.
+        manifest: what the store was made from.
+        files: reads the store's HDF5 files.
         images: the images, by id.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self._adopt(manifest)
-
-    def _adopt(self, manifest: Manifest, metadata: Metadata | None = None) -> None:
         self.manifest = manifest
-        self.files = ShardFiles(self.path, manifest)
-        self.images = ImageTable(self.files, metadata)
+        self.files = ShardFiles(path, manifest)
+        self.images = ImageTable(self.files)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Store:
         """Open a store.
 
         Raises:
-            StoreError: no store there, or one made by a newer release.
-            StoreCorrupted: its manifest is damaged. Damaged shards raise when they are read.
+            StoreError: the folder holds no store, or one in another schema than this release's.
+            StoreCorrupted: the manifest is damaged. Damaged shards raise when they are read.
         """
         folder = Path(path).resolve()
         return cls(folder, Manifest.read(folder))
@@ -172,20 +170,20 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether the pass over the images was finished."""
+        """Whether the pass over the images is finished."""
         return self.manifest.complete
 
     def source(self, images: Images | None = None) -> ImageSource:
-        """Open the images that the store was mined from; ids are the store's.
+        """Open the images that the store was mined from, under the store's ids.
 
-        Images are found by name, so others may have come or gone since.
+        Images are found by name, so others may have been added or removed since.
 
         Args:
-            images: where they are now; by default where they were.
+            images: where they are now; by default where they were during the pass.
 
         Raises:
-            ImageError: they are no longer there.
-            StoreError: they were in memory, and `images` is missing.
+            ImageError: the images are no longer there.
+            StoreError: the images were in memory, and `images` is missing.
         """
         location = self.manifest.images.location
         if images is None and not location:
@@ -208,15 +206,15 @@ class Store:
         return ByName(source, names)
 
     def with_metadata(self, file: str | os.PathLike[str]) -> Store:
-        """Return the same store with the columns of a CSV file beside its images.
+        """Return the same store with the columns of a CSV file added to its images.
 
-        Conditions may name them (`ImageTable.where`), with ``_`` for what no name can hold, and a
-        column ``label`` takes the place of the store's labels. Columns whose values are all
-        numbers are numbers, the others text; images without a row, and empty cells, are missing.
+        Conditions may name them (`ImageTable.where`); ``_`` replaces characters that a name cannot
+        hold. A column ``label`` replaces the store's labels. A column holds numbers if all its
+        values are numbers, else text. Images without a row, and empty cells, have missing values.
 
         Args:
-            file: commas, semicolons or tabs; names on the first line; one of them ``path``,
-                ``name`` or ``id``, by which the rows' images are found.
+            file: values separated by commas, semicolons or tabs; the first line names the columns.
+                One of them is ``path``, ``name`` or ``id`` and says to which image a row belongs.
 
         Raises:
             ParameterError: the file cannot be read, or its rows belong to no image or to several.
@@ -236,7 +234,7 @@ class Store:
         """Return one layer's rows and reductions.
 
         Raises:
-            LayerNotFound: it was not mined; the message names the nearest and all that were.
+            LayerNotFound: it was not mined; the message has the nearest name and all mined layers.
         """
         record = self.manifest.layer(name)
         if record is None:
@@ -249,16 +247,16 @@ class Store:
         return StoreLayer(self, record)
 
     def collector(self, layer: str, which: str | Collector | type[Collector]) -> Collector:
-        """Return a collector with all that the pass has seen at a layer.
+        """Return a collector in the state that it had at a layer at the end of the pass.
 
         Args:
             layer: name of a mined layer.
-            which: the collector's name or registered id; of one that no plugin registers, its class
-                or an instance.
+            which: the collector's name or registered id; for a collector that no plugin registers,
+                its class or an instance.
 
         Raises:
             LayerNotFound: the layer was not mined.
-            StoreError: the pass had no such collector, or only its class can read its state.
+            StoreError: the pass did not use that collector, or only its class can read its state.
             PluginError: the collector's plugin is not installed, or does not work.
             StoreCorrupted: the state cannot be read.
         """
@@ -268,8 +266,13 @@ class Store:
         if record is None:
             names = ", ".join(each.name for each in self.manifest.collectors)
             raise StoreError(f"{self.path.name} has no collector {name!r}; it holds {names}")
-        given = () if isinstance(which, str) else (which,)
-        whole = self._empty(record, given)
+        whole = recorded_collector(
+            record.name,
+            record.id,
+            record.parameters,
+            where=self.path.name,
+            given=() if isinstance(which, str) else (which,),
+        )
         group = f"{record.name}/{shards.layer_group(layer)}"
         if self.manifest.merged is not None:
             with self.files.open(shards.MERGED, self.manifest.merged) as file:
@@ -282,10 +285,3 @@ class Store:
                 part.load(shards.read_arrays(file[group]))
             whole.merge(part)
         return whole
-
-    def _empty(
-        self, record: CollectorRecord, given: Iterable[Collector | type[Collector]]
-    ) -> Collector:
-        return recorded_collector(
-            record.name, record.id, record.parameters, where=self.path.name, given=given
-        )

@@ -1,4 +1,4 @@
-"""One layer of a store: its rows, its units' strongest images, its statistics."""
+"""`StoreLayer` reads one layer of a store: rows, each unit's strongest images, statistics."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class UnitStatistics:
     """Statistics of every unit of a layer; arrays (C,), over the images that could be read.
 
     Attributes:
-        count: values that are neither NaN nor infinite; only these enter the others.
-        nonfinite: values left out.
+        count: number of finite values; only these count below.
+        nonfinite: number of values that are NaN or infinite.
         mean: mean (NaN without values).
         variance: population variance.
         minimum: smallest value.
         maximum: largest value.
-        zeros: share of values that are exactly zero.
-        positive: share of values above zero.
+        zeros: share of values that are exactly zero, from 0 to 1.
+        positive: share of values above zero, from 0 to 1.
     """
 
     count: np.ndarray
@@ -51,7 +51,7 @@ class UnitStatistics:
 
     @classmethod
     def of(cls, moments: Moments) -> UnitStatistics:
-        """Statistics from what a collector has seen of one kind of row."""
+        """Compute the statistics from a collector's moments of one kind of row."""
         some = moments.count > 0
         count = np.maximum(moments.count, 1)
         return cls(
@@ -72,7 +72,7 @@ class UnitStatistics:
         return np.asarray(np.sqrt(self.variance))
 
     def quantile(self, q: float) -> np.ndarray:
-        """The order statistic number floor(q * (count - 1)) of every unit, within 1.6 %."""
+        """Return the order statistic number floor(q * (count - 1)) of every unit, within 1.6 %."""
         return np.asarray(np.clip(self._quantile(q), self.minimum, self.maximum))
 
 
@@ -121,18 +121,18 @@ class StoreLayer:
 
     @property
     def maps(self) -> RowArray:
-        """Full activation maps, (N, C, h, w) float32, where the pass was asked to keep them."""
+        """Full activation maps, (N, C, h, w) float32, if the pass kept them for this layer."""
         return self.rows("maps")
 
     def rows(self, kind: str) -> RowArray:
-        """Rows of any kind, a plugin's among them.
+        """Return the rows of a kind, which may be a plugin's.
 
         Raises:
             StoreError: the pass did not keep that kind at this layer, or is not finished.
         """
         self._check_kind(kind)
         self.store.files.require_all()
-        return self._rows(kind)
+        return self._row_array(kind)
 
     def iter_rows(
         self,
@@ -144,14 +144,12 @@ class StoreLayer:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield image ids (n,) int64 and their rows (n, …), in order, in bounded memory.
 
-        Images that could not be read are left out unless `readable_only` is False.
-
         Args:
             kind: as for `rows`.
-            batch: most rows at a time; a batch never straddles two shards.
+            batch: most rows at a time; a batch never spans two shards.
             readable_only: leave out images that could not be read.
-            shards: numbers of the shards to go through; by default all. Of a store that is not
-                finished, or of a part, those in ``store.manifest.shards`` can be read.
+            shards: numbers of the shards to read; by default all. In an unfinished store or a part
+                only those in ``store.manifest.shards`` can be read.
 
         Raises:
             StoreError: as for `rows`.
@@ -162,7 +160,7 @@ class StoreLayer:
         files.require(numbers)
         if not numbers:
             return
-        rows = self._rows(kind)
+        rows = self._row_array(kind)
         for number in numbers:
             start, stop = manifest.span(number)
             some_bad = readable_only and manifest.shards[number].unreadable > 0
@@ -179,17 +177,18 @@ class StoreLayer:
     def top(
         self, unit: int, k: int = 9, *, where: str | npt.ArrayLike | None = None
     ) -> list[TopEntry]:
-        """The images with the highest maximum of a unit, best first, ties by image id.
+        """Return the images with the highest maximum of a unit, best first, ties by image id.
 
-        Instant where the pass's own list has k of them; else rows are read, in bounded memory.
+        This is instant if the list that the pass kept has k of the images; otherwise the rows are
+        read, in bounded memory.
 
         Args:
-            unit: channel.
-            k: how many.
+            unit: number of the channel.
+            k: number of images.
             where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
 
         Raises:
-            StoreError: no such unit, or the store is not finished.
+            StoreError: there is no such unit, or the store is not finished.
             ParameterError: the condition is wrong.
         """
         if not 0 <= unit < self.channels:
@@ -199,9 +198,13 @@ class StoreLayer:
         return top_entries(self, [unit], k, where)[0]
 
     def statistics(self, kind: str = "max") -> UnitStatistics:
-        """Statistics of all units, of the spatial maxima (``max``) or means (``pooled``)."""
+        """Return the statistics of all units' spatial maxima (``max``) or means (``pooled``).
+
+        Raises:
+            StoreError: `kind` is neither, the pass kept no statistics, or is not finished.
+        """
         if kind not in ("max", "pooled"):
-            raise StoreError(f"statistics are kept of 'max' and 'pooled', not of {kind!r}")
+            raise StoreError(f"a store has statistics of 'max' and 'pooled', not of {kind!r}")
         collector = cast("Statistics", self.store.collector(self.name, STATISTICS_ID))
         return UnitStatistics.of(collector.of(kind))
 
@@ -212,8 +215,8 @@ class StoreLayer:
                 f"{', '.join(self.record.kinds)}; mine again with it"
             )
 
-    def _rows(self, kind: str) -> RowArray:
-        """Rows of which some may not be here yet; reading those raises `StoreError`."""
+    def _row_array(self, kind: str) -> RowArray:
+        """Return the rows; those of shards that are missing raise `StoreError` when read."""
         files = self.store.files
         dataset = f"{layer_group(self.name)}/{kind}"
         some = next(iter(files.manifest.shards), 0)
@@ -221,7 +224,7 @@ class StoreLayer:
         return RowArray(files, self.name, kind, shape, dtype)
 
     def state_of(self, collector: str, unit: int) -> dict[str, np.ndarray]:
-        """One unit's part of a collector whose arrays have one row a unit."""
+        """Return one unit's part of a collector whose arrays have one row per unit."""
         merged = self.store.manifest.merged
         if merged is None:
             whole = self.store.collector(self.name, collector).state()

@@ -1,4 +1,4 @@
-"""The strongest images of units: from the lists that the pass kept, else from all rows at once."""
+"""Finds each unit's strongest images: in the lists that the pass kept, or else in all rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .store_layer import StoreLayer
 
 
-_AT_ONCE = 64
-"""Units whose cells are looked up together."""
+_UNITS_AT_ONCE = 64
+"""Number of units whose cells are looked up together."""
 
 
 class TopEntry(NamedTuple):
-    """One of a unit's strongest images: its id, the value, and the cell (row, column)."""
+    """One of a unit's strongest images: its id, the unit's maximum, and its cell (row, column)."""
 
     image_id: int
     value: float
@@ -30,24 +30,25 @@ class TopEntry(NamedTuple):
 def top_entries(
     layer: StoreLayer, units: Sequence[int], k: int, where: str | npt.ArrayLike | None
 ) -> list[list[TopEntry]]:
-    """Of each unit the `k` images with the highest maximum, best first, ties by image id.
+    """Return each unit's `k` images with the highest maximum, best first, ties by image id.
 
-    Instant for units of whose own list enough is chosen; the rows of all others are read once,
-    together, in memory that depends on the number of units alone.
+    This is instant for units whose kept list holds enough of the images that `where` selects. The
+    rows of all other units are read once, together, in memory that depends only on the number of
+    units.
     """
     store = layer.store
     chosen = None if where is None else store.images.where(where)
     wanted = min(k, len(layer) if chosen is None else int(chosen.sum()))
-    kept = store.manifest.collector(TOP_K_ID)
+    collector = store.manifest.collector(TOP_K_ID)
     found: dict[int, list[TopEntry]] = {}
-    for unit in dict.fromkeys(units) if kept is not None else ():
-        assert kept is not None
-        state = layer.state_of(kept.name, unit)
+    for unit in dict.fromkeys(units) if collector is not None else ():
+        assert collector is not None
+        state = layer.state_of(collector.name, unit)
         ids = state["ids"][state["ids"] >= 0]
         places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
-        length = kept.parameters.get("k")
-        all_kept = isinstance(length, int) and len(ids) < length
-        if len(places) >= wanted or all_kept:
+        length = collector.parameters.get("k")
+        all_listed = isinstance(length, int) and len(ids) < length
+        if len(places) >= wanted or all_listed:
             columns = (state[name][places[:k]] for name in ("ids", "values", "positions"))
             found[unit] = [
                 TopEntry(int(image), float(value), layer.record.cell(int(position)))
@@ -55,14 +56,14 @@ def top_entries(
             ]
     missing = [unit for unit in dict.fromkeys(units) if unit not in found]
     if missing:
-        found |= zip(missing, _of_rows(layer, missing, k, chosen), strict=True)
+        found |= zip(missing, _scan_rows(layer, missing, k, chosen), strict=True)
     return [found[unit] for unit in units]
 
 
-def _of_rows(
+def _scan_rows(
     layer: StoreLayer, units: list[int], k: int, chosen: np.ndarray | None
 ) -> list[list[TopEntry]]:
-    """By going through the maxima of all chosen images."""
+    """Find the strongest images by reading the maxima of all chosen images."""
     manifest = layer.store.manifest
     shards = [
         number
@@ -71,7 +72,7 @@ def _of_rows(
     ]
     best = [np.empty(0, np.int64) for _ in units]
     values = [np.empty(0, np.float32) for _ in units]
-    least = np.full(len(units), -np.inf, np.float32)  # what a value must exceed to be kept
+    least = np.full(len(units), -np.inf, np.float32)  # values at or below it are not kept
     with task("strongest images", total=len(layer)) as advance:
         for ids, rows in layer.iter_rows("max", shards=shards):
             advance(len(ids))
@@ -80,29 +81,23 @@ def _of_rows(
                 ids, rows = ids[kept], rows[kept]
             columns = rows[:, units]
             full = np.array([len(each) >= k for each in values])
-            with np.errstate(invalid="ignore"):  # of equal values the earlier id stays
+            with np.errstate(invalid="ignore"):  # among equal values the smaller id is kept
                 better = np.isfinite(columns) & ((columns > least) | ~full)
-            for place in np.flatnonzero(better.any(axis=0)).tolist():
-                at = better[:, place]
-                ours = np.append(best[place], ids[at])
-                theirs = np.append(values[place], columns[at, place])
-                order = np.lexsort((ours, -theirs))[:k]
-                best[place], values[place] = ours[order], theirs[order]
+            for at in np.flatnonzero(better.any(axis=0)).tolist():
+                new = better[:, at]
+                candidates = np.append(best[at], ids[new])
+                scores = np.append(values[at], columns[new, at])
+                order = np.lexsort((candidates, -scores))[:k]
+                best[at], values[at] = candidates[order], scores[order]
                 if len(order) >= k:
-                    least[place] = theirs[order[-1]]
+                    least[at] = scores[order[-1]]
     entries: list[list[TopEntry]] = []
-    for first in range(0, len(units), _AT_ONCE):
-        part = range(first, min(first + _AT_ONCE, len(units)))
-        ids = np.unique(np.concatenate([best[place] for place in part]))
-        cells = np.asarray(layer.argmax[ids, [units[place] for place in part]])
-        for place in part:
-            own = cells[np.searchsorted(ids, best[place]), place - first].tolist()
-            entries.append(
-                [
-                    TopEntry(image, value, layer.record.cell(cell))
-                    for image, value, cell in zip(
-                        best[place].tolist(), values[place].tolist(), own, strict=True
-                    )
-                ]
-            )
+    for first in range(0, len(units), _UNITS_AT_ONCE):
+        part = range(first, min(first + _UNITS_AT_ONCE, len(units)))
+        ids = np.unique(np.concatenate([best[at] for at in part]))
+        cells = np.asarray(layer.argmax[ids, [units[at] for at in part]])
+        for at in part:
+            positions = cells[np.searchsorted(ids, best[at]), at - first].tolist()
+            found = zip(best[at].tolist(), values[at].tolist(), positions, strict=True)
+            entries.append([TopEntry(i, value, layer.record.cell(c)) for i, value, c in found])
     return entries
