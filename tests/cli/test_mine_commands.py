@@ -56,7 +56,7 @@ def test_a_batch_size_left_to_the_program_is_told_with_its_reason(
     command = ["mine", MODEL, photos, "-l", "layer1", "--shard-size", 8, "--workers", 0]
     said = cli(*command, "-o", "a.scope", "--batch-size", "auto")
     assert said.status == 0
-    assert "timmscope: batch size 8: takes " in said.err
+    assert "timmscope: batch size 8: a forward takes " in said.err
     assert said.err.count("\n") == 1
     facts = json.loads(cli(*command, "-o", "a.scope", "--json").out)
     assert facts["batch_size"] == 8
@@ -113,7 +113,7 @@ def test_the_size_of_maps_is_said_first_and_what_was_there_on_going_on(
     Path("s.scope/shards/00002.h5").unlink()
     again = cli(*command)
     assert "mining 1 damaged shard(s) again" in again.err
-    assert "s.scope: 3 of 4 shards were there" in again.err
+    assert "s.scope: has 3 of 4 shards already" in again.err
 
 
 def test_a_folder_without_one_readable_image_may_be_mined_into_again(
@@ -124,7 +124,7 @@ def test_a_folder_without_one_readable_image_may_be_mined_into_again(
     (bad / "a.png").write_bytes(b"x")
     outcome = cli("mine", MODEL, bad, "-o", "s.scope", "--layer", "layer1", "--workers", 0)
     assert outcome.status == 2
-    assert "not one of the 1 images can be read; the first is a.png: not an image" in outcome.err
+    assert "none of the 1 images can be read; the first is a.png: not an image" in outcome.err
     assert cli("mine", MODEL, photos, "-o", "s.scope", "--layer", "layer2", *SIZES).status == 0
 
 

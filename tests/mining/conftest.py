@@ -1,4 +1,4 @@
-"""A small model and a folder of small images, two of them damaged."""
+"""Provides a small model and a folder of small images, of which two are damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD = (5, 33)
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small convolutions on shared processors: threads only wait for each other."""
+    """Run torch on one thread, because small convolutions on shared CPUs are slower with more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -46,11 +46,11 @@ def fill(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images in three folders; 2 cannot be read. Do not change it."""
+    """Return a folder of 40 images, of which 2 cannot be read. Do not change it."""
     return fill(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture
 def own_pictures(tmp_path: Path) -> Path:
-    """The same, to be changed."""
+    """Return a copy of `pictures` that the test may change."""
     return fill(tmp_path / "own")

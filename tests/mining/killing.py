@@ -1,6 +1,6 @@
-"""Run by `test_resume.py` in a process of its own: mines in forked children and kills them.
+"""Mines in forked children and kills them; `test_resume.py` runs this script in a new process.
 
-Forked, so that torch is imported once; the parent runs one thread and no model, so forking is safe.
+Forking imports torch only once. It is safe, because the parent runs one thread and no model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def run(pictures: str, out: Path, workers: int) -> None:
 
 
 def child(pictures: str, out: Path, workers: int, crash_at: str = "") -> int:
-    """Start a pass; returns the child's process id."""
+    """Start a pass and return the child's process id."""
     pid = os.fork()
     if pid == 0:
         os.environ["TIMMSCOPE_CRASH_AT"] = crash_at
@@ -45,12 +45,12 @@ def count(out: Path) -> int:
 
 
 def ended(pid: int) -> bool:
-    """Whether a child has come to its end; it can still be waited for."""
+    """Return whether a child has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def wait_for(out: Path, more: int, pid: int) -> None:
-    """Wait until some more shards are there than now, or the child has ended."""
+    """Wait until `more` further shards exist, or the child has ended."""
     wanted = count(out) + more
     while count(out) < wanted and not ended(pid):
         time.sleep(0.001)
@@ -71,7 +71,7 @@ def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
         pid = child(pictures, out, workers=killed % 3)
         if killed % 2:
             time.sleep(random.uniform(0.0, 0.6) * duration)
-        else:  # in the midst of writing, a little after some shard appeared
+        else:  # while it writes, shortly after a shard has appeared
             wait_for(out, random.randrange(3), pid)
             time.sleep(random.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
@@ -79,7 +79,7 @@ def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
         assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), "a resumed run failed"
         killed += os.WIFSIGNALED(status)
         shards.append(count(out))
-        if (out / "reduced/merged.h5").exists():  # as good as finished: kill on in a fresh store
+        if (out / "reduced/merged.h5").exists():  # nearly finished: continue with a new store
             assert os.waitpid(child(pictures, out, 0), 0)[1] == 0
             finished += 1
             out.rename(folder / f"killed-{finished}")

@@ -1,6 +1,6 @@
-"""Run by `test_nothing_lost.py` in a process of its own: merges in forked children and kills them.
+"""Merges in forked children and kills them; `test_nothing_lost.py` runs it in a new process.
 
-Without hard links every second time, so that kills fall into copies as well.
+Every second merge has no hard links, so that kills hit copies too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def no_links(self: Path, target: object) -> None:
 
 
 def child(parts: list[Path], out: Path, copy: bool) -> int:
-    """Start a merge; returns the child's process id."""
+    """Start a merge and return the child's process id."""
     pid = os.fork()
     if pid == 0:
         if copy:
@@ -35,7 +35,7 @@ def child(parts: list[Path], out: Path, copy: bool) -> int:
 
 
 def ended(pid: int) -> bool:
-    """Whether a child has come to its end; it can still be waited for."""
+    """Return whether a child has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
@@ -52,7 +52,7 @@ def main(folder: Path, parts: list[Path], kills: int) -> None:
         pid = child(parts, out, copy)
         if kill % 3:
             time.sleep(random.uniform(0.0, 1.1) * durations[copy])
-        else:  # whatever else the machine does, some kills fall between the first shard and the end
+        else:  # on a machine of any speed, some kills fall between the first shard and the end
             while not any(out.glob("shards/*.h5")) and not ended(pid):
                 time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)

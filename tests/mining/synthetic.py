@@ -1,8 +1,8 @@
-"""Stores of any size in seconds: rows of known numbers through the real writer, without a model.
+"""Writes stores of any size in seconds: known rows go through the real writer, without a model.
 
-``from tests.mining.synthetic import rows_of, write_synthetic``. Rows are clustered, as features
-are: image ``i`` belongs to cluster ``i % clusters`` and lies around its centre. They are made shard
-by shard from the seed, so that brute force may make any range again with `rows_of`.
+Rows are clustered, as features are: image ``i`` belongs to cluster ``i % clusters`` and lies around
+its centre. They are generated shard by shard from the seed, so that a brute-force test can generate
+any range again with `rows_of`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from timmscope_registry.hooks import Layer
 
 LAYER = "features"
 SPREAD = 0.6
-"""Standard deviation within a cluster; between centres it is 1."""
+"""Standard deviation within a cluster; that of the centres is 1."""
 
 
 def rows_of(
     start: int, stop: int, *, width: int = 64, clusters: int = 100, seed: int = 0, block: int = 1000
 ) -> np.ndarray:
-    """The pooled rows (stop - start, width) float32 of some images.
+    """Return the pooled rows of images `start` to `stop` - 1, (stop - start, width) float32.
 
-    `block` is the store's shard size: every shard has a random stream of its own.
+    `block` is the store's shard size: every shard has its own random stream.
     """
     centres = np.random.default_rng(seed).normal(size=(clusters, width)).astype(np.float32)
     parts = []
@@ -67,7 +67,7 @@ def write_synthetic(
         width: number of units.
         clusters: number of clusters.
         seed: of the rows.
-        shard_size: images a shard.
+        shard_size: images per shard.
         reductions: keep maxima, top-k and statistics too; slower, and three times the bytes.
         unreadable: ids of images that could not be read.
         shards: numbers of shards to write; by default all, and the store is complete.

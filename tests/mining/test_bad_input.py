@@ -1,4 +1,4 @@
-"""Images that vanish, are damaged, oddly named or slow: what a pass makes of each."""
+"""A pass handles images that vanish, are damaged, have odd names, or are slow to read."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Vanishing(FolderSource):
-    """Its folder goes away just before one image is read."""
+    """A folder that disappears just before image `at` is read."""
 
     at = 10
 
@@ -68,7 +68,7 @@ class Vanishing(FolderSource):
 
 
 @pytest.mark.parametrize(("at", "workers"), [(10, 0), (2, 0), (8, 2), (19, 0)])
-def test_a_folder_that_vanishes_ends_the_pass_which_goes_on_when_it_is_back(
+def test_a_folder_that_vanishes_ends_the_pass_which_resumes_when_it_is_back(
     small_model: HookedModel, folder: Path, tmp_path: Path, at: int, workers: int
 ) -> None:
     whole = run(small_model, folder, tmp_path / "whole")
@@ -77,9 +77,9 @@ def test_a_folder_that_vanishes_ends_the_pass_which_goes_on_when_it_is_back(
     with pytest.raises(ImageError, match=r"images: can no longer be reached \(No such file") as e:
         run(small_model, source, tmp_path / "s", workers=workers)
     assert "\n" not in str(e.value)
-    assert not multiprocessing.active_children()  # though the error is still remembered
+    assert not multiprocessing.active_children()  # even while the error is kept
     manifest = Store.open(tmp_path / "s").manifest
-    assert list(manifest.shards) in [[], [0], [0, 1]][: at // 8 + 1]  # as far as they were written
+    assert list(manifest.shards) in [[], [0], [0, 1]][: at // 8 + 1]  # those that were written
     assert all(shard.unreadable == 0 for shard in manifest.shards.values())
     shutil.move(f"{folder}.away", folder)
     run(small_model, folder, tmp_path / "s")
@@ -104,7 +104,7 @@ def test_an_emptied_mount_point_and_a_lost_archive_end_the_pass_as_well(
             run(small_model, source, tmp_path / f"s{number}")
 
 
-def test_a_list_of_which_some_files_never_existed_is_mined_without_them(
+def test_a_list_with_files_that_never_existed_is_mined_without_them(
     small_model: HookedModel, folder: Path, tmp_path: Path
 ) -> None:
     names = tmp_path / "list.txt"
@@ -115,7 +115,7 @@ def test_a_list_of_which_some_files_never_existed_is_mined_without_them(
     assert store.images.reasons[10].startswith("a folder, where one image was expected")
 
 
-def test_images_of_any_size_are_mined_and_too_large_ones_refused_with_the_limit(
+def test_images_of_any_size_are_mined_and_too_large_ones_are_reported_with_the_limit(
     folder: Path, tmp_path: Path
 ) -> None:
     for path in folder.iterdir():
@@ -157,9 +157,9 @@ def test_any_name_is_kept_and_shown_on_one_line(
     assert {path for _, path, _ in store.images.unreadable()} == set(odd)
     assert store.images.labels[store.images.paths.index("cl\nass/x.png")] == "cl\nass"
     assert main(["mine", MODEL, str(folder), "-o", str(tmp_path / "s"), "--workers", "0"]) == 0
-    told = capsys.readouterr().out
-    assert r"two\nlines.png" in told
-    assert "\x1b" not in told
+    printed = capsys.readouterr().out
+    assert r"two\nlines.png" in printed
+    assert "\x1b" not in printed
 
 
 def test_labels_may_be_missing_for_some_images(
@@ -198,7 +198,7 @@ def test_a_slow_source_gives_the_same_bytes(
 
 
 class Dying(FolderSource):
-    """The process that reads one of its images is killed, as for lack of memory, until healed."""
+    """A source whose image 14 kills the reading process, until the file ``.healed`` exists."""
 
     def load(self, index: int) -> Image.Image:
         if index == 14 and not Path(f"{self._root}.healed").exists():
@@ -206,7 +206,7 @@ class Dying(FolderSource):
         return super().load(index)
 
 
-def test_a_reading_process_that_is_killed_is_one_line_and_the_pass_goes_on(
+def test_a_killed_reading_process_is_a_one_line_error_and_the_pass_can_be_resumed(
     small_model: HookedModel, folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(StoreError, match="a process that reads images died, most likely for lack"):
@@ -218,7 +218,7 @@ def test_a_reading_process_that_is_killed_is_one_line_and_the_pass_goes_on(
 
 
 class Custom(ImageSource):
-    """A plugin's source, as it should not be."""
+    """A plugin's source that may describe its images wrongly."""
 
     def __init__(self, paths: list[Any], labels: list[Any] | None, load: Any = picture) -> None:
         self._paths, self._labels, self._load = paths, labels, load
@@ -280,7 +280,7 @@ def test_an_image_that_needs_too_much_memory_ends_the_pass_in_one_line(
 
 
 class Varying(nn.Module):
-    """Its layer `v` has another shape for bright images than for dark ones."""
+    """A model whose layer `v` has another shape for bright images than for dark ones."""
 
     def __init__(self, axis: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -298,7 +298,7 @@ class Varying(nn.Module):
 @pytest.mark.parametrize(
     ("axis", "what"), [(0, "gave 3 rows for the 4 images from 4 on"), (1, "NCHW"), (2, "grid")]
 )
-def test_a_layer_whose_shape_varies_is_one_line_that_names_it(
+def test_a_layer_whose_shape_varies_is_a_one_line_error_that_names_it(
     folder: Path, tmp_path: Path, axis: int, what: str
 ) -> None:
     for path in sorted(folder.iterdir())[8:]:
@@ -312,13 +312,13 @@ def test_a_layer_whose_shape_varies_is_one_line_that_names_it(
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_of_half_precision_that_overflows_is_counted_and_named(
+def test_overflows_of_a_half_precision_model_are_counted_by_unit(
     small_model: HookedModel, folder: Path, tmp_path: Path
 ) -> None:
     def overflow(t: Tensor) -> Tensor:
         t = t.half()
-        t[:, 7] = 60_000  # finite, as is its mean in float32; its sum in float16 is not
-        t[1, 3] = 1e5  # no float16
+        t[:, 7] = 60_000  # finite, and so is its mean in float32; its sum in float16 is infinite
+        t[1, 3] = 1e5  # infinite in float16
         return t
 
     with small_model.edit({"layer4": overflow}):

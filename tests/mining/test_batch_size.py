@@ -1,4 +1,4 @@
-"""The batch size of a pass that leaves it open: from memory, explained, and kept by the store."""
+"""An automatic batch size follows from the free memory, is logged, and is kept by the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from timmscope import HookedModel
 from timmscope.mining import batch_size as chooser
 from timmscope.mining import mine
-from timmscope.mining.batch_size import Alive, choose_batch_size, forward_bytes, free_memory
+from timmscope.mining.batch_size import LiveBytes, choose_batch_size, forward_bytes, free_memory
 from timmscope.mining.plan import Plan, make_plan
 from timmscope_registry import ParameterError
 
@@ -22,7 +22,7 @@ LAYERS = ["layer1", "global_pool"]
 
 
 def plan_for(model: HookedModel, **settings: Any) -> Plan:
-    """A plan of two layers."""
+    """Return a plan of two layers."""
     every: dict[str, Any] = {
         "layers": LAYERS,
         "maps": (),
@@ -35,9 +35,9 @@ def plan_for(model: HookedModel, **settings: Any) -> Plan:
     return make_plan(model, None, **{**every, **settings})
 
 
-def test_bytes_alive_at_once_are_counted_and_freed_ones_forgotten() -> None:
+def test_live_bytes_are_counted_and_freed_bytes_subtracted() -> None:
     weight = torch.ones(500)
-    with Alive([weight]) as alive:
+    with LiveBytes([weight]) as alive:
         first = torch.zeros(1000)  # 4,000 bytes
         second = first + 1  # 8,000
         assert alive.now == 8000
@@ -50,7 +50,7 @@ def test_bytes_alive_at_once_are_counted_and_freed_ones_forgotten() -> None:
         third = second * weight.repeat(2)  # its copy makes 8,000, the product 12,000
         assert alive.now == 8000
         del second, third
-        assert alive.now == 4000  # the view keeps all of what it looks at
+        assert alive.now == 4000  # the view keeps its whole storage alive
         del view
     assert (alive.now, alive.peak) == (0, 12000)
 
@@ -60,7 +60,7 @@ def test_a_forward_grows_in_proportion_to_its_images(small_model: HookedModel) -
     two, eight = forward_bytes(small_model, plan, 2), forward_bytes(small_model, plan, 8)
     assert eight == pytest.approx(4 * two, rel=0.01)
     image, convolved, pooled = 3 * 32 * 32, 64 * 16 * 16, 64 * 8 * 8
-    # at the first pooling: the image channels-last and normalised, what it reads, what it writes
+    # at the first pooling: the image channels-last and normalised, the input and the output
     assert two == 2 * 4 * (2 * image + convolved + pooled)
 
 
@@ -80,7 +80,7 @@ def test_the_largest_power_of_two_within_a_quarter_of_the_free_memory(
     monkeypatch.setattr(chooser, "free_memory", lambda: free_images * (each + 1))
     with caplog.at_level(logging.INFO, "timmscope.mining"):
         assert choose_batch_size(small_model, plan) == expected
-    assert caplog.messages[0].startswith(f"batch size {expected}: takes ")
+    assert caplog.messages[0].startswith(f"batch size {expected}: a forward takes ")
 
 
 def test_a_batch_is_no_larger_than_a_shard(
@@ -109,7 +109,7 @@ def test_an_accelerator_halves_the_batch_until_it_fits(
     assert tried == [size for size in (256, 128, 64, 32, 16, 8, 4, 2) if size >= expected]
 
 
-def test_another_failure_on_an_accelerator_is_not_taken_for_want_of_memory(
+def test_another_error_on_an_accelerator_is_not_taken_for_lack_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def forward(model: Any, plan: Any, images: torch.Tensor) -> None:
@@ -122,11 +122,11 @@ def test_another_failure_on_an_accelerator_is_not_taken_for_want_of_memory(
         choose_batch_size(model, plan)
 
 
-def test_the_machine_says_how_much_memory_is_free() -> None:
+def test_free_memory_is_read_from_the_system() -> None:
     assert 1 << 20 < free_memory() < 1 << 50
 
 
-def test_the_number_is_the_stores_and_a_pass_that_goes_on_keeps_it(
+def test_the_batch_size_belongs_to_the_store_and_a_resumed_pass_keeps_it(
     small_model: HookedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {"layers": LAYERS, "shard_size": 16, "workers": 0}
@@ -144,7 +144,7 @@ def test_the_number_is_the_stores_and_a_pass_that_goes_on_keeps_it(
     assert given.manifest.to_bytes() == store.manifest.to_bytes()
 
 
-def test_what_is_neither_a_number_nor_auto_is_refused(
+def test_a_batch_size_that_is_neither_a_number_nor_auto_is_refused(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     bad: Any = "auto "

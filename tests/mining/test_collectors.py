@@ -1,4 +1,4 @@
-"""Collectors equal a brute-force computation, however the images are split up."""
+"""Collectors equal a brute-force computation, however the images are split into batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ODD = [np.nan, np.inf, -np.inf, -0.0, 0.0, 3.4e38, -1e-42]
 
 
 def rows(seed: int, count: int, units: int, odd: bool = True) -> np.ndarray:
-    """Values with many ties, and some that are not finite."""
+    """Return values with many ties, some of them not finite."""
     rng = np.random.default_rng(seed)
     values = rng.choice([0.0, 0.5, 1.0, -1.0, rng.normal(), rng.normal()], (count, units))
     if odd:
@@ -87,14 +87,14 @@ def test_top_k_equals_brute_force_for_any_split_and_order_of_merging(
         assert state["nonfinite"][unit] == (~np.isfinite(values[:, unit])).sum()
 
 
-def test_top_k_of_all_ties_keeps_the_first_images() -> None:
+def test_top_k_of_equal_values_keeps_the_first_images() -> None:
     collector = TopK(k=4)
     for ids in ([7, 9], [1, 30], [0, 2], [8, 31]):
         collector.update(batch(np.zeros((2, 1), dtype=np.float32), np.array(ids)))
     assert collector.state()["ids"].tolist() == [[0, 1, 2, 7]]
 
 
-def test_top_k_refuses_senseless_parameters_and_missing_rows() -> None:
+def test_top_k_refuses_wrong_parameters_and_missing_rows() -> None:
     with pytest.raises(ParameterError, match="at least 1"):
         TopK(k=0)
     with pytest.raises(ParameterError, match="reads argmax rows"):
@@ -107,7 +107,7 @@ def test_statistics_equal_numpy_in_float64(
     seed: int, count: int, batches: list[int], shards: list[int]
 ) -> None:
     values, ids = rows(seed, count, 3), np.arange(count)
-    values[np.abs(values) > 1e30] = np.inf  # their squares leave float64's exact range
+    values[np.abs(values) > 1e30] = np.inf  # their squares are too large for exact float64
     merged = Statistics()
     for part in np.split(ids, shards):
         collector = Statistics()
@@ -147,7 +147,7 @@ def test_quantiles_stay_within_the_stated_error(seed: int, split: list[int], q: 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), splits, st.randoms())
-def test_everything_but_the_moments_last_bits_is_independent_of_order(
+def test_statistics_do_not_depend_on_order_except_for_last_bits_of_moments(
     seed: int, shards: list[int], random: object
 ) -> None:
     values, ids = rows(seed, 40, 2), np.arange(40)
@@ -177,7 +177,7 @@ def test_quantiles_of_a_unit_without_finite_values_are_nan() -> None:
     assert got[1] == pytest.approx(1, rel=RELATIVE_ERROR)
 
 
-def test_row_collectors_unite_their_rows_in_order_of_id() -> None:
+def test_row_collectors_merge_their_rows_in_order_of_id() -> None:
     one, two = Pooled(), Pooled()
     two.update(LayerBatch(layer="x", ids=np.array([0, 1]), rows={"pooled": np.eye(2)}))
     one.update(LayerBatch(layer="x", ids=np.array([2]), rows={"pooled": np.ones((1, 2)) * 5}))
@@ -194,7 +194,7 @@ def test_row_collectors_unite_their_rows_in_order_of_id() -> None:
     "name",
     ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "hiera_tiny_224", "convnext_atto"],
 )
-def test_cells_come_in_image_order_in_every_layout(name: str) -> None:
+def test_cells_are_in_image_order_in_every_layout(name: str) -> None:
     model = load_model(f"random:{name}")
     layers = [layer for layer in model.layers.values() if layer.grid is not None]
     by_kind = {(layer.layout, layer.token_order is None): layer for layer in layers}
@@ -212,7 +212,7 @@ def test_cells_come_in_image_order_in_every_layout(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 16, 21, 64])
 @pytest.mark.parametrize("kind", ["channels_last", "tokens", "contiguous"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_maxima_are_the_first_of_equals_and_nan_wins_in_every_memory_layout(
+def test_the_first_of_equal_maxima_and_nan_win_in_every_memory_layout(
     channels: int, kind: str, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(channels)
@@ -251,7 +251,7 @@ def test_maxima_are_the_first_of_equals_and_nan_wins_in_every_memory_layout(
                 assert rows["argmax"][image, unit] == np.flatnonzero(cells_ == cells_.max())[0]
 
 
-def test_a_map_of_another_size_than_the_catalogue_s_is_refused() -> None:
+def test_a_map_whose_size_differs_from_the_catalogue_is_refused() -> None:
     layer = load_model("random:resnet18?img_size=64").layers["layer2"]
     with pytest.raises(UnsupportedModel, match="layer2 has 128 units on a 8x8 grid"):
         cells(layer, torch.zeros(1, 128, 9, 8))

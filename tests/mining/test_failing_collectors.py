@@ -1,4 +1,4 @@
-"""A collector that fails ends the pass in one line, and the pass goes on once it is mended."""
+"""A failing collector ends the pass with one line; once it is fixed, the pass resumes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.mining.contents import contents
 from torch import Tensor
 
 from timmscope import HookedModel
@@ -32,7 +33,7 @@ def fail(at: str) -> None:
 
 
 class Fragile(Collector):
-    """Sums pooled rows; fails where it is told to."""
+    """Sums pooled rows, and fails in the method that `broken` names."""
 
     name = "fragile"
     needs = ("pooled",)
@@ -60,14 +61,14 @@ class Fragile(Collector):
 
 
 class FragileStream(Fragile):
-    """Reads maps, which go to disk batch by batch."""
+    """Reads maps too, which are written to disk batch by batch."""
 
     name = "fragile-stream"
     needs = ("pooled", "maps")
 
 
 class FragileRows(RowCollector):
-    """A row of one number; fails where it is told to."""
+    """Keeps one number per image, and fails if `broken` names `reduce`."""
 
     name = "fragile-rows"
 
@@ -76,7 +77,7 @@ class FragileRows(RowCollector):
 
     def reduce(self, layer: Any, activation: Tensor) -> dict[str, Tensor]:
         self.calls = getattr(self, "calls", 0) + 1
-        if self.calls == 6:  # two layers a batch: the third batch
+        if self.calls == 6:  # two layers per batch: the third batch
             fail("reduce")
         return {"first": activation.flatten(1)[:, 0]}
 
@@ -92,7 +93,7 @@ class FragileRows(RowCollector):
         (FragileRows, "reduce", "fragile-rows failed in layer global_pool, images 8 to 11", []),
     ],
 )
-def test_a_failing_collector_is_named_loses_no_shard_and_once_mended_the_pass_goes_on(
+def test_a_failing_collector_is_named_and_loses_no_shard_and_the_pass_resumes_once_it_is_fixed(
     small_model: HookedModel,
     pictures: Path,
     tmp_path: Path,
@@ -103,15 +104,8 @@ def test_a_failing_collector_is_named_loses_no_shard_and_once_mended_the_pass_go
     kept: list[int],
 ) -> None:
     def run(name: str) -> Store:
-        monkeypatch.setattr("timmscope.mining.shard_writer._STREAMED", 1 << 12)
+        monkeypatch.setattr("timmscope.mining.shard_writer._MAX_BUFFERED_ROW", 1 << 12)
         return mine(small_model, pictures, tmp_path / name, collectors=[kind()], **SETTINGS)
-
-    def contents(name: str) -> dict[str, bytes]:
-        return {
-            str(path.relative_to(tmp_path / name)): path.read_bytes()
-            for path in (tmp_path / name).rglob("*")
-            if path.is_file() and path.name != ".lock"
-        }
 
     run("whole")
     monkeypatch.setitem(broken, "at", at)
@@ -123,4 +117,4 @@ def test_a_failing_collector_is_named_loses_no_shard_and_once_mended_the_pass_go
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setitem(broken, "at", "")
     assert run("broken").complete
-    assert contents("broken") == contents("whole")
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")

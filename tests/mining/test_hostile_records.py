@@ -1,4 +1,4 @@
-"""Records of a file from a stranger are names to look up; no reader imports or calls them."""
+"""Names in a stranger's files are only looked up; no reader imports or calls what they name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def whole(
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which a module lies, as the working directory and on the path; it tells."""
+    """Put a module into the working directory and on the path; importing it writes a file."""
     marker = tmp_path / "ran"
     code = f"open({str(marker)!r}, 'a').write('imported')\nclass Beside: pass\n"
     (tmp_path / "beside").mkdir()
@@ -54,7 +54,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forge(folder: Path, target: Path, name: str, marker: Path) -> Path:
-    """A copy of a store whose manifest names `name` for every collector, with its parameters."""
+    """Copy a store and make its manifest name `name`, with parameters, for every collector."""
     shutil.copytree(folder, target)
     path = target / "manifest.json"
     record = json.loads(path.read_text())
@@ -153,7 +153,7 @@ def test_no_reader_of_a_result_imports_what_it_names(
     assert "beside" not in sys.modules
 
 
-def test_an_evaluation_is_resumed_only_where_it_names_the_same_techniques(
+def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
     pictures: Path, trap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few"
@@ -172,16 +172,15 @@ def test_an_evaluation_is_resumed_only_where_it_names_the_same_techniques(
     assert not trap.exists()
 
 
-def test_a_missing_plugin_is_named_whatever_the_file_says(
-    whole: Path, trap: Path, tmp_path: Path
-) -> None:
+def test_a_missing_plugin_is_named_in_the_error(whole: Path, trap: Path, tmp_path: Path) -> None:
     store = forge(whole / "whole.scope", tmp_path / "s.scope", "timmscope-foo:brightest", trap)
     with pytest.raises(TimmscopeError, match=r"collector 'brightest' of timmscope-foo: install"):
         Store.open(store).layer("layer2").statistics()
 
 
-def test_the_readers_need_nothing_of_this_process(whole: Path, trap: Path, tmp_path: Path) -> None:
-    """In a process that has imported nothing: as somebody who was sent the store meets it."""
+def test_commands_in_a_new_process_import_nothing_that_a_store_names(
+    whole: Path, trap: Path, tmp_path: Path
+) -> None:
     store = forge(whole / "whole.scope", tmp_path / "s.scope", "beside:Beside", trap)
     for words in (["stats", str(store), "layer2"], ["verify", str(store)]):
         command = [str(Path(sys.executable).with_name("timmscope")), *words]

@@ -1,4 +1,4 @@
-"""Memory does not grow with the number of images: neither a pass's, nor a reader's."""
+"""The memory of a pass and of a reader does not grow with the number of images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from timmscope.store import Store
 from .synthetic import LAYER, write_synthetic
 
 FEW, MANY = 300, 1200
-"""Images of a pass: the second number is four times the first."""
+"""Numbers of images of two passes."""
 ROWS = (20_000, 80_000)
-"""Images of a store that is read."""
+"""Numbers of images of two stores that are read."""
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Most bytes that Python and NumPy held at once for some work."""
+    """Return the largest number of bytes that Python and NumPy hold at once during some work."""
     tracemalloc.start()
     try:
         work()
@@ -31,7 +31,7 @@ def peak(work: Callable[[], object]) -> int:
         tracemalloc.stop()
 
 
-def test_a_pass_holds_the_same_whatever_the_number_of_images(
+def test_a_pass_needs_the_same_memory_for_any_number_of_images(
     small_model: HookedModel, tmp_path: Path
 ) -> None:
     def images(count: int) -> Path:
@@ -52,11 +52,11 @@ def test_a_pass_holds_the_same_whatever_the_number_of_images(
         )
         assert store.complete
 
-    run(images(100))  # what is imported and traced once
+    run(images(100))  # imports and traces happen once
     files = [images(count) for count in (FEW, MANY)]
     few, many = (peak(lambda file=file: run(file)) for file in files)
-    assert few > 100 * 3 * 4 * 64, "a shard's rows are counted"
-    waiting = 4 * 32 * 3 * 4 * 64  # batches for the writer: none when it is quick, a few when not
+    assert few > 100 * 3 * 4 * 64, "the rows of a shard are counted"
+    waiting = 4 * 32 * 3 * 4 * 64  # a few batches may wait for the writer
     assert many < 1.05 * few + waiting + 64 * (MANY - FEW)  # names and labels
 
 
@@ -70,7 +70,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
 
 
 @pytest.mark.parametrize(
-    ("work", "bytes_an_image"),
+    ("work", "bytes_per_image"),
     [
         (lambda store: store.layer(LAYER).top(3, 50), 0.1),
         (lambda store: store.layer(LAYER).top(3, 150), 0.1),
@@ -83,10 +83,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
     ],
     ids=["top", "long top", "top where", "where", "statistics", "strongest", "units", "paths"],
 )
-def test_a_reader_holds_at_most_a_few_bytes_an_image(
-    stores: list[Store], work: Callable[[Store], object], bytes_an_image: float
+def test_a_reader_needs_at_most_a_few_bytes_per_image(
+    stores: list[Store], work: Callable[[Store], object], bytes_per_image: float
 ) -> None:
-    work(Store.open(stores[0].path))  # what is imported once
+    work(Store.open(stores[0].path))  # imports happen once
     few, many = (peak(lambda store=store: work(Store.open(store.path))) for store in stores)
     manifest = 3000 * (ROWS[1] - ROWS[0]) / 2000  # the table of shards
-    assert many - few < bytes_an_image * (ROWS[1] - ROWS[0]) + manifest
+    assert many - few < bytes_per_image * (ROWS[1] - ROWS[0]) + manifest

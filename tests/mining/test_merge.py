@@ -1,4 +1,4 @@
-"""Parts that were mined apart join to the bytes of one pass, or say why they do not."""
+"""Parts that were mined separately merge to the bytes of one pass, or an error says why not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
 def whole(
     small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """One uninterrupted pass. Do not change it."""
+    """Return the store of one uninterrupted pass. Do not change it."""
     return run(small_model, pictures, tmp_path_factory.mktemp("whole") / "whole.scope").path
 
 
@@ -55,7 +55,7 @@ def whole(
 def thirds(
     small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """The same in three parts. Do not change them."""
+    """Return the same pass in three parts. Do not change them."""
     folder = tmp_path_factory.mktemp("thirds")
     return [
         run(small_model, pictures, folder / f"p{i}.scope", ranges=(i, 3)).path for i in (1, 2, 3)
@@ -64,7 +64,7 @@ def thirds(
 
 @pytest.fixture
 def own_thirds(thirds: list[Path], tmp_path: Path) -> list[Path]:
-    """Copies of the parts, to be changed."""
+    """Return copies of the parts that the test may change."""
     return [shutil.copytree(part, tmp_path / part.name) for part in thirds]
 
 
@@ -93,7 +93,7 @@ def test_the_order_of_the_parts_does_not_matter(
         assert contents(merged.path) == contents(whole)
 
 
-def test_parts_mined_at_the_same_time_by_processes_and_merged_are_one_pass(
+def test_parts_mined_by_processes_at_the_same_time_merge_to_one_pass(
     pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
     code = """
@@ -114,7 +114,7 @@ mine(model, sys.argv[1], sys.argv[2], ranges=(int(sys.argv[3]), 4), **eval(sys.a
     assert contents(merge(parts, tmp_path / "merged").path) == contents(whole)
 
 
-def test_a_part_that_is_killed_goes_on_and_is_whole(
+def test_a_killed_part_resumes_and_is_completed(
     small_model: HookedModel, pictures: Path, thirds: list[Path], tmp_path: Path
 ) -> None:
     code = f"""
@@ -129,12 +129,12 @@ mine(model, {str(pictures)!r}, {str(tmp_path / "p")!r}, ranges=(2, 3), **{SETTIN
     )
     assert killed.returncode == -9
     assert list(Manifest.read(tmp_path / "p").shards) == [2]
-    resumed = mine(small_model, pictures, tmp_path / "p")  # the part comes from the store
+    resumed = mine(small_model, pictures, tmp_path / "p")  # `ranges` is taken from the store
     assert resumed.manifest.part == (2, 3)
     assert contents(resumed.path) == contents(thirds[1])
 
 
-def test_a_part_says_what_it_is_and_that_the_whole_needs_a_merge(thirds: list[Path]) -> None:
+def test_errors_of_a_part_name_the_part_and_the_merge_that_is_needed(thirds: list[Path]) -> None:
     part = Store.open(thirds[1])
     assert part.complete
     assert repr(part).startswith("<Store p2.scope: part 2 of 3 of 40 images, 3 layers")
@@ -163,7 +163,7 @@ def test_verify_and_repair_work_on_a_part(
     assert contents(own_thirds[2]) == before
 
 
-def test_another_part_or_the_whole_in_a_parts_folder_is_refused(
+def test_mining_another_part_or_the_whole_into_the_folder_of_a_part_is_refused(
     small_model: HookedModel, pictures: Path, own_thirds: list[Path], whole: Path, tmp_path: Path
 ) -> None:
     for ranges, this in (((2, 3), "2 of 3"), ((1, 2), "1 of 2")):
@@ -175,7 +175,7 @@ def test_another_part_or_the_whole_in_a_parts_folder_is_refused(
 
 
 @pytest.mark.parametrize("ranges", [(0, 3), (4, 3), (1, 0), (-1, -1)])
-def test_ranges_that_are_no_part_are_refused(
+def test_impossible_ranges_are_refused(
     small_model: HookedModel, pictures: Path, tmp_path: Path, ranges: tuple[int, int]
 ) -> None:
     with pytest.raises(ParameterError, match=r"expected i/n with i from 1 to n"):
@@ -213,7 +213,7 @@ def test_shards_may_come_from_parts_of_different_divisions(
         merge([half, thirds[2], fourth], tmp_path / "b")
 
 
-def test_parts_of_other_models_settings_or_images_are_refused_with_the_difference(
+def test_parts_of_different_models_settings_or_images_are_refused_with_the_difference(
     small_model: HookedModel, own_pictures: Path, pictures: Path, thirds: list[Path], tmp_path: Path
 ) -> None:
     other = load_model("random:resnet18?seed=1&img_size=32")
@@ -231,7 +231,7 @@ def test_parts_of_other_models_settings_or_images_are_refused_with_the_differenc
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_shard_with_other_contents_is_refused(
+def test_two_different_versions_of_a_shard_are_refused(
     own_thirds: list[Path], tmp_path: Path
 ) -> None:
     twin = shutil.copytree(own_thirds[0], tmp_path / "twin")
@@ -240,7 +240,7 @@ def test_the_same_shard_with_other_contents_is_refused(
     record = manifest.shards[1]
     changed = record.rows.model_copy(update={"sha256": "0" * 64})
     manifest.with_shard(1, record.model_copy(update={"rows": changed})).write(twin)
-    with pytest.raises(StoreMismatch, match=r"shard 1: p1\.scope and twin have others"):
+    with pytest.raises(StoreMismatch, match=r"shard 1: p1\.scope and twin have different data"):
         merge([*own_thirds, twin], tmp_path / "out")
 
 
@@ -257,7 +257,7 @@ def test_parts_of_other_library_versions_are_refused(
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 @pytest.mark.parametrize("name", ["shards/00003.h5", "reduced/00002.h5"])
-def test_a_damaged_shard_of_a_part_is_named_and_after_repair_the_merge_goes_on(
+def test_a_damaged_shard_of_a_part_is_named_and_the_merge_succeeds_after_a_repair(
     small_model: HookedModel,
     own_thirds: list[Path],
     whole: Path,
@@ -281,7 +281,7 @@ def test_a_damaged_shard_of_a_part_is_named_and_after_repair_the_merge_goes_on(
 
 
 @pytest.mark.parametrize("point", ["joined:0", "joined:4", "joined:6"])
-def test_a_merge_that_is_killed_goes_on(
+def test_a_killed_merge_resumes(
     thirds: list[Path], whole: Path, tmp_path: Path, point: str
 ) -> None:
     code = f"from timmscope import merge; merge({[*map(str, thirds)]!r}, {str(tmp_path / 'm')!r})"
@@ -293,7 +293,7 @@ def test_a_merge_that_is_killed_goes_on(
     assert contents(merge(thirds, tmp_path / "m").path) == contents(whole)
 
 
-def test_shards_are_linked_or_copied_where_links_cannot_be(
+def test_shards_are_linked_or_else_copied(
     thirds: list[Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     linked = merge(thirds, tmp_path / "linked").path
@@ -318,7 +318,7 @@ def test_a_merge_to_another_file_system_copies(thirds: list[Path], whole: Path) 
         shutil.rmtree(out, ignore_errors=True)
 
 
-def test_repairing_a_merged_store_leaves_the_parts_alone(
+def test_repairing_a_merged_store_does_not_change_the_parts(
     small_model: HookedModel, own_thirds: list[Path], tmp_path: Path
 ) -> None:
     merged = merge(own_thirds, tmp_path / "m").path
@@ -348,7 +348,7 @@ def test_merging_again_changes_nothing_and_other_folders_are_refused(
         merge(thirds, other)
 
 
-def test_parts_of_the_same_images_elsewhere_take_the_location_of_the_first(
+def test_a_merge_takes_the_location_of_the_images_from_its_first_part(
     small_model: HookedModel, pictures: Path, thirds: list[Path], whole: Path, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(pictures, tmp_path / "moved")
@@ -358,7 +358,7 @@ def test_parts_of_the_same_images_elsewhere_take_the_location_of_the_first(
     assert contents(merged.path) == contents(whole)
 
 
-def test_a_part_without_one_readable_image_is_fine_if_the_whole_has_some(
+def test_a_part_without_readable_images_is_merged_if_another_part_has_some(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:
     source = FolderSource(own_pictures)
@@ -370,16 +370,16 @@ def test_a_part_without_one_readable_image_is_fine_if_the_whole_has_some(
     for i in range(40):
         source.file(i).write_bytes(b"x")
     parts = [run(small_model, source, tmp_path / f"q{i}", ranges=(i, 2)).path for i in (1, 2)]
-    with pytest.raises(ImageError, match="not one of the 40 images can be read"):
+    with pytest.raises(ImageError, match="none of the 40 images can be read"):
         merge(parts, tmp_path / "n")
 
 
-def test_no_room_for_a_copy_is_said_before_the_first_shard(
+def test_a_disk_too_small_for_the_copies_is_an_error_before_the_first_shard(
     thirds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    assert merge(thirds, tmp_path / "linked").complete  # links take no room
+    assert merge(thirds, tmp_path / "linked").complete  # links take no space
     if Path("/dev/shm").is_dir():
         out = Path("/dev/shm") / f"timmscope-test-{os.getpid()}"
         try:

@@ -1,4 +1,4 @@
-"""A pass keeps what the model answered, whatever the settings that must not matter."""
+"""A pass keeps the model's activations; settings that must not matter do not change them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(model: HookedModel, pictures: Any, out: Path, **options: Any) -> Store:
 
 
 def activations(model: HookedModel, pictures: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """What plain forward hooks see, one image at a time; NaN for unreadable images."""
+    """Return what plain forward hooks see, one image at a time; NaN for unreadable images."""
     source = FolderSource(pictures)
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     caught: dict[str, Tensor] = {}
@@ -95,10 +95,10 @@ def test_rows_equal_what_plain_hooks_see(
         np.testing.assert_allclose(at, cells.max(2), rtol=1e-4, atol=1e-5)
 
 
-def test_layers_before_the_last_stop_the_forward(
+def test_the_forward_stops_after_the_last_layer_that_is_needed(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
-    assert small_model.layers  # traced by a whole forward of its own
+    assert small_model.layers  # tracing runs a whole forward
     calls = []
     handle = small_model.module.layer4.register_forward_hook(lambda *a: calls.append(1))
     run(small_model, pictures, tmp_path / "s", layers=["layer1"])
@@ -106,7 +106,7 @@ def test_layers_before_the_last_stop_the_forward(
     assert calls == []
 
 
-def test_the_model_is_left_as_it_was(
+def test_a_pass_does_not_change_the_model(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     from timmscope_registry.hooks import fingerprint
@@ -152,7 +152,7 @@ def test_tokens_are_pooled_without_prefix_and_placed_on_the_grid(
     assert entry.position == divmod(int(cells[best, :, 9].argmax()), 4)
 
 
-def test_maps_are_kept_where_asked_and_equal_the_activations(
+def test_maps_of_the_requested_layers_equal_the_activations(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s", layers=["global_pool"], maps=["layer2"])
@@ -165,7 +165,7 @@ def test_maps_are_kept_where_asked_and_equal_the_activations(
         _ = store.layer("global_pool").maps
 
 
-def test_unreadable_images_are_counted_and_named_and_ids_stay_aligned(mined: Store) -> None:
+def test_unreadable_images_are_counted_and_named_and_keep_their_ids(mined: Store) -> None:
     assert [(i, path) for i, path, _ in mined.images.unreadable()] == [
         (5, mined.images.paths[5]),
         (33, mined.images.paths[33]),
@@ -181,7 +181,7 @@ def test_unreadable_images_are_counted_and_named_and_ids_stay_aligned(mined: Sto
     assert mined.images.sizes[0].tolist() == [56, 44]
 
 
-def test_unreadable_images_do_not_change_their_neighbours(
+def test_unreadable_images_do_not_change_the_rows_of_other_images(
     small_model: HookedModel, own_pictures: Path, mined: Store, tmp_path: Path
 ) -> None:
     source = FolderSource(own_pictures)
@@ -201,7 +201,7 @@ def test_no_image_and_no_readable_image_are_errors(
         run(small_model, folder, tmp_path / "s")
     for i in range(3):
         (folder / f"{i}.png").write_bytes(b"nothing")
-    with pytest.raises(ImageError, match=r"not one of the 3 images can be read.*0\.png"):
+    with pytest.raises(ImageError, match=r"none of the 3 images can be read.*0\.png"):
         run(small_model, folder, tmp_path / "s")
 
 
@@ -213,7 +213,7 @@ def test_one_image_is_enough(small_model: HookedModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_are_counted_and_poison_nothing(
+def test_activations_that_are_not_finite_are_counted_and_left_out_of_statistics(
     small_model: HookedModel, pictures: Path, tmp_path: Path, poison: float
 ) -> None:
     def spoil(t: Tensor) -> Tensor:
@@ -236,11 +236,11 @@ def test_activations_that_are_not_finite_are_counted_and_poison_nothing(
         np.testing.assert_allclose(statistics.mean[2], values.mean(), rtol=1e-6)
         np.testing.assert_allclose(statistics.variance[2], values.var(), rtol=1e-6)
     assert not set(firsts) & {entry.image_id for entry in layer.top(2, 7)}
-    assert not np.isfinite(layer.maximum[firsts, 2]).any()  # rows keep what there was
+    assert not np.isfinite(layer.maximum[firsts, 2]).any()  # rows are not changed
     assert layer.top(3, 7) == clean.top(3, 7)
 
 
-def test_bfloat16_stays_near_float32_and_is_another_store(
+def test_bfloat16_is_close_to_float32_but_needs_another_store(
     small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path
 ) -> None:
     half = run(small_model, pictures, tmp_path / "s", precision="bfloat16").layer("global_pool")
@@ -253,7 +253,7 @@ def test_bfloat16_stays_near_float32_and_is_another_store(
 
 
 class Sum(Collector):
-    """A third party's reduction."""
+    """A third party's collector that reduces rows."""
 
     name = "sum"
     settings = ("scale",)
@@ -278,7 +278,7 @@ class Sum(Collector):
 
 
 class Energy(RowCollector):
-    """A third party's rows."""
+    """A third party's row collector."""
 
     name = "energy"
 
@@ -289,7 +289,7 @@ class Energy(RowCollector):
         return {"energy": activation.float().square().flatten(1).sum(1)}
 
 
-def test_collectors_of_others_are_kept_beside_the_built_in_ones(
+def test_third_party_collectors_run_beside_the_built_in_ones(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     collectors = [Sum(scale=2.0), Energy()]
@@ -306,7 +306,7 @@ def test_collectors_of_others_are_kept_beside_the_built_in_ones(
     assert energy[5] == -1
 
 
-def test_a_plugin_s_collector_may_be_named(
+def test_a_collector_may_be_given_by_its_registered_name(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s", layers=["global_pool"], collectors=["maps"])
@@ -316,13 +316,13 @@ def test_a_plugin_s_collector_may_be_named(
         run(small_model, pictures, tmp_path / "t", collectors=["mapz"])
 
 
-def test_default_layers_show_the_deepest_grid_and_the_features() -> None:
+def test_default_layers_are_the_deepest_grid_and_the_features() -> None:
     for name, expected in {
         "resnet18": ["layer4", "global_pool"],
         "vit_tiny_patch16_224": ["norm", "head_drop"],
         "efficientnet_b0": ["bn2", "global_pool"],
-        "regnetx_002?img_size=64": ["final_conv", "head.drop"],  # its head ends in logits
-        "levit_128s": ["stages", "head.drop"],  # of two heads, each around a classifier
+        "regnetx_002?img_size=64": ["final_conv", "head.drop"],  # the head ends in logits
+        "levit_128s": ["stages", "head.drop"],  # it has two heads with a classifier each
     }.items():
         assert default_layers(load_model(f"random:{name}")) == expected
 
@@ -358,7 +358,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(
         run(small_model, pictures, tmp_path / "s")
 
 
-def test_the_announced_size_is_the_size_on_disk(
+def test_the_estimated_size_is_the_size_on_disk(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s", maps=["layer1"], shard_size=40)
@@ -394,7 +394,7 @@ def test_progress_counts_every_image(
     assert sum(seen["steps"]) == COUNT + 3
 
 
-def test_batch_norms_are_folded_unless_someone_listens_and_the_store_says_so(
+def test_batch_norms_are_folded_unless_the_model_is_edited_and_the_store_records_it(
     small_model: HookedModel, pictures: Path, mined: Store, tmp_path: Path
 ) -> None:
     assert mined.manifest.folded
@@ -407,7 +407,7 @@ def test_batch_norms_are_folded_unless_someone_listens_and_the_store_says_so(
         for kind in ("pooled", "max"):
             one, two = mined.layer(name).rows(kind)[good], plain.layer(name).rows(kind)[good]
             assert np.abs(one - two).max() <= 1e-5 * np.abs(two).max()
-    again = run(small_model, pictures, tmp_path / "s")  # taken from the store
+    again = run(small_model, pictures, tmp_path / "s")  # the setting is taken from the store
     assert not again.manifest.folded
 
 
@@ -425,7 +425,7 @@ def test_patches_show_the_pixels_of_the_strongest_images(
         assert patch.path == mined.images.paths[patch.entry.image_id]
 
 
-def test_images_that_moved_are_asked_for_and_taken(
+def test_images_that_moved_are_named_in_the_error_and_read_from_images(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     here = tmp_path / "here"
@@ -439,7 +439,7 @@ def test_images_that_moved_are_asked_for_and_taken(
     assert len(top_patches(store, small_model, "layer3", 0, 2, images=tmp_path / "there")) == 2
 
 
-def test_other_layers_are_refused_by_name_alone(
+def test_other_layers_are_refused_with_only_their_names(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     run(small_model, pictures, tmp_path / "s", layers=["layer1"])
@@ -448,7 +448,7 @@ def test_other_layers_are_refused_by_name_alone(
     assert caught.value.differences == ("layers: the store has ['layer1'], this run ['layer2']",)
 
 
-def test_ids_keep_meaning_the_same_images_when_others_come_and_go(
+def test_ids_stay_the_same_when_other_images_are_added_or_removed(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     here = tmp_path / "here"

@@ -1,4 +1,4 @@
-"""Merges killed at any moment and disks that fill up cost nothing but time."""
+"""Killed merges and full disks lose no finished shard, and a second attempt succeeds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 def whole(
     small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """One uninterrupted pass. Do not change it."""
+    """Return the store of one uninterrupted pass. Do not change it."""
     return mine(small_model, pictures, tmp_path_factory.mktemp("w") / "whole", **SETTINGS).path
 
 
@@ -42,7 +42,7 @@ def whole(
 def halves(
     small_model: HookedModel, pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Path]:
-    """The same in two parts. Do not change them."""
+    """Return the same pass in two parts. Do not change them."""
     folder = tmp_path_factory.mktemp("h")
     return [
         mine(small_model, pictures, folder / f"p{i}", ranges=(i, 2), **SETTINGS).path
@@ -75,7 +75,7 @@ def test_merges_killed_at_random_moments_end_in_the_bytes_of_one_pass(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A small disk of its own; call it with a number of bytes to give it another size."""
+    """Mount a small disk; the function changes its size to a number of bytes, and returns it."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -96,7 +96,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.99])
 @pytest.mark.parametrize("kind", ["mine", "merge"])
-def test_a_disk_that_fills_up_is_one_line_and_once_there_is_room_the_rest_follows(
+def test_a_disk_that_fills_up_is_a_one_line_error_and_the_work_resumes_when_there_is_space(
     small_model: HookedModel,
     pictures: Path,
     halves: list[Path],
@@ -114,8 +114,8 @@ def test_a_disk_that_fills_up_is_one_line_and_once_there_is_room_the_rest_follow
     expected = contents(whole)
     total = sum(-(-len(data) // 4096) * 4096 for data in expected.values())
     usage = shutil.disk_usage(whole)
-    with monkeypatch.context() as lie:  # the disk is filled by others, after it was asked
-        lie.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
+    with monkeypatch.context() as patch:  # as if others had filled the disk after the check
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 40))
         out = disk(int(share * total)) / "s"
         with pytest.raises(StoreError, match="the disk is full") as caught:
             run(out)

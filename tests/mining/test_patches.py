@@ -1,4 +1,4 @@
-"""Patches: the receptive fields of a unit's strongest cells, and the sheet that shows them."""
+"""Patches show the receptive fields of a unit's strongest cells, alone and on a sheet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from timmscope import (
     receptive_field,
     top_patches,
 )
-from timmscope.patches import field_cache as kept_fields
+from timmscope.patches import field_cache
 from timmscope.patches.field_cache import cached_field
 from timmscope.patches.figure import patch_figure
 from timmscope.receptive_fields import compute as find
@@ -55,7 +55,7 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["exact", "spatial"])
-def test_patches_are_the_fields_of_the_cells_of_the_maxima(
+def test_patches_are_the_receptive_fields_of_the_cells_with_the_maxima(
     model: HookedModel, store: Store, kind: str
 ) -> None:
     patches = top_patches(store, model, "layer1", 5, 6, field=kind)
@@ -76,10 +76,9 @@ def test_patches_are_the_fields_of_the_cells_of_the_maxima(
         np.testing.assert_array_equal(pixels_of(patch.image), whole[upper:lower, left:right])
 
 
-def test_what_is_outside_the_patch_does_not_change_the_unit(
+def test_pixels_outside_the_patch_do_not_change_the_maximum(
     model: HookedModel, store: Store
 ) -> None:
-    """The reason for cutting there: paint over the rest, and the maximum stays."""
     for patch in top_patches(store, model, "layer1", 3, 4, field="exact"):
         left, upper, right, lower = patch.box
         painted = torch.zeros(1, 3, 96, 96)
@@ -91,10 +90,10 @@ def test_what_is_outside_the_patch_does_not_change_the_unit(
             model(torch.cat([whole, painted]))
         before, after = recording["layer1"][:, 3, row, column].tolist()
         assert after == pytest.approx(before, abs=1e-5)
-        assert before == pytest.approx(patch.entry.value, abs=2e-2)  # of pixels in 8 bits
+        assert before == pytest.approx(patch.entry.value, abs=2e-2)  # pixels have 8 bits
 
 
-def test_effective_patches_are_measured_on_the_very_images(
+def test_effective_patches_are_measured_on_the_same_images(
     model: HookedModel, store: Store
 ) -> None:
     patches = top_patches(store, model, "layer2", 9, 5, field="effective")
@@ -121,7 +120,7 @@ def test_fields_as_large_as_the_image_and_layers_without_a_grid_give_whole_image
         np.testing.assert_array_equal(pixels_of(patch.image), pixels_of(patch.whole))
 
 
-def test_conditions_choose_the_images(model: HookedModel, store: Store) -> None:
+def test_patches_may_be_restricted_by_a_condition(model: HookedModel, store: Store) -> None:
     patches = top_patches(store, model, "layer1", 2, 4, where="folder == 'class1'")
     assert len(patches) == 4
     assert all(Path(patch.path).parent.name == "class1" for patch in patches)
@@ -130,12 +129,12 @@ def test_conditions_choose_the_images(model: HookedModel, store: Store) -> None:
     assert top_patches(store, model, "layer1", 2, 4, where="width > 5000") == []
 
 
-def test_nine_patches_cost_one_search_for_the_field(
+def test_nine_patches_compute_the_receptive_field_once(
     model: HookedModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find._found.clear()
     store = Store.open(shutil.copytree(store.path, tmp_path / "s.scope"))
-    shutil.rmtree(store.path / kept_fields.FOLDER, ignore_errors=True)  # of earlier looks
+    shutil.rmtree(store.path / field_cache.FOLDER, ignore_errors=True)  # of earlier tests
     found = []
     follow = find._follow
     monkeypatch.setattr(find, "_follow", lambda *a: found.append(a) or follow(*a))
@@ -145,7 +144,7 @@ def test_nine_patches_cost_one_search_for_the_field(
 
 
 def made_up(field: ReceptiveField, positions: list[tuple[int, int]]) -> list[Patch]:
-    """Patches of a white image at some cells."""
+    """Return patches of a white image at some cells."""
     height, width = field.image_size
     whole = Image.new("RGB", (width, height), "white")
     return [
@@ -172,12 +171,12 @@ def test_all_patches_of_a_sheet_have_one_scale(model: HookedModel) -> None:
     assert inside.shape == corner.shape
     side = 448
     assert (inside[:, :side] == 255).all()
-    cut = round(side * 21 / 43)  # of the corner's field 21 px are outside the image
+    cut = round(side * 21 / 43)  # 21 px of the corner's field are outside the image
     assert (corner[: cut - 12, :side] != 255).all()
     assert (corner[cut + 12 :, cut + 12 : side] == 255).all()
 
 
-def test_sheets_say_which_field_they_show(model: HookedModel) -> None:
+def test_sheets_name_the_receptive_field_that_they_show(model: HookedModel) -> None:
     def texts(field: ReceptiveField) -> str:
         figure = patch_figure(made_up(field, [(0, 0)] * 3), "layer[0]")
         return " | ".join(text.get_text() for text in figure.texts)
@@ -191,13 +190,13 @@ def test_sheets_say_which_field_they_show(model: HookedModel) -> None:
     assert "no grid: the unit sees the whole image" in texts(vector)
 
 
-def test_no_patches_make_no_sheet() -> None:
+def test_a_sheet_without_patches_is_refused() -> None:
     with pytest.raises(ParameterError, match="at least one picture"):
         patch_figure([])
 
 
 def same(first: list[Patch], second: list[Patch]) -> None:
-    """Check that two lists of patches say and show the same."""
+    """Check that two lists of patches are equal."""
     for one, other in zip(first, second, strict=True):
         for name in ("entry", "box", "cell", "path"):
             assert getattr(one, name) == getattr(other, name)
@@ -209,7 +208,7 @@ def same(first: list[Patch], second: list[Patch]) -> None:
 
 
 @pytest.mark.parametrize("layer", ["layer2", "global_pool"])
-def test_a_field_that_was_found_once_needs_no_model_again(
+def test_a_cached_field_needs_no_model(
     model: HookedModel, store: Store, monkeypatch: pytest.MonkeyPatch, layer: str
 ) -> None:
     given = top_patches(store, model, layer, 3, 4)
@@ -225,7 +224,7 @@ def test_a_field_that_was_found_once_needs_no_model_again(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"null", b'{"model": 3}', None])
-def test_a_kept_field_that_is_damaged_is_found_again(store: Store, damage: bytes | None) -> None:
+def test_a_damaged_cached_field_is_computed_again(store: Store, damage: bytes | None) -> None:
     given = top_patches(store, None, "layer2", 3, 4)
     file = store.path / "fields" / "layer2.spatial.json"
     good = file.read_bytes()
@@ -249,7 +248,7 @@ def test_the_field_of_another_model_is_neither_used_nor_kept(store: Store) -> No
     assert not file.exists()
 
 
-def test_a_model_without_a_source_has_to_be_given(store: Store) -> None:
+def test_a_model_that_cannot_be_loaded_has_to_be_passed(store: Store) -> None:
     record = store.manifest.model.model_copy(update={"id": "module:mine"})
     lost = Store(store.path, store.manifest.model_copy(update={"model": record}))
     with pytest.raises(StoreError, match="no source to load it from; pass it as model="):

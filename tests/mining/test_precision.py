@@ -1,4 +1,4 @@
-"""The error of a pass in bfloat16 is measured on its own images and kept with its rows."""
+"""The error of a pass in bfloat16 is measured on its own images and kept in the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def low(
     return mine(small_model, pictures, out, precision="bf16", **SETTINGS)
 
 
-def test_the_relative_error_by_hand() -> None:
+def test_the_relative_error_equals_values_computed_by_hand() -> None:
     exact = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
     assert relative_error(exact + np.array([[0.3, 0.4], [0, 0]]), exact) == pytest.approx(0.1)
     assert relative_error(exact, exact) == 0
@@ -43,7 +43,7 @@ def test_the_relative_error_by_hand() -> None:
     assert relative_error(np.array([5.0]), np.array([np.nan])) == 0
 
 
-def test_the_error_is_that_between_the_rows_of_two_passes(
+def test_the_error_equals_that_between_the_rows_of_two_passes(
     small_model: HookedModel, pictures: Path, tmp_path: Path, low: Store
 ) -> None:
     full = mine(small_model, pictures, tmp_path / "full", **SETTINGS)
@@ -58,11 +58,11 @@ def test_the_error_is_that_between_the_rows_of_two_passes(
         for kind, share in kinds.items():
             exact, got = (s.layer(name).rows(kind)[first].astype(float) for s in (full, low))
             wanted = math.sqrt(((got - exact) ** 2).sum() / (exact**2).sum())
-            assert share == pytest.approx(wanted, rel=0.05)  # seven in a batch here, eight there
+            assert share == pytest.approx(wanted, rel=0.05)  # batches of seven and of eight images
             assert 1e-4 < wanted < 0.1
 
 
-def test_a_resumed_pass_and_joined_parts_keep_the_same_error(
+def test_a_resumed_pass_and_merged_parts_keep_the_same_error(
     small_model: HookedModel, pictures: Path, tmp_path: Path, low: Store
 ) -> None:
     parts = [
@@ -75,7 +75,7 @@ def test_a_resumed_pass_and_joined_parts_keep_the_same_error(
     assert again.manifest.to_bytes() == low.manifest.to_bytes()
 
 
-def test_images_that_cannot_be_read_give_no_error(
+def test_the_error_is_none_if_none_of_the_compared_images_can_be_read(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:
     source = FolderSource(own_pictures)
@@ -86,14 +86,14 @@ def test_images_that_cannot_be_read_give_no_error(
     assert store.manifest.precision_error is None
 
 
-def test_another_precision_is_refused(
+def test_an_unknown_precision_is_refused(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ParameterError, match="'fp16'; choose one of float32, bfloat16, bf16"):
         mine(small_model, pictures, tmp_path / "s", precision="fp16", **SETTINGS)
 
 
-def test_batch_norms_are_folded_in_float32_alone(
+def test_batch_norms_are_folded_only_in_float32(
     small_model: HookedModel, pictures: Path, tmp_path: Path, low: Store
 ) -> None:
     full = mine(small_model, pictures, tmp_path / "full", **SETTINGS)

@@ -1,4 +1,4 @@
-"""Whatever happens to a pass, starting it again ends with the same bytes."""
+"""A pass that was interrupted in any way resumes and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from tests.mining.contents import contents
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
-from timmscope.mining import loader, mine, verify, writer
-from timmscope.mining import pipeline as feed
+from timmscope.mining import loader, mine, pipeline, verify, writer
 from timmscope.store import Store
 from timmscope.store.lock import StoreLock
 from timmscope.testing import tiny_model
@@ -106,7 +105,7 @@ def test_resuming_a_finished_store_computes_nothing(
     "damage",
     ["delete a shard", "delete its reduced state", "truncate a shard", "delete the merged state"],
 )
-def test_a_pass_started_again_mends_what_is_missing_and_nothing_else(
+def test_a_resumed_pass_restores_only_what_is_missing(
     small_model: HookedModel, pictures: Path, tmp_path: Path, damage: str
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s")
@@ -145,7 +144,7 @@ def test_the_merged_state_is_repaired_without_the_images(
 
 @pytest.mark.parametrize("name", ["shards/00001.h5", "reduced/00002.h5", "reduced/merged.h5"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-def test_repair_redoes_the_damaged_shard_to_the_byte(
+def test_a_repair_restores_the_damaged_shard_byte_for_byte(
     small_model: HookedModel, pictures: Path, tmp_path: Path, name: str, damage: str
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s")
@@ -178,7 +177,7 @@ def test_repair_redoes_the_damaged_shard_to_the_byte(
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
-def test_a_flipped_reduction_is_named_and_never_merged(
+def test_a_bit_flip_in_a_reduced_state_is_named_and_never_merged(
     small_model: HookedModel, pictures: Path, tmp_path: Path, share: float
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s")
@@ -194,7 +193,7 @@ def test_a_flipped_reduction_is_named_and_never_merged(
     assert contents(store.path) == expected
 
 
-def test_a_flipped_shard_raises_when_it_is_read(
+def test_reading_rows_with_a_bit_flip_raises(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s")
@@ -209,13 +208,13 @@ def test_a_flipped_shard_raises_when_it_is_read(
     assert caught.value.shard == "shards/00002.h5"
 
 
-def test_repair_reports_images_that_changed_in_between(
+def test_a_repair_reports_images_that_have_changed_since(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (20, 300, 300, 3), dtype=np.uint8)
     np.save(tmp_path / "a.npy", pixels)
     store = run(small_model, ArraySource(tmp_path / "a.npy"), tmp_path / "s")
-    pixels[3, 100:110] = 255 - pixels[3, 100:110]  # between the fingerprint's samples, perhaps
+    pixels[3, 100:110] = 255 - pixels[3, 100:110]  # the fingerprint may not sample these
     np.save(tmp_path / "b.npy", pixels)
     (store.path / "shards/00000.h5").unlink()
     changed = ArraySource(tmp_path / "b.npy")
@@ -225,7 +224,7 @@ def test_repair_reports_images_that_changed_in_between(
     assert report.changed == ("shards/00000.h5",)
 
 
-def test_another_model_transform_or_collector_is_refused_with_the_difference(
+def test_another_model_preprocessing_or_collector_is_refused_with_the_difference(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     run(small_model, pictures, tmp_path / "s")
@@ -253,7 +252,7 @@ def test_another_model_transform_or_collector_is_refused_with_the_difference(
     assert contents(tmp_path / "s") == before
 
 
-def test_other_library_versions_may_read_a_store_but_not_finish_it(
+def test_other_library_versions_can_read_a_store_but_not_complete_it(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     store = run(small_model, pictures, tmp_path / "s")
@@ -267,15 +266,15 @@ def test_other_library_versions_may_read_a_store_but_not_finish_it(
         run(small_model, pictures, tmp_path / "s")
 
 
-def test_a_worker_that_hands_over_while_the_pass_ends_says_nothing(capsys) -> None:
+def test_a_worker_whose_connection_is_closed_at_the_end_prints_nothing(capsys) -> None:
     for error in (ConnectionResetError("gone"), EOFError()):
-        loader._told(type(error), error, None)
+        loader._print_error(type(error), error, None)
     assert capsys.readouterr().err == ""
-    loader._told(ValueError, ValueError("odd"), None)
+    loader._print_error(ValueError, ValueError("odd"), None)
     assert capsys.readouterr().err == "ValueError: odd\n"
 
 
-def test_ctrl_c_ends_the_pass_in_order(pictures: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_pass_without_leftovers(pictures: Path, tmp_path: Path) -> None:
     code = f"""
 import os, signal, threading, time
 from pathlib import Path
@@ -299,13 +298,13 @@ except KeyboardInterrupt:
     assert not Store.open(tmp_path / "s").complete
 
 
-def test_what_was_computed_before_an_error_is_written_however_slow_the_writer_is(
+def test_rows_computed_before_an_error_are_written_even_by_a_slow_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
     monkeypatch.setattr(writer, "crash", lambda *_: failed.wait(10))
-    monkeypatch.setattr(writer, "_AHEAD", 8)
-    reduce, calls = feed.reduce_batch, iter(range(8))
+    monkeypatch.setattr(writer, "_QUEUE_SIZE", 8)
+    reduce, calls = pipeline.reduce_batch, iter(range(8))
 
     def reduce_some(*arguments: Any) -> Any:
         if next(calls) == 6:
@@ -313,7 +312,7 @@ def test_what_was_computed_before_an_error_is_written_however_slow_the_writer_is
             raise RuntimeError("no more")
         return reduce(*arguments)
 
-    monkeypatch.setattr(feed, "reduce_batch", reduce_some)
+    monkeypatch.setattr(pipeline, "reduce_batch", reduce_some)
     with pytest.raises(RuntimeError, match="no more"):
         mine(
             tiny_model(), tiny_pictures(tmp_path), tmp_path / "s.scope",
@@ -340,7 +339,7 @@ def test_changed_images_are_refused_and_named(
     assert any("1 new, as 'class0/new.png'" in line for line in caught.value.differences)
 
 
-def test_images_that_vanish_during_the_pass_are_reported_not_fatal(
+def test_images_that_vanish_during_the_pass_are_reported_and_do_not_end_it(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:
     source = FolderSource(own_pictures)
@@ -350,7 +349,7 @@ def test_images_that_vanish_during_the_pass_are_reported_not_fatal(
     assert "no such file" in store.images.reasons[20]
 
 
-def test_a_second_process_is_refused_and_a_dead_one_blocks_nobody(
+def test_a_second_process_is_refused_but_not_after_the_first_has_died(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "s").mkdir()
@@ -373,7 +372,7 @@ with StoreLock(Path({str(tmp_path / "s")!r})):
     assert run(small_model, pictures, tmp_path / "s").complete
 
 
-def test_of_two_mine_commands_on_one_store_the_second_is_refused_in_one_line(
+def test_a_second_mine_command_on_one_store_is_refused_in_one_line(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     slow = f"""
@@ -429,7 +428,7 @@ with StoreLock(Path({str(tmp_path)!r})):
         pass
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(
+def test_a_full_disk_is_a_one_line_error_and_loses_nothing(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     whole = run(small_model, pictures, tmp_path / "whole", maps=["layer2"])
@@ -461,7 +460,7 @@ for room in {rooms}:
         assert contents(out) == contents(whole.path)
 
 
-def test_no_room_in_shared_memory_is_one_line_instead_of_waiting_for_ever(
+def test_no_room_in_shared_memory_is_a_one_line_error_instead_of_an_endless_wait(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     code = f"""
@@ -483,10 +482,10 @@ except TimmscopeError as error:
     assert mine(small_model, pictures, tmp_path / "s", workers=0).complete
 
 
-def test_no_socket_for_a_worker_is_one_line_instead_of_waiting_for_ever(
+def test_no_socket_for_a_worker_is_a_one_line_error_instead_of_an_endless_wait(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
-    deep = tmp_path / ("x" * 120)  # a socket's path has 107 bytes at most
+    deep = tmp_path / ("x" * 120)  # a socket's path has at most 107 bytes
     deep.mkdir()
     code = f"""
 from timmscope import load_model, StoreError
@@ -494,7 +493,7 @@ from timmscope.mining import mine
 model = load_model("random:resnet18?seed=0&img_size=32")
 try:
     mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, workers=1, batch_size=4, shard_size=4)
-    print("complete")  # later Pythons take a shorter folder by themselves
+    print("complete")  # later Pythons choose a shorter folder themselves
 except StoreError as error:
     print(error)
 """

@@ -1,4 +1,4 @@
-"""Top-K and statistics of passes equal brute force over the rows, whatever the activations."""
+"""Top-k and statistics of a pass equal brute force over its rows, for any kind of activations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Change = Callable[[Tensor], Tensor]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """29 images, many of them equal, some constant, two unreadable."""
+    """Return a folder of 29 images: many are equal, some are constant, two are unreadable."""
     made = tmp_path_factory.mktemp("right")
     rng = np.random.default_rng(0)
     for number in range(COUNT):

@@ -1,4 +1,4 @@
-"""A collector that no plugin registers is recorded by name: whoever reads it passes the class."""
+"""A collector that no plugin registers is recorded by name, and read by passing its class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.mining.contents import contents
 
 from timmscope import Collector, HookedModel, LayerBatch, StoreError, merge, mine, verify
 
@@ -44,14 +45,9 @@ class Sum(Collector):
 
 
 class Other(Sum):
-    """A collector of another name."""
+    """A collector with another name."""
 
     name = "other"
-
-
-def files(store: Path) -> dict[str, bytes]:
-    found = (path for path in store.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path.relative_to(store).as_posix(): path.read_bytes() for path in found}
 
 
 def test_its_state_is_read_with_its_class_and_only_with_it(
@@ -77,16 +73,16 @@ def test_a_store_with_it_is_resumed_and_repaired_with_the_same_object(
 ) -> None:
     own = Sum(factor=3)
     mine(small_model, pictures, tmp_path / "s", collectors=[own], **SETTINGS)  # type: ignore[arg-type]
-    whole = files(tmp_path / "s")
+    whole = contents(tmp_path / "s")
     for lost in ("reduced/merged.h5", "shards/00001.h5"):
         (tmp_path / "s" / lost).unlink()
         with pytest.raises(StoreError, match="no plugin registers"):
             verify(tmp_path / "s", repair=True)
         assert verify(tmp_path / "s", repair=True, collectors=[own]).ok
-        assert files(tmp_path / "s") == whole
+        assert contents(tmp_path / "s") == whole
     (tmp_path / "s" / "shards" / "00002.h5").unlink()
     mine(small_model, pictures, tmp_path / "s", collectors=[own], **SETTINGS)  # type: ignore[arg-type]
-    assert files(tmp_path / "s") == whole
+    assert contents(tmp_path / "s") == whole
 
 
 def test_parts_with_it_are_merged_with_the_same_object(
@@ -100,4 +96,4 @@ def test_parts_with_it_are_merged_with_the_same_object(
         merge(parts, tmp_path / "m")
     shutil.rmtree(tmp_path / "m")
     merge(parts, tmp_path / "m", collectors=[own])
-    assert files(tmp_path / "m") == files(tmp_path / "s")
+    assert contents(tmp_path / "m") == contents(tmp_path / "s")

@@ -1,4 +1,4 @@
-"""What a collector returns that is not what it declared is refused by name, never stored."""
+"""Rows or states that differ from a collector's declaration are refused and never stored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ THREE = {"q": Column(shape=(3,), dtype="float32", fill=-1)}
 
 
 class Rows(RowCollector):
-    """Returns whatever it is told to."""
+    """Returns the rows and columns that a test gives it."""
 
     name = "wrong"
 
@@ -36,7 +36,7 @@ class Rows(RowCollector):
 
 
 class State(Collector):
-    """Its state is whatever it is told to be."""
+    """Returns the state that a test gives it."""
 
     name = "wrong"
     needs = ("pooled",)
@@ -76,7 +76,7 @@ def run(model: HookedModel, pictures: Path, out: Path, *collectors: Any) -> None
         (lambda n: {"q": np.zeros((n, 3))}, "'q' is an array of type float64, expected a tensor"),
     ],
 )
-def test_rows_unlike_their_columns_are_refused_by_name(
+def test_rows_that_differ_from_their_columns_are_refused_by_name(
     small_model: HookedModel, pictures: Path, tmp_path: Path, rows: Any, what: str
 ) -> None:
     line = rf"^the collector wrong failed in layer layer1, images 0 to 3 \(TypeError: .*{what}.*\)"
@@ -129,7 +129,7 @@ def test_a_state_that_hdf5_cannot_hold_is_refused_by_name(
 
 
 class Meddling(State):
-    """Changes the rows that it is shown."""
+    """Changes the rows that it receives."""
 
     def fresh(self) -> Any:
         return self
@@ -146,17 +146,17 @@ def test_a_collector_cannot_change_the_rows_that_are_stored(
         run(small_model, pictures, tmp_path / "s", Meddling({}))
 
 
-def test_two_collectors_cannot_keep_the_same_rows_and_a_class_is_no_collector(
+def test_two_collectors_of_the_same_rows_and_a_class_instead_of_a_collector_are_refused(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     twice = Rows(lambda n: {}, lambda: {"pooled": THREE["q"]})
     with pytest.raises(ParameterError, match="wrong keeps rows 'pooled' of layer1, which another"):
         run(small_model, pictures, tmp_path / "s", twice)
-    with pytest.raises(ParameterError, match="is no collector; give an instance"):
+    with pytest.raises(ParameterError, match="is not a collector; pass an instance"):
         run(small_model, pictures, tmp_path / "s", State)
 
 
-def test_a_plugins_collector_is_told_with_its_plugin(
+def test_an_error_of_a_plugins_collector_names_the_plugin(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "foo.py").write_text(

@@ -1,4 +1,4 @@
-"""Mining: one pass of a model over a data set, kept in a store that survives being killed."""
+"""Mines: runs a model over a data set once and writes a store; a killed pass can be resumed."""
 
 from .merge import merge
 from .mine import mine, resume

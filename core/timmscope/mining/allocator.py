@@ -1,12 +1,12 @@
-"""Freed memory stays with the process for the duration of a pass.
+"""Keeps freed memory in the process during a pass, because getting it again is slow.
 
-Activations of a batch are tens of megabytes each. glibc hands such blocks back to the system as
-soon as they are free, and the next batch has every page zeroed and mapped again: more than half of
-the time of EfficientNet-Lite0's forward on a CPU.
+Activations of a batch are tens of megabytes each. glibc returns such blocks to the system as soon
+as they are free, and the system zeroes and maps every page again for the next batch: more than half
+of the time of EfficientNet-Lite0's forward on a CPU.
 
-What is kept slowly falls to pieces: a block of another size takes a corner of a hole, and the next
-batch no longer fits into it. So everything free is handed back where a pass grows larger than it
-was over its first batches.
+Kept memory slowly fragments: a block of another size takes a part of a hole, and the next batch no
+longer fits into the rest. Therefore all free memory is returned to the system when a pass grows
+larger than it was over its first batches.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from functools import cache
 from pathlib import Path
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
-_TRIM_DEFAULT, _MMAP_DEFAULT = 64 << 20, 1 << 16  # where glibc's own limits end up beside tensors
+_TRIM_DEFAULT, _MMAP_DEFAULT = 64 << 20, 1 << 16  # glibc's own limits after it has seen tensors
 
 _STATM = Path("/proc/self/statm")
 
-_FIRST = 32
-"""Batches over which a pass finds its size."""
+_FIRST_BATCHES = 32
+"""Number of batches over which the size of a pass is measured."""
 _SLACK = 1.02
-"""How much larger it may grow before what is free is handed back."""
+"""Growth beyond that size, as a factor, at which free memory is returned."""
 
 
-class Growth:
-    """Hands free memory back where a pass takes more than over its first batches."""
+class GrowthTrimmer:
+    """Returns free memory to the system when a pass needs more than over its first batches."""
 
     def __init__(self) -> None:
         self._batches = 0
         self._size = 0
 
-    def look(self) -> None:
-        """To be called after every batch."""
+    def after_batch(self) -> None:
+        """Measure the memory, and return free memory if it has grown; call it after each batch."""
         now = _private_bytes()
         self._batches += 1
-        if self._batches <= _FIRST:
+        if self._batches <= _FIRST_BATCHES:
             self._size = max(self._size, now)
-        elif now > self._size * _SLACK:
-            _hand_back()
+        elif now > self._size * _SLACK and (libc := _glibc()) is not None:
+            libc.malloc_trim(0)
 
 
 def _private_bytes() -> int:
-    """Resident bytes that are not shared; 0 where the system does not tell."""
+    """Return the resident bytes that are not shared; 0 where the system does not report them."""
     try:
         _, resident, shared, *_ = map(int, _STATM.read_bytes().split())
     except (OSError, ValueError):
@@ -58,7 +58,7 @@ def _private_bytes() -> int:
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Let malloc keep what is freed inside the block, and hand it back afterwards; glibc only."""
+    """Let malloc keep memory that is freed inside the block, and return it after; glibc only."""
     libc = _glibc()
     if libc is None:
         yield
@@ -70,13 +70,6 @@ def keep_freed_memory() -> Iterator[None]:
     finally:
         libc.mallopt(_MMAP_MAX, _MMAP_DEFAULT)
         libc.mallopt(_TRIM_THRESHOLD, _TRIM_DEFAULT)
-        libc.malloc_trim(0)
-
-
-def _hand_back() -> None:
-    """Give all memory that is free at this moment to the system; glibc only."""
-    libc = _glibc()
-    if libc is not None:
         libc.malloc_trim(0)
 
 

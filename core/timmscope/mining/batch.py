@@ -1,4 +1,4 @@
-"""One batch through the model, reduced to rows on its device."""
+"""Runs one batch of images through the model and reduces its activations to rows on the device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def reduce_batch(
     model: HookedModel, plan: Plan, images: Tensor, start: int = 0
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Run the model as far as needed and return rows by layer and kind, reduced on its device.
+    """Run the model up to the last layer of the plan and return rows by layer and kind, (B, …).
 
     Args:
         model: the model.
@@ -33,13 +33,13 @@ def reduce_batch(
 
     Raises:
         UnsupportedModel: a layer's shape varies with the images.
-        PluginError: a collector failed, or returned other rows than it declared; names it, the
-            layer and the images.
+        PluginError: a collector failed, or returned other rows than it declared; the message names
+            it, the layer and the images.
     """
     rows: dict[str, dict[str, Tensor]] = {}
 
     def reduce(layer: Layer) -> Callable[[Tensor], None]:
-        def look(activation: Tensor) -> None:
+        def watch(activation: Tensor) -> None:
             if len(activation) != len(images):
                 raise UnsupportedModel(
                     f"layer {layer.name} gave {len(activation)} rows for the {len(images)} images "
@@ -53,13 +53,13 @@ def reduce_batch(
                         declared_rows(found, plan.declared(layer.name, collector.name), len(images))
                     )
 
-        return look
+        return watch
 
     images = images.to(model.device, non_blocking=True)
     if plan.memory_format == "channels_last":
         images = images.contiguous(memory_format=torch.channels_last)
-    # Reduced in flight: the values are in the cache, nothing is copied and nothing kept alive.
-    with torch.inference_mode(), _repeatable(model, plan.precision):
+    # Reduced during the forward, while values are in the cache: no activation is copied or kept.
+    with torch.inference_mode(), _deterministic(model, plan.precision):
         with model.watch({layer.name: reduce(layer) for layer in plan.layers}):
             model(images)
         return {
@@ -69,8 +69,8 @@ def reduce_batch(
 
 
 @contextmanager
-def _repeatable(model: HookedModel, precision: str) -> Iterator[None]:
-    """Choose kernels by shape alone, not by a race between them, so that a repeat is identical."""
+def _deterministic(model: HookedModel, precision: str) -> Iterator[None]:
+    """Choose kernels by shape alone, not by timing, so that a repeated pass is identical."""
     kind = model.device.type
     with ExitStack() as stack:
         if kind == "cuda":

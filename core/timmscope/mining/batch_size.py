@@ -1,9 +1,9 @@
-"""Chooses how many images go through the model at once, for a pass that leaves it open.
+"""Chooses the batch size of a pass by the free memory, for ``batch_size="auto"``.
 
-On a processor the choice follows from arithmetic: the tensors that one small forward holds at its
-peak grow in proportion to the images, and the largest batch is taken that needs no more than a
-share of the free memory. On an accelerator batches are tried, since its allocator says when one
-does not fit. The number becomes part of the store, so that a resumed pass runs the same batches.
+On a CPU the size is computed: the bytes of tensors at the peak of a forward are proportional to the
+number of images, and the largest batch that needs at most a quarter of the free memory is taken. On
+an accelerator sizes are tried, since its allocator reports when one does not fit. The size becomes
+part of the store, so that a resumed pass runs the same batches.
 """
 
 from __future__ import annotations
@@ -22,70 +22,71 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .batch import reduce_batch
 from .plan import Plan
-from .preflight import amount
+from .preflight import format_bytes
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
 
 log = logging.getLogger("timmscope.mining")
 
-MOST_CPU, MOST_ACCELERATOR = 64, 256
-"""Largest batches tried: beyond them a processor's caches, or an accelerator's cores, gain none."""
-SHARE = 4
-"""One part in so many of the free memory may go to a forward."""
+MAX_CPU, MAX_ACCELERATOR = 64, 256
+"""Largest sizes: larger batches are no faster on a CPU, or on an accelerator, respectively."""
+MEMORY_SHARE = 1 / 4
+"""Share of the free memory that a forward may use."""
 UNKNOWN_MEMORY = 8 << 30
-"""Bytes taken to be free where the system does not tell."""
-PROBE = 2
-"""Images in the probing forward on a processor."""
+"""Free memory in bytes that is assumed where the system does not report it."""
+PROBE_IMAGES = 2
+"""Number of images in the measured forward on a CPU."""
 
 
 def choose_batch_size(model: HookedModel, plan: Plan) -> int:
-    """Find the batch size for a pass, a power of two, and log it with the reason.
+    """Return the batch size for a pass, a power of two, and log it with the reason.
 
-    On a processor: the largest up to 64 whose forward, with all that the plan computes, holds at
-    most a quarter of the free memory in tensors. On an accelerator: the largest up to 256 that
-    runs. No larger than a shard, which a batch never straddles. At least 1.
+    On a CPU it is the largest size up to 64 whose forward, with all that the plan computes, holds
+    at most a quarter of the free memory in tensors. On an accelerator it is the largest size up to
+    256 that runs. It is at least 1 and at most the size of a shard, since no batch spans two.
 
     Args:
         model: the model.
-        plan: what to compute; its batch size does not count.
+        plan: what to compute; its batch size is ignored.
     """
     on_cpu = model.device.type == "cpu"
-    most = _power_of_two(min(MOST_CPU if on_cpu else MOST_ACCELERATOR, plan.shard_size))
+    limit = _floor_power_of_two(min(MAX_CPU if on_cpu else MAX_ACCELERATOR, plan.shard_size))
     if on_cpu:
-        each = forward_bytes(model, plan, PROBE) / PROBE
-        allowed = free_memory() / SHARE
-        size = min(most, _power_of_two(max(1, int(allowed / each))))
+        per_image = forward_bytes(model, plan, PROBE_IMAGES) / PROBE_IMAGES
+        allowed = free_memory() * MEMORY_SHARE
+        size = min(limit, _floor_power_of_two(max(1, int(allowed / per_image))))
         log.info(
-            "batch size %d: takes %s in a forward, %s an image, of the %s allowed (a quarter of "
-            "the free memory); %d is the most on a processor",
-            *(size, amount(each * size), amount(each), amount(allowed), most),
+            "batch size %d: a forward takes %s (%s per image) of the %s allowed, a quarter of the "
+            "free memory; the largest size on this CPU is %d",
+            *(size, format_bytes(per_image * size), format_bytes(per_image)),
+            *(format_bytes(allowed), limit),
         )
         return size
-    size = most
-    while size > 1 and not _runs(model, plan, size):
+    size = limit
+    while size > 1 and not _fits(model, plan, size):
         size //= 2
     log.info(
         "batch size %d: the largest power of two up to %d that %s has memory for",
-        *(size, most, model.device),
+        *(size, limit, model.device),
     )
     return size
 
 
 def forward_bytes(model: HookedModel, plan: Plan, count: int) -> int:
-    """Bytes of all tensors alive at once at the peak of a forward of `count` images.
+    """Return the bytes of all tensors alive at the peak of a forward of `count` images.
 
-    The model's weights are left out, and so is what kernels use inside themselves.
+    The model's weights and the memory that kernels use internally are not counted.
     """
     module = (plan.folded or model).module
-    alive = Alive(itertools.chain(module.parameters(), module.buffers()))
-    with alive:
+    live = LiveBytes(itertools.chain(module.parameters(), module.buffers()))
+    with live:
         reduce_batch(plan.folded or model, plan, _grey(model, count))
-    return alive.peak
+    return live.peak
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process may still take, by the system and its container."""
+    """Return the bytes of main memory that this process may still use, by system and container."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         kilobytes = {
@@ -93,7 +94,7 @@ def free_memory() -> int:
         }
         free = kilobytes["MemAvailable"] << 10
     except (OSError, KeyError, ValueError, IndexError):
-        try:  # elsewhere: half of what the machine has
+        try:  # on other systems: half of the machine's memory
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         except (AttributeError, OSError, ValueError):
             return UNKNOWN_MEMORY
@@ -107,16 +108,18 @@ def free_memory() -> int:
     return max(0, min(free, limit - used))
 
 
-class Alive(TorchDispatchMode):
-    """Counts the bytes of the tensors that come into being inside the context and are alive.
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are created inside the context and still alive.
+
+    Args:
+        known: tensors that exist already, whose storages do not count.
 
     Attributes:
-        now: bytes alive.
-        peak: most bytes that were alive at once.
+        now: bytes alive now.
+        peak: largest number of bytes that were alive at once.
     """
 
     def __init__(self, known: Any = ()) -> None:
-        """Leave out the storages of tensors that are there already."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
@@ -136,21 +139,21 @@ class Alive(TorchDispatchMode):
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if not size or place in self._known:  # a view, or computed in place
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not size or address in self._known:  # a view, or computed in place
             return
-        self._known.add(place)
+        self._known.add(address)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, place, size)
+        weakref.finalize(storage, self._forget, address, size)
 
-    def _forget(self, place: int, size: int) -> None:
-        self._known.discard(place)
+    def _forget(self, address: int, size: int) -> None:
+        self._known.discard(address)
         self.now -= size
 
 
-def _runs(model: HookedModel, plan: Plan, count: int) -> bool:
-    """Whether the accelerator has memory for a forward of so many images."""
+def _fits(model: HookedModel, plan: Plan, count: int) -> bool:
+    """Return whether the accelerator has memory for a forward of `count` images."""
     try:
         reduce_batch(plan.folded or model, plan, _grey(model, count))
     except RuntimeError as error:
@@ -164,6 +167,6 @@ def _grey(model: HookedModel, count: int) -> Tensor:
     return torch.full((count, *model.input_size), 0.5)
 
 
-def _power_of_two(number: int) -> int:
-    """The largest that is not above the number."""
+def _floor_power_of_two(number: int) -> int:
+    """Return the largest power of two that is at most `number`."""
     return 1 << (number.bit_length() - 1)

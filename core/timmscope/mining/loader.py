@@ -1,7 +1,7 @@
-"""Reads and preprocesses batches of images, in worker processes.
+"""Reads and preprocesses batches of images in worker processes.
 
-A batch is a fixed range of ids and always has its full size: a grey image stands in for one that
-cannot be read. So every forward sees the same batches whatever was killed or damaged before.
+A batch is a fixed range of ids and always has its full size: a grey image replaces an image that
+cannot be read. So every forward has the same batches, however often a pass was killed before.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ class Loaded:
 
 
 class Batches(Dataset[Loaded | TimmscopeError]):
-    """Ranges of ids as loaded batches; pickles to a worker as long as its source does.
+    """Loads ranges of ids as batches; it can be pickled to a worker if its source can.
 
-    A batch that finds no room in shared memory is an error handed over as a value: torch would
-    lose an exception of the thread that sends it, and its reader would wait for ever. So are images
-    that are gone with their disk or need too much memory, which torch would wrap in a traceback.
+    Some errors are returned as values instead of being raised. If shared memory has no room for a
+    batch, torch would lose the exception of the thread that sends the batch, and the main process
+    would wait forever. Errors of a lost disk or of too little memory would be wrapped in a
+    traceback.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Batches(Dataset[Loaded | TimmscopeError]):
                     "workers, or without this image: finished shards are kept"
                 )
             except ImageError as error:
-                reason = str(error).removeprefix(f"{error.path}: ")  # its name is kept beside it
+                reason = str(error).removeprefix(f"{error.path}: ")  # the store has the name
             except Exception as error:  # one image must not end a pass over a million
                 reason = f"{type(error).__name__}: {error}"
             if reason:
@@ -119,39 +120,39 @@ class Batches(Dataset[Loaded | TimmscopeError]):
 def load_batches(
     batches: Batches, *, workers: int, start_method: str | None = None
 ) -> Generator[Loaded, None, None]:
-    """Yield all batches in order, read ahead by `workers` processes (0: by this one).
+    """Yield all batches in order; `workers` processes read ahead (0: this process reads).
 
-    Workers are started as Python does by default on the platform, or by `start_method` (`fork`,
-    `forkserver`, `spawn`). They start with the first batch, run one thread each and never touch
-    the model. Forking is safe here: no worker enters OpenMP, HDF5 handles are opened in the
-    process that reads, and the store's lock is let go.
+    Workers start by the platform's default method, or by `start_method` (`fork`, `forkserver`,
+    `spawn`). They start with the first batch, run one thread each and never use the model. Forking
+    is safe here: no worker enters OpenMP, each process opens its own HDF5 handles, and a forked
+    worker does not hold the store's lock.
 
     Raises:
-        StoreError: a worker died, found no memory to read its images or hand them over, or could
-            make no socket in the folder of temporary files.
-        ImageError: the images as a whole are gone.
+        StoreError: a worker died, had too little memory to read or send its images, or could not
+            create a socket in the folder of temporary files.
+        ImageError: the images as a whole can no longer be reached.
     """
     if workers:
-        _try_a_socket()
+        _require_socket()
     loader = DataLoader(
         batches,
         batch_size=None,
         num_workers=workers,
-        collate_fn=_as_is,
-        worker_init_fn=_quiet if workers else None,
+        collate_fn=_identity,
+        worker_init_fn=_init_worker if workers else None,
         multiprocessing_context=start_method if workers else None,
         prefetch_factor=2 if workers else None,
-        generator=torch.Generator(),  # else it would draw from the caller's random state
+        generator=torch.Generator(),  # by default it would draw from the caller's random state
     )
     iterator = iter(loader)
-    with _no_surprises():
+    with _default_sigchld():
         try:
             while True:
                 try:
                     batch = next(iterator)
                 except StopIteration:
                     return
-                except (RuntimeError, EOFError, OSError) as error:  # of what passes images over
+                except (RuntimeError, EOFError, OSError) as error:  # of a worker or its connection
                     if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                         raise
                     raise StoreError(
@@ -161,29 +162,29 @@ def load_batches(
                 if isinstance(batch, TimmscopeError):
                     raise batch
                 yield batch
-        finally:  # a remembered error must not keep the workers; collected later, they hang
+        finally:  # a kept error must not keep the workers alive; if collected later, they hang
             del iterator
 
 
-def _try_a_socket() -> None:
-    """Make one as workers do to hand batches over; if theirs failed, torch would wait for ever."""
+def _require_socket() -> None:
+    """Create a socket as workers do to send batches, since torch waits forever if theirs fails."""
     if get_sharing_strategy() != "file_descriptor":
         return
     try:
         Listener(family="AF_UNIX").close()
     except OSError as error:
         raise StoreError(
-            "processes that read images can make no socket in the folder of temporary files, "
+            "processes that read images cannot create a socket in the folder of temporary files, "
             f"{tempfile.gettempdir()} ({error.strerror or error}); set TMPDIR to another folder, "
-            "as TMPDIR=/tmp, or start again with workers=0"
+            "as in TMPDIR=/tmp, or start again with workers=0"
         ) from error
 
 
 @contextmanager
-def _no_surprises() -> Iterator[None]:
-    """torch raises the death of a worker wherever the main thread is, inside a collector perhaps.
+def _default_sigchld() -> Iterator[None]:
+    """Disable torch's handler of SIGCHLD, which raises wherever the main thread happens to be.
 
-    Without its handler the iterator says so itself, within seconds.
+    That may be inside a collector. Without the handler, the iterator raises within seconds.
     """
     if not hasattr(signal, "SIGCHLD") or current_thread() is not main_thread():
         yield
@@ -195,20 +196,22 @@ def _no_surprises() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
-def _as_is(batch: T) -> T:
+def _identity(batch: T) -> T:
     return batch
 
 
-def _quiet(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
-    warnings.filterwarnings("ignore", module="PIL")  # an odd image that can be read is no news
-    sys.excepthook = _told
+    warnings.filterwarnings("ignore", module="PIL")  # odd images that can be read
+    sys.excepthook = _print_error
 
 
-def _told(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-    """Print what went wrong in a worker's thread.
+def _print_error(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """Print an error of a worker's thread, except a closed connection.
 
-    The one that hands batches over meets a closed connection if the pass ends at that moment.
+    The thread that sends batches gets a closed connection if the pass ends at that moment.
     """
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, where)

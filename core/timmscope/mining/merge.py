@@ -1,7 +1,7 @@
-"""`merge`: the parts that several processes or machines mined, joined to one store.
+"""`merge` joins the parts that several processes or machines have mined to one store.
 
-A shard holds the same bytes whoever wrote it, so joining is putting every shard in its place and
-merging the reductions in order of id, which is what one pass over everything does at its end.
+A shard holds the same bytes whichever process wrote it. So merging links or copies every shard and
+then merges the collectors' states in order of id, as a pass over everything does at its end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
 
 from .plan import recorded_collectors
-from .preflight import amount, prepare, present, require_some
+from .preflight import (
+    drop_lost_shards,
+    format_bytes,
+    prepare_folder,
+    require_readable_image,
+)
 from .reductions import write_merged
 from .shard_writer import crash
 
@@ -32,7 +37,7 @@ log = logging.getLogger("timmscope.mining")
 
 @dataclass(frozen=True)
 class _Part:
-    """A store to be merged, and what to call it in messages."""
+    """A store to be merged, and its name in messages."""
 
     folder: Path
     manifest: Manifest
@@ -40,7 +45,7 @@ class _Part:
 
     @property
     def order(self) -> tuple[int, str]:
-        """Its place among the parts, whatever the order in which they were named."""
+        """Sort key: the order of the parts must not depend on the order of the arguments."""
         return (min(self.manifest.shards, default=self.manifest.own_shards.start), str(self.folder))
 
 
@@ -52,18 +57,19 @@ def merge(
 ) -> Store:
     """Join stores that ``mine(..., ranges=(i, n))`` made to the store of one pass over everything.
 
-    The result is the same as that of one pass, byte for byte, in whatever order the parts are
-    named. Shards are hard links where the file system allows it, else copies; each is checked
-    against its checksum. The images' location is that of the first part. Interrupted and called
-    again, it goes on where it stopped. Where parts have an index of a layer, one over all rows is
-    built with the settings of the first of them.
+    The result equals that of one pass, byte for byte, in whatever order the parts are given. Shards
+    are hard links where the file system allows it, else copies; each is compared with its checksum.
+    The images' location is that of the first part. A merge that was interrupted resumes when it is
+    called again. If parts have an index of a layer, an index over all rows is built with the
+    settings of the first of them.
 
     Args:
-        parts: stores, or their folders; any whose shards together are all.
-        out: folder of the new store, by custom ``NAME.scope``.
+        parts: stores, or their folders, which together have all shards.
+        out: folder of the new store, by convention ``NAME.scope``.
         collectors: those of the pass that no plugin registers.
 
     Raises:
+        ParameterError: no part is given, or `out` is one of them.
         StoreMismatch: the parts come from different models, images or settings.
         StoreError: a part is missing or not finished; the folder holds something else; the disk
             is full.
@@ -75,9 +81,9 @@ def merge(
         raise ParameterError(
             f"{folder} is one of the parts; name a new folder for the whole", parameter="out"
         )
-    whole = _agree(found)
-    owners = _owners(found, whole)
-    prepare(folder)
+    whole = _common_manifest(found)
+    sources = _sources(found, whole)
+    prepare_folder(folder)
     with StoreLock(folder):
         if (folder / MANIFEST).exists():
             old = Manifest.read(folder)
@@ -87,19 +93,20 @@ def merge(
                     "choose another folder",
                     differences=differences,
                 )
-            whole = present(folder, old if old.shards else whole)
-        _require_space(folder, whole, owners)
+            whole = drop_lost_shards(folder, old if old.shards else whole)
+        _require_space(folder, whole, sources)
         whole.write(folder)
         copied = 0
-        for number, part in track(owners.items(), "joining", len(owners)):
+        for number, part in track(sources.items(), "joining", len(sources)):
             if number not in whole.shards:
-                copied += _place(part, number, folder)
+                copied += _install_shard(part, number, folder)
                 whole = whole.with_shard(number, part.manifest.shards[number])
                 whole.write(folder)
                 crash("joined", number)
         if copied:
-            log.info("%s: %s copied, for want of hard links", folder.name, amount(copied))
-        require_some(folder, whole)
+            size = format_bytes(copied)
+            log.info("%s: %s copied, since hard links are not possible", folder.name, size)
+        require_readable_image(folder, whole)
         if not whole.complete:
             whole = write_merged(
                 folder,
@@ -113,18 +120,18 @@ def merge(
 def _open(parts: Iterable[Store | str | os.PathLike[str]]) -> list[_Part]:
     folders = [(p.path if isinstance(p, Store) else Path(p)).resolve() for p in parts]
     if not folders:
-        raise ParameterError("no part was named; name at least one store", parameter="parts")
+        raise ParameterError("no part is given; name at least one store", parameter="parts")
     unique = dict.fromkeys(folders)
-    short = [folder.name for folder in unique]
+    names = [folder.name for folder in unique]
     found = [
-        _Part(folder, Manifest.read(folder), name if short.count(name) == 1 else str(folder))
-        for folder, name in zip(unique, short, strict=True)
+        _Part(folder, Manifest.read(folder), name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(unique, names, strict=True)
     ]
     return sorted(found, key=lambda part: part.order)
 
 
-def _agree(parts: list[_Part]) -> Manifest:
-    """The description of the whole, if that of all parts is the same."""
+def _common_manifest(parts: list[_Part]) -> Manifest:
+    """Return the manifest of the whole pass, which must be the same for all parts."""
     first, *others = parts
     whole = first.manifest.empty_whole()
     for part in others:
@@ -138,32 +145,32 @@ def _agree(parts: list[_Part]) -> Manifest:
     return whole
 
 
-def _owners(parts: list[_Part], whole: Manifest) -> dict[int, _Part]:
-    """Which part gives each shard.
+def _sources(parts: list[_Part], whole: Manifest) -> dict[int, _Part]:
+    """Return the part from which each shard is taken, by the shard's number.
 
     Raises:
-        StoreError: nobody has some shard.
-        StoreMismatch: two have different ones.
+        StoreError: a shard is in none of the parts.
+        StoreMismatch: two parts have different data for a shard.
     """
-    owners: dict[int, _Part] = {}
+    sources: dict[int, _Part] = {}
     for part in parts:
         for number, record in part.manifest.shards.items():
-            owner = owners.setdefault(number, part)
-            if owner.manifest.shards[number] != record:
-                line = f"shard {number}: {owner.name} and {part.name} have others"
+            source = sources.setdefault(number, part)
+            if source.manifest.shards[number] != record:
+                line = f"shard {number}: {source.name} and {part.name} have different data"
                 raise StoreMismatch(
                     f"{line}, though both describe the same pass; mine one of them again on the "
                     "other's machine",
                     differences=[line],
                 )
-    missing = [number for number in range(whole.shard_count) if number not in owners]
+    missing = [number for number in range(whole.shard_count) if number not in sources]
     if missing:
-        raise StoreError(_missing(parts, whole, missing))
-    return dict(sorted(owners.items()))
+        raise StoreError(_describe_missing(parts, whole, missing))
+    return dict(sorted(sources.items()))
 
 
-def _missing(parts: list[_Part], whole: Manifest, missing: list[int]) -> str:
-    """Name the parts that nobody gave, and those that are not finished."""
+def _describe_missing(parts: list[_Part], whole: Manifest, missing: list[int]) -> str:
+    """Name the parts that are not given, and those that are not finished."""
     lines = []
     for part in parts:
         if left := [number for number in part.manifest.missing if number in missing]:
@@ -190,8 +197,8 @@ def _missing(parts: list[_Part], whole: Manifest, missing: list[int]) -> str:
     return "; ".join(lines)
 
 
-def _place(part: _Part, number: int, folder: Path) -> int:
-    """Check a shard's two files, put them in place, and return the bytes that were copied."""
+def _install_shard(part: _Part, number: int, folder: Path) -> int:
+    """Check a shard's two files, link or copy them, and return the number of copied bytes."""
     record = part.manifest.shards[number]
     files = shards.ShardFiles(part.folder, part.manifest)
     copied = 0
@@ -210,18 +217,18 @@ def _place(part: _Part, number: int, folder: Path) -> int:
     return copied
 
 
-def _require_space(folder: Path, whole: Manifest, owners: dict[int, _Part]) -> None:
-    """Refuse to start copying what does not fit."""
+def _require_space(folder: Path, whole: Manifest, sources: dict[int, _Part]) -> None:
+    """Refuse to start if the disk has no room for the shards that must be copied."""
     device = folder.stat().st_dev
     needed = sum(
         record.rows.size + record.reduced.size
-        for number, part in owners.items()
+        for number, part in sources.items()
         if number not in whole.shards and part.folder.stat().st_dev != device
         for record in [part.manifest.shards[number]]
     )
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"{folder}: {amount(needed)} have to be copied from another disk, and this one has "
-            f"{amount(free)} free; name a folder on the disk of the parts"
+            f"{folder}: {format_bytes(needed)} have to be copied from another disk, and this one "
+            f"has {format_bytes(free)} free; name a folder on the disk of the parts"
         )

@@ -1,6 +1,7 @@
-"""`mine`: one pass of a model over a data set.
+"""`mine` runs a model over a data set and writes a store.
 
-Settings are resolved and compared with what the folder holds; what is missing is mined and merged.
+It resolves the settings, compares them with the store that the folder may hold already, mines the
+shards that are missing, and merges the collectors' states.
 """
 
 from __future__ import annotations
@@ -22,9 +23,17 @@ from timmscope_registry import ParameterError, StoreError
 from .batch_size import choose_batch_size
 from .loader import Batches, load_batches
 from .pipeline import run_pipeline
-from .plan import Plan, make_plan, plan_of, recorded_collectors
+from .plan import Plan, make_plan, recorded_collectors, recorded_plan
 from .precision import precision_error
-from .preflight import agree, part_of, prepare, present, require_images, require_some, require_space
+from .preflight import (
+    drop_lost_shards,
+    matching_manifest,
+    prepare_folder,
+    require_images,
+    require_readable_image,
+    require_space,
+    restrict_to_part,
+)
 from .reductions import write_merged
 
 if TYPE_CHECKING:
@@ -47,40 +56,41 @@ def mine(
     workers: int | None = None,
     start_method: str | None = None,
 ) -> Store:
-    """Run a model over images and keep what its layers answered in a store.
+    """Run a model over images and keep its layers' activations, reduced, in a store.
 
-    Of every image and unit it keeps the spatial mean, the spatial maximum and its cell; of every
-    unit its strongest images and its statistics. Started again on the same folder it goes on where
-    it stopped, and what was left out of the call is taken from the store.
+    The store keeps the spatial mean, the spatial maximum and the maximum's cell for every image and
+    unit, and the strongest images and statistics of every unit. Called again with the same folder,
+    the pass resumes where it stopped, and settings that are not given are taken from the store.
 
     Args:
         model: the model.
         images: a folder, a list, an array, a tar (`timmscope.open_images`), or a source.
-        out: folder of the store, by custom ``NAME.scope``; made where it does not exist.
+        out: folder of the store, by convention ``NAME.scope``; created if it does not exist.
         layers: names of layers; by default the last one with a grid and the pooled features.
-        maps: layers of which to keep full activation maps; see `bytes_per_image` for the size.
-        collectors: more collectors, beside pooled, extrema, top-k and statistics; a name stands
-            for a plugin's, with its default parameters.
-        top_k: strongest images kept of every unit (100).
-        batch_size: images a forward (32); ``auto`` takes the largest power of two, up to 64 on a
-            processor and 256 on an accelerator, that the free memory allows, and says which. It
-            is part of the store: a pass that goes on keeps it, whatever is free by then.
-        shard_size: images a shard (1024); at most that much work is lost when killed.
+        maps: layers whose full activation maps are kept; see `bytes_per_image` for the size.
+        collectors: more collectors beside pooled, extrema, top-k and statistics; a name stands for
+            a plugin's collector with its default parameters.
+        top_k: number of strongest images to keep for every unit (100).
+        batch_size: images per forward (32); ``auto`` takes the largest power of two, up to 64 on a
+            CPU and 256 on an accelerator, that the free memory allows, and logs it. The size is
+            part of the store: a resumed pass keeps it, however much memory is free by then.
+        shard_size: images per shard (1024); a killed pass loses at most one shard's work.
         precision: ``float32`` (default), or ``bfloat16`` or ``bf16`` (autocast; rows are float32).
             Its error against float32 is kept in ``store.manifest.precision_error``.
-        ranges: (i, n) to mine only the i-th of n parts, counted from 1, each in a folder of its
-            own, at the same time or on several machines; `merge` joins them.
-        workers: processes that read images; the result does not depend on it. By default one a
-            processor, at most 2; 0 reads in this process.
-        start_method: how to start them (`fork`, `forkserver`, `spawn`); Python's own by default.
+        ranges: (i, n) to mine only the i-th of n parts, counted from 1. Each part has its own
+            folder; parts may run at the same time or on several machines. `merge` joins them.
+        workers: processes that read images; the result does not depend on it. By default one per
+            CPU, at most 2; 0 reads in this process.
+        start_method: how to start the workers (`fork`, `forkserver`, `spawn`); by default Python's
+            own choice.
 
     Raises:
         StoreMismatch: the store was made from another model, other images or settings.
-        StoreError: another process writes to the store, the disk is full or too small.
-        ImageError: no images, or not one of them can be read.
-        LayerNotFound, ParameterError: a wrong name or setting.
-        ModelError: the model takes other than 1 or 3 channels.
-        PluginError: a collector failed; names it, the layer and the images.
+        StoreError: another process writes to the store, or the disk is full or too small.
+        ImageError: there are no images, or none of them can be read.
+        LayerNotFound, ParameterError: a name or setting is wrong.
+        ModelError: the model takes neither 1 nor 3 channels.
+        PluginError: a collector failed; the message names it, the layer and the images.
     """
     folder = Path(out).resolve()
     if workers is not None and workers < 0:
@@ -92,13 +102,13 @@ def mine(
         )
     if batch_size == "auto" and ranges is not None:
         raise ParameterError(
-            "batch_size auto may come out differently for each part; give all parts one number",
+            "batch_size auto may differ between the parts; give all parts one number",
             parameter="batch_size",
         )
     model.preprocessing.require_pictures()
     source = open_images(images)
     require_images(source)
-    prepare(folder)
+    prepare_folder(folder)
     with StoreLock(folder):
         old = Manifest.read(folder) if (folder / MANIFEST).exists() else None
         plan = make_plan(
@@ -116,7 +126,7 @@ def mine(
             plan = replace(plan, batch_size=choose_batch_size(model, plan))
         new = plan.manifest(model, source)
         part = ranges if ranges is not None or old is None else old.part
-        manifest = agree(folder, old, part_of(new, part), source)
+        manifest = matching_manifest(folder, old, restrict_to_part(new, part), source)
         return _run(model, source, folder, manifest, plan, workers, start_method)
 
 
@@ -129,26 +139,26 @@ def resume(
     collectors: Iterable[Collector] = (),
     workers: int | None = None,
 ) -> Store:
-    """Complete a store, from its manifest alone where model and images can be opened again.
+    """Complete a store; its model and images are opened as its manifest records them.
 
-    Neither is opened where every shard is there and only the merged state is to be made again.
+    Neither is opened if all shards exist and only the merged state has to be computed again.
 
     Args:
         folder: the store.
-        redo: numbers of shards to mine again; the merged state is made again in any case.
+        redo: numbers of shards to mine again; the merged state is always computed again.
         model: the store's model; by default loaded by its id.
         images: the store's images; by default opened at their location.
         collectors: those of the pass that no plugin registers.
         workers: as for `mine`.
 
     Raises:
-        StoreError: as for `mine`; also when model or images have to be given.
-        StoreMismatch: model or images are not those of the store.
+        StoreError: as for `mine`; also if the model or the images have to be passed.
+        StoreMismatch: the model or the images differ from those of the store.
     """
     with StoreLock(folder):
         old, own = Manifest.read(folder), list(collectors)
         if not redo:
-            whole = present(folder, old.without_shards(set()))
+            whole = drop_lost_shards(folder, old.without_shards(set()))
             if not whole.missing:
                 reducers = recorded_collectors(Store(folder, old), own, reducers_only=True)
                 return Store(folder, write_merged(folder, whole, reducers))
@@ -156,8 +166,9 @@ def resume(
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
         source = open_images(old.images.location if images is None else images)
-        plan = plan_of(Store(folder, old), model, own)
-        manifest = agree(folder, old, part_of(plan.manifest(model, source), old.part), source)
+        plan = recorded_plan(Store(folder, old), model, own)
+        new = restrict_to_part(plan.manifest(model, source), old.part)
+        manifest = matching_manifest(folder, old, new, source)
         for number in redo or ():
             for name in (shards.rows_file(number), shards.reduced_file(number)):
                 (folder / name).unlink(missing_ok=True)
@@ -175,8 +186,8 @@ def _run(
     workers: int | None,
     start_method: str | None,
 ) -> Store:
-    """Mine the shards that are missing and merge."""
-    manifest = present(folder, manifest)
+    """Mine the missing shards, then merge the collectors' states."""
+    manifest = drop_lost_shards(folder, manifest)
     if todo := manifest.missing:
         ranges = [batch for n in todo for batch in plan.ranges(*manifest.span(n))]
         require_space(folder, plan, sum(stop - start for start, stop in ranges))
@@ -189,7 +200,7 @@ def _run(
         loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
         manifest = run_pipeline(model, source, folder, manifest, plan, loaded)
     if manifest.part is None:
-        require_some(folder, manifest)
+        require_readable_image(folder, manifest)
     if not manifest.complete:
         manifest = write_merged(folder, manifest, plan.reducers)
     return Store(folder, manifest)

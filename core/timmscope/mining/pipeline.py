@@ -1,8 +1,8 @@
-"""Feeds images through the model to the writer.
+"""Runs the pipeline of a pass: from images through the model to the store.
 
-Worker processes decode, this thread runs the model and reduces on its device, a third writes. All
-three work on fixed ranges of image ids, so that a pass that was killed and started again leaves the
-same bytes as one that was not.
+Worker processes decode images, this thread runs the model and reduces on its device, and another
+thread writes. All of them work on fixed ranges of image ids, so that a pass that was killed and
+resumed writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from timmscope.images import ImageSource
 from timmscope.progress import remark, task
 from timmscope.store import Manifest
 
-from .allocator import Growth, keep_freed_memory
+from .allocator import GrowthTrimmer, keep_freed_memory
 from .batch import reduce_batch
 from .loader import Loaded
 from .plan import Plan
@@ -41,19 +41,19 @@ def run_pipeline(
     plan: Plan,
     loaded: Generator[Loaded, None, None],
 ) -> Manifest:
-    """Feed batches through the model to the writer; returns the manifest with all shards."""
+    """Run the model on all batches, write the shards, and return the manifest with them."""
     spent = {"reading": 0.0, "model": 0.0, "writing": 0.0}
     done = sum(shard.stop - shard.start for shard in manifest.shards.values())
     unreadable = sum(shard.unreadable for shard in manifest.shards.values())
     with ExitStack() as stack:
-        stack.enter_context(closing(loaded))  # ends the workers now, not when an error is forgotten
-        batch = next(loaded, None)  # workers start before the writer's thread and its locks exist
+        stack.enter_context(closing(loaded))  # ends the workers even while an error is kept
+        batch = next(loaded, None)  # starts the workers before the writer's thread has locks
         advance = stack.enter_context(task("mining images", total=manifest.image_count))
         advance(done)
         if model.device.type == "cpu":
             stack.enter_context(keep_freed_memory())
         writer = stack.enter_context(Writer(folder, manifest, plan))
-        growth = Growth()
+        trimmer = GrowthTrimmer()
         while batch is not None:
             began = perf_counter()
             reduced = reduce_batch(plan.folded or model, plan, batch.images, batch.start)
@@ -65,7 +65,7 @@ def run_pipeline(
             bad = f"{unreadable} unreadable, " if unreadable else ""
             shard = manifest.own_shards.index(batch.start // manifest.shard_size) + 1
             remark(f"{bad}shard {shard} of {len(manifest.own_shards)}")
-            growth.look()
+            trimmer.after_batch()
             batch = next(loaded, None)
             spent["model"] += ran - began
             spent["writing"] += wrote - ran

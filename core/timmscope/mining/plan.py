@@ -1,4 +1,4 @@
-"""What a pass computes: layers, rows, reductions, and their description in a manifest."""
+"""`Plan` defines what a pass computes: layers, rows, reductions, and their record in a manifest."""
 
 from __future__ import annotations
 
@@ -49,8 +49,7 @@ SHARD_SIZE = 1024
 TOP_K = 100
 PRECISION = "float32"
 PRECISIONS = ("float32", "bfloat16")
-SHORT = {"bf16": "bfloat16"}
-"""Other names of precisions."""
+PRECISION_ALIASES = {"bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,17 @@ class Plan:
     Attributes:
         layers: layers in execution order.
         rows: row collectors by layer name.
-        reducers: empty collectors of rows, copied for every layer and shard.
-        batch_size: images a forward; part of the result, since it may change its last bits.
-        shard_size: images a shard.
-        precision: ``float32`` or ``bfloat16`` (autocast; rows are float32 in any case).
-        memory_format: ``contiguous`` or ``channels_last``, how activations lie in memory.
+        reducers: empty collectors that reduce rows, copied for every layer and shard.
+        batch_size: images per forward; part of the result, since it may change the last bits.
+        shard_size: images per shard.
+        precision: ``float32`` or ``bfloat16`` (autocast; rows are always float32).
+        memory_format: memory layout of activations, ``contiguous`` or ``channels_last``.
         folded: the copy of the model without batch norms that the pass runs, if there is one.
+
+    Raises:
+        ParameterError: a setting is wrong, two collectors have one name or keep the same rows, or a
+            collector needs rows that are not kept.
+        PluginError: a collector declares columns that a shard cannot hold.
     """
 
     layers: tuple[Layer, ...]
@@ -87,7 +91,7 @@ class Plan:
         if self.precision not in PRECISIONS:
             raise ParameterError(
                 f"unknown precision {self.precision!r}; "
-                f"choose one of {', '.join([*PRECISIONS, *SHORT])}",
+                f"choose one of {', '.join([*PRECISIONS, *PRECISION_ALIASES])}",
                 parameter="precision",
             )
         names = [collector.name for collector in self.collectors]
@@ -101,19 +105,19 @@ class Plan:
                 if missing := [kind for kind in collector.needs if kind not in kinds]:
                     raise ParameterError(
                         f"collector {collector.name!r} reads {', '.join(missing)} rows, which are "
-                        f"not kept of layer {layer.name}; it has {', '.join(kinds)}",
+                        f"not kept of layer {layer.name}; that layer has {', '.join(kinds)}",
                         parameter="collectors",
                     )
 
     def _declare(self, layer: Layer) -> set[str]:
-        """Ask each collector once for its columns, and return all kinds of rows of the layer."""
+        """Ask each row collector once for its columns, and return all kinds of rows of a layer."""
         kinds: set[str] = set()
         for collector in self.rows[layer.name]:
             columns = declared_columns(collector, layer)
             if twice := kinds & columns.keys():
                 raise ParameterError(
                     f"the collector {collector.name} keeps rows {min(twice)!r} of {layer.name}, "
-                    "which another collector keeps too; give them another name",
+                    "which another collector keeps too; rename one of them",
                     parameter="collectors",
                 )
             self._declared[layer.name, collector.name] = columns
@@ -122,12 +126,12 @@ class Plan:
 
     @property
     def collectors(self) -> list[Collector]:
-        """Every collector once, those of rows first."""
+        """Every collector once, row collectors first."""
         rows = {row.name: row for layer in self.layers for row in self.rows[layer.name]}
         return [*rows.values(), *self.reducers]
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """Every kind of row kept of a layer."""
+        """Return the columns of a layer by kind of row."""
         return {
             kind: column
             for collector in self.rows[layer.name]
@@ -135,19 +139,19 @@ class Plan:
         }
 
     def declared(self, layer: str, collector: str) -> dict[str, Column]:
-        """The columns that a collector declared for a layer when the plan was made."""
+        """Return the columns that a collector declared for a layer when the plan was made."""
         return self._declared[layer, collector]
 
     def ranges(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """The batches of one shard, as ranges of ids."""
+        """Return the batches of the shard with images `start` to `stop` - 1, as ranges of ids."""
         size = self.batch_size
         return [(low, min(low + size, stop)) for low in range(start, stop, size)]
 
     def manifest(self, model: HookedModel, source: ImageSource) -> Manifest:
-        """Describe a pass over some images that has not begun.
+        """Return the manifest of a pass over some images before it starts.
 
         Raises:
-            ImageError: the source's fingerprint is no text.
+            ImageError: the source's fingerprint is not text.
         """
         fingerprint: object = source.fingerprint()
         if not isinstance(fingerprint, str):
@@ -203,9 +207,10 @@ def make_plan(
     shard_size: int | None,
     precision: str | None,
 ) -> Plan:
-    """Resolve names and put the default collectors beside the given ones.
+    """Resolve the names of layers and collectors, and add the default collectors.
 
-    What was left open (None, or no maps) is taken from `old`, the store that is there already.
+    Settings that are not given (None, or no maps) are taken from `old`, the manifest of the store
+    that exists already.
     """
     if old is not None:
         known = [layer for layer in old.layers if layer.name in model.layers]
@@ -221,17 +226,18 @@ def make_plan(
     found = {layer.name: layer for layer in map(model.layers.resolve, wanted)}
     chosen = tuple(sorted(found.values(), key=lambda layer: layer.order))
     if not chosen:
-        raise ParameterError("no layer was named; name at least one", parameter="layers")
-    precision = SHORT.get(precision or "", precision or PRECISION)
-    # In bfloat16 a folded weight is rounded with its scale: twice the error of a norm on its own.
+        raise ParameterError("no layer is given; name at least one", parameter="layers")
+    precision = precision or PRECISION
+    precision = PRECISION_ALIASES.get(precision, precision)
+    # In bfloat16 a folded weight is rounded with its scale: twice the error of a separate norm.
     fold = precision == PRECISION if old is None else old.folded
-    mapped = {model.layers.resolve(name).name for name in maps}
-    extra = [c if isinstance(c, Collector) else _by_name(c) for c in collectors]
-    kept = [Pooled(), Extrema(), *(c for c in extra if isinstance(c, RowCollector))]
+    with_maps = {model.layers.resolve(name).name for name in maps}
+    extra = [c if isinstance(c, Collector) else _named_collector(c) for c in collectors]
+    rows = [Pooled(), Extrema(), *(c for c in extra if isinstance(c, RowCollector))]
     return Plan(
         layers=chosen,
         rows={
-            layer.name: (*kept, Maps()) if layer.name in mapped else tuple(kept) for layer in chosen
+            layer.name: (*rows, *([Maps()] if layer.name in with_maps else [])) for layer in chosen
         },
         reducers=(
             TopK(k=TOP_K if top_k is None else top_k),
@@ -247,9 +253,9 @@ def make_plan(
 
 
 def _memory_format(model: HookedModel) -> str:
-    """Channels last on a CPU where most layers have channels first: 15 to 40 % faster there.
+    """Return channels_last for a convolutional model on a CPU, where it is 15 to 40 % faster.
 
-    Decided by what kind of model it is, not by timing it, so that every run decides the same.
+    The layers' layouts decide, not timing, so that every run decides the same.
     """
     layouts = [layer.layout for layer in model.layers.values() if layer.grid is not None]
     convolutional = 2 * layouts.count("NCHW") > len(layouts)
@@ -262,10 +268,10 @@ def _folded(model: HookedModel, layers: Iterable[Layer]) -> HookedModel | None:
     return fold_batch_norms(model, [layer.name for layer in layers])
 
 
-def _by_name(name: str) -> Collector:
+def _named_collector(name: str) -> Collector:
     if not isinstance(name, str):
         raise ParameterError(
-            f"{name!r} is no collector; give an instance of a Collector, or a plugin's name",
+            f"{name!r} is not a collector; pass an instance of Collector, or a registered name",
             parameter="collectors",
         )
     return instantiate(get_registry().collector(name))
@@ -274,15 +280,15 @@ def _by_name(name: str) -> Collector:
 def recorded_collectors(
     store: Store, given: Iterable[Collector] = (), *, reducers_only: bool = False
 ) -> list[Collector]:
-    """The collectors of a store, empty, in the manifest's order.
+    """Return the collectors of a store, empty, in the manifest's order.
 
     Args:
         store: the store.
         given: the caller's collectors, for those that no plugin registers.
-        reducers_only: leave out those whose rows lie in the shards.
+        reducers_only: leave out row collectors, whose rows are in the shards.
 
     Raises:
-        StoreError: one is not registered and not given, or does not take its parameters.
+        StoreError: a collector is neither registered nor given, or refuses its parameters.
         PluginError: a plugin is not installed, or does not work.
     """
     own = list(given)
@@ -293,8 +299,8 @@ def recorded_collectors(
     return [each for each in every if not (reducers_only and isinstance(each, RowCollector))]
 
 
-def plan_of(store: Store, model: HookedModel, given: Iterable[Collector] = ()) -> Plan:
-    """Make the plan again that a store was mined with; arguments as `recorded_collectors`."""
+def recorded_plan(store: Store, model: HookedModel, given: Iterable[Collector] = ()) -> Plan:
+    """Return the plan that a store was mined with; see `recorded_collectors` for `given`."""
     manifest = store.manifest
     every = recorded_collectors(store, given)
     rows = [collector for collector in every if isinstance(collector, RowCollector)]
@@ -318,12 +324,16 @@ def plan_of(store: Store, model: HookedModel, given: Iterable[Collector] = ()) -
 
 
 def default_layers(model: HookedModel) -> list[str]:
-    """The last layer with a grid and the pooled features that the classifier reads.
+    """Return the last layer with a grid and the layer of pooled features before the classifier.
 
-    The first shows what the deepest units look for and where; the second is the model's embedding
-    of an image. The features are the last vector made before the classifier runs: the layer that
-    the configuration calls so, or else the first of those that end the model with as many units as
-    it has classes. What comes later holds logits too, as a head around its classifier.
+    The first shows what the deepest units respond to and where; the second is the model's embedding
+    of an image. The features are the last vector that is computed before the classifier runs. The
+    classifier is the layer that timm's configuration names; without a name, vectors with as many
+    units as the model has classes are taken for logits. Layers after the classifier start, such as
+    a head around it, are not considered.
+
+    Raises:
+        UnsupportedModel: the model has neither a grid nor a vector.
     """
     from timmscope_registry.hooks import LOGITS
 
@@ -342,12 +352,12 @@ def default_layers(model: HookedModel) -> list[str]:
             feature = name
     chosen = [name for name in (spatial, feature) if name is not None]
     if not chosen:
-        raise UnsupportedModel(f"{model.id} has no layer with a grid or a vector; name layers")
+        raise UnsupportedModel(f"{model.id} has no layer with a grid or a vector; name the layers")
     return chosen
 
 
 def bytes_per_image(plan: Plan) -> int:
-    """What an image takes on disk: its rows, with a share for reductions and names."""
+    """Estimate the bytes per image on disk: its rows and its share of reductions and names."""
     total = 256
     for layer in plan.layers:
         for column in plan.columns(layer).values():
@@ -359,7 +369,7 @@ def bytes_per_image(plan: Plan) -> int:
 
 
 def _typical_state(collector: Collector, layer: Layer, plan: Plan) -> dict[str, np.ndarray]:
-    """The state of a collector that has seen a little; plugins of any shape included."""
+    """Return a collector's state after a few random rows, to estimate its size."""
     rng = np.random.default_rng(0)
     count = min(plan.shard_size, 64)
     columns = {kind: c for kind, c in plan.columns(layer).items() if kind in collector.needs}
@@ -370,7 +380,7 @@ def _typical_state(collector: Collector, layer: Layer, plan: Plan) -> dict[str, 
     }
     if len(rows) < len(columns):
         return {}
-    with suppress(Exception):  # an estimate ends no pass; the pass itself says which one failed
+    with suppress(Exception):  # an estimate must not end a pass, which names what fails itself
         sample = collector.fresh()
         sample.update(LayerBatch(layer=layer.name, ids=np.arange(count), rows=rows))
         return storable_state(sample.state())

@@ -1,8 +1,8 @@
-"""How far a pass in lower precision is from float32, measured on images of the data set itself.
+"""Measures the error of a pass in lower precision against float32, on the data set's own images.
 
-Before a pass in bfloat16 begins, its first images go through the model in both precisions. What
-the store will keep of them is compared layer by layer, and the error is written into the manifest:
-a number that a reader of the store can weigh, and that another run finds again.
+Before a pass in bfloat16 begins, its first images go through the model in both precisions. The rows
+that the store keeps are compared layer by layer, and the manifest records the error, so that a
+reader of the store can judge it and another run can reproduce it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,32 @@ from .plan import PRECISION, Plan
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
 
-IMAGES = 32
-"""Images compared, at most."""
+MAX_IMAGES = 32
+"""Largest number of images that are compared."""
 
 
 def precision_error(model: HookedModel, plan: Plan, source: ImageSource) -> PrecisionError | None:
     """Measure the error of a plan's precision against float32 on the first images.
 
-    For each layer and kind of row the root of the mean squared difference, divided by the root of
-    the mean squared value in float32: 0.01 is an error of 1 %, as large in all rows together.
-    Values that are not finite in float32 are left out; None stands where one is finite there and
-    not in the lower precision.
+    The error of a layer and kind of row is the root mean square of the difference, over all rows,
+    divided by that of the values in float32: 0.01 means an error of 1 %. Values that are not finite
+    in float32 are left out; the error is None if a value overflows only in the lower precision.
 
     Args:
         model: the model.
-        plan: what to compute, in the precision to judge.
-        source: the images; of the first 32, or of the first batch if that is smaller, those count
-            that can be read.
+        plan: what to compute, in the precision to measure.
+        source: the images; readable ones among the first 32, or the first batch if it is smaller,
+            are compared.
 
     Returns:
-        None where the plan's precision is float32, or none of those images can be read.
+        None if the plan's precision is float32, or if none of those images can be read.
     """
     if plan.precision == PRECISION:
         return None
-    count = min(IMAGES, plan.batch_size, len(source))
+    count = min(MAX_IMAGES, plan.batch_size, len(source))
     pixels = []
     for image_id in range(count):
-        with suppress(Exception):  # the pass itself says which image cannot be read, and why
+        with suppress(Exception):  # the pass itself reports which image cannot be read, and why
             pixels.append(model.preprocess(source.load(image_id)))
     if not pixels:
         return None
@@ -71,7 +70,7 @@ def precision_error(model: HookedModel, plan: Plan, source: ImageSource) -> Prec
 
 
 def relative_error(values: np.ndarray, exact: np.ndarray) -> float | None:
-    """Root mean square of the difference over that of the exact values; None where it overflows."""
+    """Return the RMS of the difference divided by that of `exact`; None if `values` overflow."""
     finite = np.isfinite(exact)
     wanted, got = exact[finite].astype(np.float64), values[finite].astype(np.float64)
     size, difference = (

@@ -1,4 +1,4 @@
-"""What happens before the first image: the folder, the agreement with what is there, the space."""
+"""Checks a pass before its first image: the folder, the store that is there, images and space."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from .plan import Plan, bytes_per_image
 log = logging.getLogger("timmscope.mining")
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder, unless it is something else's."""
+def prepare_folder(folder: Path) -> None:
+    """Create the folder of a store.
+
+    Raises:
+        StoreError: it holds other files, or cannot be created.
+    """
     known = {MANIFEST, MANIFEST + TEMPORARY, ".lock", "shards", "reduced", "index", "fields"}
     try:
         if folder.exists() and not (folder / MANIFEST).exists():
@@ -41,8 +45,8 @@ def require_images(source: ImageSource) -> None:
         raise ImageError(f"{source!r} holds no image; name at least one")
 
 
-def part_of(manifest: Manifest, part: tuple[int, int] | None) -> Manifest:
-    """The same pass, over the i-th of n runs of its shards.
+def restrict_to_part(manifest: Manifest, part: tuple[int, int] | None) -> Manifest:
+    """Return the manifest of the i-th of n parts of a pass; of the whole where `part` is None.
 
     Raises:
         ParameterError: there is no such part, or it would hold no shard.
@@ -65,10 +69,15 @@ def part_of(manifest: Manifest, part: tuple[int, int] | None) -> Manifest:
     return manifest.model_copy(update={"part": (number, parts)})
 
 
-def agree(folder: Path, old: Manifest | None, new: Manifest, source: ImageSource) -> Manifest:
-    """Return the store's manifest if it describes the same pass; else say what differs.
+def matching_manifest(
+    folder: Path, old: Manifest | None, new: Manifest, source: ImageSource
+) -> Manifest:
+    """Return the manifest to continue with: the store's if it describes the same pass.
 
-    A store without a finished shard holds nothing that could be mixed up, and takes any settings.
+    A store without a finished shard takes any settings, since nothing in it depends on them.
+
+    Raises:
+        StoreMismatch: the store has shards of another pass; the message says what differs.
     """
     if old is None:
         return new
@@ -87,7 +96,7 @@ def agree(folder: Path, old: Manifest | None, new: Manifest, source: ImageSource
 
 
 def _changed_images(store: Store, source: ImageSource) -> list[str]:
-    """Name images that the store has and the source lacks, and the other way round."""
+    """Name images that only the store has, and images that only the source has."""
     stored: set[str] = set()
     for number in store.manifest.shards:
         try:
@@ -104,29 +113,32 @@ def _changed_images(store: Store, source: ImageSource) -> list[str]:
     return lines or ["images: same names, but contents, labels or order changed"]
 
 
-def present(folder: Path, manifest: Manifest) -> Manifest:
-    """Strike out shards whose files are gone or cut short, and sweep up after a killed run."""
+def drop_lost_shards(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest without shards whose files are missing or truncated.
+
+    Temporary files of a killed run are deleted.
+    """
     for place in (folder, folder / "shards", folder / "reduced"):
-        for left in place.glob(f"*{TEMPORARY}"):
-            left.unlink()
+        for temporary in place.glob(f"*{TEMPORARY}"):
+            temporary.unlink()
     lost = {
         number
         for number, shard in manifest.shards.items()
-        if _size(folder / shards.rows_file(number)) != shard.rows.size
-        or _size(folder / shards.reduced_file(number)) != shard.reduced.size
+        if file_size(folder / shards.rows_file(number)) != shard.rows.size
+        or file_size(folder / shards.reduced_file(number)) != shard.reduced.size
     }
     if lost:
         log.warning("%s: mining %d damaged shard(s) again", folder.name, len(lost))
     if kept := len(manifest.shards) - len(lost):
-        log.info("%s: %d of %d shards were there", folder.name, kept, len(manifest.own_shards))
+        log.info("%s: has %d of %d shards already", folder.name, kept, len(manifest.own_shards))
     merged = manifest.merged
-    if lost or (merged and _size(folder / shards.MERGED) != merged.size):
+    if lost or (merged and file_size(folder / shards.MERGED) != merged.size):
         return manifest.without_shards(lost)
     return manifest
 
 
-def require_some(folder: Path, manifest: Manifest) -> None:
-    """Refuse a finished pass that could not read one image, and clear away its empty rows."""
+def require_readable_image(folder: Path, manifest: Manifest) -> None:
+    """Refuse a finished pass in which no image could be read, and delete its files."""
     count = manifest.images.count
     if sum(shard.unreadable for shard in manifest.shards.values()) < count:
         return
@@ -137,33 +149,34 @@ def require_some(folder: Path, manifest: Manifest) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     raise ImageError(
-        f"not one of the {count} images can be read; the first is {path}: {reason}", path=path
+        f"none of the {count} images can be read; the first is {path}: {reason}", path=path
     )
 
 
 def require_space(folder: Path, plan: Plan, count: int) -> None:
-    """Refuse to start what cannot end."""
+    """Refuse to start a pass over `count` images whose rows the disk has no room for."""
     needed = bytes_per_image(plan) * count
     free = shutil.disk_usage(folder).free
     large = any("maps" in plan.columns(layer) for layer in plan.layers)
     level = logging.INFO if large else logging.DEBUG
-    log.log(level, "%s: about %s for %d images", folder.name, amount(needed), count)
+    log.log(level, "%s: needs about %s for %d images", folder.name, format_bytes(needed), count)
     if needed > free:
         raise StoreError(
-            f"{folder}: needs about {amount(needed)} for {count} images and the disk has "
-            f"{amount(free)} free; choose another disk, fewer layers or no maps"
+            f"{folder}: needs about {format_bytes(needed)} for {count} images and the disk has "
+            f"{format_bytes(free)} free; choose another disk, fewer layers or no maps"
         )
 
 
-def _size(path: Path) -> int:
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes, -1 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
         return -1
 
 
-def amount(size: float) -> str:
-    """A number of bytes for people."""
+def format_bytes(size: float) -> str:
+    """Return a number of bytes as text with a decimal unit, as ``12.3 MB``."""
     for unit in ("B", "KB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Joins the reduced state of all shards: what a pass ends with, and what a merge of parts does."""
+"""Merges the collectors' states of all shards, at the end of a pass or of a merge of parts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .collector_errors import collector_errors, storable_state
 
 
 def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]) -> Manifest:
-    """Merge all shards' reduced state in order of id, write it, and complete the manifest.
+    """Merge all shards' states in order of id, write the result, and complete the manifest.
 
     Args:
         folder: the store.
-        manifest: with every shard of the whole.
-        reducers: the pass's collectors whose state lies in ``reduced/``.
+        manifest: the manifest, with every shard of the whole.
+        reducers: the pass's collectors whose state is in ``reduced/``.
 
     Raises:
-        StoreCorrupted: a shard's reduced state is damaged.
-        PluginError: a collector failed; names it, the layer and the images.
+        StoreCorrupted: a shard's state is damaged.
+        PluginError: a collector failed; the message names it, the layer and the images.
     """
     files = shards.ShardFiles(folder, manifest)
     files.require_all()
@@ -35,7 +35,7 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     }
     for number, record in track(manifest.shards.items(), "merging", len(manifest.shards)):
         name = shards.reduced_file(number)
-        if reason := files.damage(name, record.reduced):  # merged, it would never be found again
+        if reason := files.damage(name, record.reduced):  # undetectable once it is merged
             raise files.corrupted(name, reason)
         with files.open(name, record.reduced) as file:
             if int(file.attrs["start"]) != record.start:

@@ -1,4 +1,4 @@
-"""Writes one shard: rows as they come, reductions at its end, two files put in place together."""
+"""Writes one shard as two files: the rows, and the states of the collectors that reduce them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from timmscope.collectors import Collector, LayerBatch
 from timmscope.images.tables import encode
 from timmscope.store import FileRecord, ShardRecord, shards
-from timmscope.store.files import GuardedFile, new_hdf5
+from timmscope.store.files import new_hdf5
 
 from .collector_errors import collector_errors, storable_state
 from .plan import Plan
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
     from timmscope_registry.hooks import Layer
 
 CRASH_VARIABLE = "TIMMSCOPE_CRASH_AT"
-"""For tests: ``point:shard`` kills the process there; points are `begun`, `reduced`, `rows` and
-`listed` (before a shard is written, after each of its two files, after the manifest)."""
+"""For tests: the value ``point:shard`` kills the process at that point. Points are `begun`
+(before a shard), `reduced` and `rows` (after its files), `listed` (after the manifest), and
+`joined` (after a shard is merged)."""
 
-_STREAMED = 1 << 16
-"""Rows of more bytes than this go to disk batch by batch instead of waiting in memory."""
+_MAX_BUFFERED_ROW = 1 << 16
+"""Larger rows, in bytes, are written batch by batch instead of being buffered for the shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """One batch on its way to disk.
+    """One batch to be written.
 
     Attributes:
         start: id of the first image.
@@ -42,7 +43,7 @@ class Rows:
         paths: the images' names.
         labels: their labels, "" where there is none.
         sizes: width and height in pixels, (B, 2).
-        reasons: why an image could not be read, "" for those that could.
+        reasons: why an image could not be read; "" for images that could.
     """
 
     start: int
@@ -54,7 +55,7 @@ class Rows:
 
 
 class ShardWriter:
-    """One shard being written."""
+    """Buffers or writes the rows of one shard as they come, and finishes its files at the end."""
 
     def __init__(self, folder: Path, number: int, span: tuple[int, int], plan: Plan) -> None:
         self.number = number
@@ -63,48 +64,47 @@ class ShardWriter:
         self._plan = plan
         self._done = 0
         count = self._stop - self._start
-        self._names: dict[str, list[bytes]] = {"path": [], "label": [], "reason": []}
+        self._strings: dict[str, list[bytes]] = {"path": [], "label": [], "reason": []}
         self._sizes = np.zeros((count, 2), dtype=np.int32)
-        self._waiting: dict[str, dict[str, np.ndarray]] = {}
-        self._streams: dict[str, dict[str, h5py.Dataset]] = {}
-        self._parts: dict[tuple[str, str], Collector] = {}
+        self._buffered: dict[str, dict[str, np.ndarray]] = {}
+        self._streamed: dict[str, dict[str, h5py.Dataset]] = {}
+        self._reducers: dict[tuple[str, str], Collector] = {}
         self._fills: dict[tuple[str, str], float] = {}
         self._stack = ExitStack()
-        self._file, self._guard = self._open(folder / shards.rows_file(number))
+        path = folder / shards.rows_file(number)
+        self._file, self._guard = self._stack.enter_context(new_hdf5(path))
         try:
             for layer in plan.layers:
-                self._prepare(layer, count)
+                self._allocate(layer, count)
         except BaseException:
             self.discard()
             raise
 
-    def _open(self, path: Path) -> tuple[h5py.File, GuardedFile]:
-        return self._stack.enter_context(new_hdf5(path))
-
-    def _prepare(self, layer: Layer, count: int) -> None:
-        name, columns = layer.name, self._plan.columns(layer)
-        waiting, streams = self._waiting.setdefault(name, {}), self._streams.setdefault(name, {})
-        for kind, column in columns.items():
+    def _allocate(self, layer: Layer, count: int) -> None:
+        name = layer.name
+        buffered = self._buffered.setdefault(name, {})
+        streamed = self._streamed.setdefault(name, {})
+        for kind, column in self._plan.columns(layer).items():
             self._fills[name, kind] = column.fill
             shape = (count, *column.shape)
-            if np.prod(column.shape) * np.dtype(column.dtype).itemsize <= _STREAMED:
-                waiting[kind] = np.empty(shape, dtype=column.dtype)
+            if np.prod(column.shape) * np.dtype(column.dtype).itemsize <= _MAX_BUFFERED_ROW:
+                buffered[kind] = np.empty(shape, dtype=column.dtype)
             else:
                 group = self._file.require_group(shards.layer_group(name))
-                streams[kind] = shards.new_dataset(group, kind, shape, column.dtype)
+                streamed[kind] = shards.new_dataset(group, kind, shape, column.dtype)
         for reducer in self._plan.reducers:
-            self._parts[name, reducer.name] = reducer.fresh()
+            self._reducers[name, reducer.name] = reducer.fresh()
 
     @property
     def full(self) -> bool:
-        """Whether all images of the range have come."""
+        """Whether all images of the shard have been added."""
         return self._start + self._done == self._stop
 
     def add(self, rows: Rows) -> None:
-        """Take in the next batch."""
+        """Add the next batch."""
         begin, end = self._done, self._done + len(rows.paths)
         if rows.start != self._start + begin:
-            raise AssertionError(f"batch {rows.start} came where {self._start + begin} was due")
+            raise AssertionError(f"batch {rows.start} added where {self._start + begin} is next")
         bad = np.array([bool(reason) for reason in rows.reasons])
         for name, kinds in rows.layers.items():
             streamed: dict[str, np.ndarray] = {}
@@ -112,16 +112,16 @@ class ShardWriter:
                 if bad.any():
                     values = values.copy()
                     values[bad] = self._fills[name, kind]
-                if kind in self._waiting[name]:
-                    self._waiting[name][kind][begin:end] = values
+                if kind in self._buffered[name]:
+                    self._buffered[name][kind][begin:end] = values
                 else:
-                    self._streams[name][kind][begin:end] = values
+                    self._streamed[name][kind][begin:end] = values
                     streamed[kind] = values
             self._guard.check()
             self._reduce(name, np.arange(begin, end)[~bad], streamed, begin, end)
-        self._names["path"] += map(encode, rows.paths)
-        self._names["label"] += map(encode, rows.labels)
-        self._names["reason"] += map(encode, rows.reasons)
+        self._strings["path"] += map(encode, rows.paths)
+        self._strings["label"] += map(encode, rows.labels)
+        self._strings["reason"] += map(encode, rows.reasons)
         self._sizes[begin:end] = rows.sizes
         self._done = end
 
@@ -133,7 +133,7 @@ class ShardWriter:
         begin: int,
         end: int,
     ) -> None:
-        """Feed the collectors that read streamed rows; the others wait for the whole shard."""
+        """Update the collectors that read streamed rows; others get the whole shard at its end."""
         for reducer in self._plan.reducers:
             if not any(kind in streamed for kind in reducer.needs):
                 continue
@@ -141,34 +141,34 @@ class ShardWriter:
                 kind: (
                     streamed[kind][places - begin]
                     if kind in streamed
-                    else self._waiting[name][kind][places]
+                    else self._buffered[name][kind][places]
                 )
                 for kind in reducer.needs
             }
             batch = LayerBatch(layer=name, ids=places + self._start, rows=rows)
-            part = self._parts[name, reducer.name]
-            with collector_errors(part, name, self._start + begin, self._start + end):
-                part.update(batch)
+            collector = self._reducers[name, reducer.name]
+            with collector_errors(collector, name, self._start + begin, self._start + end):
+                collector.update(batch)
 
     def finish(self) -> ShardRecord:
-        """Write the rest, put both files in place and describe them."""
-        read = np.array([not reason for reason in self._names["reason"]])
+        """Write what is buffered, give both files their final names, and return their record."""
+        read = np.array([not reason for reason in self._strings["reason"]])
         path = self._folder / shards.reduced_file(self.number)
         with new_hdf5(path) as (file, _):
-            self._span(file)
+            self._write_span(file)
             for layer in self._plan.layers:
                 self._write_reduced(file, layer.name, read)
         reduced = FileRecord.of(path)
         crash("reduced", self.number)
 
-        self._span(self._file)
-        for name, kinds in self._waiting.items():
+        self._write_span(self._file)
+        for name, kinds in self._buffered.items():
             group = self._file.require_group(shards.layer_group(name))
             for kind, values in kinds.items():
                 shards.new_dataset(group, kind, values.shape, values.dtype, values)
         images = self._file.require_group("images")
-        for column, names in self._names.items():
-            shards.write_strings(images, column, names)
+        for column, strings in self._strings.items():
+            shards.write_strings(images, column, strings)
         status = np.where(read, shards.READ, shards.UNREADABLE).astype(np.uint8)
         shards.write_arrays(images, {"status": status})
         shards.write_arrays(images, {"width": self._sizes[:, 0], "height": self._sizes[:, 1]})
@@ -184,34 +184,34 @@ class ShardWriter:
 
     def _write_reduced(self, file: h5py.File, name: str, read: np.ndarray) -> None:
         ids = np.arange(self._start, self._stop)[read]
-        waiting = self._waiting[name]
         rows = {
-            kind: values.view() if read.all() else values[read] for kind, values in waiting.items()
+            kind: values.view() if read.all() else values[read]
+            for kind, values in self._buffered[name].items()
         }
-        for values in rows.values():  # other collectors see them, and the shard will hold them
+        for values in rows.values():  # other collectors read them, and the shard will hold them
             values.flags.writeable = False
         batch = LayerBatch(layer=name, ids=ids, rows=rows)
         for reducer in self._plan.reducers:
-            part = self._parts[name, reducer.name]
-            with collector_errors(part, name, self._start, self._stop):
-                if not any(kind in self._streams[name] for kind in reducer.needs):
-                    part.update(batch)
-                state = storable_state(part.state())
+            collector = self._reducers[name, reducer.name]
+            with collector_errors(collector, name, self._start, self._stop):
+                if not any(kind in self._streamed[name] for kind in reducer.needs):
+                    collector.update(batch)
+                state = storable_state(collector.state())
             group = file.require_group(f"{reducer.name}/{shards.layer_group(name)}")
             shards.write_arrays(group, state)
 
-    def _span(self, file: h5py.File) -> None:
+    def _write_span(self, file: h5py.File) -> None:
         file.attrs["start"] = self._start
         file.attrs["stop"] = self._stop
 
     def discard(self) -> None:
-        """Remove what was written of a shard that will not be finished."""
+        """Delete the files of a shard that will not be finished."""
         error = RuntimeError("shard abandoned")
         with suppress(Exception):
             self._stack.__exit__(type(error), error, None)
 
 
 def crash(point: str, shard: int) -> None:
-    """Kill this process where a test wants it to die."""
+    """Kill this process if a test has asked for it at this point; see `CRASH_VARIABLE`."""
     if os.environ.get(CRASH_VARIABLE) == f"{point}:{shard}":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Checks every file of a store, and makes the damaged ones again."""
+"""Checks every file of a store, and replaces damaged ones if asked to."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 import h5py
 
+from timmscope.index.verify import examine_indexes, index_files, rebuild_index
 from timmscope.progress import track
-from timmscope.store import shards
-from timmscope.store.manifest import FileRecord, Manifest
+from timmscope.store import FileRecord, Manifest, Store, shards
 from timmscope.store.shards import ShardFiles
 from timmscope_registry import StoreCorrupted
+
+from .mine import resume
+from .preflight import file_size
 
 if TYPE_CHECKING:
     from timmscope.collectors import Collector
@@ -35,12 +38,12 @@ class Report:
     """What `verify` found.
 
     Attributes:
-        checked: number of files that were examined.
+        checked: number of files that were checked.
         damage: files that are missing, truncated, altered or swapped.
-        missing: numbers of shards that the pass has not reached yet.
-        repaired: files that were made again.
-        changed: repaired files that differ from the lost ones, because images or libraries
-            changed in between; empty after a faithful repair.
+        missing: numbers of shards that are not mined yet.
+        repaired: files that were computed again.
+        changed: repaired files that differ from the lost ones, because images or libraries have
+            changed since; empty after an exact repair.
     """
 
     checked: int
@@ -51,7 +54,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the store is now whole."""
+        """Whether the store is now complete and undamaged."""
         return not self.missing and len(self.repaired) >= len(self.damage)
 
 
@@ -63,23 +66,20 @@ def verify(
     images: Images | None = None,
     collectors: Iterable[Collector] = (),
 ) -> Report:
-    """Check every file of a store against its checksum, and read it; its indexes as well.
+    """Compare every file of a store and of its indexes with its checksum, and read it.
 
     Args:
         path: the store.
-        repair: mine damaged shards again (and those the pass has not reached), and build damaged
-            indexes again with their settings; all others stay as they are.
-        model: the model for that; by default the manifest's, loaded by its id.
-        images: the images for that; by default the manifest's, opened at their location.
-        collectors: for that, those of the pass that no plugin registers.
+        repair: mine damaged and missing shards again, and build damaged indexes again with their
+            settings; all other files stay as they are.
+        model: the model for a repair; by default the manifest's, loaded by its id.
+        images: the images for a repair; by default the manifest's, opened at their location.
+        collectors: for a repair, those of the pass that no plugin registers.
 
     Raises:
-        StoreError: no store there, or the manifest's model or images cannot be opened.
-        StoreMismatch: model or images are not those the store was made from.
+        StoreError: the folder holds no store, or the model or images cannot be opened.
+        StoreMismatch: the model or images differ from those that the store was made from.
     """
-    from timmscope.index.verify import examine_indexes, index_files, rebuild_index
-    from timmscope.store.store import Store
-
     folder = Path(path).resolve()
     manifest = Manifest.read(folder)
     files = ShardFiles(folder, manifest)
@@ -99,8 +99,6 @@ def verify(
     repaired: list[str] = []
     changed: list[str] = []
     if damage or missing:
-        from timmscope.mining import resume  # mining writes stores, so it imports this package
-
         bad = {item.file for item in damage}
         redo = {
             number
@@ -112,7 +110,7 @@ def verify(
         after = _expected(manifest)
         repaired = [item.file for item in damage if item.file in after]
         changed = [name for name in repaired if after[name] != expected[name]]
-        if changed:  # an index of the lost rows is out of date now
+        if changed:  # an index of the lost rows is now out of date
             indexes = examine_indexes(Store(folder, manifest))
     repaired += [item.file for item in indexes if rebuild_index(Store(folder, manifest), item)]
     damage += [Damage(item.file, item.reason) for item in indexes]
@@ -122,18 +120,14 @@ def verify(
 
 
 def wrong_sizes(folder: Path, manifest: Manifest) -> list[Damage]:
-    """Files that are missing or of another size than was written: what is seen without reading."""
+    """Return files that are missing or have another size than recorded; this reads no contents."""
     found = []
     for name, record in _expected(manifest).items():
-        try:
-            size = (folder / name).stat().st_size
-        except OSError:
+        size = file_size(folder / name)
+        if size < 0:
             found.append(Damage(name, "it is missing"))
-        else:
-            if size != record.size:
-                found.append(
-                    Damage(name, f"it has {size} bytes and was written with {record.size}")
-                )
+        elif size != record.size:
+            found.append(Damage(name, f"it has {size} bytes and was written with {record.size}"))
     return found
 
 
@@ -148,13 +142,13 @@ def _expected(manifest: Manifest) -> dict[str, FileRecord]:
 
 
 def _examine(files: ShardFiles, name: str, record: FileRecord) -> str:
-    """Say what is wrong with a file, or nothing."""
+    """Return what is wrong with a file; empty if nothing is."""
     if reason := files.damage(name, record):
         return reason
     try:
         with files.open(name, record) as file:
             file.visititems(_read_all)
-    except StoreCorrupted as error:  # the checksum is right: it was written like this
+    except StoreCorrupted as error:  # the checksum is right, so it was written like this
         return str(error)
     return ""
 

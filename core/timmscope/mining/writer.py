@@ -1,4 +1,4 @@
-"""Writes shards in a thread of its own, while the model works on the next batches."""
+"""Writes shards in a separate thread, while the model works on the next batches."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from timmscope.store import Manifest
 from .plan import Plan
 from .shard_writer import Rows, ShardWriter, crash
 
-_AHEAD = 3
-"""Batches that may wait for the writer."""
+_QUEUE_SIZE = 3
+"""Number of batches that may wait for the writer."""
 
 
 class Writer:
-    """Takes batches in order of id and turns them into finished shards, inside a ``with`` block.
+    """Takes batches in order of id and writes finished shards, inside a ``with`` block.
 
-    Leaving the block waits until what was put is written, after an error and an interrupt too: what
-    the model has computed is not thrown away. A second interrupt ends that. An error in the thread
-    is raised by the next `put` or on leaving; a shard that is not complete by then leaves no trace.
+    Leaving the block waits until all batches are written, after an error or an interrupt too, so
+    that computed rows are not lost; a second interrupt ends the wait. An error in the thread is
+    raised by the next `put` or when the block is left. The files of an incomplete shard are
+    deleted.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, plan: Plan) -> None:
         self._folder = folder
         self._plan = plan
         self.manifest = manifest
-        self._queue: queue.Queue[Rows | None] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[Rows | None] = queue.Queue(_QUEUE_SIZE)
         self._error: BaseException | None = None
         self._abandon = threading.Event()
         self._thread = threading.Thread(target=self._run, name="timmscope-writer", daemon=True)
@@ -39,7 +40,7 @@ class Writer:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
-            self._hand_over(None)
+            self._enqueue(None)
             self._thread.join()
         except BaseException:
             self._abandon.set()
@@ -48,12 +49,12 @@ class Writer:
             raise self._error
 
     def put(self, rows: Rows) -> None:
-        """Hand over a batch; waits while the writer is behind."""
-        self._hand_over(rows)
+        """Pass a batch to the thread; waits while the queue is full."""
+        self._enqueue(rows)
         if self._error is not None:
             raise self._error
 
-    def _hand_over(self, item: Rows | None) -> None:
+    def _enqueue(self, item: Rows | None) -> None:
         while self._error is None:
             with suppress(queue.Full):
                 self._queue.put(item, timeout=0.2)
