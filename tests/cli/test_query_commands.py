@@ -216,9 +216,9 @@ class TestSearch:
             (["--vector", "text.npy"], "not a .npy file"),
             (["--vector", "square.npy"], "holds (2, 2), expected one row"),
             (["--vector", "short.npy"], "expected (Q, 512)"),
-            (["--objective", "layer2[3,1,1]"], "no linear function"),
+            (["--objective", "layer2[3,1,1]"], "not a linear function"),
             (["--objective", "layer9[3]"], "no layer 'layer9'"),
-            (["--objective", "class:5", "--layer", "layer2"], "no affine function"),
+            (["--objective", "class:5", "--layer", "layer2"], "not an affine function"),
         ],
     )
     def test_what_cannot_be_searched_is_one_line(

@@ -1,7 +1,7 @@
-"""Filters and removals that empty a query's neighbourhood do not cost recall.
+"""Recall stays high when a filter or a removal leaves no rows near a query.
 
-Recall is measured without a filter, near the queries. Where all rows that may be found are far
-away, the lists or nodes that sufficed there are the wrong ones.
+Recall is measured without a filter, near the queries. If all rows that may be found are far away,
+the lists or nodes that are searched without a filter are the wrong ones.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def index(request: pytest.FixtureRequest) -> VectorIndex:
 
 @pytest.fixture(autouse=True)
 def wide_filters_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timmscope.index.reranked._FEW", 100)
+    monkeypatch.setattr("timmscope.index.reranked._EXACT_ROWS", 100)
 
 
 def recall(found: Any, queries: Any, allowed: Any) -> float:
-    """Share of the 10 true neighbours among `allowed` that were found."""
+    """Return the share of the 10 true neighbours among `allowed` that were found."""
     distances = np.linalg.norm(ROWS[allowed][None].astype(float) - queries[:, None], axis=2)
     true = allowed[np.argsort(distances, axis=1, kind="stable")[:, :10]]
     return float(np.mean([np.isin(a, b).mean() for a, b in zip(true, found.ids, strict=True)]))
 
 
-def test_without_a_filter_the_recall_is_as_asked_for(index: VectorIndex) -> None:
+def test_without_a_filter_the_recall_is_as_requested(index: VectorIndex) -> None:
     assert recall(index.search(QUERIES), QUERIES, np.arange(8000)) > 0.94
 
 
@@ -62,7 +62,7 @@ def test_the_best_of_the_farthest_rows_are_found(index: VectorIndex) -> None:
 
 
 @pytest.mark.parametrize("backend", ["ivf", "hnsw"])
-def test_what_is_left_around_removed_clusters_is_found(backend: str) -> None:
+def test_remaining_rows_around_removed_clusters_are_found(backend: str) -> None:
     index = VectorIndex.from_array(ROWS, metric="l2", backend=backend)
     nearest = np.argsort(np.linalg.norm(CENTRES[None] - QUERIES[:5, None], axis=2), axis=1)[:, :8]
     gone = np.flatnonzero(np.isin(CLUSTER, nearest))
@@ -70,14 +70,14 @@ def test_what_is_left_around_removed_clusters_is_found(backend: str) -> None:
     left = np.setdiff1d(np.arange(8000), gone)
     assert recall(index.search(QUERIES), QUERIES, left) > 0.94
     index.compact()
-    index.add(ROWS[gone[:50]], gone[:50])  # lists are known anew
+    index.add(ROWS[gone[:50]], gone[:50])  # the cached list numbers are out of date
     left = np.union1d(left, gone[:50])
     some = left[::2]
     assert recall(index.search(QUERIES, where=some), QUERIES, some) > 0.94
 
 
 @pytest.mark.parametrize("k", [500, 3000, 7999])
-def test_many_neighbours_come_in_order(index: VectorIndex, k: int) -> None:
+def test_many_neighbours_are_in_order(index: VectorIndex, k: int) -> None:
     found = index.search(QUERIES[:3], k)
     distances = np.linalg.norm(ROWS[None].astype(float) - QUERIES[:3, None], axis=2)
     for row, ids, scores in zip(distances, found.ids, found.scores, strict=True):

@@ -1,4 +1,4 @@
-"""An index on disk is the one that was saved, or says what happened to it."""
+"""A loaded index equals the saved one, or an error names the damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
-def test_a_loaded_index_answers_as_the_saved_one(tmp_path: Path, metric: Any) -> None:
+def test_a_loaded_index_gives_the_answers_of_the_saved_one(tmp_path: Path, metric: Any) -> None:
     index = VectorIndex.from_array(ROWS, ids=np.arange(50) * 3, metric=metric)
     again = VectorIndex.load(index.save(tmp_path / "new" / "rows.faiss"))
     for mine, theirs in zip(index.search(ROWS, 7), again.search(ROWS, 7), strict=True):
@@ -42,7 +42,7 @@ def test_faiss_alone_can_read_the_file(saved: Path) -> None:
     assert ids[:, 0].tolist() == [0, 3, 6, 9, 12]
 
 
-def test_the_record_says_what_the_index_is(saved: Path) -> None:
+def test_the_record_describes_the_index(saved: Path) -> None:
     record = json.loads(saved.with_suffix(".json").read_text())
     assert (record["layer"], record["metric"], record["backend"]) == ("rows", "cosine", "flat")
     assert (record["dim"], record["count"], record["size"]) == (8, 50, saved.stat().st_size)
@@ -70,8 +70,8 @@ DAMAGE = {
     r"rows\.faiss was altered": flip,
     r"there is no index .*rows\.faiss": Path.unlink,
     r"rows\.json is missing": lambda path: path.with_suffix(".json").unlink(),
-    r"rows\.json is no record": lambda path: path.with_suffix(".json").write_text("{"),
-    r"rows\.json is no record of an index": lambda path: path.with_suffix(".json").write_text("[]"),
+    r"rows\.json is not a record": lambda path: path.with_suffix(".json").write_text("{"),
+    r"rows\.json is not a record of an": lambda path: path.with_suffix(".json").write_text("[]"),
     r"rows\.json was made by a newer timmscope \(schema 99": lambda path: edit(
         path, schema_version=99
     ),
@@ -112,7 +112,7 @@ def test_a_crash_while_saving_leaves_the_old_or_the_new_index(
 
         return counted
 
-    for latest, before in ((new, [old]), (third, [old, new])):  # the second after a first crash
+    for latest, before in ((new, [old]), (third, [old, new])):  # the second time after a crash
         calls = 0
         monkeypatch.setattr(os, "fsync", count(os.fsync))
         monkeypatch.setattr(Path, "replace", count(Path.replace))
@@ -125,25 +125,25 @@ def test_a_crash_while_saving_leaves_the_old_or_the_new_index(
             np.testing.assert_array_equal(mine, theirs)
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(VectorIndexError, match="cannot be written"):
         VectorIndex.from_array(ROWS).save(tmp_path / "file" / "rows.faiss")
 
 
-def test_what_a_killed_writer_left_is_cleared_away_by_the_next(saved: Path) -> None:
+def test_drafts_of_a_killed_writer_are_deleted_by_the_next(saved: Path) -> None:
     other = saved.with_name(".rows2.faiss.123.tmp")
     for name in (".rows.faiss.123.tmp", ".rows.json.123.tmp", other.name):
         saved.with_name(name).write_text("half")
     VectorIndex.load(saved).save(saved)
     assert sorted(path.name for path in saved.parent.iterdir()) == [
-        other.name,  # of another index
+        other.name,  # a draft of another index
         "rows.faiss",
         "rows.json",
     ]
 
 
-def test_writers_and_readers_at_the_same_time_see_whole_pairs(saved: Path) -> None:
+def test_concurrent_readers_never_see_an_index_with_the_record_of_another(saved: Path) -> None:
     indexes = [VectorIndex.from_array(ROWS[:n], backend="flat") for n in (20, 30)]
     done = threading.Event()
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Engines for large stores: right values, never too few, the same twice, as good as they say."""
+"""The engines for large stores return exact scores, enough rows and the recall that they record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def indexes() -> dict[tuple[str, str], VectorIndex]:
 
 
 def scores_of(metric: str, query: Any, ids: Any) -> Any:
-    """Float64 scores by the definition."""
+    """Return scores by the definition, in float64."""
     rows = ROWS[np.searchsorted(IDS, ids)].astype(float)
     query = query.astype(float)
     if metric == "l2":
@@ -77,11 +77,11 @@ def test_scores_are_exact_and_in_order_and_recall_is_what_the_record_says(
     measured = index.record.facts["recall"]
     assert (measured["k"], measured["queries"], measured["wanted"]) == (10, 1000, 0.97)
     assert measured["reached"] >= 0.97
-    assert recall(metric, found) > measured["reached"] - 0.02  # 1,500 other neighbours
+    assert recall(metric, found) > measured["reached"] - 0.02  # of 1,500 other neighbours
 
 
 @pytest.mark.parametrize("backend", LARGE)
-def test_answers_do_not_depend_on_how_queries_are_batched(indexes: Any, backend: str) -> None:
+def test_answers_do_not_depend_on_the_batch_of_a_query(indexes: Any, backend: str) -> None:
     together = indexes[backend, "l2"].search(QUERIES[:40], 7)
     alone = [indexes[backend, "l2"].search(query, 7) for query in QUERIES[:40]]
     np.testing.assert_array_equal(together.ids, np.concatenate([hits.ids for hits in alone]))
@@ -90,10 +90,11 @@ def test_answers_do_not_depend_on_how_queries_are_batched(indexes: Any, backend:
 
 @pytest.mark.parametrize("backend", LARGE)
 @pytest.mark.parametrize("share", [0.0004, 0.01, 0.3, 0.9, 1.0])
-def test_a_filter_gives_k_neighbours_where_k_exist(
+def test_a_filtered_search_finds_k_neighbours_if_there_are_as_many(
     indexes: Any, backend: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("timmscope.index.reranked._FEW", 100)  # so that wide filters are not exact
+    # Otherwise these filters would be searched exactly.
+    monkeypatch.setattr("timmscope.index.reranked._EXACT_ROWS", 100)
     allowed = np.sort(np.random.default_rng(1).permutation(IDS)[: round(share * 6000)])
     mask = np.zeros(20_000, bool)
     mask[allowed] = True
@@ -110,7 +111,7 @@ def test_a_filter_gives_k_neighbours_where_k_exist(
 def test_a_filter_on_the_farthest_rows_falls_back_to_exact_search(
     indexes: Any, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("timmscope.index.reranked._FEW", 0)
+    monkeypatch.setattr("timmscope.index.reranked._EXACT_ROWS", 0)
     far = np.argsort(np.linalg.norm(ROWS - QUERIES[0], axis=1))[-120:]
     allowed = np.sort(IDS[far])
     found = indexes[backend, "l2"].search(QUERIES[:1], 120, where=allowed)
@@ -118,16 +119,14 @@ def test_a_filter_on_the_farthest_rows_falls_back_to_exact_search(
 
 
 @pytest.mark.parametrize("backend", LARGE)
-def test_all_rows_come_back_when_as_many_neighbours_are_asked_for(
-    indexes: Any, backend: str
-) -> None:
+def test_all_rows_are_returned_if_k_is_larger_than_their_number(indexes: Any, backend: str) -> None:
     found = indexes[backend, "l2"].search(QUERIES[:2], 9999)
     assert found.ids.shape == (2, 6000)
     assert set(found.ids[0].tolist()) == set(IDS.tolist())
 
 
 @pytest.mark.parametrize("backend", LARGE)
-def test_a_loaded_index_answers_as_the_saved_one_mapped_or_not(
+def test_a_loaded_index_gives_the_answers_of_the_saved_one_mapped_or_not(
     indexes: Any, backend: str, tmp_path: Path
 ) -> None:
     index = indexes[backend, "cosine"]
@@ -142,7 +141,9 @@ def test_a_loaded_index_answers_as_the_saved_one_mapped_or_not(
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_same_rows_make_the_same_bytes(tmp_path: Path, threads: int) -> None:
+def test_the_same_rows_give_the_same_bytes_with_any_number_of_threads(
+    tmp_path: Path, threads: int
+) -> None:
     digests = set()
     before = faiss.omp_get_max_threads()
     try:
@@ -157,7 +158,7 @@ def test_the_same_rows_make_the_same_bytes(tmp_path: Path, threads: int) -> None
     assert len(digests) == 1
 
 
-def test_an_index_knows_how_it_can_be_built_again(tmp_path: Path) -> None:
+def test_an_index_can_be_built_again_from_its_settings(tmp_path: Path) -> None:
     index = VectorIndex.from_array(ROWS, metric="ip", recall=0.9, seed=3, memory=10_000_000)
     again = VectorIndex.from_array(
         ROWS, **VectorIndex.load(index.save(tmp_path / "a.faiss")).settings
@@ -177,7 +178,7 @@ def test_a_handful_of_rows_is_enough(backend: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("backend", LARGE)
-def test_rows_that_are_all_the_same_come_with_the_same_score(backend: str) -> None:
+def test_equal_rows_have_equal_scores(backend: str) -> None:
     index = VectorIndex.from_array(np.ones((3000, 6)), backend=backend, metric="l2")
     found = index.search(np.zeros(6), 10)
     np.testing.assert_allclose(found.scores, 6**0.5, rtol=1e-6)
@@ -185,7 +186,9 @@ def test_rows_that_are_all_the_same_come_with_the_same_score(backend: str) -> No
 
 
 @pytest.mark.parametrize("backend", LARGE)
-def test_removed_rows_are_gone_until_their_ids_come_back(backend: str, tmp_path: Path) -> None:
+def test_removed_rows_are_not_found_until_they_are_added_again(
+    backend: str, tmp_path: Path
+) -> None:
     index = VectorIndex.from_array(ROWS, ids=IDS, backend=backend, metric="l2", recall=0.97)
     gone = index.search(QUERIES, 3).ids[:, 0]
     gone = np.unique(gone)
@@ -215,7 +218,7 @@ def test_removed_rows_are_gone_until_their_ids_come_back(backend: str, tmp_path:
     np.testing.assert_array_equal(final.ids, compacted.ids)
 
 
-def test_tuning_is_kept_without_writing_the_rows_again(tmp_path: Path) -> None:
+def test_tuned_parameters_are_saved_without_writing_the_rows_again(tmp_path: Path) -> None:
     index = VectorIndex.from_array(ROWS, ids=IDS, backend="ivf", metric="l2", recall=0.6)
     path = index.save(tmp_path / "rows.faiss")
     written = path.stat()
@@ -229,7 +232,7 @@ def test_tuning_is_kept_without_writing_the_rows_again(tmp_path: Path) -> None:
     assert recall("l2", again.search(QUERIES, 10)) > 0.97
 
 
-def test_a_recall_out_of_reach_is_a_warning_with_the_best_reached(
+def test_an_unreachable_recall_is_a_warning_with_the_best_recall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("timmscope.index.reranked.WIDTHS", (1, 2))
@@ -244,7 +247,7 @@ def test_a_recall_out_of_reach_is_a_warning_with_the_best_reached(
     assert 0.2 < index.record.facts["recall"]["reached"] < 1
 
 
-def test_the_choice_goes_by_rows_width_memory_and_recall() -> None:
+def test_the_engine_is_chosen_by_rows_width_memory_and_recall() -> None:
     def choice(count: int, dim: int, recall: float = 0.95, memory: int | None = None) -> str:
         name, reason = choose_backend(count, dim, recall=recall, memory=memory)
         assert reason.startswith(f"{name}: ")
@@ -261,7 +264,7 @@ def test_the_choice_goes_by_rows_width_memory_and_recall() -> None:
         choice(1_000_000, 512, memory=1 << 20)
 
 
-def test_memory_makes_codes_coarser_and_the_index_keeps_to_it() -> None:
+def test_a_memory_limit_makes_codes_coarser_and_is_kept() -> None:
     facts = [
         VectorIndex.from_array(ROWS, backend="ivf", memory=memory).record.facts
         for memory in (None, 155_000)

@@ -1,4 +1,4 @@
-"""What an index cannot hold or answer is one clear line."""
+"""Rows and queries that an index cannot handle are one-line errors, and resources are limited."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def test_long_queries_are_answered_exactly(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["flat", "ivf", "hnsw"])
-def test_an_engine_that_needs_more_memory_than_allowed_says_how_much(backend: str) -> None:
+def test_the_error_of_too_little_memory_names_the_needed_bytes(backend: str) -> None:
     with pytest.raises(VectorIndexError, match=r"\d+ bytes.*memory is 500: allow more"):
         VectorIndex.from_array(ROWS, backend=backend, memory=500)
 
 
 @pytest.mark.parametrize("queries", ["abc", [[1, 2], [3]], None, np.ones((1, 1, 6)), np.ones(5)])
-def test_queries_that_are_no_rows_are_refused(queries: Any) -> None:
+def test_queries_of_wrong_shape_or_type_are_refused(queries: Any) -> None:
     with pytest.raises(VectorIndexError, match=r"expected \(Q, 6\)"):
         VectorIndex.from_array(ROWS).search(queries)
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, "3", None])
-def test_a_number_of_neighbours_is_a_whole_number(k: Any) -> None:
+def test_k_must_be_a_positive_whole_number(k: Any) -> None:
     index = VectorIndex.from_array(ROWS)
     for search in (lambda: index.search(ROWS[:1], k), lambda: index.search_row(1, k)):
         with pytest.raises(VectorIndexError, match="expected a whole number of at least 1"):
@@ -69,7 +69,7 @@ def test_an_index_of_an_array_is_saved_where_it_was_loaded_from(tmp_path: Path) 
 
 
 def test_temporary_files_are_closed() -> None:
-    gc.collect()  # what other tests left open is theirs
+    gc.collect()  # files that other tests left open do not count
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         index = VectorIndex.from_array(ROWS, backend="ivf")
@@ -94,7 +94,7 @@ def test_exact_search_of_everything_reads_rows_in_blocks(
 
     index = VectorIndex.from_array(ROWS, metric="l2", backend=backend)
     monkeypatch.setattr(RowTable, "__getitem__", watched)
-    found = index.search(ROWS[0], 300).ids[0]  # too many for candidates to be worth while
+    found = index.search(ROWS[0], 300).ids[0]  # so many are searched exactly
     expected = np.argsort(np.linalg.norm(ROWS - ROWS[0], axis=1), kind="stable")[:300]
     assert set(found.tolist()) == set(expected.tolist())
     assert largest <= 30

@@ -1,4 +1,4 @@
-"""Search answers equal brute force in float64, whatever the metric, the ties or the batch."""
+"""Search equals brute force in float64, for all metrics, with ties, and in any batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = ("cosine", "l2", "ip")
 
 
 def brute_force(rows: Any, ids: Any, queries: Any, k: int, metric: str) -> tuple[Any, Any]:
-    """Ids and scores by the definition, one pair at a time; equal scores by id."""
+    """Return ids and scores by the definition, one pair at a time; equal scores by id."""
     best_ids, best_scores = [], []
     for query in np.asarray(queries, np.float64):
         scores = []
@@ -60,7 +60,7 @@ def test_answers_equal_brute_force_in_float64(metric: Any, seed: int) -> None:
     levels=st.integers(1, 3),
     seed=st.integers(0, 10_000),
 )
-def test_ties_come_by_id_in_rows_with_few_distinct_values(
+def test_ties_are_sorted_by_id_in_rows_with_few_distinct_values(
     metric: Any, rows: int, dim: int, k: int, levels: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -74,13 +74,13 @@ def test_ties_come_by_id_in_rows_with_few_distinct_values(
     for query_ids, query_scores in zip(found.ids, found.scores, strict=True):
         keys = list(zip(-query_scores if metric != "l2" else query_scores, query_ids, strict=True))
         assert keys == sorted(keys)
-    if metric != "cosine":  # whole numbers: the float64 sums are exact, so ids must agree too
+    if metric != "cosine":  # sums of whole numbers are exact in float64, so ids are equal too
         expected, _ = brute_force(table, ids, queries, k, metric)
         np.testing.assert_array_equal(found.ids, expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_answers_do_not_depend_on_how_queries_are_batched(metric: Any) -> None:
+def test_answers_do_not_depend_on_the_batch_of_a_query(metric: Any) -> None:
     generator = np.random.default_rng(3)
     rows = (generator.normal(size=(2000, 32)) + 50).astype(np.float32)
     queries = rows[:70] + 0.01
@@ -101,7 +101,7 @@ def test_a_row_far_from_the_origin_is_at_distance_zero_from_itself() -> None:
     np.testing.assert_allclose(found.scores[:, 1], exact, rtol=1e-6)
 
 
-def test_more_equal_rows_than_candidates_still_come_by_id() -> None:
+def test_more_equal_rows_than_candidates_are_still_sorted_by_id() -> None:
     rows = np.zeros((3000, 8), np.float32)
     rows[:, 0] = 1
     rows[2500:, 1] = 5
@@ -113,7 +113,7 @@ def test_more_equal_rows_than_candidates_still_come_by_id() -> None:
         assert found.ids[0].tolist() == expected
 
 
-def test_scores_are_the_hand_computed_ones() -> None:
+def test_scores_equal_values_computed_by_hand() -> None:
     rows = [[3, 4], [6, 8], [-3, -4], [0, 0]]
     assert VectorIndex.from_array(rows, metric="l2").search([0, 0], 4).scores.tolist() == [
         [0, 5, 5, 10]
@@ -132,7 +132,7 @@ def test_a_vector_of_length_zero_has_cosine_zero_with_everything() -> None:
     assert hits.ids.tolist() == [[0, 1, 2]]
 
 
-def test_values_beyond_what_float32_can_square_are_still_ranked() -> None:
+def test_values_whose_squares_overflow_float32_are_ranked() -> None:
     rows = np.array([[1e30, 0], [2e30, 0], [0, 3e30], [1e-30, 0]], np.float32)
     assert VectorIndex.from_array(rows, metric="l2").search(rows[:1], 4).ids.tolist() == [
         [0, 1, 3, 2]
@@ -147,7 +147,7 @@ def test_rows_with_nan_or_infinity_are_left_out_and_counted() -> None:
     assert (len(index), index.record.non_finite, index.ids.tolist()) == (3, 3, [0, 2, 3])
 
 
-def test_searching_by_row_leaves_the_row_itself_out_even_among_its_duplicates() -> None:
+def test_searching_by_row_leaves_out_the_row_itself_even_among_duplicates() -> None:
     rows = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
     index = VectorIndex.from_array(rows, ids=[4, 7, 9, 11], metric="l2")
     assert index.search_row(9, 2).ids.tolist() == [[4, 7]]
@@ -156,7 +156,7 @@ def test_searching_by_row_leaves_the_row_itself_out_even_among_its_duplicates() 
     assert index.search_row(9, 2, exclude_self=False).ids.tolist() == [[4, 7]]
 
 
-def test_asking_for_more_neighbours_than_rows_gives_all_rows() -> None:
+def test_more_neighbours_than_rows_are_all_rows() -> None:
     assert VectorIndex.from_array(np.eye(3)).search(np.eye(3), 50).ids.shape == (3, 3)
 
 
@@ -174,7 +174,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_a_wrong_search_is_one_clear_line(message: str) -> None:
+def test_a_wrong_search_is_a_one_line_error(message: str) -> None:
     with pytest.raises(VectorIndexError, match=message) as caught:
         BAD[message](VectorIndex.from_array(np.eye(3)))
     assert "\n" not in str(caught.value)
@@ -186,20 +186,20 @@ def test_a_wrong_search_is_one_clear_line(message: str) -> None:
         ({"rows": np.empty((0, 4))}, "no row to index"),
         ({"rows": np.full((2, 4), np.nan)}, "all 2 hold NaN or infinity"),
         ({"rows": np.ones(4)}, r"expected numbers \(N, d\)"),
-        ({"rows": np.ones((2, 2)), "ids": [1, 1]}, "none may come twice"),
+        ({"rows": np.ones((2, 2)), "ids": [1, 1]}, "none may occur twice"),
         ({"rows": np.ones((2, 2)), "ids": [-1, 1]}, "must not be negative"),
         ({"rows": np.ones((2, 2)), "ids": [1]}, "one integer each"),
         ({"rows": np.ones((2, 2)), "metric": "manhattan"}, "cosine, l2, ip"),
         ({"rows": np.ones((2, 2)), "backend": "flut"}, "flat"),
     ],
 )
-def test_a_wrong_index_is_one_clear_line(arguments: dict[str, Any], message: str) -> None:
+def test_a_wrong_build_is_a_one_line_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(VectorIndexError, match=message) as caught:
         VectorIndex.from_array(**arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_is_made_without_faiss_being_imported_by_timmscope_itself() -> None:
+def test_importing_the_index_package_does_not_import_faiss() -> None:
     code = "import timmscope.index, sys; assert 'faiss' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -210,7 +210,7 @@ def _search_in_child(index: VectorIndex, queue: Any) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_forked_process_can_search_an_index_its_parent_has_searched() -> None:
+def test_a_forked_process_can_search_an_index_that_its_parent_has_searched() -> None:
     rows = np.random.default_rng(0).normal(size=(4000, 64)).astype(np.float32)
     index = VectorIndex.from_array(rows)
     expected = index.search(np.eye(64)[:40], 2).ids.tolist()

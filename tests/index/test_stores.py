@@ -1,4 +1,4 @@
-"""An index of a store's layer: its rows are the store's, and it knows when they no longer are."""
+"""An index of a store's layer holds the store's rows, and is refused if the rows have changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def model() -> HookedModel:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty-three pictures, of which number 5 is truncated."""
+    """Return a folder of 23 pictures, of which number 5 is truncated."""
     folder = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number in range(23):
@@ -61,7 +61,7 @@ def mined(model: HookedModel, folder: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def store(mined: Path, tmp_path: Path) -> Store:
-    """A copy that a test may damage."""
+    """Return a copy of the store that a test may damage."""
     return Store.open(shutil.copytree(mined, tmp_path / "run.scope"))
 
 
@@ -86,7 +86,7 @@ def test_an_image_of_the_store_finds_itself(store: Store, model: HookedModel, fo
     np.testing.assert_allclose(hits.scores, 1, atol=1e-6)
 
 
-def test_features_of_an_image_are_those_that_mining_kept(
+def test_features_of_an_image_equal_the_mined_ones(
     store: Store, model: HookedModel, folder: Path
 ) -> None:
     images = model.images([folder / f"{number:02d}.png" for number in (0, 9, 22)])
@@ -97,7 +97,7 @@ def test_features_of_an_image_are_those_that_mining_kept(
         )
 
 
-def test_a_saved_index_lies_in_the_store_and_loads_by_folder(store: Store) -> None:
+def test_an_index_is_saved_in_the_store_and_loads_by_folder(store: Store) -> None:
     index = VectorIndex.build(store.layer(LAYER))
     assert index.save() == store.path / "index" / "layer4.faiss"
     record = json.loads((store.path / "index" / "layer4.json").read_text())
@@ -128,7 +128,7 @@ def edit_manifest(store: Store, change: Any) -> Store:
 
 
 def unfinished(store: Store) -> Store:
-    """The store as it was before its last shard, of seven images."""
+    """Return the store without its last shard, of seven images."""
 
     def change(data: Any) -> None:
         del data["shards"]["2"]
@@ -158,7 +158,7 @@ def test_an_index_of_a_running_pass_warns_of_rows_it_lacks_and_adds_them(store: 
         np.testing.assert_array_equal(found.search(rows, 22).ids, built.search(rows, 22).ids)
 
 
-def test_an_index_at_hand_is_brought_up_to_date(store: Store) -> None:
+def test_a_saved_index_that_lacks_rows_is_updated(store: Store) -> None:
     whole = (store.path / "manifest.json").read_bytes()
     VectorIndex.of(unfinished(store).layer(LAYER), keep=True)
     (store.path / "manifest.json").write_bytes(whole)
@@ -174,7 +174,7 @@ def test_a_store_without_a_finished_shard_has_nothing_to_index(store: Store) -> 
         VectorIndex.build(empty.layer(LAYER))
 
 
-def test_images_are_found_among_those_that_a_condition_chooses(store: Store) -> None:
+def test_a_condition_restricts_the_images_that_are_found(store: Store) -> None:
     index = VectorIndex.build(store.layer(LAYER))
     chosen = store.images.where("id >= 10 and id < 13")
     expected = index.search_row(4, 3, where=np.flatnonzero(chosen))
@@ -186,7 +186,7 @@ def test_images_are_found_among_those_that_a_condition_chooses(store: Store) -> 
 
 
 @pytest.mark.parametrize("backend", ["ivf", "hnsw"])
-def test_the_engines_for_large_stores_index_a_store_as_well(store: Store, backend: str) -> None:
+def test_the_engines_for_large_stores_can_index_a_small_one(store: Store, backend: str) -> None:
     index = VectorIndex.build(store.layer(LAYER), backend=backend, metric="l2")
     flat = VectorIndex.build(store.layer(LAYER), metric="l2")
     index.save()
@@ -227,13 +227,13 @@ def test_mining_again_to_the_same_rows_keeps_the_index(
     assert VectorIndex.load(store.path, LAYER).missing_rows == 0
 
 
-def test_the_index_at_hand_is_used_when_it_is_current_and_built_when_not(store: Store) -> None:
+def test_a_saved_index_is_used_if_it_is_good_and_otherwise_built(store: Store) -> None:
     layer = store.layer(LAYER)
     assert VectorIndex.of(layer).path is None
     kept = VectorIndex.of(layer, keep=True)
     assert kept.path is not None
     assert VectorIndex.of(layer).path == kept.path
-    # One of another metric is built beside it and does not take its place.
+    # An index of another metric is built, but does not replace the saved one.
     assert VectorIndex.of(layer, metric="l2", keep=True).path is None
     assert VectorIndex.load(store, LAYER).metric == "cosine"
     os.truncate(kept.path, 10)
@@ -241,17 +241,17 @@ def test_the_index_at_hand_is_used_when_it_is_current_and_built_when_not(store: 
     assert VectorIndex.of(layer, keep=True).path == kept.path
 
 
-def test_an_index_that_cannot_be_kept_is_used_with_a_warning(store: Store) -> None:
+def test_an_index_that_cannot_be_saved_is_used_with_a_warning(store: Store) -> None:
     layer = store.layer(LAYER)
     expected = VectorIndex.of(layer).search_row(3, 5)
     (store.path / "index").write_bytes(b"")  # as in a read-only store, no index can be made here
-    with pytest.warns(UserWarning, match=r"cannot be written: .*; every search makes it again"):
+    with pytest.warns(UserWarning, match=r"cannot be written: .*; every search builds it again"):
         index = VectorIndex.of(layer, keep=True)
     assert index.path is None
     np.testing.assert_array_equal(index.search_row(3, 5).ids, expected.ids)
 
 
-def test_wrong_names_and_empty_places_are_one_clear_line(store: Store, tmp_path: Path) -> None:
+def test_wrong_layers_and_folders_are_one_line_errors(store: Store, tmp_path: Path) -> None:
     with pytest.raises(VectorIndexError, match="has no index: build one"):
         VectorIndex.load(store)
     with pytest.raises(VectorIndexError, match=r"there is no index .*layer4\.faiss"):
@@ -262,13 +262,13 @@ def test_wrong_names_and_empty_places_are_one_clear_line(store: Store, tmp_path:
         VectorIndex.load(tmp_path, LAYER)
     for name in (LAYER, "layer1"):
         VectorIndex.build(store.layer(name)).save()
-    with pytest.raises(VectorIndexError, match=r"2 indexes \(layer1, layer4\): say which"):
+    with pytest.raises(VectorIndexError, match=r"2 indexes \(layer1, layer4\): name the"):
         VectorIndex.load(store)
 
 
 def test_rows_that_are_not_finite_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
     class Blind(torch.nn.Module):
-        """Divides by zero on any image whose mean is below 0.5."""
+        """Divides by zero for images whose mean is below 0.5."""
 
         def __init__(self) -> None:
             super().__init__()

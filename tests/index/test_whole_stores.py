@@ -1,4 +1,4 @@
-"""`verify` looks at indexes, and `merge` joins them, as both do with rows."""
+"""`verify` checks and repairs the indexes of a store, and `merge` builds those of the whole."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNT, SHARD = 3000, 250
 
 @pytest.fixture(scope="module")
 def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with an index of lists. Do not change it."""
+    """Return a store with an `ivf` index. Do not change it."""
     store = write_synthetic(
         tmp_path_factory.mktemp("store") / "s.scope",
         COUNT,
@@ -43,7 +43,7 @@ def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(mined: Path, tmp_path: Path) -> Path:
-    """A copy, to be damaged."""
+    """Return a copy of the store that a test may damage."""
     return shutil.copytree(mined, tmp_path / "own.scope")
 
 
@@ -71,18 +71,18 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "was altered: its SHA-256": flip,
     "there is no index": lambda store: (store / FILE).unlink(),
     r"was built before 1 of the shards \(first 0\) of .* changed": other_rows,
-    "holds rows of module:synthetic, and .* other weights": lambda store: edit_record(
+    "holds rows of module:synthetic, but .* other weights": lambda store: edit_record(
         store, weights_sha256="1" * 64
     ),
 }
 
 
 @pytest.mark.parametrize("reason", DAMAGE)
-def test_a_damaged_index_is_named_and_made_again_with_its_settings(
+def test_a_damaged_index_is_named_and_built_again_with_its_settings(
     own: Path, mined: Path, reason: str
 ) -> None:
     assert verify(own).ok
-    assert verify(own).checked == COUNT // SHARD * 2 + 2  # of shards, reductions and the index
+    assert verify(own).checked == COUNT // SHARD * 2 + 2  # two per shard, merged state and index
     DAMAGE[reason](own)
     report = verify(own)
     assert [item.file for item in report.damage] == [FILE]
@@ -95,26 +95,26 @@ def test_a_damaged_index_is_named_and_made_again_with_its_settings(
     assert verify(own).ok
 
 
-def test_an_index_whose_settings_are_lost_is_left_and_said_to_be(own: Path) -> None:
+def test_an_index_whose_settings_are_lost_is_not_repaired_and_a_warning_says_so(own: Path) -> None:
     (own / FILE).with_suffix(".json").unlink()
     before = (own / FILE).read_bytes()
-    with pytest.warns(UserWarning, match="cannot be made again .*settings.*timmscope index build"):
+    with pytest.warns(UserWarning, match="cannot be built again .*settings.*timmscope index build"):
         report = verify(own, repair=True)
     assert (report.repaired, report.ok) == ((), False)
     assert "json is missing" in report.damage[0].reason
     assert (own / FILE).read_bytes() == before
 
 
-def test_an_index_that_rows_were_taken_out_of_is_not_made_again_with_them(own: Path) -> None:
+def test_an_index_with_removed_rows_is_not_built_again_with_them(own: Path) -> None:
     index = VectorIndex.load(own)
     index.remove([3, 4])
     index.save()
     flip(own)
-    with pytest.warns(UserWarning, match="2 rows were taken out of it"):
+    with pytest.warns(UserWarning, match="2 rows were removed from it"):
         assert not verify(own, repair=True).ok
 
 
-def test_an_index_that_lacks_new_rows_is_no_damage(tmp_path: Path) -> None:
+def test_an_index_that_lacks_new_rows_is_not_damaged(tmp_path: Path) -> None:
     store = write_synthetic(tmp_path / "s", 40, width=8, shard_size=10, shards=[0, 1])
     VectorIndex.build(store.layer(LAYER)).save()
     write_synthetic(tmp_path / "s", 40, width=8, shard_size=10)
@@ -145,7 +145,7 @@ def test_the_command_names_a_damaged_index_and_exits_with_2(own: Path) -> None:
 
 
 def parts_of(folder: Path, settings: dict[str, Any] | None) -> list[Path]:
-    """The store in two parts, each with an index."""
+    """Write the store in two parts, each with an index if there are settings."""
     half = COUNT // SHARD // 2
     made = []
     for number, shards in enumerate((range(half), range(half, 2 * half))):
@@ -173,20 +173,20 @@ def test_merged_parts_have_the_index_of_one_run(mined: Path, tmp_path: Path) -> 
         whole = merge(parts, tmp_path / "whole.scope")
     assert contents(whole.path) == contents(mined)
     status = (whole.path / FILE).stat()
-    merge(parts[::-1], whole.path)  # again: nothing to do
+    merge(parts[::-1], whole.path)  # nothing is left to do
     assert (whole.path / FILE).stat().st_ino == status.st_ino
 
 
-def test_the_first_part_with_an_index_decides_and_the_others_are_named(
+def test_the_settings_are_those_of_the_first_index_and_a_warning_names_others(
     mined: Path, tmp_path: Path
 ) -> None:
     first, second = parts_of(tmp_path, SETTINGS)
     VectorIndex.build(Store.open(second).layer(LAYER), metric="cosine", recall=0.8).save()
-    with pytest.warns(UserWarning, match=r"settings of p0.scope; p1.scope has another \(metric="):
+    with pytest.warns(UserWarning, match=r"settings of p0.scope; p1.scope has others \(metric="):
         whole = merge([second, first], tmp_path / "a.scope")
     assert (whole.path / FILE).read_bytes() == (mined / FILE).read_bytes()
     shutil.rmtree(first / "index")
-    with pytest.warns(UserWarning, match=r"settings of p1.scope; p0.scope has none"):
+    with pytest.warns(UserWarning, match=r"settings of p1.scope; p0.scope has no index"):
         whole = merge([first, second], tmp_path / "b.scope")
     assert VectorIndex.load(whole).settings["metric"] == "cosine"
     (second / FILE).with_suffix(".json").unlink()
@@ -200,17 +200,17 @@ def test_parts_without_an_index_merge_to_a_store_without_one(tmp_path: Path) -> 
     assert not (whole.path / "index").exists()
 
 
-def test_rows_taken_out_of_a_part_are_said_to_be_back(tmp_path: Path) -> None:
+def test_a_warning_says_that_rows_removed_from_a_part_are_indexed_again(tmp_path: Path) -> None:
     parts = parts_of(tmp_path, SETTINGS)
     index = VectorIndex.load(parts[0])
     index.remove([1, 2])
     index.save()
-    with pytest.warns(UserWarning, match=r"2 rows that were taken out of that of p0.scope"):
+    with pytest.warns(UserWarning, match=r"2 rows that were removed from that of p0.scope"):
         whole = merge(parts, tmp_path / "whole.scope")
     assert len(VectorIndex.load(whole)) == COUNT - 1
 
 
-def test_an_index_that_cannot_be_built_leaves_the_store_merged(tmp_path: Path) -> None:
+def test_a_store_is_merged_even_if_its_index_cannot_be_built(tmp_path: Path) -> None:
     half = parts_of(tmp_path, {**SETTINGS, "memory": 40_000})
     with pytest.warns(UserWarning, match=r"whole.scope gets no index of features: .*needs"):
         whole = merge(half, tmp_path / "whole.scope")
@@ -223,7 +223,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["indexing", "training", "measuring recall"])
-def test_a_merge_stopped_while_it_builds_an_index_ends_well(
+def test_a_merge_that_was_stopped_while_building_an_index_can_be_repeated(
     mined: Path, tmp_path: Path, moment: str
 ) -> None:
     class Stopping:
@@ -241,14 +241,16 @@ def test_a_merge_stopped_while_it_builds_an_index_ends_well(
     assert contents(whole.path) == contents(mined)
 
 
-def test_a_merge_killed_while_it_saves_an_index_ends_well(mined: Path, tmp_path: Path) -> None:
+def test_a_merge_that_was_killed_while_saving_an_index_can_be_repeated(
+    mined: Path, tmp_path: Path
+) -> None:
     parts = parts_of(tmp_path, SETTINGS)
     code = f"""
 import os
 from timmscope.index.table import RowTable
 from timmscope.mining import merge
 from timmscope.progress import reporting
-RowTable.write = lambda *arguments: os.kill(os.getpid(), 9)  # the codes are written
+RowTable.write = lambda *arguments: os.kill(os.getpid(), 9)  # after the codes are written
 merge({[str(part) for part in parts]!r}, {str(tmp_path / "whole.scope")!r})
 """
     killed = subprocess.run([sys.executable, "-c", code], check=False)

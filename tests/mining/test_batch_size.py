@@ -150,6 +150,6 @@ def test_a_batch_size_that_is_neither_a_number_nor_auto_is_refused(
     bad: Any = "auto "
     with pytest.raises(ParameterError, match="'auto ': expected a number of images, or auto"):
         mine(small_model, pictures, tmp_path / "s", batch_size=bad)
-    with pytest.raises(ParameterError, match="each part; give all parts one number"):
+    with pytest.raises(ParameterError, match="between the parts; give all parts one number"):
         mine(small_model, pictures, tmp_path / "s", batch_size="auto", ranges=(1, 2))
     assert not (tmp_path / "s").exists()

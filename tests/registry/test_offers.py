@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from timmscope import HookedModel, load_model, open_images
-from timmscope.index.backend import BuildHints, begin, checked_found, find_backend
+from timmscope.index.backend import BuildHints, find_backend, new_backend, validated_hits
 from timmscope.mining.collector_errors import instantiate as made
 from timmscope_registry import PluginError, UnsupportedModel, get_registry, set_registry
 
@@ -156,16 +156,16 @@ def test_a_backend_that_is_none_is_told_what_it_lacks():
 def test_a_backend_that_cannot_be_made_or_finds_nonsense_is_named_with_its_version():
     words = "index backend 'strange' of one:main 1.5"
     with pytest.raises(PluginError, match=f"{words} cannot be made: .* takes 1 positional"):
-        begin("strange", 4, "l2", BuildHints())
+        new_backend("strange", 4, "l2", BuildHints())
     values = np.array([[3, 2, 2], [1, 0, -1]], np.float32)
     ids = np.array([[4, 0, 1], [5, 2, 3]])
-    assert checked_found("strange", (values, ids), (2, 3), "ip", 6) == (values, ids)
-    assert checked_found("strange", (-values, ids), (2, 3), "l2")[1] is ids
+    assert validated_hits("strange", (values, ids), (2, 3), "ip", 6) == (values, ids)
+    assert validated_hits("strange", (-values, ids), (2, 3), "l2")[1] is ids
     forms = (None, [values, ids], (values, ids, ids), (values[:1], ids), (values, values))
     doubtful = ((-values, ids), (values, ids - 1), (values, ids + 1), (values, ids // 4))
     for found in (*forms, *doubtful):
         with pytest.raises(PluginError, match=rf"what {words} found .* arrays of shape \(2, 3\)"):
-            checked_found("strange", found, (2, 3), "ip", 6)
+            validated_hits("strange", found, (2, 3), "ip", 6)
 
 
 @pytest.mark.usefixtures("_one")

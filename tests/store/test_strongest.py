@@ -69,9 +69,9 @@ def test_masks_and_ids_choose_as_conditions_do(known: Known) -> None:
     [
         ("hed[0]", LayerNotFound, "no layer 'hed'; did you mean 'head'"),
         ("head[7]", ObjectiveError, "units 0 to 6, there is no unit 7"),
-        ("head@[1, 2]", ObjectiveError, "2 numbers, layer 'head' 7 channels"),
-        (f"{SPATIAL}[0,1,1]", ObjectiveError, "no linear function"),
-        ("top", ObjectiveError, "no linear function"),
+        ("head@[1, 2]", ObjectiveError, "2 numbers, but layer 'head' has 7 channels"),
+        (f"{SPATIAL}[0,1,1]", ObjectiveError, "not a linear function"),
+        ("top", ObjectiveError, "not a linear function"),
     ],
 )
 def test_an_objective_that_rows_cannot_answer_is_refused_in_one_line(
@@ -147,7 +147,7 @@ class TestClasses:
     ) -> None:
         store, model = mined
         with pytest.raises(
-            ObjectiveError, match=r"no affine function of the pooled rows of layer3"
+            ObjectiveError, match=r"not an affine function of the pooled rows of layer3"
         ):
             strongest(store, "class:17", layer="layer3", model=model)
 
@@ -163,7 +163,7 @@ class TestClasses:
         np.save(tmp_path / "images.npy", images)
         layers = ["norm", "fc_norm"]
         store = mine(model, tmp_path / "images.npy", tmp_path / "v", layers=layers, workers=0)
-        with pytest.raises(ObjectiveError, match="no affine function"):
+        with pytest.raises(ObjectiveError, match="not an affine function"):
             strongest(store, "class:1", layer="norm", model=model)
         form = linear_form("class:1", store, model=model)
         assert list(form.vectors) == ["fc_norm"]

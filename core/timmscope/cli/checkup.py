@@ -144,7 +144,7 @@ def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Pr
 
 
 def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
-    from timmscope.index.files import any_record
+    from timmscope.index.files import salvaged_record
     from timmscope.index.ownership import missing_rows
     from timmscope.index.verify import examine_indexes, index_files
     from timmscope.mining.verify import wrong_sizes
@@ -180,7 +180,7 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     ]
     indexes = []
     for file in index_files(store.path):
-        record = any_record(file)
+        record = salvaged_record(file)
         if record is None:
             continue
         lacks = missing_rows(record, store)

@@ -1,8 +1,8 @@
-"""What an index engine must offer, and how one is found.
+"""`Backend` defines what a nearest-neighbour engine must implement, and functions find one by name.
 
-`VectorIndex` knows stores, models, files and what is searched for; a backend only holds rows and
-finds the nearest. A plugin offers one through ``timmscope_index_backends``; ``flat``, ``ivf`` and
-``hnsw`` are built in.
+`VectorIndex` handles stores, models, files and kinds of queries; a backend only holds rows and
+finds the nearest. Plugins register backends through ``timmscope_index_backends``; ``flat``, ``ivf``
+and ``hnsw`` are built in.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from timmscope_registry.contributions import described
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Space = Literal["ip", "l2"]
-"""What a backend compares by. Cosine is `ip` between rows that `VectorIndex` has normalised."""
+"""How a backend compares rows: by inner product or Euclidean distance. Cosine similarity is `ip`
+between rows that `VectorIndex` has normalised."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildHints:
-    """What is known and wanted before the first row comes; a backend may ignore all of it.
+    """Information for a backend before its first row; a backend may ignore all of it.
 
     Attributes:
-        count: how many rows will come at most; 0 when unknown.
+        count: largest number of rows that will be added; 0 if it is unknown.
         memory: bytes that the index may keep in memory while it is searched; None for no limit.
-        seed: of everything random.
+        seed: seed of everything random.
         scratch: folder for large temporary files; None for the system's.
     """
 
@@ -41,46 +42,51 @@ class BuildHints:
 
 
 class RecallBenchmark(NamedTuple):
-    """Queries whose true neighbours are known; what recall is measured by.
+    """Queries whose true neighbours are known, to measure recall with.
 
-    A row that is found counts when its value is as good as the k-th true neighbour's, so equal
-    rows count whichever is found.
+    A row that is found counts if its value is as good as that of the k-th true neighbour, so that
+    of equal rows any may be found.
 
     Attributes:
         queries: `(Q, dim)`, rows of the index.
-        own: `(Q,)` their ids, left out of what is found.
-        worst: `(Q,)` value of the k-th true neighbour.
-        k: how many neighbours.
+        query_ids: `(Q,)` their ids; a query itself does not count as its neighbour.
+        kth_values: `(Q,)` value of the k-th true neighbour.
+        k: number of neighbours.
         space: `ip` or `l2`.
     """
 
     queries: Rows
-    own: Ids
-    worst: Rows
+    query_ids: Ids
+    kth_values: Rows
     k: int
     space: Space
 
     def part(self, some: slice) -> RecallBenchmark:
-        """Some of the queries."""
-        return self._replace(queries=self.queries[some], own=self.own[some], worst=self.worst[some])
+        """Return the benchmark with only some of the queries."""
+        return self._replace(
+            queries=self.queries[some],
+            query_ids=self.query_ids[some],
+            kth_values=self.kth_values[some],
+        )
 
     def recall(self, values: Rows, ids: Ids) -> float:
-        """Share of the true neighbours among the k best that `search` found, asked for k + 1."""
-        others = ids != self.own[:, None]
+        """Return the share of true neighbours among the k best of a search for k + 1."""
+        others = ids != self.query_ids[:, None]
         first = others & (np.cumsum(others, axis=1) <= self.k)
-        worst = self.worst[:, None]
-        good = values >= worst if self.space == "ip" else values <= worst
+        kth = self.kth_values[:, None]
+        good = values >= kth if self.space == "ip" else values <= kth
         return float((good & first).sum() / (len(ids) * self.k))
 
 
 class Backend(Protocol):
     """A nearest-neighbour engine over float32 rows with int64 ids.
 
-    Rows and queries come finite and of the right width; ids come unique and not negative.
+    The caller guarantees that rows and queries are finite and have the right width, and that ids
+    are unique and not negative.
     """
 
     def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
-        """Begin empty, for rows of width `dim` compared by `space`."""
+        """Create an empty engine for rows of width `dim` that are compared by `space`."""
         ...
 
     def __len__(self) -> int:
@@ -93,26 +99,26 @@ class Backend(Protocol):
         ...
 
     def add(self, rows: Rows, ids: Ids) -> None:
-        """Append rows `(n, dim)` under ids `(n,)`, none of which is there; called once a batch."""
+        """Append a batch of rows `(n, dim)` under ids `(n,)`, none of which is in the engine."""
         ...
 
     def finish(self, held_out: Ids) -> None:
-        """All rows of a build have come: train, if there is something to train.
+        """Train the engine, if it needs training, after all rows of a build have been added.
 
-        Called once, before anything but `add` and `ids`; rows added later come to the trained
-        engine.
+        It is called once; before it only `add` and `ids` are used. Later rows are added to the
+        trained engine.
 
         Args:
-            held_out: ids of rows that recall is measured by, so better not trained on.
+            held_out: ids of rows that recall is measured with, so training should not use them.
         """
         ...
 
     def remove(self, ids: Ids) -> None:
-        """Drop rows, all of which are there. They are found no more, and their ids are free."""
+        """Remove rows, all of which are in the engine. Their ids may be used again."""
         ...
 
     def compact(self) -> None:
-        """Give back what removed rows still take up."""
+        """Free the memory and disk space of removed rows."""
         ...
 
     def search(self, queries: Rows, k: int, allowed: Ids | None = None) -> tuple[Rows, Ids]:
@@ -121,99 +127,102 @@ class Backend(Protocol):
         Args:
             queries: `(Q, dim)`.
             k: from 1 to the number of rows that may be found.
-            allowed: ids of the rows that may be found, ascending and all there; all by default.
+            allowed: ids of the rows that may be found, ascending and all in the engine; by default
+                all rows.
 
         Returns:
             Values `(Q, k)` and ids `(Q, k)`, never fewer than `k`, best first and equal values by
-            ascending id: inner products, or Euclidean distances (not squared).
+            ascending id. Values are inner products, or Euclidean distances (not squared).
         """
         ...
 
     def rows(self, ids: Ids) -> Rows:
-        """Rows `(n, dim)`; `KeyError` for an id that is not there."""
+        """Return rows `(n, dim)`; raise `KeyError` for an id that is not in the engine."""
         ...
 
-    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
-        """Use the cheapest search parameters that reach a recall, or else the best there are.
+    def tune(self, benchmark: RecallBenchmark, recall: float, *, timed: bool) -> float:
+        """Use the cheapest search parameters that reach a recall, or else those with the highest.
 
         Args:
-            exam: what recall is measured by.
-            recall: the share of true neighbours wanted.
-            timed: whether to time the parameters, or to estimate their cost so that the choice
+            benchmark: the queries to measure recall with.
+            recall: the wanted share of true neighbours.
+            timed: measure the time of each search; otherwise estimate its cost, so that the choice
                 is the same on every machine.
 
         Returns:
-            The recall reached; 1 for an exact engine.
+            The measured recall; 1 for an exact engine.
         """
         ...
 
     def save(self, path: Path) -> None:
-        """Write everything to one file."""
+        """Write the engine to one file."""
         ...
 
     @classmethod
     def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
-        """Read what `save` wrote; any exception means that the file cannot be used.
+        """Read the file that `save` wrote; any exception means that it cannot be used.
 
         Args:
             path: the file.
             dim: width of a row.
-            space: what to compare by.
-            facts: what the engine said of itself last, search parameters among it.
-            mmap: read rows from the file as they are needed, where the engine can.
+            space: how rows are compared.
+            facts: the last value of `facts`, which includes the search parameters.
+            mmap: read rows from the file only when they are needed, if the engine can.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Plain values kept beside the file: type, parameters, versions.
+        """Return plain values that are kept beside the file: type, parameters, versions.
 
-        `exact` (bool) says whether answers are; `tombstones` how many removed rows are still in
-        the file.
+        `exact` (bool) says whether answers are exact, `tombstones` how many removed rows the file
+        still holds.
         """
         ...
 
 
-def begin(name: str, dim: int, space: Space, hints: BuildHints) -> Backend:
-    """An empty engine.
+def new_backend(name: str, dim: int, space: Space, hints: BuildHints) -> Backend:
+    """Create an empty engine.
 
     Raises:
-        VectorIndexError, PluginError: as `find_backend`; or it cannot be made of these arguments.
+        VectorIndexError: as `find_backend`.
+        PluginError: as `find_backend`, or its class does not take these arguments.
     """
     kind = find_backend(name)
     try:
         return kind(dim, space, hints)
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # in its own code
+            raise  # the error is in the backend's own code
         entry = get_registry().index_backend(name)
         raise PluginError(f"{described(entry)} cannot be made: {error}") from error
 
 
-def checked_found(
+def validated_hits(
     name: str, found: object, shape: tuple[int, int], space: Space, limit: int | None = None
 ) -> tuple[Rows, Ids]:
-    """Values and ids as an engine found them.
+    """Return the values and ids that an engine found, if they are valid.
 
     Args:
-        name: of the engine.
-        found: what it returned.
-        shape: how many queries, and how many rows for each.
-        space: what it compares by.
-        limit: above every id, where it is known.
+        name: name of the engine.
+        found: what its `search` returned.
+        shape: number of queries, and of rows for each.
+        space: how the engine compares rows.
+        limit: a number above every id, if it is known.
 
     Raises:
-        PluginError: they are no two arrays of that shape, not in order, or ids that none can be.
+        PluginError: `found` is not two arrays of that shape, is not in order, or has impossible
+            ids.
     """
     if isinstance(found, tuple) and len(found) == 2:
         values, ids = found
         arrays = all(isinstance(each, np.ndarray) and each.shape == shape for each in found)
         if arrays and values.dtype.kind == "f" and ids.dtype.kind == "i":
             before, after = values[:, :-1], values[:, 1:]
-            back = after > before if space == "ip" else after < before
+            unordered = after > before if space == "ip" else after < before
             ascending = np.sort(ids, axis=1)
             twice = ascending[:, 1:] == ascending[:, :-1]
             unknown = (ids < 0) | (False if limit is None else ids >= limit)
-            if not (back.any() or twice.any() or unknown.any()):
+            if not (unordered.any() or twice.any() or unknown.any()):
                 return values, ids
     entry = get_registry().index_backend(name)
     raise PluginError(
@@ -227,7 +236,7 @@ def find_backend(name: str) -> type[Backend]:
     """Find a backend's class by name.
 
     Raises:
-        VectorIndexError: no plugin offers it; the message lists what there is.
+        VectorIndexError: no plugin registers it; the message lists the registered ones.
         PluginError: it cannot be loaded, or lacks methods.
     """
     registry = get_registry()

@@ -1,4 +1,4 @@
-"""Making an index: rows from a source into an engine, and a record of what they were."""
+"""Builds an index: adds the rows of a source to an engine, tunes it, and records what it holds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from timmscope.index.backend import Backend, BuildHints, RecallBenchmark, begin
+from timmscope.index.backend import Backend, BuildHints, new_backend
 from timmscope.index.choice import choose_backend
 from timmscope.index.files import IndexRecord
-from timmscope.index.metrics import SCORE_NAMES, Metric, prepared, space_of
-from timmscope.index.recall import held_out, make_exam
+from timmscope.index.metrics import SCORE_NAMES, Metric, prepare_rows, space_of
+from timmscope.index.recall import held_out, recall_benchmark
 from timmscope.index.source import RowSource
 from timmscope.progress import task
 from timmscope_registry import VectorIndexError
@@ -33,7 +33,8 @@ def build(
     """Index all rows of a source; see `VectorIndex.build`.
 
     Raises:
-        VectorIndexError: unknown metric or backend, impossible wishes, or no row to index.
+        VectorIndexError: the metric or backend is unknown, the settings are impossible, or there is
+            no row to index.
     """
     if metric not in SCORE_NAMES:
         raise VectorIndexError(
@@ -41,12 +42,12 @@ def build(
         )
     check_recall(recall)
     asked = {"backend": backend, "recall": recall, "memory": memory, "seed": seed}
-    reason = f"{backend}: asked for"
+    reason = f"{backend}: requested"
     if backend == "auto":
         backend, reason = choose_backend(source.count, source.dim, recall=recall, memory=memory)
     hints = BuildHints(count=source.count, memory=memory, seed=seed, scratch=scratch)
-    engine = begin(backend, source.dim, space_of(metric), hints)
-    non_finite = fill(engine, source, metric)
+    engine = new_backend(backend, source.dim, space_of(metric), hints)
+    non_finite = add_rows(engine, source, metric)
     if not len(engine):
         why = f": all {non_finite} hold NaN or infinity" if non_finite else ""
         raise VectorIndexError(f"{source.name} has no row to index{why}")
@@ -65,52 +66,44 @@ def build(
         shards=source.shards,
         facts={"asked": asked, "chosen": reason},
     )
-    record = tuned(engine, record, recall, timed=False)
-    check_reached(record, recall)
+    record = tune(engine, record, recall, timed=False)
+    warn_if_below(record, recall)
     return engine, record
 
 
-def fill(engine: Backend, source: RowSource, metric: Metric) -> int:
-    """Add a source's finite rows to an engine; returns how many were not finite."""
+def add_rows(engine: Backend, source: RowSource, metric: Metric) -> int:
+    """Add a source's finite rows to an engine and return how many rows are not finite."""
     non_finite = 0
     with task("indexing", total=source.count) as advance:
         for ids, rows in source.batches:
             good = np.asarray(np.isfinite(rows).all(1))
             non_finite += len(good) - int(good.sum())
-            engine.add(prepared(rows[good], metric), ids[good])
+            engine.add(prepare_rows(rows[good], metric), ids[good])
             advance(len(ids))
     return non_finite
 
 
-def tuned(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -> IndexRecord:
-    """Choose search parameters for a recall, and note what was reached and how it was measured."""
+def tune(engine: Backend, record: IndexRecord, recall: float, *, timed: bool) -> IndexRecord:
+    """Choose search parameters for a recall; the new record has them and the measured recall."""
     check_recall(recall)
-    if engine.facts().get("exact"):
-        measured: dict[str, object] = {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
-    else:
-        own = held_out(engine.ids, int(record.facts["asked"]["seed"]))
-        exam = make_exam(engine, space_of(record.metric), own)
-        measured = _measure(engine, exam, recall, timed)
+    benchmark = None
+    if not engine.facts().get("exact"):
+        query_ids = held_out(engine.ids, int(record.facts["asked"]["seed"]))
+        benchmark = recall_benchmark(engine, space_of(record.metric), query_ids)
+    measured: dict[str, object] = {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
+    if benchmark is not None:
+        reached = engine.tune(benchmark, recall, timed=timed)
+        measured |= {
+            "k": benchmark.k,
+            "queries": len(benchmark.queries),
+            "reached": round(reached, 6),
+        }
     facts = {**record.facts, **engine.facts(), "recall": measured}
     return record.model_copy(update={"facts": facts, "count": len(engine)})
 
 
-def _measure(
-    engine: Backend, exam: RecallBenchmark | None, recall: float, timed: bool
-) -> dict[str, object]:
-    if exam is None:
-        return {"k": 0, "queries": 0, "wanted": recall, "reached": 1.0}
-    reached = engine.tune(exam, recall, timed=timed)
-    return {
-        "k": exam.k,
-        "queries": len(exam.queries),
-        "wanted": recall,
-        "reached": round(reached, 6),
-    }
-
-
-def check_reached(record: IndexRecord, recall: float) -> float:
-    """Warn when an index stays below the recall that was asked of it; returns what it reaches."""
+def warn_if_below(record: IndexRecord, recall: float) -> float:
+    """Return the measured recall of an index, and warn if it is below the requested recall."""
     reached = float(record.facts["recall"]["reached"])
     if reached < recall:
         warnings.warn(
@@ -122,10 +115,10 @@ def check_reached(record: IndexRecord, recall: float) -> float:
 
 
 def check_recall(recall: float) -> None:
-    """Refuse a recall that no index has.
+    """Refuse an impossible recall.
 
     Raises:
-        VectorIndexError: not above 0 and at most 1.
+        VectorIndexError: `recall` is not above 0 and at most 1.
     """
     if not 0 < recall <= 1:
         raise VectorIndexError(f"recall is {recall}: expected more than 0 and at most 1")

@@ -1,4 +1,4 @@
-"""FAISS itself, and how many threads it may use: torch's, and one in a forked process."""
+"""Imports FAISS at first use, and limits its threads to torch's number."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ _owner: int | None = None
 
 
 def faiss_library() -> Any:
-    """FAISS, imported at first use: it takes 0.3 s and starts OpenMP. Its stubs are partial."""
+    """Return the module faiss, imported at first use, because that takes 0.3 s and starts OpenMP.
+
+    The type is Any, because faiss has only partial stubs.
+    """
     import faiss
 
     return faiss
 
 
 @contextmanager
-def faiss_threads(most: int | None = None) -> Iterator[int]:
-    """Let FAISS use as many threads as torch may, and hand its setting back; gives their number.
+def faiss_threads(limit: int | None = None) -> Iterator[int]:
+    """Let FAISS use at most as many threads as torch inside the block, and yield their number.
 
-    Threads without work make the others wait for them, so `most` says how many have some.
+    A process that was forked after FAISS has run inherits OpenMP's locks but not its threads, and
+    would wait for them forever; there FAISS uses one thread.
 
-    A process forked after FAISS ran has OpenMP's locks but not its threads and would wait for
-    them for ever; there, FAISS works alone.
+    Args:
+        limit: number of threads that have work; others would only make these wait.
     """
     global _owner
     faiss = faiss_library()
@@ -33,7 +37,7 @@ def faiss_threads(most: int | None = None) -> Iterator[int]:
     torch = sys.modules.get("torch")
     before = faiss.omp_get_max_threads()
     wanted = before if torch is None else min(before, torch.get_num_threads())
-    wanted = wanted if most is None else min(wanted, most)
+    wanted = wanted if limit is None else min(wanted, limit)
     wanted = 1 if os.getpid() != _owner else max(1, wanted)
     faiss.omp_set_num_threads(wanted)
     try:

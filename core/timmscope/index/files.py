@@ -1,8 +1,8 @@
-"""An index on disk: the engine's own file, and beside it a record that says what it is.
+"""Reads and writes the two files of an index: the engine's own file, and a JSON record beside it.
 
-Both change together or not at all, although they are two files: the new record waits under another
-name while the index is replaced, and a reader that finds the old record beside the new index takes
-the waiting one. Whatever is truncated or altered is found by its size or SHA-256 and named.
+Both change together or not at all: the new record is first written under another name, then the
+index is replaced, then the record. A reader that finds the old record beside the new index uses the
+pending one. Truncated or altered files are detected by their size or SHA-256.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from timmscope_registry import VectorIndexError
 
 try:
     import fcntl
-except ImportError:  # Windows has no flock; there, two writers are not told apart
+except ImportError:  # Windows has no flock, so two writers do not exclude each other there
     fcntl = None  # type: ignore[assignment]
 
 SCHEMA = 1
-_QUICK_BYTES = 64 << 20
+_ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are compared with their SHA-256 at every load."""
 
 
 class IndexRecord(BaseModel):
-    """What an index was made from and how; the JSON beside it.
+    """What an index was made from and how; the contents of the JSON file.
 
     Attributes:
-        schema_version: of this record.
-        layer: the hook point whose pooled rows it holds, or a name of the user's.
-        metric: what `search` returns.
+        schema_version: version of this record.
+        layer: the layer whose pooled rows it holds, or the name of an array.
+        metric: the kind of score that `search` returns.
         backend: name of the engine.
         dim: width of a row.
         count: number of rows.
-        removed: rows that were there and were taken out again.
-        failed: ids without a row, because the image could not be read.
-        non_finite: ids left out because their row holds NaN or infinity.
-        model: id of the model that made the rows.
-        weights_sha256: of that model.
-        precision: in which it ran.
+        removed: number of rows that were removed.
+        failed: number of ids without a row, because the image could not be read.
+        non_finite: number of ids that were left out because their row holds NaN or infinity.
+        model: id of the model that computed the rows.
+        weights_sha256: SHA-256 of that model's weights.
+        precision: precision in which that model ran.
         shards: SHA-256 of every shard of the store that was read, by number.
-        facts: what the engine says of itself, and versions.
+        facts: facts of the engine, settings, and versions.
         size: bytes of the index file.
-        sha256: of the index file.
+        sha256: SHA-256 of the index file.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
@@ -80,12 +80,12 @@ class IndexRecord(BaseModel):
 
 
 def index_path(store: Path, layer: str) -> Path:
-    """Where a store keeps the index of a layer."""
+    """Return the path of a layer's index in a store."""
     return store / "index" / f"{quote(layer, safe='#')}.faiss"
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of an index file is."""
+    """Return the path of the record of an index file."""
     return path.with_name(path.name.removesuffix(".faiss") + ".json")
 
 
@@ -93,50 +93,52 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
     """Replace an index and its record; a crash at any moment leaves the old or the new pair.
 
     Args:
-        path: of the index file.
-        record: without size and digest, which are filled in.
-        write: writes the index to the path it is given.
+        path: the index file.
+        record: the record without size and digest, which are filled in.
+        write: function that writes the index to a path.
 
     Raises:
         VectorIndexError: the files cannot be written.
     """
-    waiting = _waiting(path)
+    pending = _pending_record(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _alone(path),
+            _exclusive(path),
             _temporary(path) as draft,
             _temporary(record_path(path)) as draft_record,
         ):
-            _settle(path)
+            _finish_pending(path)
             write(draft)
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
-            _sync(draft)
+            _fsync(draft)
             _write(draft_record, record)
-            with held(path, writing=True), held(draft, writing=True):
-                draft_record.replace(waiting)
-                _sync(path.parent)
+            with locked(path, writing=True), locked(draft, writing=True):
+                draft_record.replace(pending)
+                _fsync(path.parent)
                 draft.replace(path)
-                _sync(path.parent)
-                waiting.replace(record_path(path))
-                _sync(path.parent)
+                _fsync(path.parent)
+                pending.replace(record_path(path))
+                _fsync(path.parent)
     except (OSError, RuntimeError) as error:
-        raise VectorIndexError(f"the index {path} cannot be written: {_line(error)}") from error
+        raise VectorIndexError(
+            f"the index {path} cannot be written: {first_line(error)}"
+        ) from error
     return record
 
 
 def write_record(path: Path, record: IndexRecord) -> bool:
-    """Replace the record of an index whose file stays as it is.
+    """Replace the record of an index whose file does not change.
 
     Returns:
-        False, and nothing was written, where another index is there now.
+        Whether the record was written; False if the index file is missing or another one now.
 
     Raises:
-        VectorIndexError: it cannot be written.
+        VectorIndexError: the record cannot be written.
     """
     try:
-        with _alone(path), _temporary(record_path(path)) as draft:
+        with _exclusive(path), _temporary(record_path(path)) as draft:
             try:
                 old = read_record(path, verify=False)
             except VectorIndexError:
@@ -144,40 +146,44 @@ def write_record(path: Path, record: IndexRecord) -> bool:
             if old.sha256 != record.sha256:
                 return False
             _write(draft, record)
-            with held(path, writing=True):
+            with locked(path, writing=True):
                 draft.replace(record_path(path))
-                _sync(path.parent)
+                _fsync(path.parent)
     except OSError as error:
-        raise VectorIndexError(f"{record_path(path)} cannot be written: {_line(error)}") from error
+        raise VectorIndexError(
+            f"{record_path(path)} cannot be written: {first_line(error)}"
+        ) from error
     return True
 
 
 def _write(path: Path, record: IndexRecord) -> None:
     text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-    _sync(path)
+    _fsync(path)
 
 
 def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
-    """Read the record of an index file, and check the file against it.
+    """Read the record of an index file, and compare the file with it.
 
     Args:
-        path: of the index file.
-        verify: compare the SHA-256 too, which reads the whole file; else its size alone. By
-            default only a file of at most 64 MiB is read, which takes no more than 0.1 s.
+        path: the index file.
+        verify: compare the SHA-256 too, which reads the whole file; otherwise only its size. By
+            default the SHA-256 is compared for files up to 64 MiB, which takes at most 0.1 s.
 
     Raises:
-        VectorIndexError: one of the two is missing, altered, truncated or made by a newer version.
+        VectorIndexError: one of the two is missing, altered, truncated or from a newer release.
     """
     if not path.is_file():
         raise VectorIndexError(f"there is no index {path}: build one with `timmscope index build`")
     if verify is None:
-        verify = path.stat().st_size <= _QUICK_BYTES
+        verify = path.stat().st_size <= _ALWAYS_HASHED_BYTES
     size, digest = _digest(path) if verify else (path.stat().st_size, "")
-    records = [record_path(path), _waiting(path)]
+    records = [record_path(path), _pending_record(path)]
     found = [_parse(candidate) for candidate in records if candidate.is_file()]
     if not found:
-        raise VectorIndexError(f"{records[0]} is missing, so {path} cannot be trusted: build again")
+        raise VectorIndexError(
+            f"{records[0]} is missing, so {path} cannot be trusted: build the index again"
+        )
     for record in found:
         if record.size == size and (not verify or record.sha256 == digest):
             return record
@@ -185,13 +191,13 @@ def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
     if size != expected.size:
         what = f"has {size} bytes, {expected.size} were written"
     else:
-        what = "was altered: its SHA-256 is not the one recorded"
+        what = "was altered: its SHA-256 differs from the recorded one"
     raise VectorIndexError(f"the index {path} {what}: build it again")
 
 
-def any_record(path: Path) -> IndexRecord | None:
-    """The record of an index file, which may be damaged or gone; None where it is lost as well."""
-    for candidate in (record_path(path), _waiting(path)):
+def salvaged_record(path: Path) -> IndexRecord | None:
+    """Return the record of an index file that may be damaged or missing; None without a record."""
+    for candidate in (record_path(path), _pending_record(path)):
         with suppress(VectorIndexError):
             return _parse(candidate)
     return None
@@ -203,53 +209,53 @@ def _parse(path: Path) -> IndexRecord:
         version = values.get("schema_version")
         if isinstance(version, int) and version > SCHEMA:
             raise VectorIndexError(
-                f"{path} was made by a newer timmscope (schema {version}, this release knows "
+                f"{path} was made by a newer timmscope (schema {version}, this release reads "
                 f"{SCHEMA}): upgrade timmscope or build the index again"
             )
         return IndexRecord.model_validate(values)
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise VectorIndexError(
-            f"{path} is no record of an index ({_line(error)}): build the index again"
+            f"{path} is not a record of an index ({first_line(error)}): build the index again"
         ) from error
 
 
-def _settle(path: Path) -> None:
-    """Put a record in place that a crash left waiting, if it is the index's."""
-    waiting = _waiting(path)
-    if waiting.is_file() and path.is_file() and _parse(waiting).sha256 == _digest(path)[1]:
-        waiting.replace(record_path(path))
-        _sync(path.parent)
+def _finish_pending(path: Path) -> None:
+    """Install the record that a crash has left pending, if it belongs to the index file."""
+    pending = _pending_record(path)
+    if pending.is_file() and path.is_file() and _parse(pending).sha256 == _digest(path)[1]:
+        pending.replace(record_path(path))
+        _fsync(path.parent)
 
 
-def _waiting(path: Path) -> Path:
+def _pending_record(path: Path) -> Path:
     return record_path(path).with_suffix(".json.next")
 
 
 @contextmanager
-def held(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Keep an index and its record a pair: nobody replaces them while another reads them."""
+def locked(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Lock an index, so that no process replaces it or its record while another reads them."""
     while True:
-        file = _opened(path)
-        if file is None:  # there is none to hold
+        file = _open_or_none(path)
+        if file is None:  # there is no index to lock
             yield
             return
         try:
             _lock(file, writing=writing)
-            if _is_still(path, file):  # nobody replaced it meanwhile
+            if _is_same_file(path, file):  # it was not replaced in the meantime
                 yield
                 return
         finally:
             os.close(file)
 
 
-def _opened(path: Path) -> int | None:
+def _open_or_none(path: Path) -> int | None:
     try:
         return os.open(path, os.O_RDONLY)
     except OSError:
         return None
 
 
-def _is_still(path: Path, descriptor: int) -> bool:
+def _is_same_file(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:
@@ -257,15 +263,15 @@ def _is_still(path: Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int, *, writing: bool) -> None:
-    """Wait for a lock that goes when the file is closed; some network file systems have none."""
+    """Wait for a lock that ends when the file is closed; some network file systems have none."""
     if fcntl is not None:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for other writers to the folder, and clear away what killed ones left of this index."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Exclude other writers to the folder, and delete drafts of this index from killed writers."""
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         _lock(folder, writing=True)
@@ -292,8 +298,8 @@ def _digest(path: Path) -> tuple[int, str]:
         return file.tell(), digest
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries, are on the disk."""
+def _fsync(path: Path) -> None:
+    """Wait until the contents of a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -301,5 +307,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

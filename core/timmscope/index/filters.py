@@ -1,4 +1,4 @@
-"""Which rows a search may find: a condition in words, a mask or a list of ids."""
+"""Resolves which rows a search may find, from a condition, a mask or a list of ids."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Where = str | npt.ArrayLike
 
 
 def allowed_ids(where: Where, ids: Ids, store: Store | None) -> Ids:
-    """Ids of the index that a search may find, ascending.
+    """Return the ids of the index that a search may find, ascending.
 
     Args:
-        where: a text, a bool mask `(M,)` whose entry number i is about id i, or ids `(n,)`, of
-            which those that the index does not hold do not matter.
-        ids: of the index.
-        store: whose images a text is about.
+        where: a condition as text, a bool mask `(M,)` whose entry number i is for id i, or ids
+            `(n,)`; ids that the index does not hold are ignored.
+        ids: ids of the index.
+        store: the store to whose images a condition applies.
 
     Raises:
-        VectorIndexError: a text without a store, or a mask of the wrong length.
+        VectorIndexError: `where` is a condition without a store, or a mask of the wrong length.
     """
     ids = np.sort(ids)
     if isinstance(where, str):
         if store is None:
             raise VectorIndexError(
                 f"where={where!r} is about the images of a store, and this index is of an array: "
-                "give a mask or ids"
+                "pass a mask or ids"
             )
         images: Any = store.images
         where = images.where(where)
     chosen = np.asarray(where)
     if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "biu"):
         raise VectorIndexError(
-            f"where has shape {chosen.shape} and type {chosen.dtype}: expected a condition in "
-            "words, a mask of bools or ids"
+            f"where has shape {chosen.shape} and type {chosen.dtype}: expected a condition as "
+            "text, a mask of bools, or ids"
         )
     if chosen.dtype != bool:
         return np.asarray(ids[np.isin(ids, chosen)])

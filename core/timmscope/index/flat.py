@@ -1,4 +1,4 @@
-"""Exhaustive search: every row in one table, compared one by one."""
+"""`FlatBackend` searches exhaustively: it compares a query with every row."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from timmscope_registry import VectorIndexError
 
 
 class FlatBackend:
-    """All rows in one table, compared one by one; exact to float32's last digit.
+    """Keeps all rows in one table and compares them one by one; exact to the last digit of float32.
 
     Args:
         dim: width of a row.
         space: `ip` or `l2`.
-        hints: memory is reserved for as many rows as will come, so that growth does not double it.
+        hints: memory is reserved for `count` rows, so that growing the table does not double it.
+
+    Raises:
+        VectorIndexError: the rows need more memory than `hints` allow.
     """
 
     def __init__(self, dim: int, space: Space, hints: BuildHints) -> None:
@@ -32,19 +35,19 @@ class FlatBackend:
         faiss = faiss_library()
         flat = faiss.IndexFlatIP(dim) if space == "ip" else faiss.IndexFlatL2(dim)
         if hints.count:
-            flat.codes.resize(size)  # keeps its memory when emptied again
+            flat.codes.resize(size)  # the memory stays reserved after the next line
             flat.codes.resize(0)
-        self._adopt(faiss.IndexIDMap(flat), space, mapped=False)
+        self._set_index(faiss.IndexIDMap(flat), space, mapped=False)
 
-    def _adopt(self, index: Any, space: Space, *, mapped: bool) -> None:
+    def _set_index(self, index: Any, space: Space, *, mapped: bool) -> None:
         faiss = faiss_library()
         self._index = index
         self._flat: Any = faiss.downcast_index(index.index)
         self._space: Space = space
         self._mapped = mapped
-        self._forget()
+        self._clear_caches()
 
-    def _forget(self) -> None:
+    def _clear_caches(self) -> None:
         """Drop what was derived from the rows, before they change or move."""
         self._exact: ExactSearch | None = None
         self._by_id: tuple[Ids, Ids] | None = None
@@ -61,22 +64,22 @@ class FlatBackend:
 
     def add(self, rows: Rows, ids: Ids) -> None:
         """Append rows under their ids."""
-        self._own()
+        self._make_writable()
         self._index.add_with_ids(np.ascontiguousarray(rows, np.float32), np.asarray(ids, np.int64))
 
     def finish(self, held_out: Ids) -> None:
-        """Nothing to train."""
+        """Do nothing, because there is nothing to train."""
 
     def remove(self, ids: Ids) -> None:
-        """Drop rows; the others close up."""
-        self._own()
+        """Remove rows from the table."""
+        self._make_writable()
         self._index.remove_ids(np.asarray(ids, np.int64))
 
     def compact(self) -> None:
-        """Nothing to give back."""
+        """Do nothing, because removed rows take no space."""
 
     def search(self, queries: Rows, k: int, allowed: Ids | None = None) -> tuple[Rows, Ids]:
-        """Exact nearest rows; see `Backend.search`."""
+        """Find the exact nearest rows; see `Backend.search`."""
         if self._exact is None:
             self._exact = ExactSearch(self._data(), self.ids, self._space)
         places = None if allowed is None else self._places(allowed)
@@ -84,16 +87,16 @@ class FlatBackend:
         return values, self.ids[found]
 
     def rows(self, ids: Ids) -> Rows:
-        """Rows of ids; `KeyError` for one that is not there."""
+        """Return rows by their ids; raise `KeyError` for an unknown id."""
         rows: Rows = self._data()[self._places(ids)]
         return rows
 
-    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
-        """Nothing to choose: every answer is exact."""
+    def tune(self, benchmark: RecallBenchmark, recall: float, *, timed: bool) -> float:
+        """Return 1, because every answer is exact."""
         return 1.0
 
     def save(self, path: Path) -> None:
-        """Write a FAISS file, which FAISS alone can read as well."""
+        """Write a file that FAISS alone can read too."""
         faiss = faiss_library()
         faiss.write_index(self._index, str(path))
 
@@ -105,29 +108,29 @@ class FlatBackend:
         index = faiss.read_index(str(path), flag)
         metric = faiss.METRIC_INNER_PRODUCT if space == "ip" else faiss.METRIC_L2
         if not isinstance(index, faiss.IndexIDMap) or (index.d, index.metric_type) != (dim, metric):
-            raise ValueError(f"holds no flat {space} index of {dim} dimensions")
+            raise ValueError(f"it is not a flat {space} index of {dim} dimensions")
         backend = cls.__new__(cls)
-        backend._adopt(index, space, mapped=bool(flag))
+        backend._set_index(index, space, mapped=bool(flag))
         return backend
 
     def facts(self) -> dict[str, Any]:
-        """The library's version."""
+        """Return the type of the index and the version of FAISS."""
         faiss = faiss_library()
         return {"faiss": faiss.__version__, "type": "Flat", "exact": True, "tombstones": 0}
 
-    def _own(self) -> None:
-        """Have the rows in memory, where they can change: FAISS crashes on those of a file."""
+    def _make_writable(self) -> None:
+        """Copy mapped rows into memory, because FAISS crashes when it changes those of a file."""
         if self._mapped:
             faiss = faiss_library()
             dim = self._flat.d
             flat = faiss.IndexFlatIP(dim) if self._space == "ip" else faiss.IndexFlatL2(dim)
             index = faiss.IndexIDMap(flat)
             index.add_with_ids(self._data(), self.ids)
-            self._adopt(index, self._space, mapped=False)
-        self._forget()
+            self._set_index(index, self._space, mapped=False)
+        self._clear_caches()
 
     def _places(self, ids: Ids) -> Ids:
-        """Row numbers of ids; `KeyError` for one that is not there."""
+        """Return the row numbers of ids; raise `KeyError` for an unknown id."""
         if self._by_id is None:
             order = np.argsort(self.ids, kind="stable")
             self._by_id = (self.ids[order], order)
@@ -139,7 +142,7 @@ class FlatBackend:
         return places
 
     def _data(self) -> Rows:
-        """The rows themselves `(N, dim)`, a view into the index; valid until rows are added."""
+        """Return the rows `(N, dim)` as a view into the index, which is valid until it changes."""
         faiss = faiss_library()
         size = len(self) * self._flat.d
         if not size:

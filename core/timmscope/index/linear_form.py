@@ -1,9 +1,9 @@
-"""Objectives that are linear in pooled activations, as vectors to search a store by.
+"""Turns objectives that are linear in pooled activations into vectors to search a store with.
 
 A unit's mean and a direction are linear in the pooled row of their layer by definition. A class
-logit is where the path from a mined layer to the logits is affine, as from the pooled features
-through the classifier: the row of weights is then the logit's gradient at the layer. That it is so
-is checked with numbers, not taken from the architecture.
+logit is affine if the path from a mined layer to the logits is affine, as from the pooled features
+through the classifier: the logit's gradient at the layer is then the vector. Whether the path is
+affine is tested numerically, not inferred from the architecture.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from timmscope.store import Store
 
 TOLERANCE = 1e-4
-"""How far, relative to its spread, a logit may be from the linear form of it."""
+"""Largest error of a logit's linear form, relative to the logit's standard deviation."""
 _PROBES = 8
 
 
 @dataclass
 class LinearForm:
-    """`offset + Σ vector · pooled row`, over the layers of a store.
+    """`offset + Σ vector · pooled row`, a sum over layers of a store.
 
     Attributes:
-        vectors: layer to its weights (C,) float64.
-        offset: what is added.
+        vectors: the weights of each layer, (C,) float64.
+        offset: a constant.
     """
 
     vectors: dict[str, np.ndarray] = field(default_factory=dict)
@@ -63,18 +63,19 @@ def linear_form(
     layer: str | None = None,
     model: HookedModel | None = None,
 ) -> LinearForm:
-    """The vectors that give an objective's value for the images of a store.
+    """Return the linear form of an objective in the pooled rows of a store.
 
     Args:
-        objective: units, directions and classes, their sums and multiples.
-        store: whose rows they are for.
-        layer: where classes are read; by default the last mined layer that allows it.
-        model: the store's model; by default loaded where the objective cannot do without, as for
-            classes and names.
+        objective: units, directions and classes, and sums and multiples of them.
+        store: the store.
+        layer: the layer at which classes are linearised; by default the last mined layer from
+            which the path to the logits is affine.
+        model: the store's model; by default it is loaded if the objective needs it, as classes and
+            names do.
 
     Raises:
-        ObjectiveError: it is no linear function of the rows that the store keeps.
-        LayerNotFound: the store lacks the layer of a unit or direction.
+        ObjectiveError: the objective is not a linear function of the rows that the store keeps.
+        LayerNotFound: the store has no rows of the layer of a unit or direction.
         StoreMismatch: `model` is not the one that the store was mined with.
     """
     load = cache(lambda: store_model(store, model))
@@ -96,16 +97,16 @@ def linear_form(
             channels = store.layer(term.layer).channels
             if len(vector) != channels:
                 raise ObjectiveError(
-                    f"the direction has {len(vector)} numbers, layer {term.layer!r} {channels} "
-                    "channels"
+                    f"the direction has {len(vector)} numbers, but layer {term.layer!r} has "
+                    f"{channels} channels"
                 )
             form.add(term.layer, weight * vector)
         elif isinstance(term, ClassLogit) and len(term.targets) == 1:
-            name, vector, offset = _logit(term, store, layer, load())
+            name, vector, offset = _logit_form(term, store, layer, load())
             form.add(name, weight * vector, weight * offset)
         else:
             raise ObjectiveError(
-                f"{term} is no linear function of the rows that a store keeps: search by units "
+                f"{term} is not a linear function of the rows that a store keeps: search by units "
                 "(LAYER[UNIT]), directions (LAYER@FILE.npy), classes, and sums of them"
             )
     return form
@@ -114,7 +115,7 @@ def linear_form(
 def _terms(
     objective: Objective, load: Callable[[], HookedModel]
 ) -> Iterator[tuple[float, Objective]]:
-    """Weighted terms, with names looked up in the model and classes turned into numbers."""
+    """Yield weights and terms; names are looked up in the model, and classes become numbers."""
     if isinstance(objective, WeightedSum):
         for weight, term in objective.terms:
             for inner, single in _terms(term, load):
@@ -125,33 +126,33 @@ def _terms(
         yield 1.0, objective
 
 
-def _logit(
+def _logit_form(
     objective: ClassLogit, store: Store, layer: str | None, model: HookedModel
 ) -> tuple[str, np.ndarray, float]:
-    """Layer, weights and offset of a class logit."""
+    """Return layer, weights and offset of a class logit."""
     names = [store.layer(layer).name] if layer else list(store.layers)[::-1]
     if LOGITS in names:
         (target,) = objective.targets
         return LOGITS, np.eye(1, model.num_classes, int(target))[0], 0.0
     images = _probes(model)
     for name in names:
-        found = _affine(objective, name, images, model)
+        found = _affine_form(objective, name, images, model)
         if found is not None:
             return name, *found
     raise ObjectiveError(
-        f"{objective} is no affine function of the pooled rows of {' or '.join(names)}: mine "
+        f"{objective} is not an affine function of the pooled rows of {' or '.join(names)}: mine "
         "logits, or the pooled features that the classifier reads, as well"
     )
 
 
-def _affine(
+def _affine_form(
     objective: ClassLogit, layer: str, images: Tensor, model: HookedModel
 ) -> tuple[np.ndarray, float] | None:
-    """Weights (C,) and offset, if weights · pooled + offset is the logit of all probes."""
+    """Return weights (C,) and offset if weights · pooled + offset is the logit of all images."""
     point = model.layers[layer]
     try:
         scores, activation, gradient = model.layer_gradient(images, objective, layer)
-    except ObjectiveError:  # the logits are computed without it
+    except ObjectiveError:  # the logits do not depend on the layer
         return None
     weights = point.spatial(gradient).double().sum((2, 3))  # (B, C)
     pooled = point.pooled(activation).double()
@@ -165,7 +166,7 @@ def _affine(
 
 
 def _probes(model: HookedModel) -> Tensor:
-    """Images from flat to noisy and from dark to bright, `(B, C, H, W)`."""
+    """Return test images from flat to noisy and from dark to bright, `(B, C, H, W)`."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand(_PROBES, *model.input_size, generator=generator)
     contrast = torch.linspace(0.05, 1, _PROBES).view(-1, 1, 1, 1)

@@ -1,8 +1,7 @@
-"""Indexes of stores that were mined apart, when these become one store.
+"""Builds the indexes of a merged store with the settings of its parts' indexes.
 
-An index of a part knows its part's rows alone: its centres and codes are trained on them. So the
-whole gets the index that it would have got if it had been mined at once, built with the settings
-of the parts' indexes.
+The indexes of parts cannot be joined, because the centres and codes of each are trained on the rows
+of its part. So the whole store gets the index that it would have if it had been mined at once.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
     from timmscope.store import Store
 
 
-def join_indexes(parts: Iterable[tuple[str, Path]], whole: Store) -> None:
-    """Build an index over the whole for every layer of which a part has one, and save it.
+def merge_indexes(parts: Iterable[tuple[str, Path]], whole: Store) -> None:
+    """Build and save an index of the whole store for every layer of which a part has an index.
 
-    The settings are those of the first part that has one; a warning names the parts that have
-    others or none. A good index that the whole has already stays, so a merge that was killed
-    goes on where it stopped.
+    The settings are those of the first part that has one; a warning names the parts with other
+    settings or without an index. A good index that the whole store has already is kept, so a merge
+    that was killed resumes.
 
     Args:
         parts: name and folder of each, in order.
@@ -35,19 +34,19 @@ def join_indexes(parts: Iterable[tuple[str, Path]], whole: Store) -> None:
     parts = list(parts)
     records = {name: _records(name, folder) for name, folder in parts}
     for layer in whole.layers:
-        having = {name: found[layer] for name, found in records.items() if layer in found}
-        if not having or _has(whole, layer):
+        indexed = {name: found[layer] for name, found in records.items() if layer in found}
+        if not indexed or _has_good_index(whole, layer):
             continue
-        first, record = next(iter(having.items()))
-        _tell(layer, first, having, [name for name, _ in parts if name not in having])
+        first, record = next(iter(indexed.items()))
+        _warn_of_settings(layer, first, indexed, [name for name, _ in parts if name not in indexed])
         try:
             VectorIndex.build(whole.layer(layer), **record.settings).save()
-        except VectorIndexError as error:  # as when the memory that sufficed for a part does not
+        except VectorIndexError as error:  # the memory for a part may be too small for the whole
             warnings.warn(f"{whole.path.name} gets no index of {layer}: {error}", stacklevel=3)
 
 
 def _records(name: str, folder: Path) -> dict[str, IndexRecord]:
-    """What a part's indexes were built with, by layer."""
+    """Return the records of a part's indexes, by layer."""
     found = {}
     for path in index_files(folder):
         try:
@@ -59,7 +58,7 @@ def _records(name: str, folder: Path) -> dict[str, IndexRecord]:
     return found
 
 
-def _has(whole: Store, layer: str) -> bool:
+def _has_good_index(whole: Store, layer: str) -> bool:
     if not index_path(whole.path, layer).exists():
         return False
     try:
@@ -68,17 +67,19 @@ def _has(whole: Store, layer: str) -> bool:
         return False
 
 
-def _tell(layer: str, first: str, having: dict[str, IndexRecord], without: list[str]) -> None:
-    settings = having[first].settings
+def _warn_of_settings(
+    layer: str, first: str, indexed: dict[str, IndexRecord], without: list[str]
+) -> None:
+    settings = indexed[first].settings
     lines = [
-        f"{name} has another ({', '.join(changed)})"
-        for name, record in having.items()
+        f"{name} has others ({', '.join(changed)})"
+        for name, record in indexed.items()
         if (changed := [f"{k}={v}" for k, v in record.settings.items() if settings.get(k) != v])
     ]
-    lines += [f"{name} has none" for name in without]
+    lines += [f"{name} has no index" for name in without]
     lines += [
-        f"{record.removed} rows that were taken out of that of {name} are in it again"
-        for name, record in having.items()
+        f"{record.removed} rows that were removed from that of {name} are in it again"
+        for name, record in indexed.items()
         if record.removed
     ]
     if lines:

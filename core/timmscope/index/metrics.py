@@ -1,4 +1,4 @@
-"""What near means: three metrics, and how rows are prepared for each."""
+"""Defines the three metrics of an index, and how rows are prepared for each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SCORE_NAMES: dict[Metric, str] = {
 
 
 def space_of(metric: Metric) -> Space:
-    """What a backend compares prepared rows by."""
+    """Return how a backend compares rows that are prepared for a metric."""
     return "l2" if metric == "l2" else "ip"
 
 
-def prepared(rows: Rows, metric: Metric) -> Rows:
-    """Rows as a backend compares them: scaled to length 1 for cosine, zeros staying zero."""
+def prepare_rows(rows: Rows, metric: Metric) -> Rows:
+    """Return rows as a backend compares them: for cosine, scaled to length 1; zeros stay zero."""
     if metric != "cosine":
         return rows
     wide = rows.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Indexes kept in a store: where they are, and whether they still belong to its rows."""
+"""Finds the index of a store, and checks that it still belongs to the store's rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def locate(source: Store | str | Path, layer: str | None) -> tuple[Path, Store | None]:
-    """Find an index file, and the store it is kept in.
+    """Find an index file, and the store that holds it.
 
     Args:
         source: a store, its folder, or the path of an index file (which then has no store).
-        layer: which layer's; may be left out when the store keeps only one index.
+        layer: the layer; may be left out if the store has only one index.
 
     Raises:
-        VectorIndexError: the store keeps none, or several.
+        VectorIndexError: the store has no index, or several and no layer is given.
         LayerNotFound: the store has no such layer.
     """
     if isinstance(source, str | Path):
@@ -39,22 +39,20 @@ def locate(source: Store | str | Path, layer: str | None) -> tuple[Path, Store |
         )
     if len(found) > 1:
         names = ", ".join(item.name.removesuffix(".faiss") for item in found)
-        raise VectorIndexError(
-            f"{source.path} has {len(found)} indexes ({names}): say which layer's"
-        )
+        raise VectorIndexError(f"{source.path} has {len(found)} indexes ({names}): name the layer")
     return found[0], source
 
 
-def check_belongs(path: Path, record: IndexRecord, store: Store) -> None:
+def check_matches_store(path: Path, record: IndexRecord, store: Store) -> None:
     """Refuse an index whose rows are no longer those of the store.
 
     Raises:
-        VectorIndexError: the store was mined again, or lost shards that the index holds.
+        VectorIndexError: the store was mined again, or has lost shards whose rows the index holds.
     """
     manifest = store.manifest
     if manifest.model.weights_sha256 != record.weights_sha256:
         raise VectorIndexError(
-            f"the index {path} holds rows of {record.model}, and {store.path} was mined with "
+            f"the index {path} holds rows of {record.model}, but {store.path} was mined with "
             f"other weights ({manifest.model.id}): build it again"
         )
     now = {number: shard.rows.sha256 for number, shard in manifest.shards.items()}
@@ -66,13 +64,13 @@ def check_belongs(path: Path, record: IndexRecord, store: Store) -> None:
             else f"layer {record.layer}"
         )
         raise VectorIndexError(
-            f"the index {path} was built before {what} of {store.path} changed or went: "
+            f"the index {path} was built before {what} of {store.path} changed or was removed: "
             "build it again"
         )
 
 
 def missing_rows(record: IndexRecord, store: Store) -> int:
-    """Number of readable images in shards that the store has and the index never saw."""
+    """Return the number of readable images in shards of the store that are not in the index."""
     return sum(
         shard.stop - shard.start - shard.unreadable
         for number, shard in store.manifest.shards.items()

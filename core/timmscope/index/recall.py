@@ -1,4 +1,4 @@
-"""How recall is measured: rows of the index as queries, exact search as the truth."""
+"""Prepares the measurement of recall: rows of the index are queries, exact search is the truth."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from timmscope.index.exact import ExactSearch
 from timmscope.progress import track
 
 RECALL_K = 10
-"""Recall is that of so many neighbours."""
+"""Number of neighbours of which recall is the share that is found."""
 QUERIES = 1000
-"""Rows that are searched for to measure it; all where there are fewer."""
+"""Number of rows that are queries; all rows if there are fewer."""
 _BLOCK = 1 << 16
-"""Rows compared at a time."""
+"""Number of rows that are compared at a time."""
 
 
 def held_out(ids: Ids, seed: int) -> Ids:
-    """Ids of the rows to measure recall by, ascending; the same for the same ids and seed."""
+    """Return the ids of the queries, ascending; the same for the same ids and seed."""
     ordered = np.sort(ids)
     chosen = np.random.default_rng([seed, len(ids)]).permutation(len(ids))[:QUERIES]
     return np.asarray(ordered[np.sort(chosen)])
 
 
-def make_exam(engine: Backend, space: Space, own: Ids) -> RecallBenchmark | None:
-    """Find the true neighbours of rows `own` among all others, in bounded memory.
+def recall_benchmark(engine: Backend, space: Space, query_ids: Ids) -> RecallBenchmark | None:
+    """Find the true neighbours of some rows among all others, in bounded memory.
 
     Returns:
-        None where there is only one row.
+        None if the engine has only one row.
     """
     ids = np.sort(engine.ids)
     k = min(RECALL_K, len(ids) - 1)
     if k < 1:
         return None
-    queries = engine.rows(own)
-    best: Rows = np.empty((len(own), 0), np.float32)
-    found = np.empty((len(own), 0), np.int64)
+    queries = engine.rows(query_ids)
+    best: Rows = np.empty((len(query_ids), 0), np.float32)
+    found = np.empty((len(query_ids), 0), np.int64)
     for start in track(range(0, len(ids), _BLOCK), "exact neighbours"):
         part = ids[start : start + _BLOCK]
         block = ExactSearch(engine.rows(part), part, space)
@@ -43,6 +43,6 @@ def make_exam(engine: Backend, space: Space, own: Ids) -> RecallBenchmark | None
         best, found = np.hstack([best, values]), np.hstack([found, part[places]])
         order = np.argsort(-best if space == "ip" else best, 1, kind="stable")[:, : k + 1]
         best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
-    before = (found[:, :k] == own[:, None]).any(1)  # the own row is one of the k best
-    last = np.where(before, best[:, k], best[:, k - 1])
-    return RecallBenchmark(queries, own, last, k, space)
+    includes_query = (found[:, :k] == query_ids[:, None]).any(1)
+    kth_values = np.where(includes_query, best[:, k], best[:, k - 1])
+    return RecallBenchmark(queries, query_ids, kth_values, k, space)

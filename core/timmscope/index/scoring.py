@@ -1,7 +1,7 @@
-"""The rows decide: candidates that codes named are scored by the rows themselves.
+"""Scores candidates by their rows, because the codes that proposed them are inexact.
 
-Float32 ranks all of them, float64 those near the top, so that scores are exact and near ties come
-in the right order.
+All candidates are ranked in float32, and the best of them again in float64, so that scores are
+exact and near ties are in the right order.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from timmscope.index.exact import Places
 from timmscope.index.faiss_threads import faiss_library, faiss_threads
 from timmscope.index.table import RowTable
 
-SPARE = 8
-"""Candidates beyond k that are scored in float64, so that near ties come right."""
+EXTRA = 8
+"""Number of candidates beyond k that are scored in float64, so that near ties are ordered."""
 _BLOCK_BYTES = 1 << 20
-"""Size of the largest temporary, in float64: what a processor's cache holds."""
+"""Size of the largest temporary array, in float64, which fits into a CPU's cache."""
 
 
-def decide(
+def rerank(
     table: RowTable, space: Space, queries: Rows, places: Places, k: int
 ) -> tuple[Rows, Places]:
-    """The `k` best candidates of each query, best first, equal values by ascending id.
+    """Return the `k` best candidates of each query, best first, equal values by ascending id.
 
     Args:
         table: the rows.
         space: `ip` or `l2`.
         queries: `(Q, dim)`.
-        places: `(Q, n)` of the candidates, at least `k` of each query not -1.
-        k: how many.
+        places: places of the candidates, `(Q, n)`; at least `k` of each query are not -1.
+        k: number of candidates to return.
 
     Returns:
         Values `(Q, k)`, rounded from float64, and places `(Q, k)`.
     """
     keys = scores(table, space, queries, places)
     order = np.lexsort((table.ids[places], -keys if space == "ip" else keys), axis=1)
-    places = np.take_along_axis(places, order[:, : k + SPARE], 1)
+    places = np.take_along_axis(places, order[:, : k + EXTRA], 1)
     values = np.empty((len(queries), k), np.float32)
     found = np.empty((len(queries), k), np.int64)
-    step = max(1, _BLOCK_BYTES // (8 * table.dim * (k + SPARE)))
+    step = max(1, _BLOCK_BYTES // (8 * table.dim * (k + EXTRA)))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        values[part], found[part] = _best(table, space, queries[part], places[part], k)
+        values[part], found[part] = _rerank_exactly(table, space, queries[part], places[part], k)
     return values, found
 
 
-def _best(
+def _rerank_exactly(
     table: RowTable, space: Space, queries: Rows, places: Places, k: int
 ) -> tuple[Rows, Places]:
-    """The same in float64, of a few candidates."""
+    """Do what `rerank` does in float64, for a few candidates."""
     valid = places >= 0
     best = np.where(valid, places, 0)
     rows = table[best.ravel()].reshape(*best.shape, -1)
@@ -57,15 +57,15 @@ def _best(
     if space == "ip":
         values = np.where(valid, np.multiply(rows, wide).sum(2), -np.inf).astype(np.float32)
     else:
-        apart = np.subtract(rows, wide)
-        np.multiply(apart, apart, out=apart)
-        values = np.where(valid, np.sqrt(apart.sum(2)), np.inf).astype(np.float32)
+        squares = np.subtract(rows, wide)
+        np.multiply(squares, squares, out=squares)
+        values = np.where(valid, np.sqrt(squares.sum(2)), np.inf).astype(np.float32)
     order = np.lexsort((table.ids[best], -values if space == "ip" else values), axis=1)[:, :k]
     return np.take_along_axis(values, order, 1), np.take_along_axis(best, order, 1)
 
 
 def scores(table: RowTable, space: Space, queries: Rows, places: Places) -> Rows:
-    """Inner products or squared distances `(Q, n)` in float32; the worst where place is -1."""
+    """Return inner products or squared distances `(Q, n)` in float32; the worst for place -1."""
     faiss = faiss_library()
     inner = space == "ip"
     function = faiss.fvec_inner_products_by_idx if inner else faiss.fvec_L2sqr_by_idx

@@ -1,4 +1,4 @@
-"""`search` answers every kind of query on a store, by an index or by reading all rows."""
+"""`search` answers every kind of query on a store, with an index or by reading all rows."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What `search` found, best first, equal scores by ascending id.
+    """The result of `search`, best first, equal scores by ascending id.
 
     Attributes:
         ids: `(k,)` int64, image ids of the store.
         scores: `(k,)` float32.
-        layer: the layer searched; None where an objective reads several.
-        metric: `cosine`, `l2` or `ip`; `objective` where images are ranked by an objective.
-        score_name: what a score is, in words.
-        image: `(1, 3, H, W)` in [0, 1], the query as the model saw it, where it is an image.
+        layer: the layer that was searched; None if an objective reads several.
+        metric: `cosine`, `l2` or `ip`; `objective` if images are ranked by an objective.
+        score_name: the name of the score, for people.
+        image: `(1, 3, H, W)` in [0, 1], the query as the model receives it, if it is an image.
     """
 
     ids: npt.NDArray[np.int64]
@@ -61,24 +61,24 @@ def search(
 ) -> Found:
     """Find the images of a store that are nearest to a query, or highest in an objective.
 
-    An objective is computed from all rows, unless a `metric` asks for the images nearest to its
-    direction. All other queries go through the layer's index, which is built at the first search.
+    An objective is computed from all rows, unless `metric` is given: then the images nearest to its
+    direction are found. All other queries use the layer's index, which the first search builds.
 
     Args:
         store: the store.
         query: the id of an image of the store (int); an objective or its text; a vector `(d,)` as
             a NumPy array; or an image: a `pathlib.Path`, a PIL image, or a tensor in [0, 1].
-        k: how many; where fewer images have a score, all of them.
-        layer: whose rows to search; by default the one that an objective reads, else the last one
+        k: number of images; all images with a score if there are fewer.
+        layer: the layer to search; by default the one that an objective reads, else the last one
             mined before the logits.
-        metric: what near means; by default that of the index kept, and cosine for a new one.
+        metric: `cosine`, `l2` or `ip`; by default that of the saved index, else cosine.
         where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
-        model: the store's model; by default loaded where the query needs it.
-        device: where to load it.
-        keep: whether to save a new index in the store.
+        model: the store's model; by default it is loaded if the query needs it.
+        device: the device for a model that is loaded here.
+        keep: save a new index in the store.
 
     Raises:
-        ObjectiveError: the objective is no linear function of the rows that the store keeps.
+        ObjectiveError: the objective is not a linear function of the rows that the store keeps.
         VectorIndexError: no index can be built, the store has no such row, or `k` is below 1.
         StoreMismatch: `model` is not the one that the store was mined with.
         ParameterError: the condition is wrong.
@@ -95,7 +95,7 @@ def search(
             metric="objective",
             score_name="value",
         )
-    name = layer or _layer_of(objective, store, model) or _last(store)
+    name = layer or _objective_layer(objective, store, model) or _last_layer(store)
     index = VectorIndex.of(store.layer(name), metric=metric, keep=keep)
     image = None
     if objective is not None:
@@ -105,9 +105,9 @@ def search(
     elif isinstance(query, np.ndarray):
         hits = index.search(query, k, where=chosen)
     else:
-        used = store_model(store, model, device=device)
-        image = used.images(query)
-        hits = index.search_image(used, image, k, where=chosen)
+        model = store_model(store, model, device=device)
+        image = model.images(query)
+        hits = index.search_image(model, image, k, where=chosen)
     return Found(
         ids=hits.ids[0],
         scores=hits.scores[0],
@@ -118,16 +118,16 @@ def search(
     )
 
 
-def _layer_of(
+def _objective_layer(
     objective: Objective | str | None, store: Store, model: HookedModel | None
 ) -> str | None:
-    """The layer that an objective reads, where it reads one."""
+    """Return the layer that an objective reads, or None if it reads several."""
     if objective is None:
         return None
     layers = list(linear_form(objective, store, model=model).vectors)
     return layers[0] if len(layers) == 1 else None
 
 
-def _last(store: Store) -> str:
-    """The last layer mined before the logits."""
+def _last_layer(store: Store) -> str:
+    """Return the last mined layer before the logits."""
     return next((name for name in reversed(list(store.layers)) if name != "logits"), "logits")

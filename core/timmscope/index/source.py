@@ -1,4 +1,4 @@
-"""Where an index's rows come from: a store's layer, or an array of one's own."""
+"""Reads the rows of an index in batches, from a store's layer or from an array."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from timmscope.index.backend import Ids, Rows
 from timmscope_registry import StoreError, VectorIndexError
 
 if TYPE_CHECKING:
-    from timmscope.store import Store, StoreLayer
+    from timmscope.store import StoreLayer
 
 BATCH = 4096
-"""Rows read at a time."""
+"""Number of rows that are read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowSource:
-    """Rows to index, and all that the index must remember of where they are from.
+    """Rows to index, and what the index record keeps about their origin.
 
     Attributes:
-        name: for messages.
-        layer: for the record.
+        name: the source's name in messages.
+        layer: the layer's name, or the array's, in the record.
         dim: width of a row.
-        count: number of rows at most.
-        batches: ids `(n,)` and float32 rows `(n, dim)`, a pass over all.
-        failed: ids without a row, because the image could not be read.
-        model: id of the model that made them.
-        weights_sha256: of that model.
-        precision: in which it ran.
-        shards: digest of every shard of the store, by number.
-        store: the store itself.
+        count: largest number of rows.
+        batches: ids `(n,)` and float32 rows `(n, dim)`; can be read once.
+        failed: number of ids without a row, because the image could not be read.
+        model: id of the model that computed the rows.
+        weights_sha256: SHA-256 of that model's weights.
+        precision: precision in which that model ran.
+        shards: SHA-256 of every shard that is read, by number.
     """
 
     name: str
@@ -47,16 +46,15 @@ class RowSource:
     weights_sha256: str | None = None
     precision: str = "float32"
     shards: dict[int, str] = field(default_factory=dict)
-    store: Store | None = None
 
 
 def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
-    """The pooled rows of a store's layer, without images that could not be read.
+    """Return the pooled rows of a store's layer, without images that could not be read.
 
-    Only finished shards are read, so the pass that makes the store may still be running.
+    Only finished shards are read, so the pass that writes the store may still be running.
 
     Args:
-        layer: as `store.layer(name)` gives it.
+        layer: the layer, from `store.layer(name)`.
         seen: numbers of the shards to leave out.
 
     Raises:
@@ -70,7 +68,7 @@ def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
     wanted = {n: shard for n, shard in manifest.shards.items() if n not in seen}
     if "pooled" not in layer.record.kinds:
         raise StoreError(
-            f"{store.path.name} keeps no 'pooled' of {layer.name}, which an index is made of, only "
+            f"{store.path.name} keeps no 'pooled' rows of {layer.name}, which an index needs, only "
             f"{', '.join(layer.record.kinds)}; mine again with it"
         )
     if not manifest.shards:
@@ -105,15 +103,14 @@ def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
         weights_sha256=manifest.model.weights_sha256,
         precision=manifest.precision,
         shards={number: shard.rows.sha256 for number, shard in wanted.items()},
-        store=store,
     )
 
 
 def array_source(rows: npt.ArrayLike, ids: npt.ArrayLike | None, name: str) -> RowSource:
-    """Rows of an array `(N, d)`, read in batches (so a memory map stays one).
+    """Return the rows of an array `(N, d)`; it is read in batches, and may be a memory map.
 
     Raises:
-        VectorIndexError: the array or the ids do not fit.
+        VectorIndexError: the array is not a table of numbers, or there is not one id per row.
     """
     table = rows if isinstance(rows, np.ndarray) else np.asarray(rows)
     if table.ndim != 2 or not table.shape[1] or table.dtype.kind not in "fiu":
@@ -142,10 +139,10 @@ def array_source(rows: npt.ArrayLike, ids: npt.ArrayLike | None, name: str) -> R
 
 
 def checked_ids(ids: npt.ArrayLike) -> Ids:
-    """Ids `(n,)` as int64.
+    """Return ids `(n,)` as int64.
 
     Raises:
-        VectorIndexError: not whole numbers, negative, or one of them twice.
+        VectorIndexError: an id is not a whole number, is negative, or occurs twice.
     """
     numbers = np.asarray(ids)
     if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
@@ -155,5 +152,5 @@ def checked_ids(ids: npt.ArrayLike) -> Ids:
     numbers = numbers.astype(np.int64)
     ordered = np.sort(numbers)
     if len(ordered) and (ordered[0] < 0 or (np.diff(ordered) == 0).any()):
-        raise VectorIndexError("ids must not be negative, and none may come twice")
+        raise VectorIndexError("ids must not be negative, and none may occur twice")
     return numbers

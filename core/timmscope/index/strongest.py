@@ -1,4 +1,4 @@
-"""Ranks a store's images by an objective, reading every row once and keeping none."""
+"""`strongest` ranks a store's images by an objective; it reads every row and needs no index."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from timmscope.progress import task
 from timmscope_registry import ParameterError
 
 from .linear_form import LinearForm, linear_form
-from .vector_index import Hits
+from .queries import Hits
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -28,24 +28,26 @@ def strongest(
     layer: str | None = None,
     model: HookedModel | None = None,
 ) -> Hits:
-    """The images of a store at which an objective is highest, best first, ties by image id.
+    """Return the images of a store at which an objective is highest, best first, ties by image id.
 
     The score is the objective itself, computed from the pooled rows of its layers: the inner
-    product with a direction, a unit's mean, the logit of a class. Every row is read once, in
-    bounded memory; no index is needed.
+    product with a direction, a unit's mean, the logit of a class. Memory is bounded.
 
     Args:
         store: the store.
-        objective: units, directions and classes, their sums and multiples.
-        k: how many; where fewer images have a score, all of them.
+        objective: units, directions and classes, and sums and multiples of them.
+        k: number of images; all images with a score if there are fewer.
         where: only these images: a condition, a mask (N,) or ids; see `ImageTable.where`.
-        layer: the layer that classes are read from, through an affine path to the logits; by
-            default the last mined one that has it.
-        model: the store's model; by default loaded where the objective needs it.
+        layer: the layer from which class logits are computed, which needs an affine path to them;
+            by default the last mined layer that has one.
+        model: the store's model; by default it is loaded if the objective needs it.
+
+    Returns:
+        Hits for one query: ids and scores `(1, k)`.
 
     Raises:
-        ObjectiveError: it is no linear function of the rows that the store keeps.
-        LayerNotFound: the store lacks the layer.
+        ObjectiveError: the objective is not a linear function of the rows that the store keeps.
+        LayerNotFound: the layer was not mined.
         StoreMismatch: `model` is not the one that the store was mined with.
         ParameterError: the condition is wrong, or `k` is below 1.
         StoreError: the store is not finished.
@@ -59,17 +61,17 @@ def strongest(
 def score_rows(
     store: Store, form: LinearForm, k: int, where: str | npt.ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (k,) int64 and scores (k,) float32, best first, equal scores by ascending id.
+    """Return ids (k,) int64 and scores (k,) float32, best first, equal scores by ascending id.
 
-    Scores are computed in float64, row by row, and rounded. Images that could not be read, and
-    those whose score is not finite, are left out.
+    Scores are computed in float64, row by row, and rounded. Images that could not be read or whose
+    score is not finite are left out.
 
     Raises:
         ParameterError: `k` is below 1, or the condition is wrong.
         StoreError: the store is not finished.
     """
     if k < 1:
-        raise ParameterError(f"k is {k}: ask for at least one image", parameter="k")
+        raise ParameterError(f"k is {k}: expected at least 1", parameter="k")
     chosen = None if where is None else store.images.where(where)
     manifest = store.manifest
     shards = [
@@ -78,7 +80,7 @@ def score_rows(
         if chosen is None or chosen[slice(*manifest.span(number))].any()
     ]
     best, values = np.empty(0, np.int64), np.empty(0, np.float32)
-    # Units without weight are left out: zero times a NaN would be one.
+    # Units of weight zero are left out, because zero times NaN is NaN.
     weights = [(np.flatnonzero(vector), vector[vector != 0]) for vector in form.vectors.values()]
     streams = [store.layer(name).iter_rows(shards=shards) for name in form.vectors]
     with task("scoring", total=len(store)) as advance:
@@ -94,7 +96,7 @@ def score_rows(
             if chosen is not None:
                 kept &= chosen[ids]
             if len(values) >= k:
-                kept &= found > values[-1]  # of equal scores the earlier id stays
+                kept &= found > values[-1]  # among equal scores the smaller id is kept
             best, values = np.append(best, ids[kept]), np.append(values, found[kept])
             order = np.lexsort((best, -values))[:k]
             best, values = best[order], values[order]

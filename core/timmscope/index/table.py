@@ -1,8 +1,8 @@
-"""Rows and ids of an index that keeps codes in memory: on disk, read as they are needed.
+"""`RowTable` keeps an index's rows on disk, because only their codes have to be in memory.
 
-While an index is built its rows go to an unnamed file; saved, they lie behind the engine's own part
-of the index file, from where a loaded index maps them. Rows added to a loaded index go to an
-unnamed file again, so there are up to two pieces.
+While an index is built, its rows are written to an unnamed temporary file. A saved index has them
+after the engine's own part of the index file, and a loaded index maps them from there. Rows that
+are added to a loaded index go to a temporary file too, so there are up to two pieces.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from timmscope.index.exact import Places
 from timmscope_registry import VectorIndexError
 
 _FOOTER = struct.Struct("<8sQQ")
-"""Magic, rows, width; the last bytes of the file."""
+"""Magic, number of rows, width: the last bytes of the file."""
 _MAGIC = b"tmscrows"
 _ALIGNMENT = 4096
 _BLOCK_ROWS = 1 << 14
 
 
 class RowTable:
-    """Rows `(n, dim)` float32 by place, with an id each; some of them dropped.
+    """Rows `(n, dim)` float32, each with an id; a row's number in the table is its place.
+
+    Dropped rows keep their places.
 
     Args:
         dim: width of a row.
-        scratch: folder for the unnamed file; None for the system's.
+        scratch: folder for the temporary file; None for the system's.
     """
 
     def __init__(self, dim: int, scratch: Path | None = None) -> None:
@@ -46,28 +48,28 @@ class RowTable:
         self._pending: list[tuple[Ids, npt.NDArray[np.bool_]]] = []
         self._by_id: tuple[Ids, Places] | None = None
 
-    __iter__ = None  # NumPy would take the table for a sequence, and read it row by row
+    __iter__ = None  # otherwise NumPy would read the table as a sequence, row by row
 
     def __len__(self) -> int:
-        """Number of places, those of dropped rows among them."""
-        return len(self._settled().ids)
+        """Number of places, including those of dropped rows."""
+        return len(self._flush().ids)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Places and width."""
+        """Number of places, and width."""
         return len(self), self.dim
 
     @property
     def pieces(self) -> list[tuple[int, Rows]]:
         """First place and contiguous rows of each piece."""
-        self._settled()
+        self._flush()
         first = len(self._saved)
         return [(at, rows) for at, rows in ((0, self._saved), (first, self._fresh)) if len(rows)]
 
     @property
     def live_ids(self) -> Ids:
         """Ids of the rows that were not dropped, in the order of their places."""
-        self._settled()
+        self._flush()
         return self.ids if self.live.all() else self.ids[self.live]
 
     @property
@@ -76,14 +78,14 @@ class RowTable:
         return len(self) - int(self.live.sum())
 
     def append(self, rows: Rows, ids: Ids) -> None:
-        """Put rows behind the others.
+        """Append rows.
 
         Raises:
             VectorIndexError: the disk is full.
         """
         try:
             if self._spool is None:
-                self._spool = _unnamed(self._scratch)
+                self._spool = _temporary_file(self._scratch)
                 weakref.finalize(self, self._spool.close)
             self._spool.write(np.ascontiguousarray(rows, np.float32).data)
         except OSError as error:
@@ -94,8 +96,8 @@ class RowTable:
         self._by_id = None
 
     def __getitem__(self, places: Any) -> Rows:
-        """Rows at some places `(m,)`, or a slice of them, as an array of their own."""
-        self._settled()
+        """Return a copy of the rows at some places `(m,)`, or at a slice of them."""
+        self._flush()
         if isinstance(places, slice):
             places = np.arange(*places.indices(len(self)))
         first = len(self._saved)
@@ -109,8 +111,8 @@ class RowTable:
         return rows
 
     def places(self, ids: Ids) -> Places:
-        """Places of rows that were not dropped; `KeyError` for an id that is not there."""
-        self._settled()
+        """Return the places of rows by their ids; raise `KeyError` for unknown or dropped ids."""
+        self._flush()
         if self._by_id is None:
             live = np.flatnonzero(self.live)
             order = live[np.argsort(self.ids[live], kind="stable")]
@@ -125,14 +127,14 @@ class RowTable:
         return np.asarray(order[at], np.int64)
 
     def drop(self, places: Places) -> None:
-        """Forget the rows at some places; the places stay."""
-        self._settled()
+        """Drop the rows at some places; the places stay."""
+        self._flush()
         self.live = self.live.copy()
         self.live[places] = False
         self._by_id = None
 
     def compacted(self) -> RowTable:
-        """A table of the rows that were not dropped."""
+        """Return a new table without the dropped rows."""
         table = RowTable(self.dim, self._scratch)
         live = np.flatnonzero(self.live)
         for start in range(0, len(live), _BLOCK_ROWS):
@@ -141,7 +143,7 @@ class RowTable:
         return table
 
     def write(self, path: Path) -> None:
-        """Append everything to a file that holds the engine's own part."""
+        """Append the table to a file that holds the engine's own part."""
         with path.open("ab") as file:
             file.write(bytes(-file.tell() % _ALIGNMENT))
             for _, rows in self.pieces:
@@ -153,16 +155,16 @@ class RowTable:
 
     @classmethod
     def read(cls, path: Path, dim: int, *, mmap: bool) -> RowTable:
-        """Read what `write` wrote; rows are mapped, or all read now."""
+        """Read a table from a file; rows are mapped, or read into memory if `mmap` is False."""
         with path.open("rb") as file:
             file.seek(-_FOOTER.size, 2)
             end = file.tell()
             magic, count, width = _FOOTER.unpack(file.read(_FOOTER.size))
             if magic != _MAGIC or width != dim:
-                raise ValueError(f"holds no rows of {dim} values")
+                raise ValueError(f"it has no rows of {dim} values")
             first = end - count * (4 * dim + 9)
             if first < 0 or first % _ALIGNMENT:
-                raise ValueError("its rows are not where they should be")
+                raise ValueError("its rows start at an impossible place")
             file.seek(end - 9 * count)
             table = cls(dim)
             table.ids = np.fromfile(file, np.int64, count)
@@ -174,8 +176,8 @@ class RowTable:
             table._saved = table._saved.reshape(count, dim)
         return table
 
-    def _settled(self) -> RowTable:
-        """Map what was appended."""
+    def _flush(self) -> RowTable:
+        """Write the appended rows to the temporary file, and map them."""
         if self._pending and self._spool is not None:
             self.ids = np.concatenate([self.ids, *(ids for ids, _ in self._pending)])
             self.live = np.concatenate([self.live, *(live for _, live in self._pending)])
@@ -187,8 +189,8 @@ class RowTable:
         return self
 
 
-def _unnamed(scratch: Path | None) -> IO[bytes]:
-    """A file that vanishes when it is closed; in the system's folder where `scratch` forbids."""
+def _temporary_file(scratch: Path | None) -> IO[bytes]:
+    """Open a file that is deleted when closed; in the system's folder if `scratch` is read-only."""
     try:
         return tempfile.TemporaryFile(dir=scratch, prefix="timmscope-")
     except OSError:

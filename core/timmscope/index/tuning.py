@@ -1,4 +1,4 @@
-"""Which search parameters: the cheapest that reach a recall, by estimated cost or by the clock."""
+"""Chooses search parameters: the cheapest that reach a recall, by estimated or measured time."""
 
 from __future__ import annotations
 
@@ -14,94 +14,96 @@ from timmscope.index.backend import RecallBenchmark
 from timmscope.progress import track
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Candidates to each neighbour asked for, as tried."""
-_FIRST = 100
-"""Queries that tell which efforts are too small to be measured with all."""
+"""The numbers of candidates per wanted neighbour that are tried."""
+_FIRST_QUERIES = 100
+"""Number of queries with which efforts that are far too small are ruled out."""
 _NEAR = 0.05
-"""Efforts that miss the recall by more with the first queries are not measured with all."""
-_DOUBT = 4
+"""Efforts whose recall on the first queries is lower by more than this are ruled out."""
+_COST_ERROR = 4
 """Estimated costs may be wrong by this factor; within it, settings are timed."""
 _TIMED = 6
-"""How many settings are timed,"""
+"""Number of settings that are timed."""
 _RUNS = 3
-"""and how often each."""
+"""Number of runs for each timed setting."""
 
-Shares = npt.NDArray[np.float64]
+Recalls = npt.NDArray[np.float64]
 
 
 class Setting(NamedTuple):
-    """Search parameters, what they should cost, and the recall they reach with its error."""
+    """Search parameters, their estimated cost in bytes, and their recall and its standard error."""
 
     cost: float
     effort: int
     width: int
-    share: float
+    recall: float
     error: float
 
 
 class Tunable(Protocol):
-    """What is to be tuned."""
+    """The methods that tuning needs of an engine; see `RerankedBackend`."""
 
     def efforts(self) -> Sequence[int]:
-        """How far it may look, least first."""
+        """Return the efforts, smallest first."""
         ...
 
-    def recalls(self, exam: RecallBenchmark, effort: int) -> tuple[Shares, Shares]:
-        """Recall at each of the widths, and its standard error."""
+    def recalls(self, benchmark: RecallBenchmark, effort: int) -> tuple[Recalls, Recalls]:
+        """Return recall and its standard error at each of `WIDTHS`."""
         ...
 
     def scan_bytes(self, effort: int) -> float:
-        """What looking so far costs."""
+        """Return the cost of a search with an effort."""
         ...
 
-    def refine_bytes(self, candidates: int) -> float:
-        """What scoring so many candidates costs."""
+    def rerank_bytes(self, candidates: int) -> float:
+        """Return the cost of scoring candidates."""
         ...
 
 
 def settings_for(
-    engine: Tunable, exam: RecallBenchmark, recall: float, *, doubt: bool
+    engine: Tunable, benchmark: RecallBenchmark, recall: float, *, explore: bool
 ) -> list[Setting]:
-    """Settings that reach a recall, the cheapest first; or else the one that comes nearest.
+    """Return settings that reach a recall, the cheapest first; or else those with the highest.
 
-    The recall of other queries is that of the exam give or take its standard error, so only
-    settings that reach it by two of these count, unless none does.
+    Recall on other queries differs by about the standard error. So only settings that exceed the
+    recall by two standard errors count, unless there are none.
 
     Args:
-        engine: what is to be tuned.
-        exam: what recall is measured by.
-        recall: the share of true neighbours wanted.
-        doubt: look on, at settings that should cost more, in case the estimate is wrong.
+        engine: the engine to tune.
+        benchmark: the queries to measure recall with.
+        recall: the wanted share of true neighbours.
+        explore: include settings of higher estimated cost, in case the estimate is wrong.
     """
-    few, near = exam.part(slice(_FIRST)), False
-    reached: list[Setting] = []
+    few, near = benchmark.part(slice(_FIRST_QUERIES)), False
+    measured: list[Setting] = []
     cheapest = np.inf
     for effort in track(engine.efforts(), "measuring recall"):
         near = near or effort == engine.efforts()[-1]
         near = near or engine.recalls(few, effort)[0][-1] > recall - _NEAR
         if not near:
             continue
-        if engine.scan_bytes(effort) > cheapest * (_DOUBT if doubt else 1):
-            break  # looking further can only cost more
-        for width, share, error in zip(WIDTHS, *engine.recalls(exam, effort), strict=True):
-            cost = engine.scan_bytes(effort) + engine.refine_bytes(width * exam.k)
-            reached.append(Setting(cost, effort, width, float(share), float(error)))
-            if share - 2 * error >= recall:
+        if engine.scan_bytes(effort) > cheapest * (_COST_ERROR if explore else 1):
+            break  # all further efforts cost more
+        for width, found, error in zip(WIDTHS, *engine.recalls(benchmark, effort), strict=True):
+            cost = engine.scan_bytes(effort) + engine.rerank_bytes(width * benchmark.k)
+            measured.append(Setting(cost, effort, width, float(found), float(error)))
+            if found - 2 * error >= recall:
                 cheapest = min(cheapest, cost)
-    best = max(item.share for item in reached)
-    surely = [item for item in reached if item.share - 2 * item.error >= recall]
-    just = [item for item in reached if item.share >= recall]
-    return sorted(surely or just or [item for item in reached if item.share >= best])
+    best = max(item.recall for item in measured)
+    surely = [item for item in measured if item.recall - 2 * item.error >= recall]
+    barely = [item for item in measured if item.recall >= recall]
+    return sorted(surely or barely or [item for item in measured if item.recall >= best])
 
 
-def quickest(settings: list[Setting], search: Callable[[Setting], object]) -> tuple[Setting, float]:
-    """Time the cheapest settings, one to each effort; the quickest and its seconds."""
-    least: dict[int, Setting] = {}
+def fastest_setting(
+    settings: list[Setting], search: Callable[[Setting], object]
+) -> tuple[Setting, float]:
+    """Time the cheapest settings, one per effort, and return the fastest and its seconds."""
+    cheapest: dict[int, Setting] = {}
     for item in settings:
-        if item.cost <= _DOUBT * settings[0].cost:
-            least.setdefault(item.effort, item)
+        if item.cost <= _COST_ERROR * settings[0].cost:
+            cheapest.setdefault(item.effort, item)
     times = []
-    for item in list(least.values())[:_TIMED]:
+    for item in list(cheapest.values())[:_TIMED]:
         seconds = []
         for _ in range(_RUNS):
             began = perf_counter()
@@ -113,7 +115,7 @@ def quickest(settings: list[Setting], search: Callable[[Setting], object]) -> tu
 
 
 @cache
-def steps(first: int, last: int) -> tuple[int, ...]:
-    """Whole numbers from `first` to `last`, four to a doubling."""
+def geometric_steps(first: int, last: int) -> tuple[int, ...]:
+    """Return whole numbers from `first` to `last`, four for each factor of 2."""
     count = round(4 * np.log2(last / first))
     return tuple(sorted({round(first * 2 ** (step / 4)) for step in range(count)} | {last}))

@@ -1,4 +1,4 @@
-"""Keeping an index current: rows added and removed, without building it again."""
+"""Adds rows to an index and removes rows from it, without building it again."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope.index.backend import Backend, Ids
-from timmscope.index.building import fill
+from timmscope.index.building import add_rows
 from timmscope.index.files import IndexRecord, index_path
-from timmscope.index.ownership import check_belongs
+from timmscope.index.ownership import check_matches_store
 from timmscope.index.source import RowSource, array_source, checked_ids, store_source
 from timmscope_registry import VectorIndexError
 
@@ -22,41 +22,41 @@ if TYPE_CHECKING:
 def add(
     engine: Backend, record: IndexRecord, rows: npt.ArrayLike, ids: npt.ArrayLike
 ) -> tuple[IndexRecord, int]:
-    """Add rows under new ids; returns the new record and how many rows were finite.
+    """Add rows under new ids; return the new record and the number of finite rows.
 
     Raises:
-        VectorIndexError: wrong shapes, or an id that is double or there already.
+        VectorIndexError: the shapes are wrong, or an id occurs twice or is in the index.
     """
     source = array_source(rows, ids, "rows")
     if source.dim != record.dim:
         raise VectorIndexError(
-            f"rows of {source.dim} values cannot join the index of {record.layer!r}, whose rows "
-            f"have {record.dim}"
+            f"rows of {source.dim} values cannot be added to the index of {record.layer!r}, whose "
+            f"rows have {record.dim}"
         )
-    there = np.intersect1d(np.asarray(ids, np.int64), engine.ids)
-    if len(there):
+    known = np.intersect1d(np.asarray(ids, np.int64), engine.ids)
+    if len(known):
         raise VectorIndexError(
-            f"{len(there)} of the ids are in the index of {record.layer!r} already, the first is "
-            f"{there[0]}: remove them first"
+            f"{len(known)} of the ids are in the index of {record.layer!r} already, the first is "
+            f"{known[0]}: remove them first"
         )
     before = len(engine)
-    non_finite = fill(engine, source, record.metric)
+    non_finite = add_rows(engine, source, record.metric)
     record = record.model_copy(update={"non_finite": record.non_finite + non_finite})
-    return current(engine, record), len(engine) - before
+    return refreshed(engine, record), len(engine) - before
 
 
 def add_missing(engine: Backend, record: IndexRecord, store: Store) -> tuple[IndexRecord, int]:
-    """Add the rows of a store's shards that the index never saw; returns record and number.
+    """Add the rows of shards that are not in the index; return the new record and their number.
 
     Raises:
         VectorIndexError: the store was mined again.
         StoreCorrupted: a shard cannot be read.
     """
-    check_belongs(index_path(store.path, record.layer), record, store)
+    check_matches_store(index_path(store.path, record.layer), record, store)
     source = store_source(store.layer(record.layer), record.shards)
-    source = without(source, engine.ids)
+    source = _without_ids(source, engine.ids)
     before = len(engine)
-    non_finite = fill(engine, source, record.metric)
+    non_finite = add_rows(engine, source, record.metric)
     record = record.model_copy(
         update={
             "non_finite": record.non_finite + non_finite,
@@ -64,14 +64,14 @@ def add_missing(engine: Backend, record: IndexRecord, store: Store) -> tuple[Ind
             "shards": dict(sorted({**record.shards, **source.shards}.items())),
         }
     )
-    return current(engine, record), len(engine) - before
+    return refreshed(engine, record), len(engine) - before
 
 
 def remove(engine: Backend, record: IndexRecord, ids: npt.ArrayLike) -> tuple[IndexRecord, int]:
-    """Take rows out; returns the new record and their number.
+    """Remove rows; return the new record and the number of removed rows.
 
     Raises:
-        VectorIndexError: an id that is not there or comes twice, or no row would be left.
+        VectorIndexError: an id is unknown or occurs twice, or no row would be left.
     """
     gone = checked_ids(ids)
     unknown = np.setdiff1d(gone, engine.ids)
@@ -88,11 +88,11 @@ def remove(engine: Backend, record: IndexRecord, ids: npt.ArrayLike) -> tuple[In
     if len(gone):
         engine.remove(gone)
     record = record.model_copy(update={"removed": record.removed + len(gone)})
-    return current(engine, record), len(gone)
+    return refreshed(engine, record), len(gone)
 
 
-def without(source: RowSource, ids: Ids) -> RowSource:
-    """A source without the rows that an index has already, as when its owner added them."""
+def _without_ids(source: RowSource, ids: Ids) -> RowSource:
+    """Return a source without the rows that the index has already, because a caller added them."""
     batches = (
         (numbers[new], rows[new])
         for numbers, rows in source.batches
@@ -101,21 +101,21 @@ def without(source: RowSource, ids: Ids) -> RowSource:
     return replace(source, batches=batches)
 
 
-def current(engine: Backend, record: IndexRecord) -> IndexRecord:
-    """The record with the engine's number of rows and facts of now."""
+def refreshed(engine: Backend, record: IndexRecord) -> IndexRecord:
+    """Return the record with the engine's present number of rows and facts."""
     facts = {**record.facts, **engine.facts()}
     return record.model_copy(update={"count": len(engine), "facts": facts})
 
 
 def reopened(store: Store | None, layer: str) -> Store:
-    """The store as it is on disk now.
+    """Open a store again, since it may have gained shards.
 
     Raises:
-        VectorIndexError: there is none.
+        VectorIndexError: there is no store.
     """
     if store is None:
         raise VectorIndexError(
-            f"the index of {layer!r} belongs to no store: add(rows, ids) adds rows of one's own"
+            f"the index of {layer!r} belongs to no store: use add(rows, ids) to add rows"
         )
     from timmscope.store import Store
 

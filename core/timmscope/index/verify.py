@@ -1,4 +1,4 @@
-"""Is each index of a store whole, and of the store's rows? What is not is named or built again."""
+"""Checks that a store's indexes are undamaged and match its rows, and builds damaged ones again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from timmscope.index.files import IndexRecord, any_record
+from timmscope.index.files import IndexRecord, salvaged_record
 from timmscope.index.vector_index import VectorIndex
 from timmscope.progress import track
 from timmscope_registry import TimmscopeError
@@ -22,9 +22,9 @@ class IndexDamage:
     """An index that cannot be used.
 
     Attributes:
-        file: of the index, relative to the store.
+        file: the index file, relative to the store.
         reason: what is wrong with it.
-        record: what it was built with; None where that is lost too.
+        record: the index record; None if that is lost too.
     """
 
     file: str
@@ -33,7 +33,7 @@ class IndexDamage:
 
 
 def index_files(store: Path) -> list[Path]:
-    """Index files that a store keeps, or ought to: those of which only the record is left too."""
+    """Return the index files of a store, including missing ones that have a record."""
     folder = store / "index"
     names = {path.name.removesuffix(".faiss") for path in folder.glob("*.faiss")}
     names |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
@@ -41,22 +41,22 @@ def index_files(store: Path) -> list[Path]:
 
 
 def examine_indexes(store: Store) -> list[IndexDamage]:
-    """Compare every index with its digest, open it, and compare the shards that it was built of.
+    """Compare every index with its digest, open it, and compare its shards with the store's.
 
-    An index that lacks rows which the store gained is whole: loading it warns, and `add_missing`
-    adds them.
+    An index that lacks rows which the store has gained is not damaged: loading it warns, and
+    `add_missing` adds them.
     """
     damage = []
     for path in track(index_files(store.path), "verifying indexes"):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".* rows of .* that its index lacks")
-                index = VectorIndex.load(store, _layer(path), verify=True)
+                index = VectorIndex.load(store, _layer_of(path), verify=True)
             del index
         except TimmscopeError as error:
             reason = str(error).removeprefix(f"the index {path} ").replace(f"{path.parent}/", "")
             name = path.relative_to(store.path).as_posix()
-            damage.append(IndexDamage(name, reason, any_record(path)))
+            damage.append(IndexDamage(name, reason, salvaged_record(path)))
     return damage
 
 
@@ -68,24 +68,24 @@ def rebuild_index(store: Store, damage: IndexDamage) -> bool:
     """
     path = store.path / damage.file
     if damage.record is None:
-        why = "its record is lost, and with it the settings"
+        why = "its record and thus its settings are lost"
     elif damage.record.removed:
-        why = f"{damage.record.removed} rows were taken out of it, and which ones is lost"
+        why = f"{damage.record.removed} rows were removed from it, and their ids are lost"
     else:
         try:
-            layer = store.layer(_layer(path))
+            layer = store.layer(_layer_of(path))
             VectorIndex.build(layer, **damage.record.settings).save(path)
         except TimmscopeError as error:
             why = str(error)
         else:
             return True
     warnings.warn(
-        f"{damage.file} cannot be made again ({why}): build it with timmscope index build",
+        f"{damage.file} cannot be built again ({why}): build it with timmscope index build",
         stacklevel=2,
     )
     return False
 
 
-def _layer(path: Path) -> str:
-    """Name of the layer that an index file is called after."""
+def _layer_of(path: Path) -> str:
+    """Return the name of the layer whose index a file holds."""
     return unquote(path.name.removesuffix(".faiss"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from timmscope.collectors import Collector
-from timmscope.index.merge import join_indexes
+from timmscope.index.merge import merge_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
 from timmscope.store.files import link_or_copy
@@ -113,7 +113,7 @@ def merge(
                 whole,
                 recorded_collectors(Store(folder, whole), collectors, reducers_only=True),
             )
-        join_indexes([(part.name, part.folder) for part in found], Store(folder, whole))
+        merge_indexes([(part.name, part.folder) for part in found], Store(folder, whole))
     return Store(folder, whole)
 
 

@@ -143,7 +143,7 @@ def _built(case: Case, space: Space) -> tuple[Backend, Rows, Ids]:
         engine.add(rows[start : start + 250], ids[start : start + 250])
     held_out = np.sort(ids[:QUERIES])
     engine.finish(held_out)
-    engine.tune(_exam(rows, ids, space), RECALL, timed=False)
+    engine.tune(_benchmark(rows, ids, space), RECALL, timed=False)
     return engine, rows, ids
 
 
@@ -159,7 +159,7 @@ def _scores(queries: Rows, rows: Rows, space: Space) -> np.ndarray:
     return np.asarray(np.sqrt(((a[:, None] - b[None]) ** 2).sum(2)))
 
 
-def _exam(rows: Rows, ids: Ids, space: Space) -> RecallBenchmark:
+def _benchmark(rows: Rows, ids: Ids, space: Space) -> RecallBenchmark:
     scores = _scores(rows[:QUERIES], rows, space)
     scores[np.arange(QUERIES), np.arange(QUERIES)] = -np.inf if space == "ip" else np.inf
     ordered = np.sort(scores, axis=1)

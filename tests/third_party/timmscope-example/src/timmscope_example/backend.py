@@ -61,7 +61,7 @@ class Dictionary:
         """`KeyError` for an id that is not there."""
         return np.array([self._row_of[number] for number in ids.tolist()], np.float32)
 
-    def tune(self, exam: RecallBenchmark, recall: float, *, timed: bool) -> float:
+    def tune(self, benchmark: RecallBenchmark, recall: float, *, timed: bool) -> float:
         """It is exact."""
         return 1.0
 
