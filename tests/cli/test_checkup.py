@@ -72,7 +72,7 @@ def test_a_whole_store_is_told_with_its_index(cli: Cli, tmp_path: Path) -> None:
     (fact,) = told["stores"]
     assert (fact["images"], fact["shards"], fact["model"]) == (24, "3/3", "tiny:cnn")
     assert fact["layers"] == list(store.layers)
-    assert fact["indexes"] == [{"layer": layer, "backend": "flat", "missing_rows": 0}]
+    assert fact["indexes"] == [{"layer": layer, "backend": "timmscope:flat", "missing_rows": 0}]
 
 
 def test_what_is_wrong_with_a_store_or_its_index_is_said_with_what_to_do(

@@ -239,7 +239,7 @@ class TestIndex:
             cli("index", "build", store, "layer2", "--backend", "hnsw", "--recall", "0.9",
                 "--memory", "1G", "--json")
         )  # fmt: skip
-        assert (built["count"], built["failed"], built["backend"]) == (COUNT, 1, "hnsw")
+        assert (built["count"], built["failed"], built["backend"]) == (COUNT, 1, "timmscope:hnsw")
         gone = read(cli("index", "remove", store, "layer2", "--where", "label == 'dark'", "--json"))
         assert gone["rows_removed"] == 12
         assert gone["facts"]["tombstones"] == 12

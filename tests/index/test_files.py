@@ -44,7 +44,8 @@ def test_faiss_alone_can_read_the_file(saved: Path) -> None:
 
 def test_the_record_describes_the_index(saved: Path) -> None:
     record = json.loads(saved.with_suffix(".json").read_text())
-    assert (record["layer"], record["metric"], record["backend"]) == ("rows", "cosine", "flat")
+    assert (record["layer"], record["metric"]) == ("rows", "cosine")
+    assert record["backend"] == "timmscope:flat"
     assert (record["dim"], record["count"], record["size"]) == (8, 50, saved.stat().st_size)
     assert record["facts"]["faiss"] == faiss.__version__
     assert sorted(path.name for path in saved.parent.iterdir()) == ["rows.faiss", "rows.json"]
@@ -78,6 +79,9 @@ DAMAGE = {
     r"holds 50 rows, its record says 51": lambda path: edit(path, count=51),
     r"rows\.faiss cannot be read": lambda path: edit(path, dim=9),
     r"index backends: flat": lambda path: edit(path, backend="gone"),
+    r"index backend 'quick' of timmscope-foo: install": lambda path: edit(
+        path, backend="timmscope-foo:quick"
+    ),
 }
 
 

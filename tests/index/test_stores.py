@@ -193,7 +193,7 @@ def test_the_engines_for_large_stores_can_index_a_small_one(store: Store, backen
     names = sorted(path.name for path in (store.path / "index").iterdir())
     assert names == ["layer4.faiss", "layer4.json"]
     again = VectorIndex.load(store.path)
-    assert again.record.backend == backend
+    assert again.record.backend == f"timmscope:{backend}"
     for row_id in (0, 22):
         np.testing.assert_array_equal(
             again.search_row(row_id, 21).ids, flat.search_row(row_id, 21).ids

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope_registry import PluginError, VectorIndexError, get_registry
-from timmscope_registry.contributions import described
+from timmscope_registry.contributions import described, missing_plugin
 
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -233,7 +233,7 @@ def validated_hits(
 
 
 def find_backend(name: str) -> type[Backend]:
-    """Find a backend's class by name.
+    """Find a backend's class by name or registered id.
 
     Raises:
         VectorIndexError: no plugin registers it; the message lists the registered ones.
@@ -243,6 +243,9 @@ def find_backend(name: str) -> type[Backend]:
     try:
         entry = registry.index_backend(name)
     except PluginError as error:
+        ids = [each.id for each in registry.index_backends()]
+        if ":" in name and name not in ids:
+            raise VectorIndexError(missing_plugin("index backend", name)) from error
         known = ", ".join(entry.spec.name for entry in registry.index_backends())
         raise VectorIndexError(f"{error} (index backends: {known})") from error
     backend: type[Backend] = entry.load()

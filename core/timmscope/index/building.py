@@ -14,7 +14,7 @@ from timmscope.index.metrics import SCORE_NAMES, Metric, prepare_rows, space_of
 from timmscope.index.recall import held_out, recall_benchmark
 from timmscope.index.source import RowSource
 from timmscope.progress import task
-from timmscope_registry import VectorIndexError
+from timmscope_registry import VectorIndexError, get_registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def build(
     record = IndexRecord(
         layer=source.layer,
         metric=metric,
-        backend=backend,
+        backend=get_registry().index_backend(backend).id,
         dim=source.dim,
         count=len(engine),
         failed=source.failed,

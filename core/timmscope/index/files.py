@@ -39,7 +39,7 @@ class IndexRecord(BaseModel):
         schema_version: version of this record.
         layer: the layer whose pooled rows it holds, or the name of an array.
         metric: the kind of score that `search` returns.
-        backend: name of the engine.
+        backend: registered id of the engine, as in ``timmscope:flat``.
         dim: width of a row.
         count: number of rows.
         removed: number of rows that were removed.
