@@ -9,7 +9,7 @@ from typing import Any
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as CSV: a line of names, then a line each, ended by CR LF.
+    """Rows with the same keys as CSV: a line of names, then one line per row, ended by CR LF.
 
     None is an empty cell. File names that are not valid UTF-8 get `\\ufffd` for what is not.
     """

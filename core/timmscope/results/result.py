@@ -1,8 +1,8 @@
 """Results: what a technique returns, how it is kept on disk, shown and made again.
 
-`save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every tensor, and
-`result.json` with the rest and all that is needed to run it again; `load_result(dir)` gives the
-same object back.
+`save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every array, and
+`result.json` with the rest and all that is needed to run it again; `load_result(dir)` returns the
+same object. Torch is imported only for results that hold tensors.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from timmscope.progress import track
 from timmscope_registry import PluginError, TimmscopeError, get_registry
@@ -30,6 +28,7 @@ from timmscope_registry.contributions import missing_plugin
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 R = TypeVar("R", bound="Result")
 
@@ -79,9 +78,10 @@ def _version(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ABC):
-    """Base of all results: frozen dataclasses of tensors and plain values.
+    """Base of all results: frozen dataclasses of tensors, NumPy arrays and plain values.
 
-    Subclasses are declared `@dataclass(frozen=True, kw_only=True)`; tensor fields may be None.
+    Subclasses are declared `@dataclass(frozen=True, kw_only=True)`. Fields of arrays may be None. A
+    loaded field is a NumPy array where its annotation says so, else a tensor.
     """
 
     provenance: Provenance
@@ -94,7 +94,7 @@ class Result(ABC):
         """Shapes instead of values."""
         shown = ", ".join(
             f"{name}={'×'.join(str(size) for size in value.shape) or value.item()}"
-            for name, value in self._tensors().items()
+            for name, value in self._arrays().items()
         )
         return f"{type(self).__name__}({self.provenance.technique}, {shown})"
 
@@ -104,7 +104,7 @@ class Result(ABC):
 
     @abstractmethod
     def summary(self) -> list[dict[str, Any]]:
-        """A few plain facts a row (an image, a unit…), for tables and JSON."""
+        """One row of a few plain facts per image, unit…, for tables and JSON."""
 
     def pictures(self) -> dict[str, Any]:
         """Pictures that `save` writes besides the figure, by name.
@@ -136,10 +136,10 @@ class Result(ABC):
             self.figure().savefig(directory / "figure.png", dpi=150)
             for name, picture in track(self.pictures().items(), "writing pictures"):
                 drawn = picture() if callable(picture) else picture
-                if isinstance(drawn, Tensor | np.ndarray):
-                    write_png(drawn, directory / f"{name}.png")
-                else:
+                if hasattr(drawn, "savefig"):
                     drawn.savefig(directory / f"{name}.png", dpi=150)
+                else:
+                    write_png(drawn, directory / f"{name}.png")
                 written.append(f"{name}.png")
             for name, content in self.documents().items():
                 (directory / name).write_text(content, encoding="utf-8", newline="")
@@ -164,32 +164,35 @@ class Result(ABC):
         self.figure().savefig(buffer, format="png", dpi=110)
         return buffer.getvalue()
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _arrays(self) -> dict[str, Tensor | np.ndarray]:
+        torch = sys.modules.get("torch")  # without it there is no tensor
+        kinds = np.ndarray if torch is None else (np.ndarray, torch.Tensor)
         return {
             item.name: value
             for item in dataclasses.fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
+            if isinstance(value := getattr(self, item.name), kinds)
         }
 
     def _write_arrays(self, path: Path) -> None:
         with h5py.File(path, "w") as file:
-            for name, tensor in self._tensors().items():
-                values = tensor.detach().cpu()
-                array = values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
+            for name, array in self._arrays().items():
+                if not isinstance(array, np.ndarray):
+                    array = array.detach().cpu()
+                    array = (array.float() if "bfloat16" in str(array.dtype) else array).numpy()
                 file.create_dataset(name, data=array, track_times=False)
 
     def _record(self, files: list[str]) -> dict[str, Any]:
-        tensors = self._tensors()
+        arrays = self._arrays()
         plain = {
             item.name: getattr(self, item.name)
             for item in dataclasses.fields(self)
-            if item.name not in tensors and item.name != "provenance"
+            if item.name not in arrays and item.name != "provenance"
         }
         return {
             "type": type(self).__name__,
             "provenance": dataclasses.asdict(self.provenance),
             "fields": to_json(plain),
-            "arrays": {name: list(value.shape) for name, value in tensors.items()},
+            "arrays": {name: list(value.shape) for name, value in arrays.items()},
             "summary": to_json(self.summary()),
             "files": files,
         }
@@ -214,13 +217,21 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
         record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
         found = _type_of(directory, str(record["type"]), record["provenance"]["technique"], kind)
         values = dict(record["fields"])
+        types = {item.name: str(item.type).lower() for item in dataclasses.fields(found)}
         with h5py.File(directory / "arrays.h5") as file:
             for name in record["arrays"]:
-                values[name] = torch.from_numpy(np.asarray(file[name][()]))
+                array = np.asarray(file[name][()])
+                values[name] = array if "ndarray" in types.get(name, "") else _tensor(array)
         return found(provenance=Provenance(**record["provenance"]), **values)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise TimmscopeError(f"no result can be read from {directory}: {reason}") from error
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(array)
 
 
 def _type_of(
@@ -276,7 +287,7 @@ def to_json(value: Any) -> Any:
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    if isinstance(value, Tensor | np.ndarray | np.generic):
+    if hasattr(value, "tolist"):
         return to_json(value.tolist())
     if isinstance(value, float) and not np.isfinite(value):
         return None

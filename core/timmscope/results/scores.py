@@ -1,4 +1,4 @@
-"""One number an image, for analyses that rank images."""
+"""`Scores` is the result of a technique whose outcome is one number per image."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from timmscope.results.csv_text import csv_text
 from timmscope.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Scores(Result):
 
     def ranking(self) -> list[int]:
         """Places of all images, highest score first, ties by id."""
-        order: list[int] = torch.argsort(self.scores, descending=True, stable=True).tolist()
+        order: list[int] = self.scores.argsort(descending=True, stable=True).tolist()
         return order
 
     def figure(self) -> Figure:

@@ -27,7 +27,7 @@ class Sheet(Result):
         rows: facts about each, dictionaries with the same keys.
         title: of the whole sheet.
         note: small print below it.
-        columns: pictures a row, or None for nearly a square.
+        columns: pictures per row, or None for nearly a square.
         row_labels: a label at the left of each row, or None.
         row_lengths: pictures of each row, where rows are not all full; None where they are.
     """
@@ -86,5 +86,5 @@ class Sheet(Result):
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """A picture a row."""
+        """One row per picture."""
         return self.rows

@@ -11,6 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -172,9 +173,9 @@ def tiny_store(model: HookedModel, folder: Path) -> Store:
     return mine(model, tiny_pictures(folder), store, layers=layers, shard_size=10, workers=0)
 
 
-def arrays(result: Result) -> dict[str, Tensor]:
-    """A result's tensors by the names of its fields."""
-    return result._tensors()
+def arrays(result: Result) -> dict[str, Tensor | np.ndarray]:
+    """A result's tensors and NumPy arrays by the names of its fields."""
+    return result._arrays()
 
 
 class Watcher:
@@ -220,7 +221,10 @@ def same(one: Result, other: Result, *, tolerance: float = 0.0) -> list[str]:
     return [name for name, value in first.items() if not _close(value, second[name], tolerance)]
 
 
-def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+def _close(first: Tensor | np.ndarray, second: Tensor | np.ndarray, tolerance: float) -> bool:
+    one, other = torch.as_tensor(first), torch.as_tensor(second)
+    if isinstance(first, np.ndarray) != isinstance(second, np.ndarray):
+        return False
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if not tolerance or not one.is_floating_point():
