@@ -342,9 +342,6 @@ from .techniques import (
     technique as technique,
 )
 from .units import (
-    JudgedUnits as JudgedUnits,
-)
-from .units import (
     UnitReport as UnitReport,
 )
 from .units import (

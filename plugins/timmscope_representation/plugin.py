@@ -39,7 +39,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         name="unit-report",
         family="representation",
         summary="Units that are dead, always on, sparse, redundant, tied to a class or context.",
-        impl="timmscope_representation.units.unit_report:UnitReport",
+        impl="timmscope_representation.units.unit_report:JudgeUnits",
         paper="Morcos et al., ICLR 2018",
     )
     yield TechniqueSpec(

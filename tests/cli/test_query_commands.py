@@ -51,7 +51,7 @@ class TestStats:
         told = cli("stats", store, "layer2", "-k", "5")
         assert told.status == 0, told.err
         report = judge_units(Store.open(store).layer("layer2"))
-        assert told.out.splitlines()[0] == report.summary()
+        assert told.out.splitlines()[0] == report.sentence
         assert "over 24 images much of this is chance" in told.out
         with Image.open("timmscope-out/stats-layer2.png") as figure:
             assert figure.width > 1000
@@ -110,7 +110,7 @@ class TestStats:
         ("arguments", "words"),
         [
             (["layer9"], "no layer 'layer9'; did you mean 'layer2'"),
-            (["layer2", "--sort", "meen"], "cannot be sorted by 'meen'"),
+            (["layer2", "--sort", "meen"], "no column 'meen' of numbers"),
             (["layer2", "--where", "labl == 'a'"], "did you mean 'label'"),
             (["layer2", "--where", "id > 99"], "no image that could be read is chosen"),
             (["layer2", "--metadata", "gone.csv"], "gone.csv: cannot be read"),

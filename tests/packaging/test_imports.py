@@ -92,7 +92,9 @@ def test_reading_a_store_its_statistics_top_lists_and_units_imports_no_torch(
         assert len(layer.pooled[:3]) == 3
         assert layer.statistics().mean.shape == (64,)
         assert len(layer.top(3, k=5)) == len(layer.top(3, k=5, where="id < 9")) == 5
-        assert judge_units(layer).images == 12
+        report = judge_units(layer)
+        assert report.images == 12
+        assert len(report.documents()["units.csv"].splitlines()) == 1 + 64
         assert store.images.where("width == 32").sum() == 12
         assert "torch" not in sys.modules, "torch was imported"
     """

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from timmscope import (
-    JudgedUnits,
     LayerNotFound,
     ParameterError,
     Store,
+    UnitReport,
     load_model,
     load_result,
     mine,
@@ -25,7 +25,7 @@ from timmscope import (
 )
 from timmscope.cli import main
 
-UnitReport: Any = technique("unit-report")
+JudgeUnits: Any = technique("unit-report")
 COUNT = 24
 
 
@@ -70,11 +70,11 @@ def by_hand(rows: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def test_numbers_of_classes_and_pairs_are_those_by_hand(store: Store) -> None:
-    report = UnitReport(class_size=5)(store, layer="layer1")
+    report = JudgeUnits(class_size=5)(store, layer="layer1")
     rows = np.asarray(store.layer("layer1").pooled, np.float64)
     codes = np.array([int(label[-1]) for label in store.images.labels])
     best, index, area = by_hand(rows, codes)
-    units = report.units
+    units = report.table()
     assert [unit["best_class"] for unit in units] == [f"class{code}" for code in best]
     np.testing.assert_allclose([unit["selectivity"] for unit in units], index, rtol=1e-5)
     # Counted in bins 1/32 of a value wide.
@@ -88,20 +88,20 @@ def test_numbers_of_classes_and_pairs_are_those_by_hand(store: Store) -> None:
 
 
 def test_a_context_takes_the_place_of_labels(with_context: Store) -> None:
-    report = UnitReport(context="camera", class_size=5)(with_context, layer="layer1")
+    report = JudgeUnits(context="camera", class_size=5)(with_context, layer="layer1")
     rows = np.asarray(with_context.layer("layer1").pooled, np.float64)
     codes = np.array([i % 3 == 0 for i in range(COUNT)]).astype(int)
     names = np.array(["north", "south"])
     best, index, area = by_hand(rows, codes)
-    assert [unit["best_class"] for unit in report.units] == names[best].tolist()
-    np.testing.assert_allclose([unit["selectivity"] for unit in report.units], index, rtol=1e-5)
-    np.testing.assert_allclose([unit["auroc"] for unit in report.units], area, atol=0.06)
+    assert [unit["best_class"] for unit in report.table()] == names[best].tolist()
+    np.testing.assert_allclose([unit["selectivity"] for unit in report.table()], index, rtol=1e-5)
+    np.testing.assert_allclose([unit["auroc"] for unit in report.table()], area, atol=0.06)
     assert "selective of a camera" in report.sentence
     texts = [text.get_text() for text in report.figure().texts]
     assert "How well it tells its best camera apart" in texts
-    folders = UnitReport(context="folder", class_size=5)(with_context, layer="layer1")
-    labels = UnitReport(class_size=5)(with_context, layer="layer1")
-    assert folders.units == labels.units  # the labels of this store are its folders
+    folders = JudgeUnits(context="folder", class_size=5)(with_context, layer="layer1")
+    labels = JudgeUnits(class_size=5)(with_context, layer="layer1")
+    assert folders.table() == labels.table()  # the labels of this store are its folders
 
 
 def test_a_unit_tied_to_a_context_is_found() -> None:
@@ -151,11 +151,11 @@ def test_two_numbers_are_no_correlation() -> None:
 
 
 def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
-    report = UnitReport(context="year")(with_context, layer="layer1")
+    report = JudgeUnits(context="year")(with_context, layer="layer1")
     years = np.array([2000 + i % 4 for i in range(3, COUNT)])  # the first three have none
     rows = np.asarray(with_context.layer("layer1").pooled, np.float64)[3:]
     expected = [np.corrcoef(unit, years)[0, 1] for unit in rows.T]
-    found = [unit["context_correlation"] for unit in report.units]
+    found = [unit["context_correlation"] for unit in report.table()]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     best = int(np.abs(expected).argmax())
     told = f"unit {best} closest to year (r = {expected[best]:+.2f} over {COUNT - 3})"
@@ -171,16 +171,16 @@ def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
     assert "How each unit goes with year" in [text.get_text() for text in figure.texts]
     named = figure.axes[3].texts[0].get_text().splitlines()
     assert named[0] == f"{best}: {expected[best]:+.2f}"
-    some = UnitReport(context="id")(with_context, layer="layer1", where="id >= 3 and id < 12")
+    some = JudgeUnits(context="id")(with_context, layer="layer1", where="id >= 3 and id < 12")
     expected = np.corrcoef(rows[:9].T, np.arange(3, 12))[-1, :-1]
-    found = [unit["context_correlation"] for unit in some.units]
+    found = [unit["context_correlation"] for unit in some.table()]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_an_array_of_float64_is_judged_in_float64() -> None:
     rows = 1 + 1e-9 * np.random.default_rng(3).normal(size=(200, 3))
     rows[:, 2] = 1
-    units = UnitReport()(rows).units
+    units = JudgeUnits()(rows).table()
     for unit, column in zip(units, rows.T, strict=True):
         assert unit["mean_std"] == pytest.approx(column.std(), rel=1e-6, abs=1e-15)
         assert (unit["max_min"], unit["max_max"]) == (column.min(), column.max())
@@ -190,8 +190,8 @@ def test_an_array_of_float64_is_judged_in_float64() -> None:
 
 def test_few_images_are_told_to_leave_much_to_chance() -> None:
     rows = np.random.default_rng(0).random((120, 4))
-    assert "chance" not in UnitReport()(rows).sentence
-    few = UnitReport()(rows[:99])
+    assert "chance" not in JudgeUnits()(rows).sentence
+    few = JudgeUnits()(rows[:99])
     assert few.sentence.endswith("; over 99 images much of this is chance")
     assert any("over 99 images" in text.get_text() for text in few.figure().texts)
 
@@ -207,11 +207,11 @@ def test_rows_of_a_store_that_are_no_numbers_are_refused_and_named(
             file[f"layers/layer1/{kind}"][[2, 15], 7] = np.nan
     message = r"^2 of 20 rows of layer1 of nan.scope hold NaN .* class0/04.png, class1/07.png; "
     with pytest.raises(ParameterError, match=message):
-        UnitReport()(path, layer="layer1", where="id < 20")
+        JudgeUnits()(path, layer="layer1", where="id < 20")
     with h5py.File(shard, "r+", libver=("v110", "v110")) as file:
         file["layers/layer1/pooled"][:6, 7] = np.nan
     with pytest.raises(ParameterError, match=r"^7 of 20 .* and 2 more; leave them out with where="):
-        UnitReport()(path, layer="layer1", where="id < 20")
+        JudgeUnits()(path, layer="layer1", where="id < 20")
 
 
 def test_an_array_is_judged_by_its_columns() -> None:
@@ -223,55 +223,55 @@ def test_an_array_is_judged_by_its_columns() -> None:
     rows[7, 2] = 1  # sparse
     rows[:, 4] = -2 * rows[:, 3] + 2  # redundant
     rows[:, 5] += rng.random(400)
-    report = UnitReport()(rows)
-    flags = {unit["unit"]: unit["flags"] for unit in report.units}
+    report = JudgeUnits()(rows)
+    flags = {unit["unit"]: unit["flags"] for unit in report.table()}
     assert flags == {
         0: ["dead"], 1: ["saturated"], 2: ["sparse"],
         3: ["redundant"], 4: ["redundant"], 5: [], 6: [],
     }  # fmt: skip
-    assert [unit["unit"] for unit in report.units if unit["prunable"]] == [0, 1, 3]
-    assert report.units[4]["correlation"] == pytest.approx(-1)
+    assert [unit["unit"] for unit in report.table() if unit["prunable"]] == [0, 1, 3]
+    assert report.table()[4]["correlation"] == pytest.approx(-1)
     assert report.unjudged == "no image has a label"
     assert "auroc" not in report.summary()[0]
     text = "\n".join(text.get_text() for text in report.figure().texts)
     assert "to prune: dead 0; saturated 1; redundant 3" in text
     panels = [t.get_text() for t in report.figure().axes[0].get_legend().get_texts()]
     assert "saturated (always on): 1" in panels
-    some = UnitReport()(rows, where=np.arange(100, 300))
+    some = JudgeUnits()(rows, where=np.arange(100, 300))
     assert some.images == 200
-    assert some.units[2]["flags"] == ["dead"]
+    assert some.table()[2]["flags"] == ["dead"]
 
 
 def test_limits_are_parameters() -> None:
     rows = np.random.default_rng(0).random((50, 3))
     rows[:, 1] = rows[:, 0] + 0.4 * rows[:, 2]
     r = abs(np.corrcoef(rows.T)[0, 1])
-    assert UnitReport(redundant=r - 0.01)(rows).counts["redundant"] == 2
-    assert UnitReport(redundant=r + 0.01)(rows).counts["redundant"] == 0
+    assert JudgeUnits(redundant=r - 0.01)(rows).counts["redundant"] == 2
+    assert JudgeUnits(redundant=r + 0.01)(rows).counts["redundant"] == 0
     with pytest.raises(ParameterError, match=r"'redundant' .* is 1\.2"):
-        UnitReport(redundant=1.2)
+        JudgeUnits(redundant=1.2)
 
 
 def test_the_result_survives_saving_with_its_csv(store: Store, tmp_path: Path) -> None:
-    report = UnitReport(class_size=5)(store, layer="act1")
+    report = JudgeUnits(class_size=5)(store, layer="act1")
     again = load_result(report.save(tmp_path))
-    assert isinstance(again, JudgedUnits)
-    assert again.units == report.units
+    assert isinstance(again, UnitReport)
+    assert again.table() == report.table()
     assert again.summary() == report.summary()
     rows = list(csv.DictReader(io.StringIO((tmp_path / "units.csv").read_text())))
     assert len(rows) == 64
-    assert [row["flags"].split() for row in rows] == [unit["flags"] for unit in report.units]
-    assert [float(row["fires"]) for row in rows] == [unit["fires"] for unit in report.units]
+    assert [row["flags"].split() for row in rows] == [unit["flags"] for unit in report.table()]
+    assert [float(row["fires"]) for row in rows] == [unit["fires"] for unit in report.table()]
     first = [text.get_text() for text in report.figure().texts]
     assert [text.get_text() for text in again.figure().texts] == first
 
 
 def test_one_class_says_why_nothing_is_selective(store: Store) -> None:
-    report = UnitReport()(store, layer="layer1", where="label == 'class1'")
+    report = JudgeUnits()(store, layer="layer1", where="label == 'class1'")
     assert report.unjudged == "all images that have a label have the same one"
     assert "none is selective: all images that have a label" in report.sentence
-    assert all(unit["auroc"] is None for unit in report.units)
-    small = UnitReport(class_size=13)(store, layer="layer1")
+    assert all(unit["auroc"] is None for unit in report.table())
+    small = JudgeUnits(class_size=13)(store, layer="layer1")
     assert small.unjudged == "no two values of label have 13 images"
 
 
@@ -279,7 +279,7 @@ def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> Non
     def refused(match: str, source: Any = with_context, **given: Any) -> None:
         fields = {name: given.pop(name) for name in ("context",) if name in given}
         with pytest.raises(ParameterError, match=match):
-            UnitReport(**fields)(source, layer="fc", **given)
+            JudgeUnits(**fields)(source, layer="fc", **given)
 
     refused(r"no column 'camra' of .*; did you mean 'camera'\? there are id, path", context="camra")
     refused("no column 'readable' of text or numbers", context="readable")
@@ -291,17 +291,17 @@ def test_wrong_input_is_one_clear_line(store: Store, with_context: Store) -> Non
     refused("no image that meets the condition", where="width > 999")
     refused("a report on units needs at least 3 images, fc of .* has 1 that meet", where=[3])
     with pytest.raises(LayerNotFound, match=r"no layer 'layer9'; did you mean 'layer1'\?"):
-        UnitReport()(store, layer="layer9")
+        JudgeUnits()(store, layer="layer9")
     with pytest.raises(ParameterError, match="an array is not enough"):
-        UnitReport(context="label")(np.ones((4, 3)))
+        JudgeUnits(context="label")(np.ones((4, 3)))
     with pytest.raises(ParameterError, match="all 4 rows of the array are equal"):
-        UnitReport()(np.ones((4, 3)))
+        JudgeUnits()(np.ones((4, 3)))
     with pytest.raises(ParameterError, match=r"values up to 4e.39, beyond float32's range"):
-        UnitReport()(4e39 * np.eye(3))
+        JudgeUnits()(4e39 * np.eye(3))
     rows = np.random.default_rng(0).random((9, 3))
     rows[[2, 5], 1] = np.nan
     with pytest.raises(ParameterError, match=r"2 of 9 rows of the array hold NaN .* row 2, row 5"):
-        UnitReport()(rows)
+        JudgeUnits()(rows)
 
 
 def test_the_command_writes_the_csv_and_names_the_context(

@@ -1,6 +1,7 @@
 """Units judged: each flag from rows made for it, and the report told in every form."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from tests.units.conftest import Keep
 
 from timmscope.collectors.sketch import Sketch
-from timmscope.units import UnitThresholds, judge_units
+from timmscope.results import load_result
+from timmscope.units import UnitReport, UnitThresholds, judge_units
 from timmscope.units import judge as judging
 from timmscope_registry import ParameterError
 
@@ -48,8 +50,8 @@ def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
     assert np.flatnonzero(report.nonfinite).tolist() == [7]
     assert np.flatnonzero(report.prunable).tolist() == [0, 2, 3, 5]
     assert (report.images, report.labelled) == (N, N - N // 10)
-    assert report.maxima.positive[1] == 3 / N
-    assert report.summary() == (
+    assert report.fires[1] == 3 / N
+    assert report.sentence == (
         "x: 10 units over 400 images: 1 dead, 2 saturated, 1 sparse, 2 redundant, "
         "1 selective of a class; 1 were NaN or infinite on some images; 4 could be pruned"
     )
@@ -72,10 +74,10 @@ def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep
     assert not report.rectified
     assert np.flatnonzero(report.dead).tolist() == [0]
     assert not report.sparse.any()
-    assert "sparse" not in report.summary()
+    assert "sparse" not in report.sentence
     assert report.selectivity.tolist() == pytest.approx([np.nan] * 4, nan_ok=True)
     assert set(report.best_class) == {None}
-    assert "selective" not in report.summary()
+    assert "selective" not in report.sentence
 
 
 def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
@@ -158,7 +160,7 @@ def test_units_are_ranked_by_any_number(keep: Keep) -> None:
     assert set(report.ranked("correlation")[:2]) == {4, 5}
     assert report.ranked("correlation")[-1] == 0, "no number comes last"
     assert report.ranked("auroc")[0] == 6
-    with pytest.raises(ParameterError, match="sorted by 'aurok'; did you mean 'auroc'"):
+    with pytest.raises(ParameterError, match="no column 'aurok' of numbers; did you mean 'auroc'"):
         report.ranked("aurok")
 
 
@@ -180,6 +182,25 @@ def test_the_table_is_plain_and_the_csv_is_the_table(keep: Keep, tmp_path: Path)
     assert read[4]["flags"] == "redundant"
     assert float(read[4]["correlation"]) == rows[4]["correlation"]
     assert read[0]["correlation"] == ""
+
+
+def test_a_saved_report_comes_back_as_numpy_arrays(keep: Keep, tmp_path: Path) -> None:
+    report = judge_units(keep(*rectified_rows(), LABELS), "id < 300", UnitThresholds(sparse=0.02))
+    again = load_result(report.save(tmp_path / "saved"))
+    assert isinstance(again, UnitReport)
+    for field in dataclasses.fields(report):
+        value, loaded = getattr(report, field.name), getattr(again, field.name)
+        assert type(loaded) is type(value), field.name
+        np.testing.assert_equal(loaded, value)
+    assert again.table() == report.table()
+    assert str(again) == report.sentence
+    made = report.provenance
+    assert (made.technique, made.call["layer"]) == ("timmscope:unit-report", "x")
+    assert (made.call["where"], made.call["images"]) == ("id < 300", 300)
+    assert made.parameters == {
+        "context": None, "sparse": 0.02, "saturated": 0.1, "ceiling": 0.97, "redundant": 0.95,
+        "selective": 0.95, "class_size": 10,
+    }  # fmt: skip
 
 
 def test_the_share_above_zero_is_exact(keep: Keep) -> None:

@@ -1,4 +1,4 @@
-"""``timmscope stats``: which units of a layer are dead, sparse, saturated, redundant, selective."""
+"""``timmscope stats`` prints and draws the `UnitReport` of a layer of a store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def stats(
     fire on at most 1 % of images, redundant ones correlate with another by 0.95 or more, selective
     ones tell their best class from all other images with an area under the ROC curve of 0.95 or
     more. Reads all rows once, in memory that does not grow with the number of images. `timmscope
-    run unit-report` has other limits and contexts.
+    run unit-report` takes other limits, and any column in place of the labels.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def stats(
     ascending
         With --sort, the lowest values first.
     csv
-        CSV file to write, one line a unit.
+        CSV file to write, one line per unit.
     figure
         PNG to write; by default ``timmscope-out/stats-LAYER.png``.
     json
@@ -81,13 +81,13 @@ def stats(
                 "labelled": report.labelled,
                 "rectified": report.rectified,
                 "counts": report.counts,
-                "thresholds": vars(report.thresholds),
+                "thresholds": report.thresholds,
                 "figure": str(file),
                 "units": report.table(),
             }
         )
         return
-    output.say(f"{report.summary()}\n")
+    output.say(f"{report.sentence}\n")
     _table(report, shown, sort)
     if not report.rectified:
         output.say(
@@ -99,7 +99,7 @@ def stats(
 def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
     from rich.text import Text
 
-    classes = any(name is not None for name in report.best_class)
+    classes = any(report.best_class)
     sizes = _SIZES if not classes or output.console().width >= _WIDE else {}
     columns = ["unit", "what", *sizes.values(), "fires", "alike", "r"]
     columns += ["best class", "selectivity", "area"] if classes else []
@@ -111,7 +111,7 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
         fires = row["fires"]
         line = [
             unit,
-            Text("\n".join(row["flags"])),  # one a line, so that the column is narrow
+            Text("\n".join(row["flags"])),  # one per line, so that the column is narrow
             *(None if row[name] is None else f"{row[name]:.3g}" for name in sizes),
             None if fires is None else f"{100 * fires:.3g} %",
             row["partner"],

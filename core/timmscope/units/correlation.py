@@ -1,4 +1,4 @@
-"""Pearson's correlation of all units with some, from rows seen once.
+"""Computes Pearson's correlation of some units with all, reading the rows once.
 
 Sums of products are of deviations from the mean of the first rows seen. That is as good as two
 passes: if the first n₀ of n rows lie δ from the mean, the variance is at least (n₀/n) δ², so

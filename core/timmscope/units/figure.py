@@ -1,9 +1,8 @@
-"""A layer's units at a glance: how often they fire, how they spread, repeat and tell classes."""
+"""Draws a `UnitReport`: how often units fire, how they spread, repeat each other, tell classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +22,11 @@ from timmscope.drawing.style import (
     theme,
 )
 
+from .unit_rows import LABEL
+
+if TYPE_CHECKING:
+    from .unit_report import UnitReport
+
 _W, _H = 3.5, 2.2
 _LEFT, _BELOW, _HEAD = 0.5, 0.45, 0.3
 _COLOURS = {
@@ -39,61 +43,21 @@ _LISTED = 12
 _WORDS = {"saturated": "saturated (always on)"}
 
 
-class _Units:
-    """Columns of `UnitReport.table` as arrays, with the limits that the panels draw."""
-
-    def __init__(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        rectified: bool,
-        limits: Mapping[str, float],
-        by: str,
-    ) -> None:
-        self.rows, self.rectified, self.limits, self.by = rows, rectified, limits, by
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def column(self, name: str) -> np.ndarray:
-        """A column of numbers, NaN where there is none."""
-        return np.array([np.nan if row[name] is None else row[name] for row in self.rows], float)
-
-    def flagged(self, name: str) -> np.ndarray:
-        """Which units have a flag."""
-        return np.array([name in row["flags"] for row in self.rows], bool)
-
-
-def units_figure(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    heading: str,
-    rectified: bool,
-    limits: Mapping[str, float],
-    by: str = "label",
-) -> Figure:
-    """Four panels: firing, spread, redundancy, and what tells images' classes or numbers apart.
-
-    Args:
-        rows: of `UnitReport.table`.
-        heading: of `UnitReport.summary`.
-        rectified: whether a unit fires above zero.
-        limits: of `UnitThresholds`, by name.
-        by: what classes, or numbers, are.
-    """
-    units = _Units(rows, rectified, limits, by)
+def units_figure(report: UnitReport) -> Figure:
+    """Four panels: firing, spread, redundancy, and what tells images' classes or numbers apart."""
     panels = [_firing, _spread, _redundancy]
-    if not np.isnan(units.column("auroc")).all():
+    if not np.isnan(report.auroc).all():
         panels.append(_selectivity)
-    elif not np.isnan(units.column("context_correlation")).all():
+    elif not np.isnan(report.context_correlation).all():
         panels.append(_context)
     step_x, step_y = _LEFT + _W + 0.35, _HEAD + _H + _BELOW + 0.12
     lines = -(-len(panels) // 2)
-    title, _, rest = heading.partition(": ")
+    title, _, rest = report.sentence.partition(": ")
     counts, _, found = rest.partition(": ")
     with theme():
         width = 2 * MARGIN_IN + 2 * step_x - 0.35
         room = width - 2 * MARGIN_IN
-        below = fit("\n".join(filter(None, [found, _prunable(units)])), room, lines=2)
+        below = fit("\n".join(filter(None, [found, _prunable(report)])), room, lines=2)
         small = line_height(LABEL_PT, below.count("\n") + 1)
         head = MARGIN_IN + line_height(TITLE_PT) + small + 0.15
         page = Canvas(width, head + lines * step_y + 0.1)
@@ -104,18 +68,16 @@ def units_figure(
             row, column = divmod(number, 2)
             left, upper = MARGIN_IN + column * step_x, head + row * step_y
             axes = page.axes(left + _LEFT, upper + _HEAD, _W, _H)
-            caption = panel(units, axes)
+            caption = panel(report, axes)
             page.text(fit(caption, _LEFT + _W, bold=True), left, upper, bold=True)
     return page.figure
 
 
-def _prunable(units: _Units) -> str:
+def _prunable(report: UnitReport) -> str:
     """The units that could be pruned, those with the plainest reason first."""
-    reasons = ("dead", "saturated", "redundant")
-    why: dict[str, list[int]] = {name: [] for name in reasons}
-    for row in units.rows:
-        if row["prunable"]:
-            why[next(name for name in reasons if name in row["flags"])].append(row["unit"])
+    why: dict[str, list[int]] = {name: [] for name in ("dead", "saturated", "redundant")}
+    for unit in np.flatnonzero(report.prunable).tolist():
+        why[next(name for name in why if getattr(report, name)[unit])].append(unit)
     parts = []
     for name, found in why.items():
         if found:
@@ -125,26 +87,26 @@ def _prunable(units: _Units) -> str:
     return f"to prune: {'; '.join(parts)}" if parts else ""
 
 
-def _firing(units: _Units, axes: Axes) -> str:
+def _firing(report: UnitReport, axes: Axes) -> str:
     """Share of images that each unit fires on, in falling order."""
-    shares = np.nan_to_num(units.column("fires"))
+    shares = np.nan_to_num(report.fires)
     order = np.argsort(-shares, kind="stable")
-    _bars(units, axes, shares[order], order, ("dead", "saturated", "sparse"))
+    _bars(report, axes, shares[order], order, ("dead", "saturated", "sparse"))
     axes.set_ylabel("share of images")
     axes.set_xlabel("units, most active first")
-    what = "fires" if units.rectified else "is above zero"
+    what = "fires" if report.rectified else "is above zero"
     return f"On how many images a unit {what}"
 
 
-def _spread(units: _Units, axes: Axes) -> str:
+def _spread(report: UnitReport, axes: Axes) -> str:
     """Median, middle half and largest of the maxima of every unit."""
-    median = units.column("max_q50")
+    median = report.column("max_q50")
     order = np.argsort(-np.nan_to_num(median), kind="stable")
-    low, high = units.column("max_q25")[order], units.column("max_q75")[order]
+    low, high = report.column("max_q25")[order], report.column("max_q75")[order]
     place = np.arange(len(order))
     axes.fill_between(place, low, high, step="mid", color=SERIES[5], alpha=0.5, linewidth=0)
     axes.step(place, median[order], where="mid", color=SERIES[0], linewidth=1.2)
-    axes.plot(place, units.column("max_max")[order], ".", color=MUTED, markersize=2)
+    axes.plot(place, report.column("max_max")[order], ".", color=MUTED, markersize=2)
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
     axes.set_ylabel("spatial maximum")
     axes.set_xlabel("units, by median")
@@ -154,31 +116,31 @@ def _spread(units: _Units, axes: Axes) -> str:
     return "How high, over the images"
 
 
-def _redundancy(units: _Units, axes: Axes) -> str:
+def _redundancy(report: UnitReport, axes: Axes) -> str:
     """Highest correlation of each unit with another, in falling order."""
-    correlation = units.column("correlation")
+    correlation = report.correlation
     size = np.nan_to_num(np.abs(correlation))
     order = np.argsort(-size, kind="stable")
-    _bars(units, axes, size[order], order, ("redundant",))
-    axes.axhline(units.limits["redundant"], color=INK, linewidth=0.8, linestyle=":")
+    _bars(report, axes, size[order], order, ("redundant",))
+    axes.axhline(report.thresholds["redundant"], color=INK, linewidth=0.8, linestyle=":")
     axes.set_ylabel("highest |correlation|")
     axes.set_xlabel("units, most alike first")
     pairs: dict[frozenset[int], str] = {}
     for unit in order.tolist():
-        partner = units.rows[unit]["partner"]
-        if partner is not None:
+        partner = int(report.partner[unit])
+        if partner >= 0:
             text = f"{unit}, {partner}: {correlation[unit]:+.2f}"
             pairs.setdefault(frozenset((unit, partner)), text)
     _names(axes, list(pairs.values())[:_NAMED], 0.88)
     return "How alike another unit"
 
 
-def _selectivity(units: _Units, axes: Axes) -> str:
+def _selectivity(report: UnitReport, axes: Axes) -> str:
     """Selectivity index against area under the curve."""
-    area = units.column("auroc")
-    colours = [_colour(units, unit, ("selective", "dead")) for unit in range(len(units))]
-    axes.scatter(units.column("selectivity"), area, s=9, c=colours, linewidths=0, alpha=0.8)
-    axes.axhline(units.limits["selective"], color=INK, linewidth=0.8, linestyle=":")
+    area = report.auroc
+    colours = [_colour(report, unit, ("selective", "dead")) for unit in range(len(report))]
+    axes.scatter(report.selectivity, area, s=9, c=colours, linewidths=0, alpha=0.8)
+    axes.axhline(report.thresholds["selective"], color=INK, linewidth=0.8, linestyle=":")
     axes.set_ylabel("area under the ROC curve")
     axes.set_xlabel("selectivity index")
     low = float(np.nanmin(area))
@@ -187,15 +149,15 @@ def _selectivity(units: _Units, axes: Axes) -> str:
     best = [
         u for u in np.argsort(-np.nan_to_num(area), kind="stable").tolist() if area[u] == area[u]
     ]
-    lines = [f"{u}: {area[u]:.3f} {units.rows[u]['best_class']}" for u in best[:_NAMED]]
+    lines = [f"{u}: {area[u]:.3f} {report.best_class[u]}" for u in best[:_NAMED]]
     _names(axes, lines, 0.4)
-    what = "class" if units.by == "label" else units.by
+    what = "class" if report.by == LABEL else report.by
     return f"How well it tells its best {what} apart"
 
 
-def _context(units: _Units, axes: Axes) -> str:
+def _context(report: UnitReport, axes: Axes) -> str:
     """Correlation of each unit with a column of numbers, in falling order."""
-    correlation = units.column("context_correlation")
+    correlation = report.context_correlation
     order = np.argsort(-np.nan_to_num(correlation), kind="stable")
     axes.bar(np.arange(len(order)), np.nan_to_num(correlation[order]), width=1.0, color=SERIES[0])
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -206,20 +168,20 @@ def _context(units: _Units, axes: Axes) -> str:
     known = [unit for unit in order.tolist() if correlation[unit] == correlation[unit]]
     known.sort(key=lambda unit: -abs(correlation[unit]))
     _names(axes, [f"{unit}: {correlation[unit]:+.2f}" for unit in known[:_NAMED]], 0.97)
-    return f"How each unit goes with {units.by}"
+    return f"How each unit goes with {report.by}"
 
 
 def _bars(
-    units: _Units, axes: Axes, heights: np.ndarray, order: np.ndarray, flags: tuple[str, ...]
+    report: UnitReport, axes: Axes, heights: np.ndarray, order: np.ndarray, flags: tuple[str, ...]
 ) -> None:
     """Shares as bars, coloured by flag, with the names of the flags that occur."""
-    colours = [_colour(units, unit, flags) for unit in order.tolist()]
+    colours = [_colour(report, unit, flags) for unit in order.tolist()]
     axes.bar(np.arange(len(order)), heights, width=1.0, color=colours, linewidth=0)
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
     axes.set_ylim(0, 1.02)
-    found = [name for name in flags if units.flagged(name).any()]
+    counts = report.counts
+    found = [name for name in flags if counts[name]]
     if found:
-        counts = {name: int(units.flagged(name).sum()) for name in found}
         axes.legend(
             [Patch(color=_COLOURS[name]) for name in found],
             [f"{_WORDS.get(name, name)}: {counts[name]}" for name in found],
@@ -228,9 +190,8 @@ def _bars(
         )  # fmt: skip
 
 
-def _colour(units: _Units, unit: int, flags: tuple[str, ...]) -> str:
-    said = units.rows[unit]["flags"]
-    found = next((name for name in flags if name in said), None)
+def _colour(report: UnitReport, unit: int, flags: tuple[str, ...]) -> str:
+    found = next((name for name in flags if getattr(report, name)[unit]), None)
     return _COLOURS[found] if found else SERIES[0]
 
 

@@ -1,30 +1,34 @@
-"""Judges every unit of a layer from statistics that the store has, and one pass over its rows.
+"""`judge_units` judges every unit of a layer from the store's statistics and a pass over its rows.
 
 The pass gives correlations and class means; where images have labels, a second one measures how
 well each unit tells its best class from the rest. Memory depends on the number of units and
-classes, not of images: correlations of wide layers are made in blocks, one pass each.
+classes, not of images: correlations of wide layers are computed in blocks, one pass each. No torch
+is imported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from timmscope.results import Provenance
+from timmscope.store import StoreLayer
 from timmscope_registry import ParameterError
 
 from .correlation import Correlation, strongest
-from .report import UnitReport
 from .selectivity import ClassMeans, OneAgainstRest, best_classes
+from .unit_report import QUANTILES, UnitReport
 from .unit_rows import LABEL, UnitRows
 
 if TYPE_CHECKING:
-    from timmscope.store import StoreLayer, UnitStatistics
+    from timmscope.store import UnitStatistics
+    from timmscope.techniques import Rows
 
 CORRELATION_BYTES = 256 << 20
-"""Largest matrix of correlations kept at a time; a wider layer is read once a block."""
+"""Largest matrix of correlations kept at a time; a wider layer is read once per block."""
 _CORRELATED = 3
 """Images that a correlation with numbers needs at least: that of any two is 1 or -1."""
 _FLOOR = 0.4
@@ -54,7 +58,7 @@ class UnitThresholds:
 
 
 def judge_units(
-    layer: StoreLayer,
+    layer: StoreLayer | Rows,
     where: str | npt.ArrayLike | None = None,
     thresholds: UnitThresholds | None = None,
     *,
@@ -63,8 +67,8 @@ def judge_units(
     """Judge every unit of a layer; see `UnitReport` for what the words mean.
 
     Args:
-        layer: as `store.layer(name)` gives it.
-        where: only these images: a condition (`ImageTable.where`), a mask (N,) or ids.
+        layer: as `store.layer(name)` gives it, or the rows that a technique is given.
+        where: only these images of a layer: a condition (`ImageTable.where`), a mask (N,) or ids.
         thresholds: from where a unit counts as what.
         by: column in place of the labels, as in ``folder``, ``width`` or one of the metadata: units
             may be selective of its texts, or correlate with its numbers.
@@ -75,7 +79,9 @@ def judge_units(
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
-    return judge_rows(UnitRows.of_layer(layer, where, by), thresholds, by=by)
+    if isinstance(layer, StoreLayer):
+        return judge_rows(UnitRows.of_layer(layer, where, by), thresholds, by=by)
+    return judge_rows(UnitRows.of_rows(layer, by), thresholds, by=by)
 
 
 def judge_rows(
@@ -128,15 +134,26 @@ def judge_rows(
     rectified = _is_rectified(pooled, maxima)
     flags = _flags(pooled, maxima, correlation, area, rectified, limits)
     return UnitReport(
+        provenance=Provenance.now(
+            technique="timmscope:unit-report",
+            family="representation",
+            parameters={"context": by, **asdict(limits)},
+            model=None,
+            weights_sha256=None,
+            seed=0,
+            call=source.facts,
+        ),
         layer=source.name,
         images=images,
         labelled=len(labelled),
         by=by or LABEL,
         unjudged=unjudged,
         rectified=rectified,
-        thresholds=limits,
-        pooled=pooled,
-        maxima=maxima,
+        thresholds=asdict(limits),
+        statistics=np.stack([*_columns(pooled), *_columns(maxima)]).astype(np.float64),
+        fires=maxima.positive,
+        count=pooled.count,
+        nonfinite=np.maximum(pooled.nonfinite, maxima.nonfinite),
         correlation=correlation,
         partner=partner,
         best_class=[source.names[code] if code >= 0 else None for code in best.tolist()],
@@ -180,6 +197,12 @@ def _statistics(source: UnitRows) -> tuple[UnitStatistics, UnitStatistics]:
     return UnitStatistics.of(found.of("max")), UnitStatistics.of(found.of("pooled"))
 
 
+def _columns(found: UnitStatistics) -> list[np.ndarray]:
+    """Rows of `UnitReport.statistics`."""
+    moments = [found.mean, found.std, found.minimum, found.maximum, found.zeros]
+    return [*moments, *map(found.quantile, QUANTILES)]
+
+
 def _is_rectified(pooled: UnitStatistics, maxima: UnitStatistics) -> bool:
     """Whether the layer's values have a floor just below zero, as after ReLU, GELU or SiLU."""
     lowest = -_largest(-pooled.minimum, -maxima.minimum)
@@ -215,7 +238,6 @@ def _flags(
         "saturated": live & (steady | capped),
         "redundant": live & (np.abs(np.nan_to_num(correlation)) >= limits.redundant),
         "selective": live & (np.nan_to_num(area) >= limits.selective),
-        "nonfinite": (pooled.nonfinite > 0) | (maxima.nonfinite > 0),
     }
 
 

@@ -1,4 +1,4 @@
-"""How well a unit tells one class from the rest: means by class, then one histogram a unit.
+"""Measures how well a unit tells one class from the rest: class means, then a histogram per unit.
 
 The selectivity index of Morcos et al. ("On the importance of single directions for
 generalization", ICLR 2018, section 2.3) is (μ_max - μ_-max) / (μ_max + μ_-max), where μ_max is the
@@ -83,7 +83,7 @@ class OneAgainstRest:
     """Area under the ROC curve of each unit for one class, from histograms.
 
     Values are measured from zero, or from the unit's value nearest to it, so that units that vary
-    little beside their size are told apart too. Bins are 1/32 of a value wide, down to 2**-24 of
+    little beside their size are distinguished too. Bins are 1/32 of a value wide, down to 2**-24 of
     the largest; values in one bin count as equal. The area is off by at most half the share of
     pairs that a bin joins.
 

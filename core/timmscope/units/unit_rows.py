@@ -1,10 +1,10 @@
-"""What units are judged by: rows and maxima of images, and the classes or contexts of these."""
+"""`UnitRows` is what units are judged by: rows and maxima of images, and the images' classes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from timmscope_registry import ParameterError, did_you_mean
 
 if TYPE_CHECKING:
     from timmscope.store import Store, StoreLayer, UnitStatistics
+    from timmscope.techniques import Rows
 
 LABEL = "label"
 
@@ -36,6 +37,7 @@ class UnitRows:
         codes: place of each image's class in `names`, -1 where there is none; by id.
         readable: by id, whether the image could be read and is chosen.
         numbers: by id, a number in place of the class, NaN where there is none; None for classes.
+        facts: where the rows come from, for a result's provenance.
     """
 
     name: str
@@ -46,12 +48,13 @@ class UnitRows:
     codes: np.ndarray
     readable: np.ndarray
     numbers: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of_layer(
         cls, layer: StoreLayer, where: str | npt.ArrayLike | None, by: str | None
     ) -> UnitRows:
-        """A store's layer, its images told apart by a column.
+        """A store's layer, with the values of a column as its images' classes or numbers.
 
         Raises:
             ParameterError: the condition is wrong, or there is no such column.
@@ -69,7 +72,15 @@ class UnitRows:
                 return None
             return layer.statistics("max"), layer.statistics("pooled")
 
-        readable = store.images.readable
+        readable = store.images.readable if chosen is None else store.images.readable & chosen
+        facts = {
+            "images": int(readable.sum()),
+            "where": where if isinstance(where, str | None) else f"{readable.sum()} images",
+            "store": str(store.path),
+            "layer": layer.name,
+        }
+        if store.images.metadata is not None:
+            facts["metadata"] = str(store.images.metadata.path)
         return cls(
             name=layer.name,
             channels=layer.channels,
@@ -77,19 +88,25 @@ class UnitRows:
             known=known,
             names=table.names,
             codes=table.codes if chosen is None else np.where(chosen, table.codes, -1),
-            readable=readable if chosen is None else readable & chosen,
+            readable=readable,
             numbers=numbers,
+            facts=facts,
         )
 
     @classmethod
-    def of_array(
-        cls, name: str, count: int, width: int, batches: Callable[[str], Batches]
-    ) -> UnitRows:
-        """An array `(count, width)`: each row is mean and maximum of its image."""
+    def of_rows(cls, rows: Rows, by: str | None) -> UnitRows:
+        """The rows that a technique is given; those of an array are means and maxima as well.
+
+        Raises:
+            as `of_layer`, for rows of a store.
+        """
+        if rows.layer is not None:
+            return cls.of_layer(rows.layer, rows.chosen, by)
+        count = int(rows.ids[-1]) + 1
         return cls(
-            name=name,
-            channels=width,
-            stream=lambda kind, what: batches(what),
+            name=rows.title,
+            channels=rows.dim,
+            stream=lambda kind, what: rows.batches(what),
             known=lambda: None,
             names=(),
             codes=np.full(count, -1),

@@ -1,21 +1,28 @@
-"""What a layer's units are worth: which do nothing, repeat others, or tell classes apart."""
+"""`JudgeUnits` finds the units of a layer that do nothing, repeat others, or tell classes apart."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
 from timmscope import (
-    JudgedUnits,
     ParameterError,
     RepresentationTechnique,
     Rows,
+    UnitReport,
     UnitThresholds,
+    judge_units,
 )
 
+_FEWEST = 3
+"""Rows: any two units of two rows correlate fully."""
+_LARGEST = 3.4e38
+"""About the largest number of float32, in which extremes and quantiles are counted."""
 
-class UnitReport(RepresentationTechnique):
+
+class JudgeUnits(RepresentationTechnique):
     """Every unit of a layer judged over a data set, as a table, CSV and figure.
 
     Dead units never fire. Saturated ones are always on: they hardly depend on the image. Sparse
@@ -44,13 +51,31 @@ class UnitReport(RepresentationTechnique):
     class_size: int = Field(default=UnitThresholds.class_size, ge=1)
     """Images of a class that counts, at least."""
 
-    def analyse(self, source: Rows, images: Any) -> JudgedUnits:
+    def analyse(self, source: Rows, images: Any) -> UnitReport:
         """The report on a store's layer, or on an array's columns; takes no query images."""
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         if self.context is not None:
             self.layer_of(source)
-        limits = self.model_dump(exclude={"context"})
-        return JudgedUnits.of(
-            source, UnitThresholds(**limits), self.context, self.provenance(**source.facts)
-        )
+        source.require(_FEWEST, "a report on units", "where")
+        limits = UnitThresholds(**self.model_dump(exclude={"context"}))
+        report = judge_units(source, thresholds=limits, by=self.context)
+        if report.counts["nonfinite"]:
+            for _ in source.batches("looking for NaN and infinite values"):  # which refuses them
+                pass
+        lowest, highest = report.column("mean_min"), report.column("max_max")
+        if (largest := float(max(highest.max(), -lowest.min()))) > _LARGEST:
+            raise ParameterError(
+                f"{source.title} holds values up to {largest:.2g}, beyond float32's range: scale "
+                "them down",
+                parameter="source",
+            )
+        if (report.column("mean_max") == lowest).all() and (
+            report.column("max_min") == highest
+        ).all():
+            raise ParameterError(
+                f"all {report.images} rows of {source.title} are equal: nothing tells "
+                "its units apart; choose other images or another layer",
+                parameter="where",
+            )
+        return replace(report, provenance=self.provenance(**source.facts))

@@ -1,16 +1,15 @@
-"""`UnitReport`: what was found of every unit of a layer, as arrays, rows, CSV and a figure."""
+"""`UnitReport` is the result of judging a layer's units: arrays, a table, CSV and a figure."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from timmscope.results import Result, csv_text
 from timmscope_registry import ParameterError, did_you_mean
 
 from .unit_rows import LABEL
@@ -18,19 +17,31 @@ from .unit_rows import LABEL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from timmscope.store import UnitStatistics
-
-    from .judge import UnitThresholds
-
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-FEW = 100
-"""Images below which a correlation of 0.95 between some two of many units says little."""
+STATISTICS = tuple(
+    f"{kind}_{name}"
+    for kind in ("mean", "max")
+    for name in ("mean", "std", "min", "max", "zeros", *(f"q{100 * q:02.0f}" for q in QUANTILES))
+)
+"""Rows of `UnitReport.statistics`: of the units' spatial means, then of their maxima."""
 FLAGS = ("dead", "saturated", "sparse", "redundant", "selective")
-"""In the order in which they are told."""
+"""In the order in which they are listed."""
+NUMBERS = (
+    *("unit", "fires", *STATISTICS, "count", "nonfinite", "correlation", "partner"),
+    *("selectivity", "auroc", "context_correlation"),
+)
+"""Columns of numbers."""
+_FEW = 100
+"""Images below which a correlation of 0.95 between some two of many units says little."""
+_SHOWN = 20
+"""Units in the summary."""
+_COLUMNS = ("unit", "flags", "prunable", "fires", "mean_mean", "partner", "correlation")
+_OF_CLASSES = ("best_class", "selectivity", "auroc")
+_OF_NUMBERS = ("context_correlation",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitReport:
+class UnitReport(Result):
     """Every unit of a layer judged; arrays (C,). Limits are those of `UnitThresholds`.
 
     A layer counts as rectified when no value lies below -0.4, nor further below zero than a tenth
@@ -44,10 +55,12 @@ class UnitReport:
         by: what classes, or numbers, are: ``label``, or a column of the images or their metadata.
         unjudged: why no unit can be selective, in a few words; empty where some can.
         rectified: whether the layer is.
-        thresholds: the limits.
-        pooled: statistics of the units' spatial means.
-        maxima: statistics of their spatial maxima; `maxima.positive` is the share of images that a
-            unit fires on.
+        thresholds: the limits by name.
+        statistics: (20, C) mean, standard deviation, smallest and largest value, share of zeros and
+            five quantiles of the units' spatial means and maxima, in the order of the columns
+            ``mean_mean`` to ``max_q99`` of `table`; `column` gives one by name.
+        fires: share of images on which the spatial maximum is above zero.
+        count: images whose spatial mean is neither NaN nor infinite.
         correlation: Pearson's correlation of the spatial means with those of the other unit where
             its magnitude is highest; NaN for a constant unit.
         partner: that unit, -1 for none.
@@ -57,12 +70,12 @@ class UnitReport:
         context_correlation: Pearson's correlation of the spatial means with a column of numbers;
             NaN where there is none, and for a constant unit.
         dead: never fires; in a layer that is not rectified, has one value whatever the image.
-        sparse: fires on few images; told of rectified layers only.
+        sparse: fires on few images; set in rectified layers only.
         saturated: always on, hardly depending on the image: its spatial mean varies little, or its
             maximum is at its ceiling on half of the images.
         redundant: correlates highly, with either sign, with its partner.
         selective: tells its best class from all other images.
-        nonfinite: was NaN or infinite on some image; these values are left out of all else.
+        nonfinite: on how many images it was NaN or infinite; these values are left out of all else.
         prunable: dead, saturated, or redundant with a unit that stays and varies more.
     """
 
@@ -72,12 +85,13 @@ class UnitReport:
     by: str
     unjudged: str
     rectified: bool
-    thresholds: UnitThresholds
-    pooled: UnitStatistics
-    maxima: UnitStatistics
+    thresholds: dict[str, float]
+    statistics: np.ndarray
+    fires: np.ndarray
+    count: np.ndarray
     correlation: np.ndarray
     partner: np.ndarray
-    best_class: Sequence[str | None]
+    best_class: list[str | None]
     selectivity: np.ndarray
     auroc: np.ndarray
     context_correlation: np.ndarray
@@ -93,68 +107,82 @@ class UnitReport:
         return len(self.correlation)
 
     def __str__(self) -> str:
-        return self.summary()
+        return self.sentence
 
     @property
     def counts(self) -> dict[str, int]:
         """How many units have each flag."""
         names = (*FLAGS, "prunable", "nonfinite")
-        return {name: int(getattr(self, name).sum()) for name in names}
+        return {name: int(np.count_nonzero(getattr(self, name))) for name in names}
 
-    def summary(self) -> str:
+    @property
+    def sentence(self) -> str:
         """The counts in one sentence."""
         counts = self.counts
-        told = [f"{counts[name]} {name}" for name in ("dead", "saturated")]
+        found = [f"{counts[name]} {name}" for name in ("dead", "saturated")]
         if self.rectified:
-            told.append(f"{counts['sparse']} sparse")
-        told.append(f"{counts['redundant']} redundant")
+            found.append(f"{counts['sparse']} sparse")
+        found.append(f"{counts['redundant']} redundant")
         if not np.isnan(self.auroc).all():
             what = "class" if self.by == LABEL else self.by
-            told.append(f"{counts['selective']} selective of a {what}")
+            found.append(f"{counts['selective']} selective of a {what}")
         tie = self.context_correlation
         if not np.isnan(tie).all():
             unit = int(np.nanargmax(np.abs(tie)))
             of = f" over {self.labelled}" if self.labelled < self.images else ""
-            told.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f}{of})")
-        text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(told)}"
+            found.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f}{of})")
+        text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(found)}"
         if counts["nonfinite"]:
             text += f"; {counts['nonfinite']} were NaN or infinite on some images"
         if self.unjudged and self.labelled:
             text += f"; none is selective: {self.unjudged}"
         text += f"; {counts['prunable']} could be pruned"
-        if self.images < FEW:
+        if self.images < _FEW:
             text += f"; over {self.images} images much of this is chance"
         return text
 
     def flags(self, unit: int) -> list[str]:
-        """What is said of one unit, `nonfinite` included."""
+        """The flags of one unit, `nonfinite` included."""
         return [name for name in (*FLAGS, "nonfinite") if getattr(self, name)[unit]]
 
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers of `table`, (C,); NaN where there is none, partners -1.
+
+        Raises:
+            ParameterError: there is no such column, or it holds no numbers.
+        """
+        if name in STATISTICS:
+            return np.asarray(self.statistics[STATISTICS.index(name)])
+        if name not in NUMBERS:
+            hint = did_you_mean(name, NUMBERS)
+            raise ParameterError(
+                f"a unit report has no column {name!r} of numbers; {f'{hint} ' if hint else ''}"
+                f"there are {', '.join(NUMBERS)}",
+                parameter="sort",
+            )
+        return np.arange(len(self)) if name == "unit" else np.asarray(getattr(self, name))
+
     def table(self) -> list[dict[str, Any]]:
-        """One dictionary a unit, of plain values; None where there is no number."""
-        columns: dict[str, Sequence[Any]] = {
+        """One dictionary per unit, of plain values; None where there is no number."""
+
+        def values(name: str) -> list[Any]:
+            return [
+                None if isinstance(value, float) and not math.isfinite(value) else value
+                for value in self.column(name).tolist()
+            ]
+
+        columns: dict[str, list[Any]] = {
             "flags": [self.flags(unit) for unit in range(len(self))],
             "prunable": self.prunable.tolist(),
-            "fires": self._numbers(self.maxima.positive),
-        }
-        for name, statistics in (("mean", self.pooled), ("max", self.maxima)):
-            columns |= {
-                f"{name}_{key}": self._numbers(values)
-                for key, values in _statistics_columns(statistics).items()
-            }
-        columns |= {
-            "count": self.pooled.count.tolist(),
-            "nonfinite": np.maximum(self.pooled.nonfinite, self.maxima.nonfinite).tolist(),
-            "correlation": self._numbers(self.correlation),
+            **{name: values(name) for name in ("fires", *STATISTICS)},
+            **{name: values(name) for name in ("count", "nonfinite", "correlation")},
             "partner": [partner if partner >= 0 else None for partner in self.partner.tolist()],
-            "best_class": list(self.best_class),
-            "selectivity": self._numbers(self.selectivity),
-            "auroc": self._numbers(self.auroc),
-            "context_correlation": self._numbers(self.context_correlation),
+            "best_class": self.best_class,
+            **{name: values(name) for name in ("selectivity", "auroc", "context_correlation")},
         }
         return [
-            {"unit": unit, **dict(zip(columns, values, strict=True))}
-            for unit, values in enumerate(zip(*columns.values(), strict=True))
+            {"unit": unit, **dict(zip(columns, row, strict=True))}
+            for unit, row in enumerate(zip(*columns.values(), strict=True))
         ]
 
     def ranked(self, by: str, *, ascending: bool = False) -> list[int]:
@@ -163,35 +191,24 @@ class UnitReport:
         Raises:
             ParameterError: there is no such column, or it holds no numbers.
         """
-        rows = self.table()
-        names = [name for name in rows[0] if name not in ("flags", "best_class", "prunable")]
-        if by not in names:
-            hint = did_you_mean(by, names)
-            raise ParameterError(
-                f"units cannot be sorted by {by!r}; {f'{hint} ' if hint else ''}"
-                f"there are {', '.join(names)}",
-                parameter="sort",
-            )
+        values = self.column(by).astype(np.float64)
+        if by == "partner":
+            values[self.partner < 0] = np.nan
+        values = np.abs(values) if by.endswith("correlation") else values
+        values[~np.isfinite(values)] = np.nan
+        order = np.argsort(values if ascending else -values, kind="stable")  # NaN comes last
+        return [int(unit) for unit in order]
 
-        def place(row: dict[str, Any]) -> tuple[bool, float, int]:
-            value = row[by]
-            if value is None:
-                return True, 0.0, row["unit"]
-            value = abs(value) if by.endswith("correlation") else value
-            return False, value if ascending else -value, row["unit"]
-
-        return [row["unit"] for row in sorted(rows, key=place)]
-
-    def striking(self, count: int) -> list[int]:
+    def striking(self, count: int = _SHOWN) -> list[int]:
         """Up to `count` units worth a look: some of every flag, the clearest of each first."""
         size = np.nan_to_num(np.abs(self.correlation))
         area = np.nan_to_num(self.auroc)
         with np.errstate(divide="ignore", invalid="ignore"):
-            spread = self.pooled.std / np.abs(self.pooled.mean)
+            spread = self.column("mean_std") / np.abs(self.column("mean_mean"))
         clearest = {
             "dead": -np.arange(len(self)),
             "saturated": -np.nan_to_num(spread, nan=np.inf),
-            "sparse": -np.nan_to_num(self.maxima.positive),
+            "sparse": -np.nan_to_num(self.fires),
             "redundant": size,
             "selective": area,
         }
@@ -207,52 +224,36 @@ class UnitReport:
             np.argsort(-size, kind="stable")[:3].tolist() if size.any() else [],
             np.argsort(-area, kind="stable")[:3].tolist() if area.any() else [],
         ]
-        found: dict[int, int] = {}  # unit to the list that it is told in
+        found: dict[int, int] = {}  # unit to the list that it is taken from
         for place in range(max(map(len, lists))):
             for number, units in enumerate(lists):
                 if place < len(units) and len(found) < count:
                     found.setdefault(int(units[place]), number)
         return sorted(found, key=lambda unit: found[unit])
 
-    def to_csv(self, file: str | Path) -> Path:
-        """Write `table` as CSV, one line a unit; returns the path."""
-        path = Path(file)
-        rows = self.table()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as target:
-            writer = csv.DictWriter(target, rows[0])
-            writer.writeheader()
-            writer.writerows(flat(rows))
-        return path
-
     def figure(self) -> Figure:
         """A picture of the layer: activity, spread, redundancy and selectivity of its units."""
-        from timmscope.units.figure import units_figure
+        from .figure import units_figure
 
-        return units_figure(
-            self.table(),
-            heading=self.summary(),
-            rectified=self.rectified,
-            limits=vars(self.thresholds),
-            by=self.by,
-        )
+        return units_figure(self)
 
-    @staticmethod
-    def _numbers(values: np.ndarray) -> list[float | None]:
-        return [value if math.isfinite(value) else None for value in values.tolist()]
+    def summary(self) -> list[dict[str, Any]]:
+        """The units that stand out, one per row, in the columns that matter most."""
+        tied = not np.isnan(self.context_correlation).all()
+        more = () if self.unjudged else _OF_NUMBERS if tied else _OF_CLASSES
+        table = self.table()
+        return [
+            {name: table[unit][name] for name in (*_COLUMNS, *more)} for unit in self.striking()
+        ]
 
+    def documents(self) -> dict[str, str]:
+        """`units.csv`: all units and all columns of `table`, flags as one text."""
+        rows = [{**row, "flags": " ".join(row["flags"])} for row in self.table()]
+        return {"units.csv": csv_text(rows)}
 
-def flat(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of `UnitReport.table` with flags as one text, as a CSV file has them."""
-    return [{**row, "flags": " ".join(row["flags"])} for row in rows]
-
-
-def _statistics_columns(statistics: UnitStatistics) -> dict[str, np.ndarray]:
-    own = {
-        "mean": statistics.mean,
-        "std": statistics.std,
-        "min": statistics.minimum,
-        "max": statistics.maximum,
-        "zeros": statistics.zeros,
-    }
-    return own | {f"q{round(100 * q):02d}": statistics.quantile(q) for q in QUANTILES}
+    def to_csv(self, file: str | Path) -> Path:
+        """Write all units as CSV, one line per unit; returns the path."""
+        path = Path(file)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.documents()["units.csv"], encoding="utf-8", newline="")
+        return path
