@@ -183,16 +183,7 @@ from .objectives import (
     top as top,
 )
 from .patches import (
-    Patch as Patch,
-)
-from .patches import (
     UnitPatches as UnitPatches,
-)
-from .patches import (
-    attribute_patches as attribute_patches,
-)
-from .patches import (
-    top_patches as top_patches,
 )
 from .patches import (
     unit_patches as unit_patches,

@@ -1,4 +1,4 @@
-"""What a unit answered to in its strongest patches, shown beside them."""
+"""What activated a unit in its strongest patches, shown beside them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from timmscope import (
-    ParameterError,
-    TechniqueError,
-    attribute_patches,
-    load_model,
-    mine,
-    neuron,
-    technique,
-    top_patches,
-)
+from timmscope import ParameterError, load_model, mine, neuron, technique
 from timmscope.cli import main
 from timmscope.drawing import around_grey
-from timmscope.patches.figure import patch_figure
+from timmscope.patches.cell_attributions import CellAttributions
 
 MODEL = "random:resnet18?seed=0&img_size=64&num_classes=10"
 
@@ -35,42 +26,46 @@ def case(tmp_path_factory):
     return folder, model, mine(model, folder, folder / "s.scope", layers=["layer1.0", "fc"])
 
 
+def top(case, layer, unit, view):
+    _, model, store = case
+    return technique("top-patches")(units=unit, k=2, view=view)(store, layer=layer, model=model)
+
+
 def test_a_view_is_the_explanation_of_the_unit_at_the_cell_of_the_maximum(case):
     _, model, store = case
-    patches = top_patches(store, model, "layer1.0", 5, 2)
-    views = attribute_patches(patches, model, "layer1.0", 5)
-    for patch, view in zip(patches, views, strict=True):
-        pixels = torch.from_numpy(np.array(patch.whole)).permute(2, 0, 1) / 255
-        goal = neuron("layer1.0", 5, *patch.entry.position)
-        expected = technique("guided-backprop")()(model, pixels[None], goal)
-        assert float(expected.scores) == pytest.approx(patch.entry.value, abs=0.02)
-        grey = around_grey(expected.pixels[0]).permute(1, 2, 0).numpy()
-        assert np.abs(np.array(view.whole) / 255 - grey).max() <= 0.51 / 255
-        assert view.image.tobytes() == view.whole.crop(patch.box).tobytes()
-        assert (view.box, view.entry, view.path) == (patch.box, patch.entry, patch.path)
-        outside = np.array(view.whole)
-        left, upper, right, lower = patch.box
-        outside[upper:lower, left:right] = 128
-        assert set(np.unique(outside)) <= {127, 128}  # nothing beyond the receptive field
+    found = top(case, "layer1.0", 5, None)
+    source = store.source(None)
+    images = torch.stack([model.preprocess(source.load(i)) for i in found.image_ids[0].tolist()])
+    cells = [(5, (row, column)) for row, column in found.positions[0].tolist()]
+    views = CellAttributions(model, "layer1.0", "guided-backprop")
+    seen = views.of(images, cells, found.values[0].tolist())
+    for rank, view in enumerate(seen):
+        goal = neuron("layer1.0", 5, *cells[rank][1])
+        expected = technique("guided-backprop")()(model, images[rank : rank + 1], goal)
+        assert float(expected.scores) == pytest.approx(float(found.values[0, rank]), abs=1e-4)
+        grey = around_grey(expected.pixels[0])
+        assert (view - grey).abs().max() <= 0.51 / 255
+        left, upper, right, lower = found.boxes[0, rank].tolist()
+        outside = view.clone()
+        outside[:, upper:lower, left:right] = 0.5
+        assert (outside - 0.5).abs().max() < 0.51 / 255  # nothing beyond the receptive field
 
 
 def test_a_unit_without_a_grid_and_a_technique_without_colours_have_views(case):
-    _, model, store = case
-    patches = top_patches(store, model, "fc", 3, 2)
-    for chosen in ("saliency", technique("grad-cam")(relu=False), "grad-cam relu=no"):
-        views = attribute_patches(patches, model, "fc", 3, chosen)
-        assert [view.whole.size for view in views] == [(64, 64)] * 2
-        assert len(np.unique(np.array(views[0].whole))) > 10
-    assert patch_figure(patches, "fc[3]", views) is not None
+    for view in ("saliency", "grad-cam relu=no"):
+        found = top(case, "fc", 3, view)
+        assert found.views.shape == found.patches.shape
+        assert len(np.unique(found.views[0, 0])) > 10
+        assert f"beside each patch: {view.split()[0]} of the unit" in found.note
 
 
 def test_a_technique_that_does_not_fit_says_so(case):
-    _, model, store = case
-    patches = top_patches(store, model, "layer1.0", 5, 2)
     with pytest.raises(ParameterError, match="pgd is of the family attack"):
-        attribute_patches(patches, model, "layer1.0", 5, "pgd")
-    with pytest.raises(TechniqueError, match="has no part in it"):
-        attribute_patches(patches, model, "layer1.0", 5, "grad-cam layer=layer3")
+        top(case, "layer1.0", 5, "pgd")
+    found = top(case, "layer1.0", 5, "grad-cam layer=layer3")
+    assert found.views is None
+    assert "without grad-cam: " in found.note
+    assert "has no part in it" in found.note
 
 
 def test_the_command_puts_views_beside_patches(case, tmp_path, capsys):
@@ -79,6 +74,7 @@ def test_the_command_puts_views_beside_patches(case, tmp_path, capsys):
         sheet = tmp_path / f"{name}.png"
         command = ["top", str(folder / "s.scope"), "layer1.0", "5", "-k", "2", "-o", str(sheet)]
         assert main([*command, *flags]) == 0, capsys.readouterr().err
+    assert "beside each patch: guided-backprop" in capsys.readouterr().out
     plain, seen = (
         (np.array(Image.open(tmp_path / f"{name}.png").convert("RGB")) == 128).all(2).mean()
         for name in ("plain", "seen")

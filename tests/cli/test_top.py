@@ -79,7 +79,7 @@ def test_top_of_the_images_that_meet_a_condition(cli: Cli, store: Path, tmp_path
     [
         (["--field", "best"], "best"),
         (["--where", "widht > 3"], "widht"),
-        (["--where", "width > 3000"], "has no value among the images with width > 3000"),
+        (["--where", "width > 3000"], "no image that meets the condition"),
         (["--metadata", "gone.csv"], "gone.csv"),
     ],
 )

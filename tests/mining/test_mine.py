@@ -20,8 +20,9 @@ from timmscope.collectors import Collector, Column, LayerBatch, RowCollector
 from timmscope.images import FolderSource
 from timmscope.mining import Plan, bytes_per_image, default_layers, mine
 from timmscope.mining.plan import make_plan
-from timmscope.patches import top_patches
+from timmscope.patches import UnitPatches
 from timmscope.store import Store
+from timmscope.techniques import technique
 from timmscope_registry import (
     ImageError,
     LayerNotFound,
@@ -411,18 +412,19 @@ def test_batch_norms_are_folded_unless_the_model_is_edited_and_the_store_records
     assert not again.manifest.folded
 
 
-def test_patches_show_the_pixels_of_the_strongest_images(
-    small_model: HookedModel, pictures: Path, mined: Store
-) -> None:
-    patches = top_patches(mined, small_model, "layer3", 7, 4)
-    source = FolderSource(pictures)
-    assert [patch.entry for patch in patches] == mined.layer("layer3").top(7, 4)
-    for patch in patches:
-        pixels = small_model.preprocess(source.load(patch.entry.image_id))
-        left, upper, right, lower = patch.box
-        expected = (pixels[:, upper:lower, left:right] * 255).round().permute(1, 2, 0)
-        np.testing.assert_array_equal(np.asarray(patch.image), expected.numpy())
-        assert patch.path == mined.images.paths[patch.entry.image_id]
+def top_patches(model: HookedModel, store: Store, unit: int, k: int, **call: Any) -> UnitPatches:
+    cut: Any = technique("top-patches")(units=unit, k=k, view=None)
+    result: UnitPatches = cut(store, layer="layer3", model=model, **call)
+    return result
+
+
+def test_patches_are_of_the_strongest_images(small_model: HookedModel, mined: Store) -> None:
+    patches = top_patches(small_model, mined, 7, 4)
+    entries = mined.layer("layer3").top(7, 4)
+    assert patches.image_ids[0].tolist() == [entry.image_id for entry in entries]
+    assert patches.positions[0].tolist() == [list(entry.position) for entry in entries]
+    assert patches.values[0].tolist() == [entry.value for entry in entries]
+    assert patches.names[0] == [mined.images.paths[entry.image_id] for entry in entries]
 
 
 def test_images_that_moved_are_named_in_the_error_and_read_from_images(
@@ -435,8 +437,9 @@ def test_images_that_moved_are_named_in_the_error_and_read_from_images(
     with pytest.raises(
         ImageError, match=r"no such folder.*have moved.*images= .*location=.*--images"
     ):
-        top_patches(store, small_model, "layer3", 0, 2)
-    assert len(top_patches(store, small_model, "layer3", 0, 2, images=tmp_path / "there")) == 2
+        top_patches(small_model, store, 0, 2)
+    there = top_patches(small_model, store, 0, 2, location=tmp_path / "there")
+    assert len(there.names[0]) == 2
 
 
 def test_other_layers_are_refused_with_only_their_names(
@@ -454,17 +457,16 @@ def test_ids_stay_the_same_when_other_images_are_added_or_removed(
     here = tmp_path / "here"
     shutil.copytree(pictures, here)
     store = run(small_model, here, tmp_path / "s", layers=["layer3"])
-    before = top_patches(store, small_model, "layer3", 5, 4)
+    before = top_patches(small_model, store, 5, 4)
     Image.new("RGB", (40, 40)).save(here / "!first of all.png")
-    after = top_patches(store, small_model, "layer3", 5, 4)
-    assert [patch.path for patch in after] == [patch.path for patch in before]
-    assert all(
-        np.array_equal(np.asarray(one.image), np.asarray(two.image))
-        for one, two in zip(before, after, strict=True)
-    )
-    (here / before[0].path).unlink()
+    after = top_patches(small_model, store, 5, 4)
+    assert after.names == before.names
+    assert torch.equal(after.patches, before.patches)
+    (here / before.names[0][0]).unlink()
     with pytest.raises(ImageError, match="none of the 1 images of the store can be read any more"):
-        top_patches(store, small_model, "layer3", 5, 1)
-    with pytest.warns(UserWarning, match=f"1 of the 4 strongest .* left out, as {before[0].path}"):
-        left = top_patches(store, small_model, "layer3", 5, 4)
-    assert [patch.path for patch in left] == [patch.path for patch in before[1:]]
+        top_patches(small_model, store, 5, 1)
+    with pytest.warns(UserWarning, match=f"can no longer be read .*: {before.names[0][0]}"):
+        left = top_patches(small_model, store, 5, 4)
+    assert left.names == before.names
+    assert (left.patches[0, 0] == 128).all()
+    assert torch.equal(left.patches[0, 1:], before.patches[0, 1:])

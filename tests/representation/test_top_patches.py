@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,18 +22,15 @@ from timmscope import (
     Store,
     StoreError,
     UnitPatches,
-    attribute_patches,
     load_model,
     load_result,
     mine,
     neuron,
     receptive_field,
     technique,
-    top_patches,
 )
 from timmscope.cli import main
 from timmscope.drawing import around_grey
-from timmscope.patches import unit_patches as patch_book
 
 TopPatches: Any = technique("top-patches")
 MODEL = "random:resnet18?seed=0&img_size=64&num_classes=10"
@@ -115,32 +113,38 @@ def test_equal_values_are_ranked_by_image_and_position(tmp_path: Path) -> None:
     assert one.image_ids.tolist() == [[0, 2, 1]]  # one an image, as the store has it
 
 
-def test_each_unit_has_what_the_quick_look_has(model: HookedModel, store: Store) -> None:
+def test_each_unit_has_what_it_has_alone(model: HookedModel, store: Store) -> None:
     found = TopPatches(units="5-6,1", k=4)(store, layer="layer1.0", model=model)
     for place, unit in enumerate((5, 6, 1)):
-        patches = top_patches(store, model, "layer1.0", unit, 4)
-        assert found.image_ids[place].tolist() == [patch.entry.image_id for patch in patches]
-        assert found.values[place].tolist() == pytest.approx([p.entry.value for p in patches])
-        assert found.boxes[place].tolist() == [list(patch.box) for patch in patches]
-        assert found.names[place] == [patch.path for patch in patches]
+        entries = store.layer("layer1.0").top(unit, 4)
+        assert found.image_ids[place].tolist() == [entry.image_id for entry in entries]
+        assert found.values[place].tolist() == [entry.value for entry in entries]
+        alone = TopPatches(units=unit, k=4)(store, layer="layer1.0", model=model)
+        assert torch.equal(found.boxes[place], alone.boxes[0])
+        assert torch.equal(found.cells[place], alone.cells[0])
+        assert found.names[place] == alone.names[0]
 
 
 def test_pictures_are_patches_and_their_views(model: HookedModel, store: Store) -> None:
     found = TopPatches(units=9, k=3)(store, layer="layer1.0", model=model)
-    field = receptive_field(model, "layer1.0")
-    patches = top_patches(store, model, "layer1.0", 9, 3)
-    views = attribute_patches(patches, model, "layer1.0", 9)
-    side = found.patches.shape[-1]
-    inner = [
-        rank for rank, patch in enumerate(patches)
-        if patch.image.size == (field.size[1], field.size[0])
-    ]  # fmt: skip
-    assert inner
-    for rank in inner:
-        for shown, kept in ((patches[rank], found.patches), (views[rank], found.views)):
-            expected = shown.image.resize((side, side), Image.Resampling.NEAREST)
+    height, width = receptive_field(model, "layer1.0").size
+    explain, source = technique("guided-backprop")(), store.source(None)
+    side, inner = found.patches.shape[-1], 0
+    for rank, (left, upper, right, lower) in enumerate(found.boxes[0].tolist()):
+        if (right - left, lower - upper) != (width, height):
+            continue  # the border of the image cuts it short
+        inner += 1
+        image = model.preprocess(source.load(int(found.image_ids[0, rank])))
+        goal = neuron("layer1.0", 9, *found.positions[0, rank].tolist())
+        view = around_grey(explain(model, image[None], goal).pixels[0])
+        for shown, kept in ((image, found.patches), (view, found.views)):
+            pixels = (shown * 255).round().byte()[:, upper:lower, left:right].permute(1, 2, 0)
+            expected = Image.fromarray(pixels.numpy()).resize(
+                (side, side), Image.Resampling.NEAREST
+            )
             got = kept[0, rank].permute(1, 2, 0).numpy().astype(int)
             assert np.abs(got - np.asarray(expected).astype(int)).max() <= 1
+    assert inner
     assert found.wholes is not None  # of one unit: where the patches are
 
 
@@ -229,7 +233,7 @@ def test_a_view_that_does_not_fit_the_model_is_a_note(tmp_path: Path) -> None:
 def test_a_whole_layer_is_a_book_of_pages_within_a_budget(
     model: HookedModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patch_book, "BUDGET", 3 << 20)
+    monkeypatch.setattr(sys.modules[UnitPatches.__module__], "BUDGET", 3 << 20)
     TopPatches(units="0", k=1, view="none")(store, layer="layer1.0", model=model)  # keeps the field
     found = TopPatches(k=3, view="none")(store, layer="layer1.0", model=model)
     assert found.units.tolist() == list(range(64))
@@ -242,7 +246,10 @@ def test_a_whole_layer_is_a_book_of_pages_within_a_budget(
     last = found.pictures()["page-005"]()
     texts = [text.get_text() for text in last.texts]
     assert "unit 63" in texts
-    assert texts[0] == "layer1.0 of s.scope: 64 units"  # no model was needed
+    title = " ".join(texts[:2])  # in two lines, the model's name shortened
+    assert title.startswith("layer1.0 of random:resnet1")
+    assert title.endswith("=10: 64 units")
+    assert found.provenance.model is None  # none was needed
     assert "55" not in texts
     rows = list(csv.DictReader(io.StringIO((tmp_path / "patches.csv").read_text())))
     assert len(rows) == 64 * 3
@@ -298,12 +305,7 @@ def test_images_that_are_gone_are_grey_among_those_that_are_there(
     location = store.manifest.images.location.removeprefix("folder:")
     images = shutil.copytree(location, tmp_path / "images")
     whole = TopPatches(units="3", k=4, field=field)(store, layer="layer1.0", model=model)
-    patches = top_patches(store, model, "layer1.0", 3, 4, field=field)
-    (images / patches[1].path).write_bytes(b"no picture")
-    with pytest.warns(UserWarning, match="1 of the 4 strongest .* left out, as") as told:
-        rest = top_patches(store, model, "layer1.0", 3, 4, field=field, images=images)
-    assert str(told[0].message).endswith(patches[1].path)
-    assert [each.entry for each in rest] == [patches[at].entry for at in (0, 2, 3)]
+    (images / whole.names[0][1]).write_bytes(b"no picture")
     with pytest.warns(UserWarning, match="1 images of layer1.0 of .* can no longer be read"):
         part = TopPatches(units="3", k=4, field=field)(
             store, layer="layer1.0", model=model, location=images
@@ -326,8 +328,8 @@ def test_images_that_are_gone_are_grey_among_those_that_are_there(
         TopPatches(units="3", k=4, field=field, per_image=False)(
             store, layer="layer1.0", model=model, location=images
         )
-    for patch in patches:
-        (images / patch.path).write_bytes(b"no picture")
+    for name in whole.names[0]:
+        (images / name).write_bytes(b"no picture")
     with pytest.raises(ImageError, match="none of the 4 images of the store can be read any more"):
         TopPatches(units="3", k=4, field=field)(
             store, layer="layer1.0", model=model, location=images

@@ -1,9 +1,9 @@
-"""``timmscope top``: what a unit looks for, in real images."""
+"""``timmscope top`` is a short name for the technique ``top-patches`` on one unit."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
@@ -40,38 +40,28 @@ def top(
         matter locally, global gates left aside (``spatial``), or those with 95 % of the gradient's
         energy on these images (``effective``).
     view
-        Explanation to show beside each patch, of this very unit and cell, as in
-        ``guided-backprop``.
+        Explanation to show beside each patch, of this unit and cell, as in ``guided-backprop``.
     sheet
         PNG to write; by default ``timmscope-out/top-LAYER-UNIT.png``.
     """
-    from timmscope.patches import top_patches
-    from timmscope.patches.figure import patch_figure
+    from timmscope.patches import UnitPatches
     from timmscope.store import Store
-    from timmscope_registry import ParameterError, StoreError
+    from timmscope.techniques import technique
+    from timmscope_registry import ParameterError
 
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
     opened = Store.open(store)
     if metadata is not None:
         opened = opened.with_metadata(metadata)
-    record = opened.layer(layer).record
-    patches = top_patches(opened, None, layer, unit, count, field=field, where=where, images=images)
-    if not patches:
-        chosen = "" if where is None else f" among the images with {where}"
-        raise StoreError(f"{layer}[{unit}] has no value{chosen}, so it has no strongest image")
+    kind: Any = technique("timmscope:top-patches")
+    cut = kind(units=unit, k=count, field=field, view=view)
+    result: UnitPatches = cut(opened, layer=layer, where=where, location=images)
     file = sheet or Path("timmscope-out") / f"top-{output.slug(layer)}-{unit}.png"
-    origin = opened.manifest.model.id
-    views, title = None, f"{layer}[{unit}] of {origin}"
-    if view is not None:
-        from timmscope.patches import attribute_patches
-        from timmscope.store import store_model
-
-        views = attribute_patches(patches, store_model(opened), layer, unit, view)
-        title += f", {view}"
-    output.write_figure(patch_figure(patches, title, views), file)
-    seen = patches[0].field
+    output.write_figure(result.figure(), file)
+    seen = result.fields[0]
     if json:
+        places = [part[0].tolist() for part in (result.positions, result.boxes, result.cells)]
         output.print_json(
             {
                 "store": str(store),
@@ -79,23 +69,19 @@ def top(
                 "unit": unit,
                 "where": where,
                 "view": view,
-                "field": {
-                    "kind": seen.kind,
-                    "size_px": seen.size,
-                    "stride_px": seen.stride,
-                    "unknown_operations": seen.unknown,
-                },
+                "field": seen,
+                "note": result.note,
                 "sheet": str(file),
                 "top": [
                     {
-                        "image_id": patch.entry.image_id,
-                        "path": patch.path,
-                        "value": patch.entry.value,
-                        "position": patch.entry.position,
-                        "box_px": patch.box,
-                        "cell_px": patch.cell,
+                        "image_id": row["image_id"],
+                        "path": row["image"],
+                        "value": row["value"],
+                        "position": position,
+                        "box_px": None if row["left_px"] is None else box,
+                        "cell_px": cell,
                     }
-                    for patch in patches
+                    for row, position, box, cell in zip(result.table(), *places, strict=True)
                 ],
             }
         )
@@ -104,16 +90,17 @@ def top(
         ("rank", "value", "cell", "id", "image"),
         [
             (
-                rank,
-                patch.entry.value,
-                f"{patch.entry.position[0]},{patch.entry.position[1]}" if record.grid else "",
-                patch.entry.image_id,
-                patch.path,
+                row["rank"],
+                row["value"],
+                f"{row['row']},{row['column']}" if result.gridded else "",
+                row["image_id"],
+                row["image"],
             )
-            for rank, patch in enumerate(patches, start=1)
+            for row in result.table()
         ],
         right=("rank", "value", "cell", "id"),
     )
-    size = "the whole image" if seen.grid is None else f"{seen.size[1]}x{seen.size[0]} px"
-    output.say(f"\n{seen.kind} receptive field: {size}")
+    height, width = seen["size_px"]
+    size = f"{width}x{height} px" if result.gridded else "the whole image"
+    output.say(f"\n{seen['kind']} receptive field: {'; '.join([size, *result.notes[1:]])}")
     output.say(f"wrote {file}")

@@ -1,4 +1,4 @@
-"""Explains units at cells, another unit and cell for each image, in one forward and backward."""
+"""`CellAttributions` explains units at cells: each image its own unit and cell, in one pass."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from timmscope.drawing import HeatScale, around_grey, colourise
 from timmscope.objectives import ModelLike, Objective
 from timmscope.progress import quiet
+from timmscope.techniques import Attribution, AttributionTechnique
+from timmscope.techniques.lookup import attribution
 from timmscope_registry import (
     ModelError,
     ParameterError,
@@ -21,7 +24,6 @@ from timmscope_registry import (
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
-    from timmscope.techniques import Attribution, AttributionTechnique
     from timmscope_registry.hooks import Layer
 
 AT_ONCE = 16
@@ -54,9 +56,6 @@ class CellAttributions:
     def __init__(
         self, model: HookedModel, layer: str, technique: AttributionTechnique | str
     ) -> None:
-        from timmscope.techniques import AttributionTechnique
-        from timmscope.techniques.lookup import attribution
-
         self._explain = attribution(technique) if isinstance(technique, str) else technique
         if not isinstance(self._explain, AttributionTechnique):
             raise ParameterError(f"{technique!r} is no attribution", parameter="view")
@@ -91,7 +90,7 @@ class CellAttributions:
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
-            cells: unit, and row and column of its cell, one an image.
+            cells: unit, and row and column of its cell, one per image.
             values: of the unit at the cell.
         """
         capped = [self._below is not None and value >= _CEILING for value in values]
@@ -111,7 +110,7 @@ class CellAttributions:
             with quiet():
                 result = self._explain(self._model, images, _Cells(layer, tuple(cells)))
         except (TechniqueError, ModelError, UnsupportedModel) as error:
-            if len(images) > 1:  # one image's refusal is not the others'
+            if len(images) > 1:  # another image may be explained all the same
                 return [
                     picture
                     for row, cell in enumerate(cells)
@@ -124,11 +123,6 @@ class CellAttributions:
             return [torch.full((3, *images.shape[2:]), 0.5)]
         self._explained += len(images)
         return _coloured(result)
-
-    def require_some(self) -> None:
-        """Raise the refusal where not one image was explained."""
-        if self.refusal is not None and not self._explained:
-            raise self.refusal
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,7 @@ class _Cells(Objective):
 
     @property
     def images_named(self) -> int | None:
-        """One an image, unless there is one for all."""
+        """One per image, unless there is one for all."""
         return len(self.targets) if len(self.targets) > 1 else None
 
     def rows(self, start: int, stop: int) -> Objective:
@@ -181,7 +175,7 @@ class _Cells(Objective):
 
 
 def _below_the_ceiling(model: HookedModel, layer: str) -> str | None:
-    """What the ReLU6 that a layer ends with is given, where a layer of the model returns that."""
+    """The layer whose output is the input of the ReLU6 that `layer` ends with, if there is one."""
     name = model.layers[layer].name
     for call in model.hooks.activations():
         if call.kind == "ReLU6" and name in call.after:
@@ -191,8 +185,6 @@ def _below_the_ceiling(model: HookedModel, layer: str) -> str | None:
 
 def _coloured(result: Attribution) -> list[Tensor]:
     """The explanation of each image, `(3, H, W)` in [0, 1]."""
-    from timmscope.drawing import HeatScale, around_grey, colourise
-
     if result.pixels is not None:
         return [around_grey(pixels) for pixels in result.pixels]
     return [colourise(heat, HeatScale.of(heat, signed=result.signed)) for heat in result.maps]

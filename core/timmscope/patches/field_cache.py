@@ -1,4 +1,4 @@
-"""Receptive fields that were found once stay with the store, so that a look needs no model.
+"""Keeps receptive fields in the store, so that cutting patches again needs no model.
 
 They depend on the architecture alone. Loading the model and following a forward takes longer than
 everything else that a sheet of patches needs, and some models cannot be loaded again at all.
@@ -28,7 +28,7 @@ FOLDER = "fields"
 
 
 def cached_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | None:
-    """The field of a layer that an earlier look left in the store; None if there is none.
+    """The field of a layer that the store keeps; None if there is none.
 
     A file that is not what was written, or of another model, counts as none.
     """
@@ -52,9 +52,9 @@ def cached_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | 
 
 
 def cache_field(store: Store, field: ReceptiveField, model: HookedModel) -> None:
-    """Leave an exact or spatial field in the store; a folder that cannot be written stays so.
+    """Keep an exact or spatial field in the store, unless its folder cannot be written.
 
-    Nor is anything left of a model that is not the store's.
+    The field of a model that is not the store's is not kept.
     """
     if [model.weights_sha256, list(model.input_size)] != _model(store):
         return

@@ -1,4 +1,4 @@
-"""Units' strongest patches as one picture: each enlarged, beside the image that it comes from.
+"""Draws the patches of a unit: each enlarged, beside its explanation and where in its image it is.
 
 All patches of a sheet have one scale: one that the border of its image cuts short stands where it
 would in a whole one. Where the receptive field is most of the image, the images alone are shown,
@@ -18,11 +18,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from timmscope.drawing import sheet_figure
-from timmscope.patches.patch import Patch
 from timmscope.receptive_fields import Box, ReceptiveField
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from .patch import Patch
 
 SIDE = 448
 """Height of a picture in a tile, in pixels."""
@@ -34,40 +35,10 @@ _MOST = 0.5
 """Of the image's area: a field as large as this is not cut out on the sheet."""
 
 
-def patch_figure(
-    patches: Sequence[Patch], title: str = "", views: Sequence[Patch] | None = None
-) -> Figure:
-    """Draw patches with value, cell and image under each, and say below which field they show.
-
-    Args:
-        patches: of `top_patches`.
-        title: of the sheet.
-        views: of `attribute_patches`: what of each patch the unit answered to, beside it.
-
-    Raises:
-        ParameterError: no patches.
-    """
-    beside: Sequence[Patch | None] = [None] * len(patches) if views is None else views
-    pairs = zip(patches, beside, strict=True)
-    note = ""
-    if patches:
-        note = note_of(patches[0].field, size=patches[0].whole.size, placed=True)
-    return grid_figure(
-        [joined(panels(patch, view, SIDE, placed=True)) for patch, view in pairs],
-        [caption(patch.entry.value, patch.entry.position, patch.path) for patch in patches],
-        title,
-        note,
-    )
-
-
 def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, note: str) -> Figure:
-    """Tiles of one unit, `(3, H, W)` uint8, in nearly a square.
-
-    Raises:
-        ParameterError: no tiles.
-    """
+    """Tiles of one unit, `(3, H, W)` uint8, in nearly a square."""
     columns = min(8, math.ceil(math.sqrt(len(tiles))))
-    pictures = round(tiles[0].shape[2] / tiles[0].shape[1]) if tiles else 1  # in a tile
+    pictures = round(tiles[0].shape[2] / tiles[0].shape[1])  # in a tile
     columns = min(columns, {1: 6, 2: 4}.get(pictures, 2))
     widest = {1: 1.6, 2: 2.7}.get(pictures, 4.0)
     return sheet_figure(
@@ -75,8 +46,8 @@ def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, no
         captions,
         title=title,
         note=note,
-        columns=columns or None,
-        cell_in=max(min(widest, 8.5 / max(columns, 1)), 4.4 / max(columns, 1)),  # room for the note
+        columns=columns,
+        cell_in=max(min(widest, 8.5 / columns), 4.4 / columns),  # room for the note
     )
 
 
@@ -86,44 +57,43 @@ def caption(value: float, position: tuple[int, int], name: str) -> str:
     return f"{value:.4g}{cell}\n{' '.join((PurePath(name).stem or name).split())}"
 
 
-def note_of(field: ReceptiveField, *, size: tuple[int, int], placed: bool) -> str:
+def note_of(field: ReceptiveField, *, placed: bool) -> str:
     """What is shown of a patch: the field's kind and size, what is drawn in, and the caption.
 
     Args:
         field: the receptive field.
-        size: width and height of the images.
         placed: whether the image with the patch's place stands beside it.
     """
     if field.grid is None:
         return "no grid: the unit sees the whole image; below: its value"
     height, width = field.size
     shown = f"{field.kind} receptive field, {width}x{height} px"
-    if not is_cut_out(field, size):
+    if not is_cut_out(field):
         shown = f"outlined: {shown}, and the cell"
     elif placed:
         shown += ", and where it is"
     return f"{shown}; below: the value at row,column of the cell"
 
 
-def is_cut_out(field: ReceptiveField, size: tuple[int, int]) -> bool:
-    """Whether the field is small enough beside an image (width, height) to be cut out."""
-    (height, width), (whole_width, whole_height) = field.size, size
+def is_cut_out(field: ReceptiveField) -> bool:
+    """Whether the field is small enough beside its image to be cut out."""
+    (height, width), (whole_height, whole_width) = field.size, field.image_size
     return min(height, whole_height) * min(width, whole_width) <= _MOST * whole_width * whole_height
 
 
-def panels(patch: Patch, view: Patch | None, side: int, *, placed: bool) -> list[Tensor]:
-    """A patch's pictures, `(3, side, W)` uint8: it, its view, and where in the image it is.
+def panels(patch: Patch, view: Image.Image | None, side: int, *, placed: bool) -> list[Tensor]:
+    """A patch's pictures, `(3, side, W)` uint8: it, its explanation, and where in the image it is.
 
     Args:
         patch: the patch.
-        view: what the unit answered to, if it is known.
+        view: the image explained, if that is known.
         side: height in pixels; the width follows the image's shape.
         placed: show where it is, unless that is drawn into the first picture anyway.
     """
-    cut_out = is_cut_out(patch.field, patch.whole.size)
-    shown = [_enlarged(patch, side) if cut_out else _outlined(patch, side)]
+    cut_out = is_cut_out(patch.field)
+    shown = [_enlarged(patch, patch.whole, side) if cut_out else _outlined(patch, side)]
     if view is not None:
-        shown.append(_enlarged(view, side) if cut_out else _of_height(view.whole, side))
+        shown.append(_enlarged(patch, view, side) if cut_out else _of_height(view, side))
     if cut_out and placed:
         shown.append(_outlined(patch, side))
     return [torch.from_numpy(np.asarray(each).copy()).permute(2, 0, 1) for each in shown]
@@ -143,7 +113,7 @@ def _outlined(patch: Patch, side: int) -> Image.Image:
     whole = _of_height(patch.whole, side)
     if patch.field.grid is not None:
         scale = side / patch.whole.height
-        if not is_cut_out(patch.field, patch.whole.size):
+        if not is_cut_out(patch.field):
             _outline(whole, patch.cell, scale, _CELL)
         _outline(whole, patch.box, scale, _FIELD)
     return whole
@@ -154,9 +124,9 @@ def _of_height(picture: Image.Image, side: int) -> Image.Image:
     return picture.resize((width, side), Image.Resampling.BICUBIC)
 
 
-def _enlarged(patch: Patch, side: int) -> Image.Image:
-    """The patch in its frame, its pixels kept apart, on white of the image's shape."""
-    framed = _framed(patch)
+def _enlarged(patch: Patch, image: Image.Image, side: int) -> Image.Image:
+    """The patch of an image in its frame, its pixels kept apart, on white of the image's shape."""
+    framed = _framed(patch, image)
     width = round(patch.whole.width * side / patch.whole.height)
     scale = min(side / framed.height, width / framed.width)
     size = (max(1, round(framed.width * scale)), max(1, round(framed.height * scale)))
@@ -167,15 +137,16 @@ def _enlarged(patch: Patch, side: int) -> Image.Image:
     return ground
 
 
-def _framed(patch: Patch) -> Image.Image:
-    """The patch in a frame of the size of a whole field."""
+def _framed(patch: Patch, image: Image.Image) -> Image.Image:
+    """The patch of an image in a frame of the size of a whole field."""
     height, width = patch.field.size
     frame = Image.new("RGB", (width, height), _OUTSIDE)
-    left, upper = (width - patch.image.width) // 2, (height - patch.image.height) // 2
+    cut = image.crop(patch.box)
+    left, upper = (width - cut.width) // 2, (height - cut.height) // 2
     if patch.field.unclipped is not None:
         free = patch.field.box(patch.entry.position, clip=False)
         left, upper = patch.box[0] - free[0], patch.box[1] - free[1]
-    frame.paste(patch.image, (left, upper))
+    frame.paste(cut, (left, upper))
     return frame
 
 

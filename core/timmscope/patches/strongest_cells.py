@@ -1,6 +1,6 @@
-"""The strongest cells of units over all positions of all images, from one more look at a few.
+"""Finds the strongest cells of units over all positions of all images, by running a few again.
 
-A store keeps one maximum an image and unit, so its list has one cell an image. Where cell p of
+A store keeps one maximum per image and unit, so its list has one cell per image. Where cell p of
 image X is among a unit's K strongest anywhere, the maximum of X is among the K strongest maxima:
 every image before it holds a cell that comes before p. So only the images of these K maxima are run
 through the model again, and all of their cells are ranked.
@@ -36,8 +36,8 @@ def strongest_cells(
 ) -> list[list[TopEntry]]:
     """Of each unit the `k` strongest cells, best first, ties by image id, then by position.
 
-    Values are those of this look: they may differ from the pass's, which ran another copy of the
-    model, in the last digits (more, where it ran in bfloat16).
+    Values are computed again. They may differ in the last digits from those in the store, which
+    another copy of the model computed (in more digits, where that ran in bfloat16).
 
     Raises:
         ImageError: one of the images is no longer there.

@@ -1,4 +1,4 @@
-"""What units look for: the patches of real images that drive them highest."""
+"""`TopPatches` shows what units look for: the patches of real images that drive them highest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from timmscope import (
     ParameterError,
     RepresentationTechnique,
     Rows,
+    StoreError,
+    StoreMismatch,
     UnitNumbers,
     UnitPatches,
     chosen_units,
@@ -23,10 +25,10 @@ def _view(given: str | None) -> str | None:
 
 
 class TopPatches(RepresentationTechnique):
-    """Patches that drive units highest, each beside what the unit answered to in it.
+    """Patches that drive units highest, each beside what activated the unit in it.
 
     After Zeiler & Fergus (ECCV 2014, figure 2), with guided backpropagation (Springenberg et al.,
-    2015) of the very unit and cell in place of their deconvnet. One patch an image by default, at
+    2015) of the unit at that cell in place of their deconvnet. One patch per image by default, at
     the image's maximum, as the store has it. Over all positions (`per_image` off) the ranking is
     exact: the images of the highest maxima are run through the model once more.
 
@@ -45,7 +47,7 @@ class TopPatches(RepresentationTechnique):
     """Explanation beside each patch, as in `saliency` or `grad-cam layer=blocks.4`; `none` for
     patches alone. Where it does not fit the model, the figure says so."""
     per_image: bool = True
-    """One patch an image; off, the strongest of all positions of all images."""
+    """One patch per image; off, the strongest of all positions of all images."""
 
     def analyse(self, source: Rows, images: Any) -> UnitPatches:
         """Patches of a store's layer; takes no query images."""
@@ -57,12 +59,12 @@ class TopPatches(RepresentationTechnique):
         def load() -> HookedModel:
             try:
                 return self.model_of(layer)
-            except ParameterError as error:
+            except StoreMismatch:
+                raise
+            except StoreError as error:
                 if self.view is None:
                     raise
-                raise ParameterError(
-                    f"{error}; patches alone (view none) may do without it", parameter="model"
-                ) from error
+                raise StoreError(f"{error}; patches alone (view none) may do without it") from error
 
         return unit_patches(
             layer,
