@@ -255,3 +255,11 @@ def test_a_model_without_a_source_has_to_be_given(store: Store) -> None:
     lost = Store(store.path, store.manifest.model_copy(update={"model": record}))
     with pytest.raises(StoreError, match=r"it was a module in memory.*pass it as model="):
         top(lost, None, "layer4", 0, 2, field="effective")
+
+
+@pytest.mark.parametrize("per_image", [True, False])
+def test_a_model_that_is_not_the_stores_is_refused(store: Store, per_image: bool) -> None:
+    other = load_model("random:resnet18?seed=9&img_size=96")
+    cut = technique("top-patches")(units=3, k=4, per_image=per_image)
+    with pytest.raises(StoreMismatch, match="seed=9&img_size=96 has other weights"):
+        cut(store, layer="layer1", model=other)  # type: ignore[operator]

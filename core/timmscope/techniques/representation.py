@@ -101,6 +101,7 @@ class RepresentationTechnique(Technique):
         Raises:
             ParameterError: the source is not what the technique reads, or the condition is wrong.
             StoreError: there is no store, or it cannot be read.
+            StoreMismatch: `model` is not the one that the store was mined with.
             LayerNotFound: the store has no such layer.
         """
         this = cast(RepresentationTechnique, self)
@@ -204,7 +205,11 @@ class RepresentationTechnique(Technique):
             for each, place in zip(sources, places, strict=True)
             for found in _layers(each, names)
         ]
-        return rows if several else rows[0]
+        if several:
+            return rows
+        if _call.get().model is not None and rows[0].layer is not None:
+            self.model_of(rows[0].layer)  # refuses another model, whether or not one is needed
+        return rows[0]
 
     def _opened(self, source: Any) -> Any:
         """A store, one of its layers or an array."""
