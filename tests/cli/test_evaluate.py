@@ -78,7 +78,7 @@ def test_one_technique_is_judged_under_two_settings(cli: Cli, pictures: Path) ->
     ("arguments", "words"),
     [
         ([], "--technique"),
-        (["--technique", "rise", "--technique", "rise masks=4000"], "rise is there twice"),
+        (["--technique", "rise", "--technique", "rise masks=4000"], "rise is given twice"),
         (["--technique", "rise masks=0"], "parameter 'masks' of rise"),
         (["--technique", "grad-can"], "did you mean 'grad-cam'"),
         (["--technique", "pgd"], "it makes no maps, and only attributions do"),

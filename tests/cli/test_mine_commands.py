@@ -103,12 +103,12 @@ def test_the_reason_does_not_repeat_the_name_of_the_image(cli: Any, photos: Path
     assert line.split(maxsplit=1) == ["5.png", "the file is empty (0 bytes); replace or remove it"]
 
 
-def test_the_size_of_maps_is_said_first_and_what_was_there_on_going_on(
+def test_the_size_of_maps_is_logged_first_and_the_finished_shards_on_resuming(
     cli: Any, photos: Path
 ) -> None:
     command = ["mine", MODEL, photos, "-o", "s.scope", "--maps", "layer1", *SIZES]
     first = cli(*command)
-    assert first.err.startswith("timmscope: s.scope: about ")
+    assert first.err.startswith("timmscope: s.scope: needs about ")
     assert first.err.endswith("for 14 images\n")
     Path("s.scope/shards/00002.h5").unlink()
     again = cli(*command)

@@ -1,4 +1,4 @@
-"""A whole evaluation: side by side, resumed after any end, refused in one line."""
+"""`evaluate` measures techniques side by side, resumes after a kill, and refuses in one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_value_is_the_metrics_own_and_means_have_intervals(model, photos, tmp_path):
+def test_values_equal_those_of_the_metrics_and_means_have_intervals(model, photos, tmp_path):
     (photos / "bad.png").write_text("no picture")
     before = fingerprint(model.module)
     found = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
@@ -104,7 +104,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 7])
-def test_an_evaluation_cut_anywhere_goes_on_to_the_same_bytes(model, photos, tmp_path, kept):
+def test_an_evaluation_cut_anywhere_resumes_to_the_same_bytes(model, photos, tmp_path, kept):
     whole = tmp_path / "whole"
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=whole)
     lines = (whole / "records.jsonl").read_bytes().splitlines(keepends=True)
@@ -117,8 +117,7 @@ def test_an_evaluation_cut_anywhere_goes_on_to_the_same_bytes(model, photos, tmp
     assert files_of(cut) == files_of(whole)
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(photos, tmp_path):
-    """SIGKILL, at whatever point it hits; no map that was done is done again."""
+def test_a_killed_evaluation_resumes_without_repeating_a_map(photos, tmp_path):
     out = tmp_path / "out"
     code = (
         "from tests.evaluation.test_evaluate import *\n"
@@ -144,14 +143,14 @@ def test_a_killed_evaluation_goes_on_where_it_was(photos, tmp_path):
     assert files_of(out) == files_of(fresh)
 
 
-def test_a_finished_evaluation_is_read_and_not_made_again(model, photos, tmp_path, monkeypatch):
+def test_a_finished_evaluation_is_read_and_not_repeated(model, photos, tmp_path, monkeypatch):
     first = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
     monkeypatch.setattr(type(TECHNIQUES["saliency"]), "attribute", None)
     again = evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
     assert torch.equal(again.values, first.values)
 
 
-def test_another_evaluation_does_not_go_into_the_same_folder(model, photos, tmp_path):
+def test_another_evaluation_in_the_same_folder_is_refused(model, photos, tmp_path):
     out = tmp_path / "out"
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
     before = files_of(out)
@@ -167,13 +166,13 @@ def test_another_evaluation_does_not_go_into_the_same_folder(model, photos, tmp_
         evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=photos)
 
 
-def test_a_start_that_failed_does_not_occupy_the_folder(model, photos, tmp_path):
+def test_a_failed_start_does_not_occupy_the_folder(model, photos, tmp_path):
     with pytest.raises(UnsupportedModel, match="no attention"):
         evaluate(model, photos, ["attention-rollout"], metrics=QUICK, out=tmp_path / "out")
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=tmp_path / "out")
 
 
-def test_an_end_while_the_settings_are_written_does_not_occupy_the_folder(model, photos, tmp_path):
+def test_a_kill_while_the_settings_are_written_does_not_occupy_the_folder(model, photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "evaluation.json.tmp").write_text('{"mod')
@@ -181,7 +180,7 @@ def test_an_end_while_the_settings_are_written_does_not_occupy_the_folder(model,
     assert not [file.name for file in out.iterdir() if file.suffix == ".tmp"]
 
 
-def test_a_line_that_is_none_is_named(model, photos, tmp_path):
+def test_a_damaged_line_is_named(model, photos, tmp_path):
     out = tmp_path / "out"
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
     lines = (out / "records.jsonl").read_text().splitlines(keepends=True)
@@ -190,28 +189,28 @@ def test_a_line_that_is_none_is_named(model, photos, tmp_path):
         evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
 
 
-def test_a_map_that_is_refused_is_told_and_leaves_the_others(model, photos):
+def test_a_refused_map_is_reported_and_the_others_are_measured(model, photos):
     flat = photos / "0.png"
     Image.new("RGB", (48, 40), (128, 128, 128)).save(flat)
     blurred = technique("occlusion")(patch_px=16, baseline="blur")
     cover = {"blurred": blurred, "saliency": TECHNIQUES["saliency"]}
     found = evaluate(model, photos, cover, metrics=[Deletion(steps=3)])
-    (told,) = found.refused
-    assert (told["image"], told["technique"]) == ("0.png", "blurred")
-    assert "zero everywhere" in told["reason"]
+    (refused,) = found.refused
+    assert (refused["image"], refused["technique"]) == ("0.png", "blurred")
+    assert "zero everywhere" in refused["reason"]
     assert found.values.isnan().sum() == 1
     assert [row["maps"] for row in found.summary()] == [3, 4]
 
 
 def test_an_evaluation_without_a_single_map_is_refused(photos, tmp_path):
     transformer = load_model("random:vit_tiny_patch16_224?img_size=32")
-    with pytest.raises(TechniqueError, match=r"not one of the 4 maps .* on 0.png: .* use saliency"):
+    with pytest.raises(TechniqueError, match=r"none of the 4 maps .* on 0.png: .* use saliency"):
         evaluate(transformer, photos, ["deconvnet"], metrics=QUICK, out=tmp_path / "out")
 
 
-def test_a_file_is_no_place_for_an_evaluation(model, photos, tmp_path):
+def test_a_file_instead_of_a_folder_is_refused(model, photos, tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(StoreError, match=r"out: no folder can be made there .*choose another"):
+    with pytest.raises(StoreError, match=r"out: cannot create this folder .*choose another"):
         evaluate(model, photos, ["saliency"], metrics=QUICK, out=tmp_path / "out")
 
 
@@ -238,9 +237,9 @@ def test_images_in_memory_each_have_their_target(model):
         alone = evaluate(model, images[row : row + 1], ["saliency"], objective=index,
                          metrics=QUICK[:2])  # fmt: skip
         assert torch.equal(found.values[:, :2, row], alone.values[:, :, 0])
-    with pytest.raises(ParameterError, match="targets for 2 images, and there are 3"):
+    with pytest.raises(ParameterError, match="targets for 2 images, but there are 3"):
         evaluate(model, images, ["saliency"], objective="class:1|4")
-    assert not bool(torch.isfinite(alone.low).any()), "one image says nothing of the spread"
+    assert not bool(torch.isfinite(alone.low).any()), "one image has no spread"
 
 
 def test_units_inside_the_model_can_be_evaluated(model, photos):
@@ -248,7 +247,7 @@ def test_units_inside_the_model_can_be_evaluated(model, photos):
     assert bool(torch.isfinite(found.values).all())
 
 
-def test_by_default_everything_but_the_pointing_game_is_measured(model):
+def test_the_default_metrics_are_all_but_the_pointing_game(model):
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     found = evaluate(model, image, [technique("grad-cam")(layer="layer1")])
     assert found.metrics == ["insertion", "deletion", "sensitivity-n", "randomisation"]
@@ -262,25 +261,25 @@ def test_by_default_everything_but_the_pointing_game_is_measured(model):
         ({"techniques": []}, ParameterError, "at least one technique"),
         ({"techniques": ["grad-can"]}, PluginError, "did you mean 'grad-cam'"),
         ({"techniques": ["pgd"]}, ParameterError, "family attack: it makes no maps"),
-        ({"techniques": ["saliency", "saliency"]}, ParameterError, "saliency is there twice"),
+        ({"techniques": ["saliency", "saliency"]}, ParameterError, "saliency is given twice"),
         ({"metrics": ["insertoin"]}, ParameterError, "did you mean 'insertion'"),
         ({"metrics": []}, ParameterError, "at least one metric"),
         ({"objective": 77}, ObjectiveError, "there is no class 77"),
         ({"images": "gone"}, ImageError, "no such file or folder"),
     ],
 )
-def test_wrong_input_is_one_line(model, photos, given, error, words):
+def test_wrong_input_is_a_one_line_error(model, photos, given, error, words):
     arguments = {"images": photos, "techniques": ["saliency"], "metrics": QUICK} | given
     with pytest.raises(error, match=words) as caught:
         evaluate(model, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_of_nothing_readable_is_refused(model, tmp_path):
+def test_a_folder_without_readable_images_is_refused(model, tmp_path):
     folder = tmp_path / "bad"
     folder.mkdir()
     (folder / "a.png").write_text("no picture")
-    with pytest.raises(ImageError, match="not one of the 1 images can be read; the first says"):
+    with pytest.raises(ImageError, match="none of the 1 images can be read; the first error is"):
         evaluate(model, folder, ["saliency"], metrics=QUICK, out=tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Metrics from their definitions, on models whose answers are known beforehand."""
+"""Metrics are compared with their definitions, on models whose answers are known."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE = 6
 
 
 class Weighted(nn.Module):
-    """`logits = (Σ w · I, 0)`: the probability is the logistic function of a weighted sum."""
+    """A model with `logits = (Σ w · I, 0)`, so the probability is logistic in a weighted sum."""
 
     num_classes = 2
 
@@ -66,7 +66,7 @@ def case_of(model, image, heat, explain=None, objective=None, inside=None, seed=
 
 @pytest.fixture
 def one_pixel():
-    """The red value of one pixel, times 4: the map that knows it, and the one that knows least."""
+    """Return a model that reads 4 times the red value of one pixel, an image, and its true map."""
     weight = torch.zeros(3, SIZE, SIZE)
     weight[0, 2, 3] = 4
     image = torch.full((3, SIZE, SIZE), 1.0, dtype=torch.float64)
@@ -80,7 +80,7 @@ def logistic(value: float) -> float:
 
 
 def test_deletion_of_a_model_of_one_pixel(one_pixel):
-    """p falls from σ(4) to ½ with the first of the 36 pixels, or with the last."""
+    """p falls from σ(4) to ½ with the first of 36 pixels for the best map, else with the last."""
     model, image, heat = one_pixel
     metric = Deletion(steps=36)
     best = metric.measure(case_of(model, image, heat))
@@ -93,7 +93,7 @@ def test_deletion_of_a_model_of_one_pixel(one_pixel):
 
 
 def test_insertion_of_a_model_of_one_pixel(one_pixel):
-    """From black, p rises to σ(4) with the first pixel, or with the last."""
+    """From black, p rises to σ(4) with the first pixel for the best map, else with the last."""
     model, image, heat = one_pixel
     metric = Insertion(steps=36, baseline="zero")
     full, step = logistic(4), 1 / 36
@@ -105,7 +105,7 @@ def test_insertion_of_a_model_of_one_pixel(one_pixel):
 
 
 def test_curves_of_a_linear_model_follow_the_sorted_weights():
-    """Each portion of pixels takes its part of the sum; nothing else changes."""
+    """Each portion of pixels changes the sum by its own part."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, SIZE, SIZE, generator=generator) / 3
     image = torch.rand(3, SIZE, SIZE, generator=generator, dtype=torch.float64)
@@ -142,14 +142,14 @@ def test_insertion_starts_from_a_blurred_image():
     assert curve[1] == pytest.approx(logistic(1))
 
 
-def test_what_is_no_class_is_scored_by_its_value(one_pixel):
+def test_an_objective_that_is_not_a_class_is_scored_by_its_value(one_pixel):
     model, image, heat = one_pixel
     goal = 0.5 * class_logit(0)
     curve = Deletion(steps=36).measure(case_of(model, image, heat, objective=goal)).curve
     assert curve == pytest.approx([2.0] + 36 * [0.0])
 
 
-def test_equal_ranks_go_in_reading_order(one_pixel):
+def test_pixels_of_equal_rank_are_changed_in_reading_order(one_pixel):
     model, image, _ = one_pixel
     curve = Deletion(steps=36).measure(case_of(model, image, torch.ones(SIZE, SIZE))).curve
     place = 2 * SIZE + 3
@@ -171,7 +171,7 @@ def test_sensitivity_n_of_a_linear_model_is_one_for_its_own_contributions():
     assert wrong.value == pytest.approx(-1)
 
 
-def test_sensitivity_n_is_numpys_correlation_over_the_same_sets():
+def test_sensitivity_n_equals_the_correlation_of_numpy_over_the_same_sets():
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(3, SIZE, SIZE, generator=generator)
     image = torch.rand(3, SIZE, SIZE, generator=generator, dtype=torch.float64)
@@ -182,21 +182,21 @@ def test_sensitivity_n_is_numpys_correlation_over_the_same_sets():
     drawn = torch.Generator().manual_seed(3 * 1_000_003)
     sets = [torch.randperm(36, generator=drawn)[:n].numpy() for n in 12 * [9] + 12 * [18]]
     parts = (weight.double() * image).sum(0).flatten().numpy()
-    told = np.array([heat.flatten().numpy()[s].sum() for s in sets])
+    sums = np.array([heat.flatten().numpy()[s].sum() for s in sets])
     lost = np.array([parts[s].sum() for s in sets])
-    expected = [np.corrcoef(told[k : k + 12], lost[k : k + 12])[0, 1] for k in (0, 12)]
+    expected = [np.corrcoef(sums[k : k + 12], lost[k : k + 12])[0, 1] for k in (0, 12)]
     assert measured.curve == pytest.approx(expected)
     assert measured.value == pytest.approx(np.mean(expected))
 
 
-def test_a_map_that_says_nothing_correlates_with_nothing(one_pixel):
+def test_the_correlation_of_a_constant_map_is_zero(one_pixel):
     model, image, _ = one_pixel
     with session(0, [0]):
         flat = SensitivityN(sets=5).measure(case_of(model, image, torch.ones(SIZE, SIZE)))
     assert flat.value == 0
 
 
-def test_the_scale_of_a_map_does_not_change_what_it_correlates_with():
+def test_the_scale_of_a_map_does_not_change_the_correlation():
     generator = torch.Generator().manual_seed(1)
     one, two = torch.randn(2, 50, generator=generator, dtype=torch.float64)
     expected = np.corrcoef(one.numpy(), two.numpy())[0, 1]
@@ -221,7 +221,7 @@ def test_the_pointing_game_hits_inside_the_box_or_near_it(peak, tolerance, hit):
     assert PointingGame(tolerance_px=tolerance).measure(case).value == hit
 
 
-def test_an_image_without_a_box_in_sight_takes_no_part():
+def test_an_image_without_a_visible_box_is_not_measured():
     heat = torch.ones(10, 10)
     assert PointingGame().measure(case_of(None, torch.zeros(3, 10, 10), heat)) is None
     gone = torch.zeros(10, 10, dtype=torch.bool)
@@ -230,7 +230,7 @@ def test_an_image_without_a_box_in_sight_takes_no_part():
 
 
 def test_boxes_go_through_the_models_resize_and_crop():
-    """400×200 px are halved to 200×100 and the middle 100 columns kept: x' = x/2 − 50."""
+    """400×200 px are halved to 200×100, and the middle 100 columns are kept: x' = x/2 − 50."""
     model = HookedModel(
         Weighted(torch.zeros(3, 100, 100)), mean=(0,) * 3, std=(1,) * 3,
         input_size=(3, 100, 100), crop_pct=1.0,
@@ -246,14 +246,14 @@ def test_boxes_go_through_the_models_resize_and_crop():
     tiny = Boxes({"a.jpg": [(200, 100, 201, 101)]}).inside(model, "a.jpg", (400, 200))
     assert torch.nonzero(tiny).tolist() == [[50, 50]]
     between = Boxes({"a.jpg": [(200.2, 100.1, 200.9, 100.3)]}).inside(model, "a.jpg", (400, 200))
-    assert torch.equal(between, tiny), "what lies within a pixel is that pixel"
+    assert torch.equal(between, tiny), "a box within a pixel is that pixel"
     huge = Boxes({"a.jpg": [(-1e12, -5, 1e12, 1e300)]}).inside(model, "a.jpg", (400, 200))
-    assert bool(huge.all()), "what reaches beyond the picture is cut off by it"
+    assert bool(huge.all()), "a box that exceeds the picture is cut off"
     beside = Boxes({"a.jpg": [(400, 0, 500, 200)]}).inside(model, "a.jpg", (400, 200))
     assert not bool(beside.any())
 
 
-def test_box_files_are_read_and_faults_in_them_named(tmp_path):
+def test_box_files_are_read_and_their_errors_named(tmp_path):
     file = tmp_path / "boxes.csv"
     file.write_text("path,left,upper,right,lower,label\na.jpg,1,2,3,4,cat\na.jpg,5,5,9,9,cat\n")
     boxes = Boxes(file)
@@ -274,7 +274,7 @@ def test_box_files_are_read_and_faults_in_them_named(tmp_path):
 
 
 class Stack(nn.Module):
-    """Three layers with weights, and a position embedding of its own."""
+    """A model with three layers that have weights, and a position embedding."""
 
     num_classes = 3
 
@@ -296,7 +296,7 @@ def stack() -> HookedModel:
     return HookedModel(Stack(), mean=(0,) * 3, std=(1,) * 3, input_size=(3, 8, 8))
 
 
-def test_the_cascade_goes_from_the_classifier_down_and_leaves_the_model_alone(stack):
+def test_the_cascade_starts_at_the_classifier_and_does_not_change_the_model(stack):
     before = fingerprint(stack.module)
     own = {name: value.clone() for name, value in stack.module.named_parameters()}
     changed = []
@@ -312,7 +312,7 @@ def test_the_cascade_goes_from_the_classifier_down_and_leaves_the_model_alone(st
     assert [len(list(cascade(stack, stages, 0))) for stages in (1, 2, 3)] == [1, 2, 3]
 
 
-def test_random_weights_keep_the_mean_and_deviation_of_their_own():
+def test_random_weights_have_the_mean_and_deviation_of_the_original_weights():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 40 * 40, 3))
     module[1].weight.data.mul_(5).add_(2)
@@ -325,7 +325,7 @@ def test_random_weights_keep_the_mean_and_deviation_of_their_own():
     assert abs(float(torch.corrcoef(both)[0, 1])) < 0.05
 
 
-def test_a_map_blind_to_the_weights_stays_and_one_that_is_the_weights_goes(stack):
+def test_randomisation_is_one_for_a_constant_map_and_low_for_a_map_of_weights(stack):
     image = torch.rand(3, 8, 8)
     heat = torch.rand(8, 8)
     blind = CascadingRandomisation(stages=4).measure(case_of(stack, image, heat))
@@ -343,7 +343,7 @@ def test_a_map_blind_to_the_weights_stays_and_one_that_is_the_weights_goes(stack
     assert CascadingRandomisation(stages=4).axis(stack, 64) == (0, 0.25, 0.5, 0.75, 1)
 
 
-def test_a_randomised_model_without_a_map_counts_as_nothing_in_common(stack):
+def test_a_randomised_model_without_a_map_has_correlation_zero(stack):
     def explain(model):
         raise TechniqueError("the map is zero everywhere")
 
@@ -351,7 +351,7 @@ def test_a_randomised_model_without_a_map_counts_as_nothing_in_common(stack):
     assert CascadingRandomisation(stages=2).measure(case).value == 0
 
 
-def test_rank_correlation_is_scipys():
+def test_rank_correlation_equals_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     generator = torch.Generator().manual_seed(0)
     for levels in (5, 1000):
@@ -361,7 +361,7 @@ def test_rank_correlation_is_scipys():
     assert spearman(torch.ones(5), torch.arange(5.0)) == 0
 
 
-def test_the_interval_is_that_of_the_mean():
+def test_the_interval_is_near_that_of_the_normal_distribution():
     values = np.random.default_rng(0).normal(3, 2, 400)
     low, high = interval(values)
     error = values.std(ddof=1) / 20
@@ -372,7 +372,7 @@ def test_the_interval_is_that_of_the_mean():
     assert all(math.isnan(end) for end in interval(np.array([1.0])))
 
 
-def test_the_interval_covers_the_mean_as_often_as_it_says():
+def test_the_interval_covers_the_mean_about_95_times_in_100():
     generator = np.random.default_rng(1)
     samples = generator.normal(0, 1, (200, 60))
     hits = sum(low <= 0 <= high for low, high in map(interval, samples))
@@ -388,6 +388,6 @@ def test_the_interval_covers_the_mean_as_often_as_it_says():
         (Insertion, {"baseline": "pink"}, "'baseline' of insertion is 'pink'"),
     ],
 )
-def test_parameters_that_cannot_be_are_refused(kind, settings, words):
+def test_impossible_parameters_are_refused(kind, settings, words):
     with pytest.raises(ParameterError, match=words):
         kind(**settings)

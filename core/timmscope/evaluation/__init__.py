@@ -1,4 +1,4 @@
-"""Judging explanations: metrics with known answers, over many images, techniques side by side."""
+"""Evaluates attribution techniques: metrics over many images, and comparisons side by side."""
 
 from timmscope.evaluation.comparison import Comparison, compare
 from timmscope.evaluation.curves import Deletion, Insertion

@@ -1,4 +1,4 @@
-"""How sure a mean over images is."""
+"""Computes bootstrap confidence intervals of means over images."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-_AT_ONCE = 4_000_000
+_VALUES_AT_ONCE = 4_000_000
 
 
 def interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """95 % confidence interval of the mean: percentile bootstrap with 2000 resamples (Efron, 1979).
+    """Return the 95 % confidence interval of the mean.
+
+    It is the percentile bootstrap with 2000 resamples (Efron, 1979).
 
     Args:
-        values: `(N,)`, one an image, without NaN.
-        seed: of the resampling.
+        values: `(N,)`, one value per image, without NaN.
+        seed: seed of the resampling.
 
     Returns:
-        Low and high; NaN for fewer than two values, which say nothing of their spread.
+        Lower and upper end; NaN for fewer than two values, whose spread is unknown.
     """
     if len(values) < 2:
         return float("nan"), float("nan")
     generator = np.random.default_rng(seed)
-    step = max(1, _AT_ONCE // len(values))
+    step = max(1, _VALUES_AT_ONCE // len(values))
     means = [
         values[generator.integers(0, len(values), (min(step, RESAMPLES - done), len(values)))].mean(
             1

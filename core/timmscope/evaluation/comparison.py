@@ -1,6 +1,6 @@
-"""Attributions side by side: several techniques, and several layers of each, on the same images.
+"""`compare` attributes the same images by several techniques, each at several layers if wanted.
 
-Class activation maps share one forward and one backward, whatever their number and their layers.
+All class activation maps share one forward and one backward pass, at any number of layers.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Comparison(Result):
     """Maps of several techniques for the same images and objective.
 
     Attributes:
-        maps: `(T, B, H, W)` at image size, unnormalised; scales differ between techniques.
-        names: of the `T` maps, `grad-cam` or `grad-cam at layer3`.
-        signed: for each, whether values below zero speak against the objective.
+        maps: `(T, B, H, W)` at image size, not normalised; scales differ between techniques.
+        names: names of the `T` techniques, as `grad-cam` or `grad-cam at layer3`.
+        signed: for each of them, whether negative values are evidence against the objective.
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(B,)` value of the objective.
-        objective: its text, bound.
-        labels: what each image's objective is called.
+        objective: the text of the bound objective.
+        labels: the name of the objective for each image.
     """
 
     maps: Tensor
@@ -51,23 +51,23 @@ class Comparison(Result):
     labels: list[str]
 
     def __getitem__(self, name: str) -> Tensor:
-        """The maps `(B, H, W)` of that name.
+        """Return the maps `(B, H, W)` of the technique with that name.
 
         Raises:
-            ParameterError: there are none.
+            ParameterError: there is no such name.
         """
         if name not in self.names:
-            raise ParameterError(f"no map is called {name!r}; there are: {', '.join(self.names)}")
+            raise ParameterError(f"no map is called {name!r}; the maps are {', '.join(self.names)}")
         return self.maps[self.names.index(name)]
 
     def figure(self) -> Figure:
-        """A row an image, a column a technique: overlays, each with its colour bar."""
+        """Draw overlays with colour bars, with one row per image and one column per technique."""
         from timmscope.evaluation.comparison_figure import comparison_figure
 
         return comparison_figure(self.images, self.maps, self.names, self.labels, self.signed)
 
     def pictures(self) -> dict[str, Any]:
-        """Each overlay."""
+        """Return every overlay, by file name."""
         from timmscope.drawing import overlay
 
         return {
@@ -79,7 +79,7 @@ class Comparison(Result):
         }
 
     def summary(self) -> list[dict[str, Any]]:
-        """A map a row: image, objective, technique, and where the map peaks in pixels."""
+        """Return one row per map: image, objective, technique, and the map's peak in pixels."""
         rows = []
         for image, label in enumerate(self.labels):
             for name, maps in zip(self.names, self.maps, strict=True):
@@ -111,19 +111,19 @@ def compare(
     """Attribute an objective by several techniques, side by side.
 
     Args:
-        techniques: techniques, or texts: `grad-cam`, `occlusion patch_px=56 baseline=blur`.
+        techniques: techniques, or texts as `grad-cam`, `occlusion patch_px=56 baseline=blur`.
         model: the model to explain.
         images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
         objective: an objective, its text or a class index; `top` is the model's prediction.
-        layers: techniques that have a `layer` and name none are run at each of these.
-        seed: of techniques that draw random numbers.
-        batch_size: images a pass; by default what fits the memory budget.
+        layers: layers at each of which techniques run that have a `layer` but name none.
+        seed: seed of techniques that draw random numbers.
+        batch_size: images per pass; by default as many as fit the memory budget.
 
     Raises:
-        ParameterError: no techniques, the same one twice, or one that is no attribution.
+        ParameterError: no technique is given, one is given twice, or one is not an attribution.
         TechniqueError, UnsupportedModel: a technique does not fit the model or the objective.
     """
-    chosen = _spread([_technique(each) for each in techniques], tuple(layers or ()))
+    chosen = _at_layers([_technique(each) for each in techniques], tuple(layers or ()))
     results = attribute_together(list(chosen.values()), model, images, objective, seed, batch_size)
     first = results[0]
     return Comparison(
@@ -148,10 +148,10 @@ def _technique(given: AttributionTechnique | str) -> AttributionTechnique:
     return given
 
 
-def _spread(
+def _at_layers(
     techniques: list[AttributionTechnique], layers: tuple[str, ...]
 ) -> dict[str, AttributionTechnique]:
-    """Each technique by its name, those with a layer to choose once for each layer."""
+    """Return the techniques by name; those with a layer to choose once for each of `layers`."""
     if not techniques:
         raise ParameterError("nothing to compare: name at least one technique")
     if layers and not any("layer" in type(each).model_fields for each in techniques):
@@ -174,7 +174,7 @@ def _spread(
     )
     for name in names:
         if names.count(name) > 1:
-            raise ParameterError(f"{name} is given twice: compare different things")
+            raise ParameterError(f"{name} is given twice: compare different techniques")
     return dict(zip(names, placed, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Attributions side by side: a row an image, a column a technique."""
+"""Draws a comparison of attributions, with one row per image and one column per technique."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from timmscope.drawing.style import (
     theme,
 )
 
-_SIDE = 1.75
-_BAR = 0.07
+_SIDE_IN = 1.75
+_BAR_IN = 0.07
 
 
 def comparison_figure(
@@ -35,32 +35,32 @@ def comparison_figure(
     *,
     columns: int = 6,
 ) -> Figure:
-    """Several maps of each image, each over a colour bar with its ends.
+    """Draw several maps of each image, each above a colour bar with its range.
 
-    Maps are laid over the image, but for those whose values change from pixel to pixel, as
-    gradients do: little would be seen of them there.
+    Maps are drawn over the image, except grainy maps, as those of gradients, which would hardly be
+    visible there.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
         maps: `(T, B, H, W)`, any scale.
-        names: what the `T` maps are called.
+        names: names of the `T` maps.
         labels: what each image's maps explain.
-        signed: for each of the `T`, whether zero is the middle of its colours.
-        columns: pictures a line at most; the maps of one image go on in lines below.
+        signed: for each of the `T` maps, whether zero is the middle of the colour scale.
+        columns: largest number of pictures per line; further maps of an image follow below.
     """
     count = min(len(images), max(1, MAX_ROWS // (1 + len(names) // columns)))
     lines = -(-(len(names) + 1) // columns)
     columns = -(-(len(names) + 1) // lines)  # lines of equal length
-    height = _SIDE * images.shape[2] / images.shape[3]
-    heads = [fit(name.replace(" at ", "\n"), _SIDE, lines=2) for name in names]
+    height = _SIDE_IN * images.shape[2] / images.shape[3]
+    heads = [fit(name.replace(" at ", "\n"), _SIDE_IN, lines=2) for name in names]
     head = line_height(LABEL_PT, max(text.count("\n") + 1 for text in heads)) + 0.04
-    cell = head + height + 0.05 + _BAR + line_height(SMALL_PT) + 0.12
+    cell = head + height + 0.05 + _BAR_IN + line_height(SMALL_PT) + 0.12
     block = line_height(LABEL_PT) + 0.08 + lines * cell + 0.1
     left_out = len(images) - count
     foot = line_height(SMALL_PT) + 0.1 if left_out else 0.0
     with theme():
         page = Canvas(
-            2 * MARGIN_IN + columns * (_SIDE + GAP_IN) - GAP_IN,
+            2 * MARGIN_IN + columns * (_SIDE_IN + GAP_IN) - GAP_IN,
             2 * MARGIN_IN + count * block - 0.2 + foot,
         )
         room = page.width - 2 * MARGIN_IN
@@ -68,10 +68,10 @@ def comparison_figure(
             top = MARGIN_IN + row * block
             page.text(fit(labels[row], room), MARGIN_IN, top, bold=True)
             top += line_height(LABEL_PT) + 0.08
-            page.picture(images[row], MARGIN_IN, top + head, _SIDE, height)
+            page.picture(images[row], MARGIN_IN, top + head, _SIDE_IN, height)
             for index, text in enumerate(heads):
                 line, column = divmod(index + 1, columns)
-                left, upper = MARGIN_IN + column * (_SIDE + GAP_IN), top + line * cell
+                left, upper = MARGIN_IN + column * (_SIDE_IN + GAP_IN), top + line * cell
                 _cell(page, images[row], maps[index, row], text, signed[index], left, upper, head)
         if left_out:
             text = f"{left_out} more image{'s' if left_out > 1 else ''} not shown"
@@ -80,7 +80,7 @@ def comparison_figure(
 
 
 def _grainy(heat: Tensor, scale: HeatScale) -> bool:
-    """Whether neighbouring pixels differ by a fifth of what a pixel has, in the mean."""
+    """Return whether neighbouring pixels differ by more than a fifth of the mean value."""
     strength = scale.strength(heat)
     steps = (strength[:, 1:] - strength[:, :-1]).abs().mean()
     return float(steps) > 0.2 * float(strength.mean())
@@ -96,21 +96,21 @@ def _cell(
     top: float,
     head: float,
 ) -> None:
-    height = _SIDE * image.shape[1] / image.shape[2]
+    height = _SIDE_IN * image.shape[1] / image.shape[2]
     scale = HeatScale.of(heat, signed=signed)
     page.text(name, left, top + head - 0.04 - line_height(LABEL_PT, name.count("\n") + 1))
     shown = colourise(heat, scale) if _grainy(heat, scale) else overlay(image, heat, signed=signed)
-    page.picture(shown, left, top + head, _SIDE, height)
+    page.picture(shown, left, top + head, _SIDE_IN, height)
     upper = top + head + height + 0.05
     strip = scale.colours(np.linspace(0, 1, 256))[None, :, :3]
-    axes = page.axes(left, upper, _SIDE, _BAR)
+    axes = page.axes(left, upper, _SIDE_IN, _BAR_IN)
     axes.imshow(strip, aspect="auto")
     axes.set_axis_off()
-    below = upper + _BAR + 0.02
+    below = upper + _BAR_IN + 0.02
     beyond = " ≥" if scale.clipped else ""
     high = f"{beyond} {number(scale.high)}".strip()
     low = ("≤ " if scale.clipped and signed else "") + number(scale.low)
     page.text(low, left, below, size=SMALL_PT, colour=MUTED)
     if signed:
-        page.text("0", left + _SIDE / 2, below, size=SMALL_PT, colour=MUTED, align="center")
-    page.text(high, left + _SIDE, below, size=SMALL_PT, colour=MUTED, align="right")
+        page.text("0", left + _SIDE_IN / 2, below, size=SMALL_PT, colour=MUTED, align="center")
+    page.text(high, left + _SIDE_IN, below, size=SMALL_PT, colour=MUTED, align="right")

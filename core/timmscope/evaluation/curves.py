@@ -1,4 +1,4 @@
-"""Insertion and deletion: how fast the score comes and goes with the pixels a map ranks first."""
+"""Insertion and deletion measure how fast the score rises or falls with a map's best pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timmscope.models import HookedModel
 from timmscope.techniques.perturbation import Baseline, baseline_images, perturbed_scores
 
 BLUR = 5 / 224
-"""Standard deviation of the blur that insertion starts from, over the image's longer side."""
+"""Standard deviation of insertion's blur, as a share of the image's longer side."""
 
 
 class _Curve(Metric):
@@ -22,23 +22,23 @@ class _Curve(Metric):
     y_label: ClassVar[str] = "probability"
 
     steps: int = Field(default=100, ge=1)
-    """Equal portions of pixels; each costs a forward."""
+    """Number of equal portions of pixels; each needs a forward."""
     baseline: Baseline = "mean"
-    """What stands where the image is not."""
+    """What replaces the pixels that are not shown."""
 
     @abstractmethod
-    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
-        """Images `(n, 3, H, W)` whose best pixels, `taken` `(n, 1, H, W)`, are treated."""
+    def _variants(self, image: Tensor, empty: Tensor, best: Tensor) -> Tensor:
+        """Return images `(n, 3, H, W)` whose `best` pixels `(n, 1, H, W)` are changed."""
 
     def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
-        """Share of pixels treated at each step, from 0 to 1."""
+        """Return the share of changed pixels at each step, from 0 to 1."""
         return tuple(count / pixels for count in self._counts(pixels))
 
     def measure(self, case: Case) -> Measurement:
-        """Area under the curve, by trapezoids.
+        """Return the area under the curve, by the trapezoidal rule.
 
-        The score is the softmax probability of the class; any other objective is taken as it is.
-        Pixels of equal rank go in reading order.
+        The score is the softmax probability of a class, or the value of any other objective.
+        Pixels of equal rank are changed in reading order.
         """
         image, pixels = case.image, case.heat.numel()
         order = case.heat.flatten().argsort(descending=True, stable=True)
@@ -50,8 +50,8 @@ class _Curve(Metric):
         (empty,) = baseline_images(case.model, image[None], self.baseline, sigma_px=sigma)
 
         def make(start: int, stop: int) -> Tensor:
-            taken = rank < counts[start:stop, None, None]
-            return self._variants(image, empty, taken[:, None])
+            best = rank < counts[start:stop, None, None]
+            return self._variants(image, empty, best[:, None])
 
         scores = perturbed_scores(
             case.model,
@@ -71,31 +71,32 @@ class _Curve(Metric):
 
 
 class Deletion(_Curve):
-    """Deletion (Petsiuk et al., BMVC 2018): pixels are taken away, the highest ranked first.
+    """Deletion (Petsiuk et al., BMVC 2018) removes pixels, the highest ranked first.
 
-    `AUC = ∫₀¹ p(image without the first share x of its pixels) dx`. The sooner the score falls the
-    better. What is taken away becomes 0 after normalisation, the model's mean colour.
+    `AUC = ∫₀¹ p(image without the first share x of its pixels) dx`. The sooner the score falls, the
+    better the map. Removed pixels become 0 after normalisation, which is the model's mean colour.
     """
 
     name: ClassVar[str] = "deletion"
     better: ClassVar[Literal["higher", "lower"]] = "lower"
 
-    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
-        return torch.where(taken, empty, image)
+    def _variants(self, image: Tensor, empty: Tensor, best: Tensor) -> Tensor:
+        return torch.where(best, empty, image)
 
 
 class Insertion(_Curve):
-    """Insertion (Petsiuk et al., BMVC 2018): pixels appear on the blurred image, the best first.
+    """Insertion (Petsiuk et al., BMVC 2018) restores a blurred image, the best pixels first.
 
-    `AUC = ∫₀¹ p(blurred image with the first share x of its pixels) dx`. The sooner the score rises
-    the better. The blur is a Gaussian with σ of 5 px at 224 px, in proportion for other sizes.
+    `AUC = ∫₀¹ p(blurred image with the first share x of its pixels) dx`. The sooner the score
+    rises, the better the map. The blur is a Gaussian with a σ of 5 px at 224 px, and in proportion
+    for other sizes.
     """
 
     name: ClassVar[str] = "insertion"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     baseline: Baseline = "blur"
-    """What stands where the image is not yet."""
+    """What replaces the pixels that are not shown yet."""
 
-    def _variants(self, image: Tensor, empty: Tensor, taken: Tensor) -> Tensor:
-        return torch.where(taken, image, empty)
+    def _variants(self, image: Tensor, empty: Tensor, best: Tensor) -> Tensor:
+        return torch.where(best, image, empty)

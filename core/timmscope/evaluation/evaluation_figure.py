@@ -1,4 +1,4 @@
-"""Techniques side by side: a column a metric, means with intervals above, mean curves below."""
+"""Draws an evaluation: one column per metric, with means and intervals above mean curves."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROW_H = 0.27
 
 
 def evaluation_figure(evaluation: Evaluation) -> Figure:
-    """What each metric says of each technique, over all images.
+    """Draw the values of each metric for each technique, over all images.
 
     Args:
         evaluation: the result of `timmscope.evaluate`.
@@ -74,7 +74,7 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
 
 
 def _means(axes: Axes, evaluation: Evaluation, column: int, colours: dict[str, str]) -> None:
-    """A dot a technique, with its interval and its number."""
+    """Draw one dot per technique, with its interval and its value."""
     low_end, high_end = math.inf, -math.inf
     for row, name in enumerate(evaluation.techniques):
         mean = float(evaluation.mean[row, column])
@@ -102,6 +102,7 @@ def _means(axes: Axes, evaluation: Evaluation, column: int, colours: dict[str, s
 
 
 def _curves(axes: Axes, found: dict[str, object], colours: dict[str, str]) -> None:
+    """Draw the mean curve of each technique."""
     means, x = found["mean"], found["x"]
     lines = {name: "--" if index >= len(SERIES) else "-" for index, name in enumerate(colours)}
     assert isinstance(means, dict)

@@ -1,8 +1,8 @@
-"""What an evaluation has found so far, a line a map, so that a killed one goes on.
+"""`Journal` writes the records of an evaluation, one line per map, so that it can be resumed.
 
-`evaluation.json` says what is being evaluated; a folder goes on with that alone. `records.jsonl`
-has a line for each map, in a fixed order: its length says where to go on, and a line that a killed
-process left unfinished is taken back.
+`evaluation.json` holds the settings; an evaluation resumes only with the same settings.
+`records.jsonl` has one line per map, in a fixed order, so its length says where to resume. A line
+that a killed process has not finished is removed.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 SETTINGS = "evaluation.json"
 RECORDS = "records.jsonl"
 _BEFORE_RECORDS = (".lock", SETTINGS, SETTINGS + TEMPORARY)
-"""All that a process killed before its first record can have left."""
+"""The only files that a process killed before its first record can leave behind."""
 
 Record = dict[str, Any]
 
 
 class Journal:
-    """The records of one evaluation; without a folder they live in memory.
+    """The records of one evaluation, on disk or, without a folder, in memory.
 
     Args:
-        folder: where they are kept; it exists.
+        folder: the folder of the evaluation, which exists.
         settings: what is evaluated, as JSON values.
 
     Raises:
-        StoreMismatch: the folder holds an evaluation of something else.
-        StoreCorrupted: a line of it is none of ours.
-        StoreError: the folder holds other things.
+        StoreMismatch: the folder holds an evaluation with other settings.
+        StoreCorrupted: a line of its records cannot be read.
+        StoreError: the folder holds other files.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self.folder = folder
         self.count = 0
-        self._kept: list[Record] = []
+        self._records: list[Record] = []
         if folder is None:
             return
         settings = json.loads(json.dumps(settings))
         if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
-            self._agree(folder, settings)
+            _require_same_settings(folder, settings)
             self.count = _cut_to_whole_lines(folder / RECORDS)
         elif any(entry.name not in _BEFORE_RECORDS for entry in folder.iterdir()):
             raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
@@ -54,10 +54,10 @@ class Journal:
             write_bytes(folder / SETTINGS, text.encode("utf-8", "surrogateescape"))
 
     def add(self, record: Record) -> None:
-        """Keep a record, on disk before the next one is begun."""
+        """Add a record; it is on disk when this returns."""
         self.count += 1
         if self.folder is None:
-            self._kept.append(record)
+            self._records.append(record)
         else:
             with (self.folder / RECORDS).open("ab") as file:
                 file.write(_line(record))
@@ -65,27 +65,28 @@ class Journal:
                 os.fsync(file.fileno())
 
     def __iter__(self) -> Iterator[Record]:
-        """The records in their order, from disk: a large evaluation does not fit in memory."""
+        """Yield the records in order, from disk, as those of a large evaluation exceed memory."""
         if self.folder is None:
-            yield from self._kept
+            yield from self._records
             return
         file = self.folder / RECORDS
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                yield _record(file, number, line)
+                yield _parse(file, number, line)
 
-    def _agree(self, folder: Path, settings: dict[str, Any]) -> None:
-        try:
-            known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StoreCorrupted(f"{folder / SETTINGS} cannot be read: {error}") from error
-        if known != settings:
-            keys = [key for key in settings if known.get(key) != settings[key]]
-            raise StoreMismatch(
-                f"{folder} holds an evaluation of something else ({', '.join(keys) or 'more'} "
-                "differ); choose another folder, or repeat its settings",
-                differences=keys,
-            )
+
+def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
+    try:
+        known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreCorrupted(f"{folder / SETTINGS} cannot be read: {error}") from error
+    if known != settings:
+        keys = [key for key in settings if known.get(key) != settings[key]]
+        raise StoreMismatch(
+            f"{folder} holds an evaluation of something else ({', '.join(keys) or 'more'} "
+            "differ); choose another folder, or repeat its settings",
+            differences=keys,
+        )
 
 
 def _line(record: Record) -> bytes:
@@ -93,24 +94,24 @@ def _line(record: Record) -> bytes:
 
 
 def _cut_to_whole_lines(file: Path) -> int:
-    """Count the whole lines, and cut off what a killed process left after them."""
+    """Return the number of complete lines, and cut off a line that is not complete."""
     count = end = 0
     with file.open("rb+") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith(b"\n"):
                 break
-            _record(file, number, line)
+            _parse(file, number, line)
             count, end = number, end + len(line)
         lines.truncate(end)
     return count
 
 
-def _record(file: Path, number: int, line: bytes) -> Record:
+def _parse(file: Path, number: int, line: bytes) -> Record:
     try:
         record: Record = json.loads(line.decode("utf-8", "surrogateescape"))
     except ValueError as error:
         raise StoreCorrupted(
-            f"{file}, line {number} cannot be read ({error}); delete it and all below it to "
-            "have those maps evaluated again"
+            f"{file}, line {number} cannot be read ({error}); delete this line and all below it, "
+            "and those maps are evaluated again"
         ) from error
     return record

@@ -1,4 +1,4 @@
-"""`Metric`: one way of judging a map, as parameters plus one method."""
+"""`Metric` is the base class of metrics: fields are parameters, and one method measures a map."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from timmscope_registry import ParameterError
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One map to judge, and all that a metric may ask about it.
+    """One map to measure, and everything that a metric may need for it.
 
     Attributes:
-        model: the model explained.
+        model: the model that was explained.
         image: `(3, H, W)` in [0, 1].
-        objective: what was explained, bound, for this one image.
+        objective: the objective that was explained, bound to this one image.
         heat: `(H, W)`, the map at image size.
-        raw: `(h, w)`, the map as computed.
-        explain: the same technique on the same image with another model: `(h, w)` as computed.
+        raw: `(h, w)`, the map at the size at which it was computed.
+        explain: runs the same technique on the same image with another model; returns `(h, w)`.
         inside: `(H, W)` bool, the pixels inside the image's boxes; None without boxes.
-        seed: of random numbers that all images share.
+        seed: seed of random numbers that all images share.
     """
 
     model: HookedModel
@@ -42,27 +42,31 @@ class Case:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a metric found: its value, and the curve behind it, if any."""
+    """A metric's value for one map, and the curve that it is computed from, if any."""
 
     value: float
     curve: tuple[float, ...] = ()
 
 
 class Metric(BaseModel, ABC):
-    """Base of metrics. Fields are parameters; `measure` judges one map."""
+    """Base of metrics. Fields are parameters; `measure` evaluates one map.
+
+    Raises:
+        ParameterError: a parameter is unknown or has an impossible value.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: ClassVar[str]
-    """What users type."""
+    """The name that users type."""
     better: ClassVar[Literal["higher", "lower"]]
-    """Which values speak for a map."""
+    """Whether higher or lower values mean a better map."""
     x_label: ClassVar[str] = ""
-    """What the curve runs over."""
+    """The quantity on the curve's x axis."""
     y_label: ClassVar[str] = ""
-    """What the curve shows."""
+    """The quantity on the curve's y axis."""
 
-    if not TYPE_CHECKING:  # the checker sees the fields' own signature instead
+    if not TYPE_CHECKING:  # so that type checkers use the signature of the fields
 
         def __init__(self, **parameters: Any) -> None:
             try:
@@ -78,8 +82,8 @@ class Metric(BaseModel, ABC):
 
     @abstractmethod
     def measure(self, case: Case) -> Measurement | None:
-        """Judge one map; None where the image says nothing about it."""
+        """Measure one map; return None if the metric does not apply to the image."""
 
     def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
-        """Where each value of the curve lies, for maps of that many pixels of that model."""
+        """Return the x values of the curve, for a model and the number of pixels of its maps."""
         return ()

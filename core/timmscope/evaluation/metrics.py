@@ -1,4 +1,4 @@
-"""The metrics by name."""
+"""Lists the metrics by name, and those that are used by default."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ BY_NAME: dict[str, type[Metric]] = {
 
 
 def default_metrics(boxes: bool) -> list[Metric]:
-    """Every metric, the pointing game only where there are boxes."""
+    """Return every metric, but the pointing game only if there are boxes."""
     return [kind() for name, kind in BY_NAME.items() if boxes or name != PointingGame.name]

@@ -1,4 +1,4 @@
-"""The pointing game: does the map's highest point lie on the object?"""
+"""The pointing game measures whether the map's highest point lies on the object."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from timmscope_registry import ParameterError
 
 Box = tuple[float, float, float, float]
 """Left, upper, right, lower, in pixels of the image file; right and lower are exclusive."""
-_IN_SIGHT = 0.02
-"""Brightness that resampling leaves of what is out of sight, at most."""
+_VISIBLE = 0.02
+"""Largest brightness that resampling may leave of a box outside the crop."""
 BOX_COLUMNS = ("path", "left", "upper", "right", "lower")
 
 
 class PointingGame(Metric):
     """Pointing game (Zhang et al., ECCV 2016): 1 if the map peaks inside a box, else 0.
 
-    A peak no further from a box than the tolerance counts as a hit. Over a data set it is
-    `hits / (hits + misses)`; images whose boxes are all cropped away take no part. Of equal peaks
-    the first in reading order counts.
+    A peak within the tolerance of a box is a hit too. The mean over a data set is
+    `hits / (hits + misses)`; images whose boxes are all cropped away do not count. Of equal peaks
+    the first in reading order is used.
     """
 
     name: ClassVar[str] = "pointing-game"
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     tolerance_px: int = Field(default=15, ge=0)
-    """How far from a box is still a hit, in pixels of the model's input."""
+    """Largest distance from a box that is a hit, in pixels of the model's input."""
 
     def measure(self, case: Case) -> Measurement | None:
-        """1 for a hit, 0 for a miss, None without a box to hit."""
+        """Return 1 for a hit, 0 for a miss, None without a visible box."""
         if case.inside is None or not bool(case.inside.any()):
             return None
         y, x = divmod(int(case.heat.argmax()), case.heat.shape[1])
@@ -51,14 +51,14 @@ class PointingGame(Metric):
 
 
 class Boxes:
-    """Boxes of images by name: of the whole path as the source gives it, or of the file alone.
+    """Boxes of images by name: the path of the image in its source, or the name of its file.
 
     Args:
-        boxes: a CSV file with the columns path, left, upper, right and lower, a row a box; or a
-            mapping from names to boxes.
+        boxes: a CSV file with the columns path, left, upper, right and lower, one row per box; or
+            a mapping from names to boxes.
 
     Raises:
-        ParameterError: the file cannot be read as that, or a box is empty.
+        ParameterError: the file cannot be read, or a box is empty.
     """
 
     def __init__(self, boxes: str | Path | Mapping[str, Sequence[Box]]) -> None:
@@ -68,25 +68,25 @@ class Boxes:
         }
 
     def of(self, name: str) -> list[Box]:
-        """Boxes of an image; none if it has none."""
+        """Return the boxes of an image, which may be none."""
         return self._by_name.get(name) or self._by_name.get(PurePosixPath(name).name) or []
 
     @property
     def example(self) -> str:
-        """Name of one of the images that have boxes."""
+        """Quoted name of one of the images that have boxes."""
         return repr(next(iter(self._by_name), "nothing"))
 
     def digest(self) -> str:
-        """Changes when a box does."""
+        """Return a digest of all boxes."""
         text = json.dumps(sorted(self._by_name.items()))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
     def inside(self, model: HookedModel, name: str, size: tuple[int, int]) -> Tensor | None:
-        """The pixels of the model's input that lie in the boxes of an image, `(H, W)` bool.
+        """Return which pixels of the model's input lie in the boxes of an image, `(H, W)` bool.
 
-        The boxes go through the model's own resize and crop, as a picture of the image's size
-        (width, height) that is white in them; what they are shrunk to less than a pixel by keeps
-        its brightest one. Boxes that the crop leaves out are in no pixel.
+        A picture of the image's size (width, height) that is white in the boxes goes through the
+        model's own resize and crop. If that shrinks the boxes to less than a pixel, the brightest
+        pixel is inside. Boxes outside the crop have no pixel.
         """
         boxes = self.of(name)
         if not boxes:
@@ -99,7 +99,7 @@ class Boxes:
                 draw.rectangle((left, upper, right - 1, lower - 1), fill="white")
         white = model.preprocess(picture)[0]
         brightest = float(white.max())
-        return white > (0.5 * brightest if brightest > _IN_SIGHT else 1.0)
+        return white > (0.5 * brightest if brightest > _VISIBLE else 1.0)
 
 
 def _read(file: Path) -> dict[str, list[Box]]:
@@ -132,7 +132,7 @@ def _read(file: Path) -> dict[str, list[Box]]:
 
 
 def _pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The pixels of a picture (width, height) that a box touches; none where it is outside."""
+    """Return the pixels of a picture (width, height) that a box touches, as an exclusive box."""
     left, right = (min(max(side, 0), size[0]) for side in (box[0], box[2]))
     upper, lower = (min(max(side, 0), size[1]) for side in (box[1], box[3]))
     return math.floor(left), math.floor(upper), math.ceil(right), math.ceil(lower)

@@ -1,4 +1,4 @@
-"""Cascading randomisation: a map that explains the model changes when the model does."""
+"""Cascading randomisation measures whether a map changes when the model's weights are random."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from timmscope_registry import TechniqueError
 
 
 class CascadingRandomisation(Metric):
-    """Cascading randomisation (Adebayo et al., NeurIPS 2018): rank correlation with the own map.
+    """Cascading randomisation (Adebayo et al., NeurIPS 2018): correlation with the original map.
 
     Weights are randomised from the classifier down to the first layer, and after each stage the map
-    is compared with that of the intact model by Spearman's rank correlation. The value is the mean
-    over the stages: near 1 for a map that hardly looks at the weights, near 0 for one that does.
-    Each weight is drawn from a normal distribution with the mean and deviation of its tensor. Where
-    the randomised model has no map, nothing is left of it, which counts as 0.
+    is compared with that of the original model by Spearman's rank correlation. The value is the
+    mean over the stages: near 1 for a map that hardly depends on the weights, near 0 for one that
+    does. Each weight is drawn from a normal distribution with the mean and standard deviation of
+    its tensor. If the technique has no map of the randomised model, the correlation counts as 0.
     """
 
     name: ClassVar[str] = "randomisation"
@@ -33,15 +33,15 @@ class CascadingRandomisation(Metric):
     y_label: ClassVar[str] = "rank correlation"
 
     stages: int = Field(default=5, ge=1)
-    """How often the map is compared; the first stage is the classifier alone."""
+    """Number of stages, after each of which the map is compared; the first is the classifier."""
 
     def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
-        """Share of the layers with weights that are random, from 0."""
+        """Return the share of randomised layers at each stage, from 0."""
         groups = _weighted(model.module)
         return (0.0, *(count / len(groups) for count in _counts(len(groups), self.stages)))
 
     def measure(self, case: Case) -> Measurement:
-        """The correlation after each stage, and their mean."""
+        """Return the correlation after each stage, and their mean."""
         curve = [1.0]
         stages = cascade(case.model, self.stages, case.seed)
         for model in track(stages, self.name, total=self.stages):
@@ -55,10 +55,7 @@ class CascadingRandomisation(Metric):
 
 
 def cascade(model: HookedModel, stages: int, seed: int) -> Iterator[HookedModel]:
-    """A copy of the model after each stage, more random each time; the model itself is untouched.
-
-    It is one and the same copy that changes.
-    """
+    """Yield one copy of the model after each stage, each time with more random weights."""
     module = copy.deepcopy(model.module)
     twin = HookedModel(
         module,
@@ -67,7 +64,7 @@ def cascade(model: HookedModel, stages: int, seed: int) -> Iterator[HookedModel]
         input_size=model.input_size,
         id=model.id,
     )
-    twin.layers  # traced before the weights are random, as the catalogue does not depend on them  # noqa: B018
+    twin.layers  # traced here, before the weights are random  # noqa: B018
     groups = _weighted(module)[::-1]
     generator = torch.Generator().manual_seed(seed)
     done = 0
@@ -88,21 +85,21 @@ def _randomise(weight: nn.Parameter, generator: torch.Generator) -> None:
 
 
 def _weighted(module: nn.Module) -> list[nn.Module]:
-    """Parts with weights of their own, from the image to the classifier."""
+    """Return the modules that have weights themselves, from the image to the classifier."""
     return [
         part for part in module.modules() if next(part.parameters(recurse=False), None) is not None
     ]
 
 
 def _counts(groups: int, stages: int) -> list[int]:
-    """Groups that are random after each stage: one after the first, all after the last."""
+    """Return how many groups are random after each stage: one after the first, all at the end."""
     if stages == 1:
         return [groups]
     return [1 + round((groups - 1) * stage / (stages - 1)) for stage in range(stages)]
 
 
 def spearman(one: Tensor, two: Tensor) -> float:
-    """Pearson's correlation of ranks, equal values sharing their mean rank; 0 for constants."""
+    """Return Pearson's correlation of ranks, where ties share their mean rank; 0 for constants."""
     return pearson(_ranks(one), _ranks(two))
 
 

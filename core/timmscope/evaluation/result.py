@@ -1,4 +1,4 @@
-"""`Evaluation`: techniques side by side."""
+"""`Evaluation` holds the values of metrics for techniques, for every image and over all images."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Result):
-    """What metrics say of techniques, an image at a time and over all images.
+    """Values of M metrics for T techniques on N images.
 
     Attributes:
-        techniques: names, T of them.
-        metrics: names, M of them.
-        better: of each metric, `higher` or `lower`.
-        images: names, N of them.
-        values: `(T, M, N)` float64; NaN where a map was refused or an image says nothing.
+        techniques: names of the techniques.
+        metrics: names of the metrics.
+        better: for each metric, `higher` or `lower`.
+        images: names of the images.
+        values: `(T, M, N)` float64; NaN if there is no map or the metric does not apply.
         mean: `(T, M)`, over the images that have a value.
         low: `(T, M)`, lower end of the 95 % confidence interval of the mean (bootstrap).
-        high: `(T, M)`, its upper end.
-        curves: of each metric that has one, `x`, `x_label`, `y_label` and by technique the `mean`.
-        refused: maps that there are not: image, technique, reason.
+        high: `(T, M)`, upper end of that interval.
+        curves: for each metric that has a curve `x`, `x_label`, `y_label`, and `mean` by technique.
+        refused: maps that techniques refused to compute: image, technique, reason.
         unreadable: images that could not be read: image, reason.
     """
 
@@ -51,13 +51,13 @@ class Evaluation(Result):
     unreadable: list[dict[str, str]]
 
     def figure(self) -> Figure:
-        """A column a metric: means with their intervals above, mean curves below."""
+        """Draw one column per metric, with means and intervals above mean curves."""
         from timmscope.evaluation.evaluation_figure import evaluation_figure
 
         return evaluation_figure(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A technique a row: of each metric the mean and its 95 % confidence interval."""
+        """Return one row per technique: each metric's mean and its 95 % confidence interval."""
         rows = []
         for t, technique in enumerate(self.techniques):
             row: dict[str, Any] = {
@@ -79,7 +79,7 @@ def summarise(
     axes: dict[str, list[float]],
     provenance: Provenance,
 ) -> Evaluation:
-    """Put the records of all maps together."""
+    """Combine the records of all maps to an evaluation."""
     names = [metric.name for metric in metrics]
     values = np.full((len(techniques), len(names), len(images)), np.nan)
     curves: dict[tuple[str, str], tuple[int, NDArray[np.float64]]] = {}

@@ -1,12 +1,12 @@
-"""`evaluate`: explanations of many images judged by several metrics, and what came of it."""
+"""`evaluate` measures explanations of many images with several metrics, and can be resumed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,18 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import task
 from timmscope.results.result import Provenance
+from timmscope.store.lock import StoreLock
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.lookup import attribution, told_apart
 from timmscope.techniques.session import session
-from timmscope_registry import ImageError, ParameterError, StoreError, TechniqueError, nearest
+from timmscope_registry import (
+    ImageError,
+    ParameterError,
+    StoreError,
+    TechniqueError,
+    did_you_mean,
+)
 
 Techniques = Sequence[str | AttributionTechnique] | Mapping[str, AttributionTechnique]
 
@@ -43,50 +50,51 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
 ) -> Evaluation:
-    """Explain images by several techniques and judge every map by several metrics.
+    """Explain images by several techniques and measure every map with several metrics.
 
     Args:
-        model: the model explained.
+        model: the model to explain.
         images: a folder, list, array or tar (`timmscope.open_images`), or `(B, 3, H, W)`.
-        techniques: techniques, texts of them (`grad-cam`, `occlusion patch_px=56`), or techniques
-            by the names they shall have in the table.
+        techniques: techniques, texts of techniques (`grad-cam`, `occlusion patch_px=56`), or a
+            mapping from names in the result to techniques.
         objective: what to explain; `top` is the model's prediction for each image.
-        metrics: names or metrics; by default insertion, deletion, sensitivity-n and randomisation,
-            and the pointing game where there are boxes.
-        boxes: of the objects, for the pointing game: a CSV file with the columns path, left, upper,
-            right and lower in pixels of the image file, or a mapping from names to boxes.
-        out: a folder for the records. Started again on it, an evaluation that was killed goes on,
-            and ends as one that was not.
-        seed: of random numbers.
-        batch_size: images a forward; by default what fits memory.
+        metrics: metrics or their names; by default insertion, deletion, sensitivity-n and
+            randomisation, and the pointing game if there are boxes.
+        boxes: boxes of the objects, for the pointing game: a CSV file with the columns path, left,
+            upper, right and lower in pixels of the image file, or a mapping from names to boxes.
+        out: a folder for the records. If an evaluation was killed, the same call with the same
+            folder resumes it, with the same result.
+        seed: seed of random numbers.
+        batch_size: images per forward; by default as many as fit into memory.
 
     Returns:
         Values of every map, their means with confidence intervals, and the mean curves.
 
     Raises:
-        StoreMismatch: `out` holds an evaluation of something else.
+        StoreMismatch: `out` holds an evaluation with other settings.
         UnsupportedModel, LayerNotFound: a technique does not fit the model.
         ObjectiveError: the objective does not fit the model.
-        ParameterError: an unknown name, or a metric lacks what it needs.
+        ParameterError: a name is unknown, or a metric lacks what it needs.
         ImageError: no image can be read.
-        TechniqueError: not one technique has a map of any image.
-        StoreError: `out` is no folder, or holds other things.
+        TechniqueError: no technique has a map of any image.
+        StoreError: `out` is not a folder, or holds other files.
     """
     require_rgb(model)
     chosen = _techniques(techniques)
-    judges = _metrics(metrics, boxes is not None)
-    places = None if boxes is None else Boxes(boxes)
+    measures = _metrics(metrics, boxes is not None)
+    box_table = None if boxes is None else Boxes(boxes)
     subjects = Subjects(model, images)
-    if places is not None and not any(places.of(name) for name in subjects.names):
+    if box_table is not None and not any(box_table.of(name) for name in subjects.names):
         raise ParameterError(
-            f"not one image has a box: boxes are of {places.example}, images are called "
+            f"no image has a box: boxes are of {box_table.example}, images are called "
             f"{subjects.names[0]!r}",
             parameter="boxes",
         )
-    goal = as_objective(objective)
-    if goal.images_named not in (None, len(subjects)):
+    target = as_objective(objective)
+    if target.images_named not in (None, len(subjects)):
         raise ParameterError(
-            f"{goal} names targets for {goal.images_named} images, and there are {len(subjects)}",
+            f"{target} names targets for {target.images_named} images, but there are "
+            f"{len(subjects)}",
             parameter="objective",
         )
     settings = {
@@ -98,21 +106,21 @@ def evaluate(
             label: {"technique": each.technique_id(), "parameters": each.model_dump(mode="json")}
             for label, each in chosen.items()
         },
-        "objective": str(goal),
-        "metrics": {each.name: each.model_dump(mode="json") for each in judges},
-        "boxes": None if places is None else places.digest(),
+        "objective": str(target),
+        "metrics": {each.name: each.model_dump(mode="json") for each in measures},
+        "boxes": None if box_table is None else box_table.digest(),
         "seed": seed,
     }
     folder = None if out is None else Path(out)
-    with _only_one(folder):
+    with _locked(folder):
         journal = Journal(folder, settings)
-        _complete(journal, model, subjects, chosen, judges, places, goal, seed, batch_size)
+        _complete(journal, model, subjects, chosen, measures, box_table, target, seed, batch_size)
         result = summarise(
             journal,
             subjects.names,
             list(chosen),
-            judges,
-            {each.name: list(each.axis(model, subjects.pixels)) for each in judges},
+            measures,
+            {each.name: list(each.axis(model, subjects.pixels)) for each in measures},
             Provenance.now(
                 technique="timmscope:evaluate",
                 family="evaluation",
@@ -120,19 +128,19 @@ def evaluate(
                 model=model.id,
                 weights_sha256=model.weights_sha256,
                 seed=seed,
-                call={"objective": str(goal), "images": settings["images"]},
+                call={"objective": str(target), "images": settings["images"]},
             ),
         )
         if len(result.unreadable) == len(subjects):
             raise ImageError(
-                f"not one of the {len(subjects)} images can be read; the first says: "
+                f"none of the {len(subjects)} images can be read; the first error is: "
                 f"{result.unreadable[0]['reason']}"
             )
         maps = len(chosen) * (len(subjects) - len(result.unreadable))
         if len(result.refused) == maps:
             first = result.refused[0]
             raise TechniqueError(
-                f"not one of the {maps} maps can be made; of {first['technique']} on "
+                f"none of the {maps} maps can be computed; {first['technique']} on "
                 f"{first['image']}: {first['reason']}"
             )
         if folder is not None:
@@ -147,22 +155,22 @@ def _complete(
     techniques: Mapping[str, AttributionTechnique],
     metrics: Sequence[Metric],
     boxes: Boxes | None,
-    goal: Objective,
+    target: Objective,
     seed: int,
     batch_size: int | None,
 ) -> None:
-    """Add the records that are missing, image by image, technique by technique."""
+    """Add the missing records: of every image, one for each technique."""
     labels = list(techniques)
     total = len(subjects) * len(labels)
     subject: Subject | None = None
-    at = -1
+    loaded = -1
     with task("evaluating", total=total) as advance:
         advance(journal.count)
-        for place in range(journal.count, total):
-            number, label = place // len(labels), labels[place % len(labels)]
+        for index in range(journal.count, total):
+            number, label = index // len(labels), labels[index % len(labels)]
             record: Record = {"image": number, "name": subjects.names[number], "technique": label}
-            if at != number:
-                at, reason = number, ""
+            if loaded != number:
+                loaded, reason = number, ""
                 try:
                     subject = subjects.load(number)
                 except ImageError as error:
@@ -170,38 +178,39 @@ def _complete(
             if subject is None:
                 record["unreadable"] = reason
             else:
-                bound = goal.rows(number, number + 1) if goal.images_named else goal
+                own = target.rows(number, number + 1) if target.images_named else target
                 name = subjects.names[number]
                 inside = None if boxes is None else boxes.inside(model, name, subject.size)
-                record |= _judge(
+                record |= _measure(
                     model,
                     subject.image,
                     techniques[label],
-                    bound,
+                    own,
                     metrics,
                     inside,
-                    (seed, number),
-                    batch_size,
+                    seed=seed,
+                    image_seed=(seed + number) % 2**31,
+                    batch_size=batch_size,
                 )
             journal.add(record)
             advance(1)
 
 
-def _judge(
+def _measure(
     model: HookedModel,
     image: Tensor,
     technique: AttributionTechnique,
     objective: Objective,
     metrics: Sequence[Metric],
     inside: Tensor | None,
-    seeds: tuple[int, int],
+    *,
+    seed: int,
+    image_seed: int,
     batch_size: int | None,
 ) -> Record:
-    """Explain one image and judge the map."""
-    seed, number = seeds
-    own = (seed + number) % 2**31
+    """Explain one image, and measure the map with all metrics."""
     bound = objective.bind(model, image[None])
-    settings: dict[str, Any] = {"seed": own, "batch_size": batch_size}
+    settings: dict[str, Any] = {"seed": image_seed, "batch_size": batch_size}
     try:
         result = technique(model, image[None], bound, **settings)
     except TechniqueError as error:
@@ -222,13 +231,13 @@ def _judge(
     )
     found: dict[str, Any] = {}
     for metric in metrics:
-        with session(own, [0], batch_size), torch.no_grad():
+        with session(image_seed, [0], batch_size), torch.no_grad():
             measured = metric.measure(case)
-        found[metric.name] = measured and _plain(measured)
+        found[metric.name] = measured and _as_json(measured)
     return {"objective": str(bound), "score": float(result.scores[0]), "metrics": found}
 
 
-def _plain(measured: Measurement) -> dict[str, Any]:
+def _as_json(measured: Measurement) -> dict[str, Any]:
     if not measured.curve:
         return {"value": measured.value}
     return {"value": measured.value, "curve": measured.curve}
@@ -241,23 +250,23 @@ def _techniques(given: Techniques) -> dict[str, AttributionTechnique]:
         listed = [given] if isinstance(given, str) else given
         made = [attribution(each) if isinstance(each, str) else each for each in listed]
         titles = [each.title() if isinstance(each, Technique) else repr(each) for each in made]
-        _only_attributions(zip(titles, made, strict=True))
+        _require_attributions(zip(titles, made, strict=True))
         labels = told_apart(made, titles)
         for label in labels:
             if labels.count(label) > 1:
                 raise ParameterError(
-                    f"{label} is there twice: judge different things, or name them, as in "
+                    f"{label} is given twice: give different techniques, or name them, as in "
                     f"{{'a': technique({label!r})(…), 'b': …}}",
                     parameter="techniques",
                 )
         chosen = dict(zip(labels, made, strict=True))
-    _only_attributions(chosen.items())
+    _require_attributions(chosen.items())
     if not chosen:
         raise ParameterError("name at least one technique to evaluate", parameter="techniques")
     return chosen
 
 
-def _only_attributions(named: Iterable[tuple[str, object]]) -> None:
+def _require_attributions(named: Iterable[tuple[str, object]]) -> None:
     for label, each in named:
         if not isinstance(each, AttributionTechnique):
             raise ParameterError(
@@ -272,34 +281,31 @@ def _metrics(given: Sequence[str | Metric] | None, boxes: bool) -> list[Metric]:
     for each in [given] if isinstance(given, str) else given:
         if isinstance(each, str):
             if each not in BY_NAME:
-                close = nearest(each, BY_NAME)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(BY_NAME)}"
+                hint = did_you_mean(each, BY_NAME) or f"the metrics are {', '.join(BY_NAME)}"
                 raise ParameterError(f"no metric is called {each!r}; {hint}", parameter="metrics")
             each = BY_NAME[each]()
         if each.name in chosen:
-            raise ParameterError(f"the metric {each.name} is there twice", parameter="metrics")
+            raise ParameterError(f"the metric {each.name} is given twice", parameter="metrics")
         chosen[each.name] = each
     if not chosen:
         raise ParameterError("name at least one metric", parameter="metrics")
     if PointingGame.name in chosen and not boxes:
         raise ParameterError(
-            "the pointing game needs the boxes of the objects: give boxes, a CSV file with the "
+            "the pointing game needs the boxes of the objects: pass boxes, a CSV file with the "
             "columns path, left, upper, right, lower",
             parameter="boxes",
         )
     return list(chosen.values())
 
 
-def _only_one(folder: Path | None) -> Any:
-    """Hold the folder against other processes."""
-    from timmscope.store.lock import StoreLock
-
+def _locked(folder: Path | None) -> AbstractContextManager[object]:
+    """Create the folder and lock it, so that no other process writes to it."""
     if folder is None:
         return nullcontext()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            f"{folder}: no folder can be made there ({error.strerror}); choose another"
+            f"{folder}: cannot create this folder ({error.strerror}); choose another"
         ) from error
-    return cast("Any", StoreLock(folder, "evaluation"))
+    return StoreLock(folder, "evaluation")

@@ -1,4 +1,4 @@
-"""Sensitivity-n: do attributions add up to what the score loses?"""
+"""Sensitivity-n measures whether attributions add up to the loss of score without the pixels."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 class SensitivityN(Metric):
     """Sensitivity-n (Ancona et al., ICLR 2018): `corr_S(Σ_{i∈S} R_i, S(I) − S(I without S))`.
 
-    Pearson's correlation over random sets of n pixels, between what the map ascribes to them and
-    what the score loses when they take the model's mean colour; the mean over several n. 1 for a
-    map that says how much each pixel gives to a linear model. The score is the objective itself,
-    for a class its logit. Where all sets say the same there is no correlation, and it counts as 0.
+    Pearson's correlation over random sets of n pixels, between the sum of the map over a set and
+    the loss of score when the set takes the model's mean colour, averaged over several n. It is 1
+    for the contributions of pixels to a linear model. The score is the objective itself, for a
+    class its logit. If all sets have the same sum or loss, the correlation counts as 0.
     """
 
     name: ClassVar[str] = "sensitivity-n"
@@ -33,23 +33,23 @@ class SensitivityN(Metric):
     shares: tuple[Share, ...] = Field(default=(0.01, 0.03, 0.1, 0.3, 0.6), min_length=1)
     """Sizes n of the sets, as shares of all pixels."""
     sets: int = Field(default=50, ge=2)
-    """Random sets of each size; each costs a forward."""
+    """Number of random sets of each size; each needs a forward."""
     baseline: Baseline = "mean"
-    """What removed pixels become."""
+    """What replaces removed pixels."""
 
     def axis(self, model: HookedModel, pixels: int) -> tuple[float, ...]:
-        """The sizes."""
+        """Return the sizes of the sets."""
         return self.shares
 
     def measure(self, case: Case) -> Measurement:
-        """The correlation for each n, and their mean."""
+        """Return the correlation for each n, and their mean."""
         image, pixels = case.image, case.heat.numel()
         (empty,) = baseline_images(case.model, image[None], self.baseline)
         (generator,) = image_generators(1)
         sizes = [max(1, round(share * pixels)) for share in self.shares for _ in range(self.sets)]
         chosen = [torch.randperm(pixels, generator=generator)[:size] for size in sizes]
         heat = case.heat.flatten().double().cpu()
-        told = torch.stack([heat[places].sum() for places in chosen])
+        sums = torch.stack([heat[places].sum() for places in chosen])
 
         def make(start: int, stop: int) -> Tensor:
             variants = image.repeat(stop - start, 1, 1, 1)
@@ -66,18 +66,18 @@ class SensitivityN(Metric):
         lost = scores[0] - scores[1:]
         curve = [
             pearson(one, two)
-            for one, two in zip(told.split(self.sets), lost.split(self.sets), strict=True)
+            for one, two in zip(sums.split(self.sets), lost.split(self.sets), strict=True)
         ]
         return Measurement(sum(curve) / len(curve), tuple(curve))
 
 
 def pearson(one: Tensor, two: Tensor) -> float:
-    """Correlation of two rows of numbers; 0 where one of them is constant, but for rounding."""
+    """Return the correlation of two vectors; 0 if one of them is constant up to rounding."""
     units = []
     for values in (one, two):
-        apart = values - values.mean()
-        length = float(apart.norm())
+        centred = values - values.mean()
+        length = float(centred.norm())
         if length <= 1e-12 * float(values.norm()):
             return 0.0
-        units.append(apart / length)
+        units.append(centred / length)
     return float((units[0] * units[1]).sum())

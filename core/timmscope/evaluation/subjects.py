@@ -1,4 +1,4 @@
-"""The images of an evaluation, from a folder or from memory, one at a time."""
+"""Loads the images of an evaluation one at a time, from a folder or from a tensor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timmscope_registry import ImageError
 
 @dataclass(frozen=True)
 class Subject:
-    """One image as the model sees it, `(3, H, W)`, and its size before that, (width, height)."""
+    """One preprocessed image, `(3, H, W)` in [0, 1], and its original size (width, height)."""
 
     image: Tensor
     size: tuple[int, int]
@@ -24,11 +24,12 @@ class Subjects:
     """Images by number, with their names.
 
     Args:
-        model: whose preprocessing they go through.
-        images: what `open_images` takes, or a tensor `(B, 3, H, W)` in [0, 1] taken as it is.
+        model: the model whose preprocessing is used.
+        images: anything that `open_images` takes, or a tensor `(B, 3, H, W)` in [0, 1], which is
+            not preprocessed.
 
     Raises:
-        ImageError: there are none.
+        ImageError: there are no images.
     """
 
     def __init__(self, model: HookedModel, images: Images | Tensor) -> None:
@@ -49,13 +50,13 @@ class Subjects:
 
     @property
     def pixels(self) -> int:
-        """Pixels of each image as the model sees it."""
+        """Number of pixels of each preprocessed image."""
         if self._tensor is not None:
             return self._tensor.shape[2] * self._tensor.shape[3]
         return self._model.input_size[1] * self._model.input_size[2]
 
     def load(self, number: int) -> Subject:
-        """One image.
+        """Return one image.
 
         Raises:
             ImageError: it cannot be read.
@@ -69,7 +70,7 @@ class Subjects:
         return Subject(image, picture.size)
 
     def fingerprint(self) -> str:
-        """Changes when the images do."""
+        """Return a digest of the images."""
         if self._source is not None:
             return self._source.fingerprint()
         assert self._tensor is not None
