@@ -1,4 +1,4 @@
-"""What is compared: recording, cutting, mining and attributing, beside the bare thing or a peer."""
+"""Lists the benchmarks by name; each compares timmscope with a bare computation or with a peer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from timmscope import load_model
 
 
 def start_up() -> Iterator[Pair]:
-    """Commands that only list, beside starting Python and importing what they need."""
+    """Time commands that only list, and the start of Python with the imports that they need."""
 
     def command(*arguments: str) -> Callable[[], object]:
         line = [Path(sys.executable).with_name("timmscope"), *arguments]
@@ -40,7 +40,7 @@ def start_up() -> Iterator[Pair]:
 
 
 def recording() -> Iterator[Pair]:
-    """Ten layers recorded, beside the bare forward."""
+    """Time a forward that records ten layers, and a bare forward."""
     for name in ARCHITECTURES:
         model = load_model(name)
         images = torch.rand(8, *model.input_size)

@@ -1,7 +1,7 @@
-"""Class activation maps and guided gradients, beside their peers at the settings that suit them.
+"""Benchmarks of class activation maps and guided gradients against peers at their best settings.
 
-Peers get the normalised image, a frozen model whose weights need no gradient, and whichever memory
-order they are faster with. pytorch-grad-cam goes back through the whole network even so.
+Peers get the normalised image, a frozen model whose weights need no gradient, and the memory format
+with which they are faster. pytorch-grad-cam still runs backward through the whole network.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CLASS = 3
 
 
 def grad_cam() -> Iterator[Pair]:
-    """Grad-CAM beside captum, torchcam and pytorch-grad-cam at the same layer."""
+    """Time Grad-CAM, and captum, torchcam and pytorch-grad-cam at the same layer."""
     from captum.attr import LayerGradCam
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -57,7 +57,7 @@ def grad_cam() -> Iterator[Pair]:
 
 
 def guided_grad_cam() -> Iterator[Pair]:
-    """Guided Grad-CAM beside captum, which replaces module ReLUs and runs both halves apart."""
+    """Time Guided Grad-CAM, and captum's, which hooks ReLU modules and runs both halves apart."""
     from captum.attr import GuidedGradCam
 
     model, images = _frozen_resnet50()
@@ -82,7 +82,7 @@ def guided_grad_cam() -> Iterator[Pair]:
 
 
 def eigen_cam() -> Iterator[Pair]:
-    """The first component of one activation of 2048×7×7, beside pytorch-grad-cam's full SVD."""
+    """Time the first component of an activation of 2048×7×7, and pytorch-grad-cam's full SVD."""
     from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 
     ours = technique("eigen-cam")()
@@ -104,7 +104,7 @@ def _frozen_resnet50() -> tuple[HookedModel, torch.Tensor]:
 def _faster_order(
     call: Callable[[torch.Tensor], object], model: HookedModel, images: torch.Tensor
 ) -> Callable[[], object]:
-    """The call on the normalised images, contiguous or channels last, whichever takes less time."""
+    """Return the call on normalised images in the memory format in which it takes less time."""
     best: tuple[float, torch.Tensor] | None = None
     for order in (torch.contiguous_format, torch.channels_last):
         # The peers raise on a frozen model unless the image itself requires a gradient.

@@ -1,12 +1,12 @@
-"""Clusters and near-duplicates of 100,000 rows of 512 numbers, read from a store.
+"""Benchmarks of clusters and near-duplicates of 100,000 rows of 512 numbers in a store.
 
-Rows are those of all benches of rows, 5 % of them made near-copies of others. k-means is compared
-with FAISS called directly on the loaded matrix with the same settings: 256 centroids from 256 rows
-each, 25 iterations, then the nearest centroid of every row.
+Rows are those of `row_stores.mixture`; for near-duplicates 5 % of them become near-copies of
+others. k-means is compared with FAISS on the loaded matrix with the same settings: 256 centroids
+from 256 rows each, 25 iterations, then the nearest centroid of every row.
 
-Near-duplicates are compared with brute force that takes each pair once: float32 products of blocks
-of the loaded matrix at full length, and a threshold; nothing is measured again, and no groups are
-made. It takes half a minute, so there is one run after a warm-up.
+Near-duplicates are compared with brute force over each pair once: float32 products of blocks of the
+loaded matrix, and a threshold, without a second measurement and without groups. It takes half a
+minute, so there is one run after a warm-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BLOCK = 2048
 
 
 def clusters() -> Iterator[Pair]:
-    """k-means over a store beside FAISS on the loaded matrix, for both metrics."""
+    """Time k-means over a store, and FAISS on the loaded matrix, for both metrics."""
     import faiss
 
     rows = mixture(ROWS, DIM)
@@ -55,7 +55,7 @@ def clusters() -> Iterator[Pair]:
 
 
 def near_duplicates() -> Iterator[Pair]:
-    """Groups within a distance beside all products, each pair once, for both metrics."""
+    """Time groups within a distance, and all products, each pair once, for both metrics."""
     rows = mixture(ROWS, DIM)
     generator = np.random.default_rng(1)
     copied, onto = generator.permutation(ROWS)[: 2 * COPIES].reshape(2, -1)
@@ -65,7 +65,7 @@ def near_duplicates() -> Iterator[Pair]:
         for metric, distance in DISTANCES.items():
             find: Any = technique("near-duplicates")(metric=metric, distance=distance)
             found = find(layer)
-            assert len(found.ids) >= 2 * COPIES, "copies are lost"
+            assert len(found.ids) >= 2 * COPIES, "copies are missing"
             name = f"near-duplicates {ROWS} x {DIM}, {metric} {distance:g}"
             yield compare(
                 name,
@@ -76,7 +76,7 @@ def near_duplicates() -> Iterator[Pair]:
 
 
 def _brute(rows: Any, metric: str, distance: float) -> int:
-    """How many pairs are within a distance, by full-length products in blocks."""
+    """Return the number of pairs within a distance, by full-length products in blocks."""
     if metric == "cosine":
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     squares, ones = np.einsum("ij,ij->i", rows, rows)[:, None] / -2, np.ones((len(rows), 1))

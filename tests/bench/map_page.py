@@ -1,7 +1,7 @@
-"""The interactive map of 100,000 points in a real browser, beside the same page of 10,000.
+"""Benchmark of the interactive map of 100,000 points in a real browser, against 10,000 points.
 
-Times are what a person waits for: from the turn of a wheel to the next frame, and from a move of
-the pointer to the image. The driver of the browser takes its share, the same on either side.
+It measures the times that a user waits: from a turn of the wheel to the next frame, and from a move
+of the pointer to the image. The browser's driver adds the same time to both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANY, FEW = 100_000, 10_000
 
 
 def map_page() -> Iterator[Pair]:
-    """Pointing at images, then redrawing, in two and three dimensions."""
+    """Time pointing at images and redrawing, in two and three dimensions."""
     path = path_of_a_browser()
     if path is None:
         sys.exit("map-page needs a browser, as chromium; TIMMSCOPE_CHROMIUM may name one")
@@ -34,7 +34,7 @@ def map_page() -> Iterator[Pair]:
                 found = a_large_map(count, dimensions)
                 shown = Shown(browser, found, place)
                 works["redraw"].append(_redraw(shown))
-                if dimensions == 2:  # where the tests know what lies where
+                if dimensions == 2:  # only there the tests know the positions of points
                     works["point to image"].append(_point(shown, found))
             for name, both in works.items():
                 if both:

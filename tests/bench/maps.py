@@ -1,12 +1,11 @@
-"""Maps of 100,000 rows of 512 numbers, read from a store, beside scikit-learn and openTSNE.
+"""Benchmarks of PCA and t-SNE of 100,000 rows in a store, against scikit-learn and openTSNE.
 
-Theirs get the rows as a matrix in memory. Scikit-learn has three ways to find 50 components of
-such a matrix: the eigenvectors of the covariance, its default for this shape since 1.5, which like
-ours costs one product of the matrix with itself; random projections, its default before; and the
-full singular value decomposition.
+Rows have 512 numbers; the peers get them as a matrix in memory. Scikit-learn has three solvers for
+50 components of such a matrix: the eigenvectors of the covariance, its default for this shape since
+1.5, which like ours needs one product of the matrix with itself; random projections, its earlier
+default; and the full singular value decomposition.
 
-t-SNE takes minutes, so it runs once each. `TIMMSCOPE_BENCH_MAP_ROWS` sets how many rows it gets
-(100,000).
+t-SNE takes minutes, so each runs once. `TIMMSCOPE_BENCH_MAP_ROWS` is its number of rows (100,000).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ TSNE_ROWS = int(os.environ.get("TIMMSCOPE_BENCH_MAP_ROWS", str(ROWS)))
 
 
 def pca() -> Iterator[Pair]:
-    """50 components in one pass over a store, beside scikit-learn's on the loaded matrix."""
+    """Time 50 components in one pass over a store, and scikit-learn on the loaded matrix."""
     from sklearn.decomposition import PCA
 
     from timmscope_representation.embedding.principal_components import PrincipalComponents
@@ -66,16 +65,16 @@ def pca() -> Iterator[Pair]:
 
 
 def tsne() -> Iterator[Pair]:
-    """t-SNE of a store's rows, beside openTSNE on the loaded matrix and on its components."""
+    """Time t-SNE of a store's rows, and openTSNE on the loaded matrix and on its components."""
     from openTSNE import TSNE
     from sklearn.decomposition import PCA
 
     rows = mixture(TSNE_ROWS, DIM)
     with tempfile.TemporaryDirectory() as folder:
         layer = rows_store(Path(folder) / "rows.scope", rows)
-        lay: Any = technique("embedding-map")(method="tsne")
+        embed: Any = technique("embedding-map")(method="tsne")
         theirs = TSNE(random_state=0, n_jobs=-1)
-        ours_s = seconds_of(lambda: lay.fit(layer, seed=0))
+        ours_s = seconds_of(lambda: embed.fit(layer, seed=0))
         for name, work in (
             ("openTSNE on 50 components", lambda: theirs.fit(PCA(COMPONENTS).fit_transform(rows))),
             ("openTSNE on all columns", lambda: theirs.fit(rows)),

@@ -1,8 +1,8 @@
-"""A pass over images beside the same decoding feeding a bare forward, and a hand-written script.
+"""Benchmark of a pass over images, against the same loader with a bare forward, and a script.
 
-Every pass runs in a process of its own, so that none inherits another's memory settings. It is
-done twice there: over few images, which warms up and shows what a pass costs once, and over all.
-The bare forward comes with glibc as it is and with glibc told to keep freed memory, as a pass does.
+Every pass runs in a new process, so that none inherits another's memory settings. It runs twice
+there: over a few images, which warms up and measures the fixed cost of a pass, and over all. The
+bare forward runs with glibc's defaults, and with glibc set to keep freed memory as a pass does.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ PEERS = {
 
 
 def mining(names: tuple[str, ...] = ARCHITECTURES, runs: int = 3) -> Iterator[Pair]:
-    """A pass that keeps ten layers, beside the bare forward and a script of thirty lines.
+    """Time a pass that keeps ten layers, the bare forward, and a script of thirty lines.
 
-    Beside the bare forwards there is a second row, of the steady state: the seconds of the images
-    beyond the first few. Then what each stage costs, one after the other, beside a bare forward.
+    For the bare forwards there is a second row for the steady state: the seconds of all images
+    minus those of the first few. Then each stage alone is compared with a bare forward.
     """
     with tempfile.TemporaryDirectory() as folder:
         pictures(Path(folder) / "images", IMAGES)
@@ -63,7 +63,7 @@ def mining(names: tuple[str, ...] = ARCHITECTURES, runs: int = 3) -> Iterator[Pa
 
 
 def pictures(folder: Path, count: int) -> None:
-    """Noise of 400 x 320 pixels as JPEG."""
+    """Write JPEG files of noise with 400 x 320 pixels."""
     folder.mkdir()
     noise = np.random.default_rng(0)
     for number in range(count):
@@ -94,7 +94,7 @@ def _steady(seconds: list[float]) -> float:
 
 
 def _measure(arm: str, name: str, folder: str) -> list[float]:
-    """Seconds for few images and for all, or for every stage, in a new process."""
+    """Return the seconds for few images and for all, or for every stage, in a new process."""
     line = [sys.executable, "-m", "tests.bench.mining", arm, name, folder]
     environment = os.environ | (KEPT if arm in ("kept", "stages") else {})
     done = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -113,7 +113,7 @@ def _ours(model: HookedModel, images: list[Path], folder: Path) -> None:
 
 
 def _bare(model: HookedModel, images: list[Path], folder: Path) -> None:
-    """The loader of a pass and the model as it is, with activations in the pass's memory format."""
+    """Run the loader of a pass and the unchanged model, in the memory format of a pass."""
     ranges = [(start, min(start + BATCH, len(images))) for start in range(0, len(images), BATCH)]
     batches = Batches(open_images(images), model.preprocessing, ranges)
     inner = torch.channels_last if _convolutional(model) else torch.contiguous_format
@@ -123,7 +123,7 @@ def _bare(model: HookedModel, images: list[Path], folder: Path) -> None:
 
 
 def _script(model: HookedModel, images: list[Path], folder: Path) -> None:
-    """What people write: timm's transform, torch's loader, hooks, a file a layer at the end."""
+    """Do what people write by hand: timm's transform, torch's loader, hooks, one file per layer."""
     import timm.data
 
     bare = model.module
@@ -169,7 +169,7 @@ _SHARD = 1024
 
 
 def _stages(model: HookedModel, images: list[Path], folder: Path) -> list[float]:
-    """Seconds of each stage for the images, one stage after the other."""
+    """Return the seconds of each stage for the images, one stage after the other."""
     plan = make_plan(
         model,
         None,
@@ -231,14 +231,14 @@ def _convolutional(model: HookedModel) -> bool:
 
 
 def spread(model: HookedModel, count: int) -> list[str]:
-    """Layers spread evenly over the depth of a model, the last one included."""
+    """Return layers spread evenly over the depth of a model, including the last one."""
     names = [name for name, layer in model.layers.items() if layer.grid is not None]
     places = np.linspace(0, len(names) - 1, count).round().astype(int)
     return [names[place] for place in places]
 
 
 def main(arm: str, name: str, folder: str) -> None:
-    """One way of the four, over few images and over all, or the stages; prints the seconds."""
+    """Run one arm over few images and over all, or the stages, and print the seconds."""
     model = load_model(name)
     images = sorted((Path(folder) / "images").iterdir())
     if arm == "stages":

@@ -1,14 +1,15 @@
-"""Neighbour search beside hnswlib, usearch and plain FAISS, at equal recall.
+"""Benchmark of neighbour search against hnswlib, usearch and plain FAISS, at equal recall.
 
-Rows are a mixture, 100 to each centre; centres are normal with variance 1 in every direction. Two
-sorts are measured: `clear`, noise of standard deviation 0.5, where clusters are clusters, and
-`hard`, noise of 2.5, where they overlap so much that half of all lists have to be read.
+Rows are a mixture with 100 rows per centre; centres are normal with variance 1 in every direction.
+Two sorts of rows are measured: in `clear` rows the noise has standard deviation 0.5, so clusters
+are well separated; in `hard` rows it is 2.5, and they overlap so much that half of all lists have
+to be read.
 
-Graphs of a million rows take a quarter of an hour and more. With a folder in
-`TIMMSCOPE_BENCH_CACHE`, rows, true neighbours and engines are kept there, unfinished ones every two
-minutes, so that a run that was stopped goes on, and one on a quiet machine only searches.
-`TIMMSCOPE_BENCH_ROWS` says how many rows there are (100,000), `TIMMSCOPE_BENCH_SORTS` which sorts
-(`clear,hard`), `TIMMSCOPE_BENCH_PEERS` beside which engines (all that are installed).
+Graphs of a million rows take a quarter of an hour and more. If `TIMMSCOPE_BENCH_CACHE` names a
+folder, rows, true neighbours and engines are kept there, unfinished engines every two minutes, so
+that a stopped run resumes, and a run on a quiet machine only searches. `TIMMSCOPE_BENCH_ROWS` is
+the number of rows (100,000), `TIMMSCOPE_BENCH_SORTS` lists the sorts (`clear,hard`), and
+`TIMMSCOPE_BENCH_PEERS` the other engines (all that are installed).
 """
 
 from __future__ import annotations
@@ -31,35 +32,35 @@ ROWS = int(os.environ.get("TIMMSCOPE_BENCH_ROWS", "100000"))
 DIM, QUERIES, K = 512, 1000, 10
 NOISE = {"clear": 0.5, "hard": 2.5}
 RECALL = 0.95
-LINKS, EFFORT_BUILDING = 16, 100
+LINKS, BUILD_EFFORT = 16, 100
 BLOCK = 50_000
 EFFORTS = (1, 2, 4, 8, 16, 32, 64, 128, 181, 256, 362, 512, 724, 1024, 1448, 2048, 2896, 4096)
 
 
 class Peer(ABC):
-    """Another engine, empty when it is made."""
+    """Another engine, which is empty when it is created."""
 
     name: str
     efforts = EFFORTS
 
     def train(self, rows: Any) -> None:  # noqa: B027 -- graphs need no training
-        """See some rows first."""
+        """Train the engine on some rows."""
 
     @abstractmethod
     def add(self, rows: Any, first: int) -> None:
-        """Append rows, whose numbers begin with `first`."""
+        """Append rows, which get the numbers from `first` on."""
 
     @abstractmethod
     def search(self, queries: Any, effort: int) -> Any:
-        """Numbers `(Q, K)` of the nearest rows."""
+        """Return the numbers `(Q, K)` of the nearest rows."""
 
     @abstractmethod
     def save(self, path: Path) -> None:
-        """Write it to a file."""
+        """Write the engine to a file."""
 
     @abstractmethod
     def load(self, path: Path) -> None:
-        """Read it from a file."""
+        """Read the engine from a file."""
 
 
 class _Faiss(Peer):
@@ -133,7 +134,7 @@ class FaissGraph(_Faiss):
         import faiss
 
         self.index = faiss.IndexHNSWSQ(DIM, faiss.ScalarQuantizer.QT_8bit, LINKS)
-        self.index.hnsw.efConstruction = EFFORT_BUILDING
+        self.index.hnsw.efConstruction = BUILD_EFFORT
 
     def settings(self, effort: int) -> Any:
         import faiss
@@ -148,7 +149,7 @@ class Hnswlib(Peer):
         import hnswlib
 
         self.index = hnswlib.Index("l2", DIM)
-        self.index.init_index(ROWS, ef_construction=EFFORT_BUILDING, M=LINKS, random_seed=0)
+        self.index.init_index(ROWS, ef_construction=BUILD_EFFORT, M=LINKS, random_seed=0)
 
     def add(self, rows: Any, first: int) -> None:
         self.index.add_items(rows, np.arange(first, first + len(rows)))
@@ -178,7 +179,7 @@ class Usearch(Peer):
             metric="l2sq",
             dtype="f16",
             connectivity=LINKS,
-            expansion_add=EFFORT_BUILDING,
+            expansion_add=BUILD_EFFORT,
         )
 
     def add(self, rows: Any, first: int) -> None:
@@ -199,7 +200,7 @@ PEERS = (FaissFlat, FaissLists, FaissCodes, FaissGraph, Hnswlib, Usearch)
 
 
 def nearest() -> Iterator[Pair]:
-    """1,000 queries at once, each engine at the least effort that finds 95 % of the neighbours."""
+    """Time 1,000 queries at once, with the least effort that finds 95 % of the neighbours."""
     sorts = os.environ.get("TIMMSCOPE_BENCH_SORTS", "clear,hard").split(",")
     peers = os.environ.get("TIMMSCOPE_BENCH_PEERS", ",".join(peer.name for peer in PEERS))
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +223,7 @@ def _measured(sort: str, peers: list[str], cache: Path) -> Iterator[Pair]:
         try:
             peer = kind()
         except ImportError as error:
-            print(f"without {error.name}: not installed")
+            print(f"{error.name} is not installed, so it is left out")
             continue
         seconds = _built(base, peer, rows)
         effort, reached = _effort(peer, queries, truth)
@@ -237,7 +238,7 @@ def _measured(sort: str, peers: list[str], cache: Path) -> Iterator[Pair]:
 
 
 def _table(base: Path, noise: float) -> Any:
-    """Rows and queries `(ROWS + QUERIES, 512)`, mapped from a file."""
+    """Return rows and queries `(ROWS + QUERIES, 512)`, mapped from a file."""
     path = base.with_name(f"{base.name}.npy")
     if not path.exists():
         generator = np.random.default_rng(0)
@@ -262,7 +263,7 @@ def _truth(base: Path, rows: Any, queries: Any) -> Any:
 
 
 def _ours(base: Path, rows: Any) -> tuple[VectorIndex, float]:
-    """Our index as it is chosen for so many rows, loaded, and the seconds that it took."""
+    """Return our index, loaded from a file, and the seconds of its build."""
     path = base.with_name(f"{base.name}-timmscope.faiss")
     note = path.with_suffix(".seconds")
     if not note.exists():
@@ -275,7 +276,7 @@ def _ours(base: Path, rows: Any) -> tuple[VectorIndex, float]:
 
 
 def _built(base: Path, peer: Peer, rows: Any) -> float:
-    """Fill a peer, going on where an earlier run stopped; the seconds that it took in all."""
+    """Fill a peer, resuming an earlier run, and return the seconds that all of it took."""
     path = base.with_name(f"{base.name}-{peer.name}")
     note = path.with_name(f"{path.name}.json")
     state = json.loads(note.read_text()) if note.exists() else {"rows": 0, "seconds": 0.0}
@@ -298,7 +299,7 @@ def _built(base: Path, peer: Peer, rows: Any) -> float:
 
 
 def _effort(peer: Peer, queries: Any, truth: Any) -> tuple[int, float]:
-    """The least effort that reaches the recall, or the largest."""
+    """Return the least effort that reaches the recall, or the largest effort, and its recall."""
     low, high = 0, len(peer.efforts) - 1
     while low < high:
         middle = (low + high) // 2

@@ -1,4 +1,4 @@
-"""Times two ways of doing the same thing in turn, so that a machine's drift hits both."""
+"""Times two ways of doing the same thing in turn, so that drift of the machine affects both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Pair:
-    """Seconds of ours and of theirs, medians over alternating runs, and their ratio.
+    """Seconds of ours and of theirs, as medians over alternating runs, and their ratio.
 
-    `ratio` is the median of ours / theirs pair by pair: below 1, ours is faster.
+    `ratio` is the median of ours / theirs over pairs of runs; below 1, ours is faster.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Pair:
     runs: int
 
     def row(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
 def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: int = 7) -> Pair:
-    """Run A B A B … after one warm-up of each."""
+    """Run ours and theirs in turn, after one warm-up of each."""
     ours[1]()
     theirs[1]()
     seconds = [(seconds_of(ours[1]), seconds_of(theirs[1])) for _ in range(runs)]
@@ -48,7 +48,7 @@ def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: i
 
 
 def seconds_of(work: Work) -> float:
-    """How long it takes once."""
+    """Return the seconds of one run."""
     began = perf_counter()
     work()
     return perf_counter() - began

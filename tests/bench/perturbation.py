@@ -1,4 +1,4 @@
-"""Techniques that send many changed copies of an image through the model, beside their peers."""
+"""Benchmarks of techniques that run the model on many changed copies of an image, against peers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from timmscope import HookedModel, load_model, technique
 
 
 def occlusion() -> Iterator[Pair]:
-    """Occlusion beside captum, which gets the normalised image and its fastest batch."""
+    """Time occlusion, and captum's, which gets the normalised image and its fastest batch size."""
     from captum.attr import Occlusion
 
     for name, patch, stride in (
@@ -47,7 +47,7 @@ def occlusion() -> Iterator[Pair]:
 
 
 def ablation_cam() -> Iterator[Pair]:
-    """Ablation-CAM before pooling and a linear layer, beside pytorch-grad-cam's forwards."""
+    """Time Ablation-CAM before pooling and a linear layer, and pytorch-grad-cam's forwards."""
     from pytorch_grad_cam import AblationCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -66,7 +66,7 @@ def ablation_cam() -> Iterator[Pair]:
 
 
 def _fastest(make: Callable[[int], Callable[[], object]], batches: tuple[int, ...]) -> int:
-    """The batch with which a peer takes the least time, each tried twice after a warm-up."""
+    """Return the batch size with which a peer is fastest; each runs twice after a warm-up."""
     seconds = {}
     for batch in batches:
         call = make(batch)

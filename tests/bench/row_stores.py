@@ -1,4 +1,4 @@
-"""Stores of given rows, written without a model: what analyses of many rows are measured on."""
+"""Writes stores of given rows without a model, for benchmarks of analyses of many rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from timmscope.store import StoreLayer
 
 
 def mixture(count: int, dim: int, *, noise: float = 0.5, seed: int = 0) -> Any:
-    """Rows `(count, dim)` float32 like a network's: rectified, around one centre in a hundred.
+    """Return rows `(count, dim)` float32 like those of a network: rectified, around centres.
 
-    The centres' variance falls over the directions, a tenth of it being left at the last one.
+    There is one centre per 100 rows. The centres' variance decreases over the dimensions to a tenth
+    at the last one.
     """
     generator = np.random.default_rng(seed)
     centres = generator.standard_normal((max(1, count // 100), dim), dtype=np.float32)
@@ -26,7 +27,7 @@ def mixture(count: int, dim: int, *, noise: float = 0.5, seed: int = 0) -> Any:
 
 
 def rows_store(path: Path, rows: Any) -> StoreLayer:
-    """A store whose one layer has these rows `(n, d)`, in shards of the usual size."""
+    """Return the only layer of a new store with these rows `(n, d)`, in shards of default size."""
     count, width = rows.shape
     store = write_synthetic(path, count, width=width, shard_size=SHARD_SIZE, given=rows)
     return store.layer(LAYER)

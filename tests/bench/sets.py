@@ -1,8 +1,9 @@
-"""FID and CKA of 100,000 rows of 512 numbers, read from stores, beside NumPy and SciPy in memory.
+"""Benchmarks of FID and CKA of 100,000 rows of 512 numbers in stores, against NumPy and SciPy.
 
-Theirs get the rows as matrices. For FID they are what pytorch-fid does: `numpy.cov`, and the root
-of the product of covariances by `scipy.linalg.sqrtm`. For CKA they are the formula with products of
-centred matrices in float64, without the debiasing. Ours read the rows from disk, CKA twice.
+The peers get the rows as matrices in memory. For FID they do what pytorch-fid does: `numpy.cov`,
+and the square root of the product of covariances by `scipy.linalg.sqrtm`. For CKA they compute the
+formula with products of centred matrices in float64, without debiasing. Ours read the rows from
+disk, CKA twice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROWS, DIM = 100_000, 512
 
 
 def fid() -> Iterator[Pair]:
-    """Moments of two stores in one pass each, and their Fréchet distance."""
+    """Time the moments of two stores in one pass each, and their Fréchet distance."""
     import scipy.linalg
 
     from timmscope_representation.distances.set_distances import frechet_distance
@@ -47,7 +48,7 @@ def fid() -> Iterator[Pair]:
 
 
 def cka() -> Iterator[Pair]:
-    """CKA of two layers, debiased and plain, in two passes over two stores."""
+    """Time the CKA of two layers, debiased and plain, in two passes over two stores."""
     from timmscope_representation.distances.paired_rows import Aligned
     from timmscope_representation.distances.similarity import linear_cka
 
