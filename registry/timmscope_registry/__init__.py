@@ -1,6 +1,6 @@
-"""The two registries of timmscope: plugins, and (in `timmscope_registry.hooks`) model hooks.
+"""The plugin registry, and in `timmscope_registry.hooks` the hooks on models.
 
-This top level is what a plugin's ``plugin.py`` imports. It never imports torch.
+A plugin's ``plugin.py`` imports from this top level, which never imports torch.
 """
 
 from timmscope_registry.errors import (

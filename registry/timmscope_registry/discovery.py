@@ -1,4 +1,4 @@
-"""Finding plugins without importing them: entry points of all distributions, and single files."""
+"""Finds plugins without importing them: entry points of all distributions, and single files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from timmscope_registry.specs import API_VERSION, GROUP, api_text
 
 
 def installed() -> Iterator[PluginRecord]:
-    """Yield the plugins of all distributions on `sys.path`, imported none of them.
+    """Yield the plugins of all distributions on `sys.path` without importing them.
 
-    Entry points of other majors (``timmscope.v2``) come out as unsupported, unless the distribution
-    offers the same plugin for ours too. First-party plugins come first, then by name.
+    Entry points for other major versions (``timmscope.v2``) are yielded as unsupported, unless the
+    distribution has an entry point of the same name for this version. First-party plugins come
+    first; the others follow in the order of their ids.
     """
     seen: set[str] = set()
-    found: list[PluginRecord] = []
+    plugins: list[PluginRecord] = []
     for distribution in importlib.metadata.distributions():
         try:
             text = distribution.read_text("entry_points.txt")
@@ -46,11 +47,11 @@ def installed() -> Iterator[PluginRecord]:
                 hint=f"reinstall the package, or delete {where}",
                 trace=plugin_traceback(error),
             )
-            found.append(broken)
+            plugins.append(broken)
             continue
         if name in seen:  # an older copy further down sys.path
             continue
-        ours = {point.name for point in points if point.group == GROUP}
+        supported = {point.name for point in points if point.group == GROUP}
         for point in points:
             if not re.fullmatch(r"timmscope(\..*)?", point.group):
                 continue
@@ -58,19 +59,19 @@ def installed() -> Iterator[PluginRecord]:
             plugin = PluginRecord(point.name, name, version, point.value, point.group)
             if point.group == GROUP:
                 plugin.load = point.load
-            elif point.name in ours:
+            elif point.name in supported:
                 continue
             else:
                 plugin.status = "unsupported"
                 _report_group(plugin)
-            found.append(plugin)
-    yield from sorted(found, key=lambda f: (f.distribution != "timmscope", f.id, f.group))
+            plugins.append(plugin)
+    yield from sorted(plugins, key=lambda p: (p.distribution != "timmscope", p.id, p.group))
 
 
 def single_file(path: str | Path) -> PluginRecord:
-    """Describe a plugin that is one Python file.
+    """Return the record of a plugin that is one Python file.
 
-    Its module gets a name of its own in `sys.modules`, so ``impl=f"{__name__}:Class"`` resolves.
+    Its module gets a unique name in `sys.modules`, so that ``impl=f"{__name__}:Class"`` resolves.
     """
     file = Path(path).expanduser().resolve()
     stem = re.sub(r"\W", "_", file.stem)
@@ -93,6 +94,7 @@ def single_file(path: str | Path) -> PluginRecord:
 
 
 def _report_group(plugin: PluginRecord) -> None:
+    """Report why the plugin's entry-point group is not supported."""
     major = re.fullmatch(r"timmscope\.v(\d+)", plugin.group)
     if major is None:
         plugin.report(

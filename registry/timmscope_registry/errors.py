@@ -3,21 +3,21 @@
 ::
 
     TimmscopeError
-    ├── ModelError            a model cannot be found, loaded or used as asked
+    ├── ModelError            a model cannot be found, loaded or used in the requested way
     ├── UnsupportedModel      the architecture lacks what the call needs
-    ├── LayerNotFound         no hook point of that name
+    ├── LayerNotFound         the model has no hook point of that name
     ├── ObjectiveError        an objective cannot be parsed or does not fit the model
     ├── ImageError            an image or a set of images cannot be read or has wrong values
     ├── ParameterError        a parameter of a technique or command is wrong
-    ├── TechniqueError        a technique ran, and its outcome cannot be trusted
-    ├── StoreError            a store cannot be made, opened or read
+    ├── TechniqueError        a technique ran, but its result cannot be trusted
+    ├── StoreError            a store cannot be created, opened or read
     │   ├── StoreCorrupted    a shard is missing, truncated or altered
-    │   └── StoreMismatch     a store was made from something else than it is now asked to hold
+    │   └── StoreMismatch     a store was mined with other settings than those requested
     ├── VectorIndexError      an index cannot be built, loaded or searched
-    └── PluginError           a plugin cannot be found, loaded or told apart, or fails
+    └── PluginError           a plugin cannot be found, loaded or identified, or fails
 
-A message is one line that says what is wrong, where, what was expected and what to do next.
-The facts are attributes, so that a program need not read the message.
+A message is one line that says what is wrong and where, what was expected and what to do next.
+Attributes repeat the facts, so that a program need not parse the message.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TimmscopeError(Exception):
 
 
 class ModelError(TimmscopeError):
-    """A model cannot be found, loaded or used as asked."""
+    """A model cannot be found, loaded or used in the requested way."""
 
 
 class UnsupportedModel(TimmscopeError):
@@ -41,11 +41,11 @@ class UnsupportedModel(TimmscopeError):
 
 
 class LayerNotFound(TimmscopeError):
-    """No hook point has that name.
+    """The model has no hook point of that name.
 
     Attributes:
-        name: the name asked for.
-        nearest: existing names that resemble it, best first.
+        name: the requested name.
+        nearest: similar names that exist, best first.
     """
 
     def __init__(self, message: str, *, name: str = "", nearest: Iterable[str] = ()) -> None:
@@ -59,10 +59,10 @@ class ObjectiveError(TimmscopeError):
 
 
 class ImageError(TimmscopeError):
-    """An image cannot be read, or has values that no image has.
+    """An image or a set of images cannot be read, or has values outside the expected range.
 
     Attributes:
-        path: the file, where there is one.
+        path: the file; None if the image does not come from one.
     """
 
     def __init__(self, message: str, *, path: str | Path | None = None) -> None:
@@ -74,7 +74,7 @@ class ParameterError(TimmscopeError):
     """A parameter of a technique or command is unknown, missing or out of range.
 
     Attributes:
-        parameter: its name, where one is to blame.
+        parameter: the parameter's name; None if the error concerns several.
     """
 
     def __init__(self, message: str, *, parameter: str | None = None) -> None:
@@ -83,18 +83,18 @@ class ParameterError(TimmscopeError):
 
 
 class TechniqueError(TimmscopeError):
-    """A technique ran, and its outcome cannot be trusted: zero gradients, NaN, a wrong shape."""
+    """A technique ran, but its result cannot be trusted: zero gradients, NaN, a wrong shape."""
 
 
 class StoreError(TimmscopeError):
-    """A store cannot be made, opened or read."""
+    """A store cannot be created, opened or read."""
 
 
 class StoreCorrupted(StoreError):
     """A shard is missing, truncated or altered.
 
     Attributes:
-        shard: path of the file to blame, relative to the store.
+        shard: path of the damaged file, relative to the store.
     """
 
     def __init__(self, message: str, *, shard: str | None = None) -> None:
@@ -103,7 +103,7 @@ class StoreCorrupted(StoreError):
 
 
 class StoreMismatch(StoreError):
-    """A store was made from something else than it is now asked to hold.
+    """A store was mined with other settings (model, images, layers …) than those requested.
 
     Attributes:
         differences: one line per field that differs.
@@ -119,4 +119,4 @@ class VectorIndexError(TimmscopeError):
 
 
 class PluginError(TimmscopeError):
-    """A plugin or a contribution of it cannot be found, loaded or told apart, or fails at work."""
+    """A plugin or its contribution cannot be found, loaded or identified, or it fails."""

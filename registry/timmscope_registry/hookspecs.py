@@ -1,17 +1,18 @@
-"""The hooks that a plugin may implement: the whole of the plugin contract.
+"""The hooks that a plugin may implement; together they are the whole plugin contract.
 
-All are called once per process, when something is first listed or looked up, in the order of
-distribution names, and each plugin alone: whatever one raises becomes a `Problem` that
-``timmscope doctor`` explains, specs it had yielded before are kept, other plugins do not notice.
-They must be quick and must not import torch; the implementation is imported at first use.
+Each hook is called once per process, when something is first listed or looked up. Plugins are
+called one by one in the order of distribution names. An exception becomes a `Problem` that
+``timmscope doctor`` explains: the specs yielded before it are kept, and other plugins are not
+affected. A hook must be quick and must not import torch; the implementation is imported at first
+use.
 
 A plugin is a module (or any object) named by an entry point of the group ``timmscope.v1``::
 
     [project.entry-points."timmscope.v1"]
     foo = "timmscope_foo.plugin"
 
-or a single file given to ``timmscope --plugin foo.py``. The examples below are such files.
-A package would rather keep implementations in modules of their own, so that listing it is cheap.
+or a single file given to ``timmscope --plugin foo.py``. The examples below are such files. A
+package keeps implementations in separate modules, so that listing it is fast.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ PROJECT = "timmscope"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Marks a function of a plugin as its implementation of the hook of that name."""
+"""Marks a function as the plugin's implementation of the hook of the same name."""
 
 
 @hookspec
 def timmscope_techniques() -> Iterable[TechniqueSpec]:
     """Yield the techniques that the plugin offers.
 
-    Called when techniques are first listed or looked up; gets nothing. The class behind ``impl`` is
-    imported at first use: a failure there is a `PluginError` for that technique only. It must be
-    a subclass of its family's base (`timmscope.AttributionTechnique` and so on).
+    Called without arguments when techniques are first listed or looked up. ``impl`` names a
+    subclass of the family's base (`timmscope.AttributionTechnique` and so on), which is imported at
+    first use; if that fails, using this technique raises `PluginError`, and others still work.
 
     Example::
 
@@ -50,7 +51,7 @@ def timmscope_techniques() -> Iterable[TechniqueSpec]:
         from timmscope_registry import TechniqueSpec, hookimpl
 
         class Contrast(AttributionTechnique):
-            \"\"\"Distance of every pixel from the image's mean colour; looks at no model.\"\"\"
+            \"\"\"Distance of every pixel from the image's mean colour; ignores the model.\"\"\"
 
             power: float = 1.0
             \"\"\"Exponent of the distance.\"\"\"
@@ -74,11 +75,11 @@ def timmscope_techniques() -> Iterable[TechniqueSpec]:
 
 @hookspec
 def timmscope_collectors() -> Iterable[CollectorSpec]:
-    """Yield the collectors that can be fed during a data-set pass.
+    """Yield the collectors that a data-set pass can update.
 
-    Called when collectors are first listed or looked up; gets nothing. The class behind ``impl`` is
-    imported when a pass asks for it, before the first image is read: a failure there is
-    a `PluginError` and no store is made. It must be a subclass of `timmscope.Collector`.
+    Called without arguments when collectors are first listed or looked up. ``impl`` names a
+    subclass of `timmscope.Collector`, which is imported when a pass uses it, before the first image
+    is read; if that fails, the pass raises `PluginError` and creates no store.
 
     Example::
 
@@ -99,10 +100,11 @@ def timmscope_collectors() -> Iterable[CollectorSpec]:
 def timmscope_model_sources() -> Iterable[ModelSourceSpec]:
     """Yield the schemes that `timmscope.load_model` understands.
 
-    Called when a model is first loaded by name or schemes are listed; gets nothing. The callable
-    behind ``impl`` is called with what follows the colon and returns a `timmscope.HookedModel`;
-    it raises `ModelError` with one clear line when it cannot. Anything else that it returns is
-    a `PluginError`, as is a scheme that several plugins offer: full ids tell them apart.
+    Called without arguments when a model is first loaded by name or schemes are first listed.
+    ``impl`` names a callable that gets the text after the colon and returns a
+    `timmscope.HookedModel`; it raises `ModelError` with a one-line message if it cannot. Another
+    return value raises `PluginError`, and so does a scheme that several plugins offer, unless the
+    full id is given.
 
     Example::
 
@@ -127,12 +129,13 @@ def timmscope_model_sources() -> Iterable[ModelSourceSpec]:
 
 @hookspec
 def timmscope_image_sources() -> Iterable[ImageSourceSpec]:
-    """Yield the kinds of image collection that mining can read.
+    """Yield the kinds of image collection that timmscope can read.
 
-    Called when images are first loaded by location or sources are listed; gets nothing. The
-    callable behind ``impl`` is called with the location (without its scheme) and returns an image
-    source; it raises `ImageError` with one clear line when it cannot. Anything else that it returns
-    is a `PluginError`, as is a scheme that several plugins offer: full ids tell them apart.
+    Called without arguments when images are first opened by location or sources are first listed.
+    ``impl`` names a callable that gets the location (without its scheme) and returns a
+    `timmscope.ImageSource`; it raises `ImageError` with a one-line message if it cannot. Another
+    return value raises `PluginError`, and so does a scheme that several plugins offer, unless the
+    full id is given.
 
     Example::
 
@@ -154,9 +157,9 @@ def timmscope_image_sources() -> Iterable[ImageSourceSpec]:
 def timmscope_index_backends() -> Iterable[IndexBackendSpec]:
     """Yield the engines that `timmscope.VectorIndex` can search with.
 
-    Called when an index is first built or loaded or backends are listed; gets nothing. The class
-    behind ``impl`` is imported when an index asks for it: a failure there is a `PluginError` and
-    leaves indexes on disk as they were.
+    Called without arguments when an index is first built or loaded or backends are first listed.
+    ``impl`` names a class with the methods of `timmscope.Backend`, which is imported when an index
+    uses it; if that fails, the call raises `PluginError` and leaves indexes on disk unchanged.
 
     Example::
 

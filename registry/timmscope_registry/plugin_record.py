@@ -1,4 +1,4 @@
-"""What is known of a plugin: found, loaded or not, and everything wrong with it."""
+"""A `PluginRecord` keeps what discovery and loading find out about one plugin."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Problem:
         plugin: id of the plugin, ``"distribution:entry point"``.
         stage: where it went wrong: ``"metadata"``, ``"version"``, ``"import"``, ``"hooks"``,
             ``"call"``, ``"spec"``, ``"name"``, ``"block"`` or ``"cost"``.
-        message: one line.
-        traceback: of the plugin's own frames; empty when nothing was raised.
-        hint: what to do.
+        message: what went wrong, in one line.
+        traceback: the frames of the plugin's own code; empty if nothing was raised.
+        hint: what to do about it.
     """
 
     plugin: str
@@ -37,18 +37,19 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginInfo:
-    """One plugin as found, loaded or not.
+    """One plugin that was found, whether it loaded or not.
 
     Attributes:
-        id: ``"distribution:entry point"``, or the file's name for a single file.
+        id: ``"distribution:entry point"``; for a single file its name.
         name: name of the entry point.
-        distribution: normalised name of the distribution, or the file's name.
-        version: of the distribution; empty for a file.
-        value: the object named by the entry point (``"timmscope_foo.plugin"``) or the file's path.
-        group: entry-point group; empty for a file.
-        status: ``"ok"``, ``"failed"``, ``"blocked"`` (never imported) or ``"unsupported"`` (another
-            API version, never imported).
-        load_seconds: time spent importing the plugin and calling its hooks.
+        distribution: normalised name of the distribution; for a single file its name.
+        version: version of the distribution; empty for a single file.
+        value: the object that the entry point names (``"timmscope_foo.plugin"``); for a single file
+            its path.
+        group: entry-point group; empty for a single file.
+        status: ``"ok"``, ``"failed"``, ``"blocked"`` (never imported) or ``"unsupported"`` (written
+            for another API version, never imported).
+        load_seconds: seconds spent importing the plugin and calling its hooks.
     """
 
     id: str
@@ -63,7 +64,7 @@ class PluginInfo:
 
 @dataclass
 class PluginRecord:
-    """What discovery learnt about one plugin; filled in while it is loaded."""
+    """One plugin while it is loaded: its facts, and the specs and problems found so far."""
 
     name: str
     distribution: str
@@ -78,22 +79,22 @@ class PluginRecord:
 
     @property
     def id(self) -> str:
-        """Unique among plugins."""
+        """The plugin's id, as in `PluginInfo`."""
         return f"{self.distribution}:{self.name}" if self.name else self.distribution
 
     @property
     def key(self) -> str:
-        """Name in the plugin manager; files in different folders may share an id."""
+        """The name in the plugin manager; unlike `id` it differs for files in two folders."""
         return f"{self.id} ({self.value})"
 
     def report(self, stage: str, message: str, *, hint: str = "", trace: str = "") -> None:
-        """Note one more problem."""
+        """Add a problem."""
         self.problems.append(
             Problem(plugin=self.id, stage=stage, message=message, traceback=trace, hint=hint)
         )
 
     def info(self) -> PluginInfo:
-        """Freeze it for the public."""
+        """Return the public facts."""
         return PluginInfo(
             id=self.id,
             name=self.name,
@@ -107,15 +108,15 @@ class PluginRecord:
 
 
 def upgrade_hint(plugin: PluginRecord, newer: bool) -> str:
-    """Which of the two to upgrade: the plugin, or timmscope where the plugin is newer."""
+    """Say which package to upgrade: timmscope if the plugin is newer, else the plugin."""
     package = "timmscope" if newer else plugin.distribution
     return f"upgrade it: python -m pip install --upgrade {package}"
 
 
 def authors_hint(plugin: PluginRecord) -> str:
-    """Whom to tell, and how to live without it meanwhile."""
+    """Say who should fix the plugin, and how to hide it until then."""
     if not plugin.group:
-        return f"mend {plugin.value}"
+        return f"fix {plugin.value}"
     return (
         f"tell the authors of {plugin.distribution} {plugin.version}, "
         f"or hide it: TIMMSCOPE_BLOCK={plugin.distribution}"
@@ -123,34 +124,37 @@ def authors_hint(plugin: PluginRecord) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's type and message, without line breaks."""
+    """Return the error's type and message without line breaks."""
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r})"
     try:
         text = " ".join(str(error).split())
-    except Exception:  # of a plugin's own class
+    except Exception:  # the plugin's own exception class may have a broken __str__
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
-def named_warnings(who: str) -> Iterator[None]:
-    """Put a name before every warning that is shown inside; filters decide as ever which are."""
-    shown = warnings.showwarning
+def named_warnings(name: str) -> Iterator[None]:
+    """Put `name` before every warning that is shown inside the context.
+
+    The warning filters still decide which warnings are shown.
+    """
+    original = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        shown(Warning(f"{who}: {message}"), category, *where)
+        original(Warning(f"{name}: {message}"), category, *where)
 
     warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:
         if warnings.showwarning is show:
-            warnings.showwarning = shown
+            warnings.showwarning = original
 
 
 def plugin_traceback(error: BaseException) -> str:
-    """Traceback of the plugin's own frames, without the registry's and the import machinery's."""
+    """Format the traceback without the frames of the registry, importlib and pluggy."""
     report = traceback.TracebackException.from_exception(error)
     frames = [
         frame

@@ -1,4 +1,4 @@
-"""The plugin registry: what is offered, by whom, and what went wrong while asking."""
+"""The plugin registry lists what plugins contribute, resolves names and collects problems."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ BLOCK_VARIABLE = "TIMMSCOPE_BLOCK"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Generic[S]):
-    """One thing a plugin offers.
+    """One contribution of a plugin.
 
     Attributes:
-        id: full name, ``"distribution:name"``.
-        spec: what the plugin said about it.
-        plugin: who offers it.
+        id: full id, ``"distribution:name"``.
+        spec: the plugin's description of it.
+        plugin: the plugin that contributes it.
     """
 
     id: str
@@ -59,115 +59,117 @@ class Entry(Generic[S]):
         """``"technique"``, ``"collector"``, ``"model source"`` …"""
         return KINDS[type(self.spec)]
 
-    def load(self) -> Any:  # whatever the plugin made; callers check what they need
+    def load(self) -> Any:  # any object; callers check the type that they need
         """Import and return the implementation.
 
         Raises:
             PluginError: a requirement is not installed, or the import fails; the cause is chained.
         """
-        what = described(self)
+        label = described(self)
         needs = getattr(self.spec, "needs", ())
         if missing := [need for need in needs if not _is_installed(need)]:
             quoted = " ".join(f'"{need}"' for need in missing)
-            raise PluginError(f"{what} needs {', '.join(missing)}: python -m pip install {quoted}")
+            raise PluginError(f"{label} needs {', '.join(missing)}: python -m pip install {quoted}")
         try:
-            with loading.stdout_to_stderr(), named_warnings(what):
+            with loading.stdout_to_stderr(), named_warnings(label):
                 return import_string(self.spec.impl)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(f"{what} cannot be loaded from {self.spec.impl}: {reason}") from error
+            raise PluginError(
+                f"{label} cannot be loaded from {self.spec.impl}: {reason}"
+            ) from error
 
 
 class Registry:
-    """Plugins found on `sys.path`, discovered at first use and kept.
+    """The plugins on `sys.path`, discovered once, at first use.
 
     Args:
-        block: plugins not to import: a distribution, an entry point's name or
-            ``"distribution:entry point"``. Those in the environment variable ``TIMMSCOPE_BLOCK``
-            (separated by commas) are blocked as well.
+        block: plugins that must not be imported, each named by its distribution, its entry point or
+            both (``"distribution:entry point"``). The environment variable ``TIMMSCOPE_BLOCK``
+            (names separated by commas) blocks further plugins.
     """
 
     def __init__(self, *, block: Iterable[str] = ()) -> None:
-        named = [*os.environ.get(BLOCK_VARIABLE, "").split(","), *block]
-        self._block = tuple(dict.fromkeys(name.strip() for name in named if name.strip()))
+        names = [*os.environ.get(BLOCK_VARIABLE, "").split(","), *block]
+        self._block = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
         self._lock = threading.RLock()
         self._manager: pluggy.PluginManager
-        self._found: list[PluginRecord] | None = None
+        self._records: list[PluginRecord] | None = None
         self._entries: list[Entry[Spec]] = []
         self._problems: list[Problem] = []
 
-    # What is offered
+    # All contributions of one kind
 
     def techniques(self, family: Family | None = None) -> list[Entry[TechniqueSpec]]:
         """All techniques, or those of one family."""
-        entries = self._of(TechniqueSpec)
+        entries = self._entries_of(TechniqueSpec)
         return [entry for entry in entries if family in (None, entry.spec.family)]
 
     def collectors(self) -> list[Entry[CollectorSpec]]:
         """All collectors."""
-        return self._of(CollectorSpec)
+        return self._entries_of(CollectorSpec)
 
     def model_sources(self) -> list[Entry[ModelSourceSpec]]:
         """All schemes of `load_model`."""
-        return self._of(ModelSourceSpec)
+        return self._entries_of(ModelSourceSpec)
 
     def image_sources(self) -> list[Entry[ImageSourceSpec]]:
         """All kinds of image collection."""
-        return self._of(ImageSourceSpec)
+        return self._entries_of(ImageSourceSpec)
 
     def index_backends(self) -> list[Entry[IndexBackendSpec]]:
         """All nearest-neighbour engines."""
-        return self._of(IndexBackendSpec)
+        return self._entries_of(IndexBackendSpec)
 
-    # One of them, by short name or full id; `PluginError` when unknown or not unique
+    # One contribution by short name or full id; `PluginError` if the name is unknown or ambiguous
 
     def technique(self, name: str, family: Family | None = None) -> Entry[TechniqueSpec]:
         """Return one technique by short name or ``"distribution:name"``.
 
-        Where there is none, those of `family`, or all, are what may have been meant.
+        `family` does not filter: it only restricts what the error for an unknown name suggests.
         """
-        return self._one(TechniqueSpec, name, self.techniques(family))
+        return self._find(TechniqueSpec, name, self.techniques(family))
 
     def collector(self, name: str) -> Entry[CollectorSpec]:
         """Return one collector by short name or ``"distribution:name"``."""
-        return self._one(CollectorSpec, name)
+        return self._find(CollectorSpec, name)
 
     def model_source(self, scheme: str) -> Entry[ModelSourceSpec]:
         """Return one model source by scheme or ``"distribution:scheme"``."""
-        return self._one(ModelSourceSpec, scheme)
+        return self._find(ModelSourceSpec, scheme)
 
     def image_source(self, scheme: str) -> Entry[ImageSourceSpec]:
         """Return one image source by scheme or ``"distribution:scheme"``."""
-        return self._one(ImageSourceSpec, scheme)
+        return self._find(ImageSourceSpec, scheme)
 
     def index_backend(self, name: str) -> Entry[IndexBackendSpec]:
         """Return one index backend by short name or ``"distribution:name"``."""
-        return self._one(IndexBackendSpec, name)
+        return self._find(IndexBackendSpec, name)
 
-    # Who offers it
+    # Plugins and their problems
 
     def plugins(self) -> list[PluginInfo]:
         """All plugins, whether they loaded or not."""
-        return [found.info() for found in self._discovered()]
+        return [record.info() for record in self._discovered()]
 
     def entries(self) -> list[Entry[Spec]]:
-        """Everything on offer, in the order of plugins."""
+        """All contributions of all kinds, in the order of plugins."""
         self._discovered()
         return list(self._entries)
 
     def problems(self) -> list[Problem]:
-        """Everything that went wrong, in the order of plugins."""
+        """All problems, in the order of plugins."""
         self._discovered()
         return list(self._problems)
 
     def load_file(self, path: str | Path) -> PluginInfo:
-        """Load a plugin that is a single Python file; loading it again takes the new contents.
+        """Load a plugin that is a single Python file; loading it again replaces it.
 
         Raises:
             PluginError: there is no such file, or it cannot be loaded. In the latter case
-                `problems` has the traceback, and everything else keeps working.
+                `problems` has the traceback, and all other plugins still work.
         """
         file = Path(path)
         if not file.is_file():
@@ -192,42 +194,42 @@ class Registry:
 
     def _discovered(self) -> list[PluginRecord]:
         with self._lock:
-            if self._found is None:
+            if self._records is None:
                 try:
                     self._discover()
                 except BaseException:
-                    self._found = None
+                    self._records = None
                     raise
-            assert self._found is not None
-            return self._found
+            assert self._records is not None
+            return self._records
 
     def _discover(self) -> None:
-        """Load plugin after plugin; one that asks for others meanwhile is told of those before."""
-        self._found, self._manager = [], loading.new_manager()
+        """Load the plugins one by one; a plugin that lists others sees those loaded before it."""
+        self._records, self._manager = [], loading.new_manager()
         for plugin in discovery.installed():
             if self._block and {plugin.id, plugin.name, plugin.distribution} & set(self._block):
                 plugin.status = "blocked"
                 plugin.problems.clear()
             elif plugin.load is not None:
                 loading.load(plugin, self._manager)
-            self._found.append(plugin)
+            self._records.append(plugin)
             self._collect()
 
     def _collect(self) -> None:
-        """Give every spec its full id, and compare names across plugins."""
-        assert self._found is not None
+        """Give every spec its full id and report names that several plugins share."""
+        assert self._records is not None
         entries: dict[tuple[type[Spec], str], Entry[Spec]] = {}
         problems: list[Problem] = []
-        for found in self._found:
-            info = found.info()
-            problems += found.problems
-            for spec in found.specs:
-                entry = Entry(id=f"{found.distribution}:{spec.name}", spec=spec, plugin=info)
+        for record in self._records:
+            info = record.info()
+            problems += record.problems
+            for spec in record.specs:
+                entry = Entry(id=f"{record.distribution}:{spec.name}", spec=spec, plugin=info)
                 first = entries.setdefault((type(spec), entry.id), entry)
                 if first is not entry:
                     problems.append(
                         Problem(
-                            plugin=found.id,
+                            plugin=record.id,
                             stage="name",
                             message=f"the {entry.kind} {entry.id} is already offered by "
                             f"{first.plugin.id} ({first.spec.impl}); the second is ignored",
@@ -257,26 +259,32 @@ class Registry:
         ]
 
     def _useless_blocks(self) -> list[Problem]:
-        found = self._found or []
-        known = {name for f in found for name in (f.distribution, f.id, f.name) if name}
+        """Report names in `block` that no installed plugin has."""
+        names = {
+            name
+            for record in self._records or []
+            for name in (record.distribution, record.id, record.name)
+            if name
+        }
         return [
             Problem(
                 plugin=name,
                 stage="block",
-                message=f"it is to be blocked, but no such plugin is installed; "
-                f"{did_you_mean(name, known)}".rstrip("; "),
+                message=f"no installed plugin has this name, so nothing is blocked; "
+                f"{did_you_mean(name, names)}".rstrip("; "),
                 hint=f"correct --block or {BLOCK_VARIABLE}",
             )
             for name in self._block
-            if name not in known
+            if name not in names
         ]
 
-    def _of(self, kind: type[S]) -> list[Entry[S]]:
+    def _entries_of(self, kind: type[S]) -> list[Entry[S]]:
         self._discovered()
         return [cast("Entry[S]", entry) for entry in self._entries if type(entry.spec) is kind]
 
-    def _one(self, kind: type[S], name: str, fitting: list[Entry[S]] | None = None) -> Entry[S]:
-        entries = self._of(kind)
+    def _find(self, kind: type[S], name: str, suggest: list[Entry[S]] | None = None) -> Entry[S]:
+        """Find an entry by full id or unique short name; the error suggests names of `suggest`."""
+        entries = self._entries_of(kind)
         for entry in entries:
             if entry.id == name:
                 return entry
@@ -289,16 +297,17 @@ class Registry:
                 f"several plugins offer the {label} {name!r}: "
                 f"use {' or '.join(entry.id for entry in same)}"
             )
-        fitting = entries if fitting is None else fitting
-        names = [entry.spec.name for entry in fitting]
+        suggest = entries if suggest is None else suggest
+        names = [entry.spec.name for entry in suggest]
         if nearest(name, names):
             advice = did_you_mean(name, names)
-        elif nearest(name, ids := [entry.id for entry in fitting]):
+        elif nearest(name, ids := [entry.id for entry in suggest]):
             advice = did_you_mean(name, ids)
         else:
-            advice = f"known are {', '.join(sorted(set(names)))}" if names else "none is installed"
-        hurt = [f.id for f in self._found or [] if f.status in ("failed", "unsupported")]
-        doctor = f"; {', '.join(hurt)} did not load, see `timmscope doctor`" if hurt else ""
+            known = ", ".join(sorted(set(names)))
+            advice = f"choose one of {known}" if names else "none is installed"
+        broken = [r.id for r in self._records or [] if r.status in ("failed", "unsupported")]
+        doctor = f"; {', '.join(broken)} did not load, see `timmscope doctor`" if broken else ""
         raise PluginError(f"unknown {label} {name!r}: {advice}{doctor}")
 
 
@@ -307,7 +316,7 @@ _current_lock = threading.Lock()
 
 
 def get_registry() -> Registry:
-    """Return the process's registry, made at first use."""
+    """Return the registry of this process, created at first use."""
     global _current
     with _current_lock:
         if _current is None:
@@ -316,7 +325,7 @@ def get_registry() -> Registry:
 
 
 def set_registry(registry: Registry | None) -> None:
-    """Replace the process's registry; None makes a fresh one at next use."""
+    """Replace the registry of this process; None has a new one created at the next use."""
     global _current
     with _current_lock:
         _current = registry

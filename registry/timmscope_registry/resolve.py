@@ -1,4 +1,4 @@
-"""From what somebody typed to what they meant, and from an import string to the object."""
+"""Suggests names for a misspelt one, and imports what an import string names."""
 
 from __future__ import annotations
 
@@ -7,26 +7,25 @@ import importlib
 from collections.abc import Iterable
 
 CUTOFF = 0.6
-"""Least share of matching letters at which a name may have been meant."""
+"""Smallest share of matching letters (difflib's ratio) at which a name is suggested."""
 SPREAD = 0.15
-"""How much worse than the best a further suggestion may be."""
+"""How far below the best ratio a further suggestion may be."""
 
 
 def nearest(name: str, candidates: Iterable[str], n: int = 3) -> list[str]:
-    """Return up to `n` candidates that `name` may have meant, best first.
+    """Return up to `n` candidates that `name` may stand for, best first.
 
-    Names that differ only in case or in ``-``, ``_`` and blanks come first, then those that contain
-    what was typed (at least three letters), then those that look alike.
+    Names that differ only in case or in ``-``, ``_`` and spaces come first, then names that contain
+    `name` (of at least three letters), then names of similar spelling.
     """
-    known = list(dict.fromkeys(candidates))
-    folded = {candidate: _fold(candidate) for candidate in known}
+    folded = {candidate: _fold(candidate) for candidate in candidates}
     wanted = _fold(name)
     if not wanted:
         return []
-    same = [c for c in known if folded[c] == wanted]
-    inside = [c for c in known if len(wanted) >= 3 and wanted in folded[c]]
-    inside.sort(key=lambda c: (not folded[c].startswith(wanted), len(c)))
-    ranked = [*same, *inside[: max(n - 1, 0)], *_alike(wanted, folded), *inside]
+    equal = [c for c in folded if folded[c] == wanted]
+    longer = [c for c in folded if len(wanted) >= 3 and wanted in folded[c]]
+    longer.sort(key=lambda c: (not folded[c].startswith(wanted), len(c)))
+    ranked = [*equal, *longer[: max(n - 1, 0)], *_similar(wanted, folded), *longer]
     return list(dict.fromkeys(ranked))[:n]
 
 
@@ -39,35 +38,37 @@ def did_you_mean(name: str, candidates: Iterable[str], n: int = 3) -> str:
 
 
 def import_string(path: str) -> object:
-    """Import ``"package.module:Attribute"`` and return the attribute (dots go deeper).
+    """Import ``"package.module:Attribute"`` and return the attribute.
+
+    Dots after the colon reach nested attributes, as in ``"package.module:Class.method"``.
 
     Raises:
         ImportError: the module cannot be imported.
-        AttributeError: it has no such attribute; the message names the nearest ones.
-        ValueError: `path` has not that form.
+        AttributeError: the module has no such attribute; the message suggests similar names.
+        ValueError: `path` does not have this form.
     """
     module_name, colon, attribute = path.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(f"{path!r} is not of the form 'module:Attribute'")
-    found: object = importlib.import_module(module_name)
+    value: object = importlib.import_module(module_name)
     for part in attribute.split("."):
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError as error:
-            hint = did_you_mean(part, (n for n in dir(found) if not n.startswith("_")))
+            hint = did_you_mean(part, (n for n in dir(value) if not n.startswith("_")))
             message = f"{module_name} has no attribute {attribute!r}"
             raise AttributeError("; ".join(filter(None, [message, hint]))) from error
-    return found
+    return value
 
 
 def _fold(text: str) -> str:
     return " ".join(text.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _alike(wanted: str, folded: dict[str, str]) -> list[str]:
-    """Candidates spelt like `wanted`, best first and then in their own order.
+def _similar(wanted: str, folded: dict[str, str]) -> list[str]:
+    """Return candidates of similar spelling, best first; ties keep their order.
 
-    Those that are clearly worse than the best are left out.
+    Candidates more than `SPREAD` below the best are left out.
     """
     matcher = difflib.SequenceMatcher(b=wanted)
     scores: dict[str, float] = {}

@@ -1,7 +1,7 @@
-"""What a plugin contributes, as small frozen records that cost nothing to list.
+"""Specs are small records of what a plugin contributes, so that listing imports no implementation.
 
 A spec names its implementation by an import string (``"package.module:Attribute"``), which is
-resolved at first use. Listing a hundred techniques therefore imports none of them, nor torch.
+resolved at first use. Listing a hundred techniques therefore imports none of them, and not torch.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 API_VERSION: tuple[int, int] = (1, 0)
-"""Version of the plugin contract. A minor version only adds optional fields and hooks."""
+"""Version (major, minor) of the plugin contract. A minor version adds optional fields and hooks."""
 
 GROUP = f"timmscope.v{API_VERSION[0]}"
-"""Entry-point group of plugins; the major version is in its name, seen without importing."""
+"""Entry-point group of plugins; its name holds the major version, readable without an import."""
 
 Family = Literal["attribution", "synthesis", "attack", "style", "representation"]
-"""What a technique does: the family decides its base class, its inputs and its result."""
+"""A family of techniques; it decides the base class, the inputs and the result."""
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
-"""All families, in the order of lists."""
+"""All families, in the order in which lists show them."""
 
 _NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")
 _IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -35,9 +35,9 @@ class TechniqueSpec:
         family: one of `FAMILIES`.
         summary: one line for lists.
         impl: import string of the class.
-        paper: the source, as authors, venue and year or a URL.
+        paper: the source, as authors, venue and year, or as a URL.
         needs: requirements beyond timmscope's own (``"scikit-learn>=1.5"``), checked at first use.
-        api: version of the plugin contract the spec was written for.
+        api: version of the plugin contract that the spec was written for.
     """
 
     name: str
@@ -51,13 +51,13 @@ class TechniqueSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectorSpec:
-    """A collector fed during a data-set pass; its implementation is a subclass of `Collector`.
+    """A collector of a data-set pass; its implementation is a subclass of `Collector`.
 
     Attributes:
         name: what users type, in lower case with hyphens (``"top-k"``).
         summary: one line for lists.
         impl: import string of the class.
-        api: version of the plugin contract the spec was written for.
+        api: version of the plugin contract that the spec was written for.
     """
 
     name: str
@@ -71,11 +71,11 @@ class ModelSourceSpec:
     """A scheme of `load_model`; its implementation is a callable ``(rest) -> HookedModel``.
 
     Attributes:
-        scheme: what stands before the colon (``"timm"`` in ``"timm:resnet50"``).
+        scheme: the text before the colon (``"timm"`` in ``"timm:resnet50"``).
         summary: one line for lists.
-        impl: import string of the callable, called with what follows the colon.
-        example: a full model string that works.
-        api: version of the plugin contract the spec was written for.
+        impl: import string of the callable, which gets the text after the colon.
+        example: a full model id that works.
+        api: version of the plugin contract that the spec was written for.
     """
 
     scheme: str
@@ -86,7 +86,7 @@ class ModelSourceSpec:
 
     @property
     def name(self) -> str:
-        """The scheme, under the attribute that all specs share."""
+        """The scheme, under the name that all specs share."""
         return self.scheme
 
 
@@ -95,12 +95,12 @@ class ImageSourceSpec:
     """A kind of image collection; its implementation is a callable ``(location) -> ImageSource``.
 
     Attributes:
-        scheme: what stands before the colon (``"webdataset"`` in ``"webdataset:train.tar"``).
+        scheme: the text before the colon (``"webdataset"`` in ``"webdataset:train.tar"``).
         summary: one line for lists.
-        impl: import string of the callable, called with the location.
-        suffixes: file endings that choose this source without a scheme (``(".tar",)``).
+        impl: import string of the callable, which gets the location.
+        suffixes: file suffixes that select this source without a scheme (``(".tar",)``).
         example: a full location that works.
-        api: version of the plugin contract the spec was written for.
+        api: version of the plugin contract that the spec was written for.
     """
 
     scheme: str
@@ -112,19 +112,19 @@ class ImageSourceSpec:
 
     @property
     def name(self) -> str:
-        """The scheme, under the attribute that all specs share."""
+        """The scheme, under the name that all specs share."""
         return self.scheme
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexBackendSpec:
-    """A nearest-neighbour engine; its implementation is a class as in `timmscope.VectorIndex`.
+    """A nearest-neighbour engine; its implementation is a class like `timmscope.Backend`.
 
     Attributes:
         name: what users type, in lower case with hyphens (``"flat"``).
         summary: one line for lists.
         impl: import string of the class.
-        api: version of the plugin contract the spec was written for.
+        api: version of the plugin contract that the spec was written for.
     """
 
     name: str
@@ -137,7 +137,7 @@ Spec = TechniqueSpec | CollectorSpec | ModelSourceSpec | ImageSourceSpec | Index
 
 
 def faults(spec: Spec) -> list[str]:
-    """What is wrong with a spec, one clause each; empty when it can be offered."""
+    """Return one clause for each thing wrong with a spec; empty for a valid spec."""
     found = [
         f"{field.name} is {value!r}, expected text"
         for field in fields(spec)
@@ -164,5 +164,5 @@ def faults(spec: Spec) -> list[str]:
 
 
 def api_text(api: tuple[int, int]) -> str:
-    """``(1, 0)`` as ``"1.0"``."""
+    """Format a version: ``(1, 0)`` gives ``"1.0"``."""
     return ".".join(str(part) for part in api)

@@ -71,11 +71,11 @@ def test_one_technique_twice_is_told_apart_by_its_settings(cli: Cli, pictures: l
         (["--technique", "grad-can"], "did you mean 'grad-cam'"),
         (
             ["--technique", "xyz"],
-            "known are ablation-cam, attention-map, attention-rollout, cam",
+            "choose one of ablation-cam, attention-map, attention-rollout, cam",
         ),
         (
             ["--technique", "fgsn"],
-            "known are ablation-cam, attention-map, attention-rollout, cam",
+            "choose one of ablation-cam, attention-map, attention-rollout, cam",
         ),
         (["--technique", "pgd"], "pgd is of the family attack: it makes no maps"),
         (["--technique", "grad-cam relu"], "'relu' behind grad-cam is no parameter: write name="),

@@ -1,4 +1,4 @@
-"""Real distributions on `sys.path`, made for one test."""
+"""A fixture that installs real distributions on `sys.path` for one test."""
 
 import itertools
 import sys

@@ -1,4 +1,4 @@
-"""Discovery with real distributions: good ones are offered, bad ones hurt nobody else."""
+"""Discovery with real distributions: working plugins are listed, broken ones affect no other."""
 
 import json
 import re
@@ -88,7 +88,7 @@ def status(registry: Registry, plugin: str) -> str:
     return {info.id: info.status for info in registry.plugins()}[plugin]
 
 
-def test_first_party_plugins_come_through_the_same_entry_points() -> None:
+def test_first_party_plugins_use_the_same_entry_points() -> None:
     registry = Registry()
     assert {e.spec.name for e in registry.techniques() if e.plugin.distribution == "timmscope"} == (
         FIRST_PARTY
@@ -126,7 +126,7 @@ def test_a_third_party_technique_is_found_by_short_name_and_by_full_id(distribut
         ("x = 1", "hooks", "implements no hook"),
     ],
 )
-def test_a_plugin_that_fails_at_import_hurts_nobody_else(
+def test_a_plugin_that_fails_at_import_affects_no_other(
     distribution: Make, source: str, stage: str, words: str
 ) -> None:
     distribution("broken", source)
@@ -140,7 +140,7 @@ def test_a_plugin_that_fails_at_import_hurts_nobody_else(
     assert status(registry, "broken:main") == "failed"
 
 
-def test_the_traceback_shows_the_plugin_and_not_the_machinery(distribution: Make) -> None:
+def test_the_traceback_shows_only_the_plugins_own_frames(distribution: Make) -> None:
     module = distribution("broken", "def f():\n    1 / 0\nf()")
     trace = only(Registry()).traceback
     assert f"{module}.py" in trace
@@ -159,7 +159,7 @@ def test_specs_yielded_before_an_exception_are_kept(distribution: Make) -> None:
 
 
 @pytest.mark.parametrize("call", ["sys.exit()", "exit()", "raise SystemExit('bye')"])
-def test_a_hook_that_exits_does_not_take_the_host_down(distribution: Make, call: str) -> None:
+def test_a_hook_that_calls_exit_does_not_end_the_program(distribution: Make, call: str) -> None:
     distribution(
         "quitter",
         f"""
@@ -175,14 +175,14 @@ def test_a_hook_that_exits_does_not_take_the_host_down(distribution: Make, call:
     assert "sys.exit" in only(registry).message
 
 
-def test_ctrl_c_during_a_hanging_import_passes_and_names_the_plugin(distribution: Make) -> None:
+def test_ctrl_c_during_an_import_is_raised_and_names_the_plugin(distribution: Make) -> None:
     distribution("hanging", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt) as caught:
         Registry().plugins()
     assert caught.value.__notes__ == ["while loading the plugin hanging:main 1.0"]
 
 
-def test_after_ctrl_c_everything_can_be_asked_for_again(
+def test_plugins_can_be_listed_again_after_ctrl_c(
     distribution: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     distribution("aaa", GOOD)
@@ -196,10 +196,10 @@ def test_after_ctrl_c_everything_can_be_asked_for_again(
     assert {plugin.status for plugin in registry.plugins()} == {"ok"}
 
 
-def test_a_plugin_that_asks_for_others_while_it_lists_is_told_of_those_before_it(
+def test_a_plugin_that_lists_others_while_it_is_loaded_sees_those_before_it(
     distribution: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking = """
+    listing = """
     from timmscope_registry import TechniqueSpec, get_registry, hookimpl
     @hookimpl
     def timmscope_techniques():
@@ -208,7 +208,7 @@ def test_a_plugin_that_asks_for_others_while_it_lists_is_told_of_those_before_it
         yield TechniqueSpec(name="NAME", family="attack", summary=summary, impl="MODULE:X")
     """
     for name in ("aaa", "bbb"):
-        distribution(name, asking.replace("NAME", name))
+        distribution(name, listing.replace("NAME", name))
     registry = Registry()
     monkeypatch.setattr("timmscope_registry.registry._current", registry)
     assert registry.technique("aaa").spec.summary == ""
@@ -216,7 +216,7 @@ def test_a_plugin_that_asks_for_others_while_it_lists_is_told_of_those_before_it
     assert registry.problems() == []
 
 
-def test_a_plugin_that_hangs_at_import_is_told_with_its_time_and_works(
+def test_a_plugin_that_is_slow_to_import_is_reported_with_its_time_and_works(
     distribution: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("timmscope_registry.loading.SLOW_S", 0.2)
@@ -224,9 +224,9 @@ def test_a_plugin_that_hangs_at_import_is_told_with_its_time_and_works(
     registry = Registry()
     (problem,) = [problem for problem in registry.problems() if problem.plugin == "slow:main"]
     assert problem.stage == "cost"
-    told = re.fullmatch(r"listing it takes (\d+) ms, on every command", problem.message)
-    assert told is not None
-    assert int(told[1]) >= 210
+    match = re.fullmatch(r"listing it takes (\d+) ms, on every command", problem.message)
+    assert match is not None
+    assert int(match[1]) >= 210
     assert "TIMMSCOPE_BLOCK=slow" in problem.hint
     assert status(registry, "slow:main") == "ok"
 
@@ -317,7 +317,7 @@ def test_a_spec_of_another_api_version_is_refused(distribution: Make, api: tuple
     assert ("timmscope" if api > API_VERSION else "future") in problem.hint.split()
 
 
-def test_a_later_major_is_seen_without_importing_it(distribution: Make) -> None:
+def test_a_plugin_for_a_later_major_version_is_not_imported(distribution: Make) -> None:
     module = distribution("later", "1 / 0", group="timmscope.v2")
     registry = Registry()
     assert status(registry, "later:main") == "unsupported"
@@ -326,7 +326,7 @@ def test_a_later_major_is_seen_without_importing_it(distribution: Make) -> None:
     assert module not in sys.modules
 
 
-def test_a_plugin_that_serves_two_majors_is_no_problem(distribution: Make) -> None:
+def test_a_plugin_for_two_major_versions_is_no_problem(distribution: Make) -> None:
     distribution(
         "both", GOOD, points="[timmscope.v1]\nmain = MODULE\n[timmscope.v2]\nmain = nowhere\n"
     )
@@ -340,7 +340,7 @@ def test_a_misspelt_group_is_reported(distribution: Make) -> None:
     assert "'timmscope.plugins' is unknown, expected 'timmscope.v1'" in only(Registry()).message
 
 
-def test_unreadable_metadata_hurts_nobody_else(distribution: Make) -> None:
+def test_unreadable_metadata_affects_no_other_plugin(distribution: Make) -> None:
     distribution("garbled", GOOD, points="[timmscope.v1]\nthis is not an entry point\n")
     distribution("fine", GOOD)
     registry = Registry()
@@ -348,7 +348,7 @@ def test_unreadable_metadata_hurts_nobody_else(distribution: Make) -> None:
     assert any("garbled" in problem.plugin for problem in registry.problems())
 
 
-def test_a_short_name_that_two_offer_needs_the_full_id(distribution: Make) -> None:
+def test_a_short_name_that_two_plugins_offer_needs_the_full_id(distribution: Make) -> None:
     distribution("one", GOOD)
     distribution("two", GOOD, version="2.1")
     registry = Registry()
@@ -361,7 +361,7 @@ def test_a_short_name_that_two_offer_needs_the_full_id(distribution: Make) -> No
     assert problem.hint == "use a full name: one:ripple or two:ripple"
 
 
-def test_a_third_party_cannot_silently_replace_ours(distribution: Make) -> None:
+def test_a_third_party_cannot_silently_replace_a_first_party_technique(distribution: Make) -> None:
     distribution("copycat", GOOD.replace('"ripple"', '"grad-cam"'))
     registry = Registry()
     with pytest.raises(PluginError, match="timmscope:grad-cam or copycat:grad-cam"):
@@ -369,7 +369,7 @@ def test_a_third_party_cannot_silently_replace_ours(distribution: Make) -> None:
     assert registry.technique("timmscope:grad-cam").plugin.distribution == "timmscope"
 
 
-def test_the_same_full_id_twice_keeps_the_first(distribution: Make) -> None:
+def test_of_two_contributions_with_one_full_id_the_first_is_kept(distribution: Make) -> None:
     again = """
     class again:
         timmscope_techniques = staticmethod(timmscope_techniques)
@@ -397,13 +397,13 @@ def test_a_blocked_plugin_is_never_imported(
     assert registry.problems() == []
 
 
-def test_blocking_what_does_not_exist_is_reported() -> None:
+def test_blocking_a_plugin_that_does_not_exist_is_reported() -> None:
     problem = only(Registry(block=["timmscop"]))
     assert problem.stage == "block"
     assert "did you mean 'timmscope'" in problem.message
 
 
-def test_a_plugin_that_imports_a_heavy_library_to_be_listed_is_reported(distribution: Make) -> None:
+def test_a_plugin_whose_listing_imports_a_heavy_library_is_reported(distribution: Make) -> None:
     distribution("heavy", "import h5py\n" + "".join(GOOD.replace("\n    ", "\n")))
     code = (
         "import json; from timmscope_registry import get_registry as g\n"
@@ -421,7 +421,7 @@ def test_a_plugin_that_imports_a_heavy_library_to_be_listed_is_reported(distribu
     assert message.startswith("listing it imports h5py")
 
 
-def test_what_a_plugin_prints_does_not_reach_stdout(
+def test_output_of_a_plugin_does_not_reach_stdout(
     distribution: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
     distribution("chatty", "print('hello')" + GOOD.replace("\n    ", "\n"))
@@ -434,8 +434,8 @@ def test_what_a_plugin_prints_does_not_reach_stdout(
 def test_a_plugin_that_closes_stdout_or_sets_filters_changes_nothing_for_others(
     distribution: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deed = "import sys, warnings\nsys.stdout.close()\nwarnings.filterwarnings('error')\n"
-    distribution("rude", deed + GOOD.replace("\n    ", "\n"))
+    damage = "import sys, warnings\nsys.stdout.close()\nwarnings.filterwarnings('error')\n"
+    distribution("rude", damage + GOOD.replace("\n    ", "\n"))
     before = list(warnings.filters)
     assert Registry().problems() == []
     assert warnings.filters == before
@@ -462,7 +462,7 @@ def test_a_warning_at_import_names_the_plugin_once(distribution: Make) -> None:
 
 
 @pytest.mark.parametrize(("action", "problems"), [("error", ["UserWarning: old"]), ("ignore", [])])
-def test_filters_decide_what_becomes_of_a_plugins_warning(
+def test_warning_filters_apply_to_a_plugins_warnings(
     distribution: Make, action: Any, problems: list[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     distribution("warns", WARNING + GOOD.replace("\n    ", "\n"))
@@ -492,16 +492,18 @@ def test_a_missing_requirement_is_named_before_the_import(distribution: Make) ->
         ("grad-kam", "did you mean 'grad-cam', "),
         ("GradCAM", "did you mean 'grad-cam', "),
         ("timmscop:pgd", "did you mean 'timmscope:pgd'?"),
-        ("zzz", "known are ablation-cam, activation-m"),
+        ("zzz", "choose one of ablation-cam, activation-m"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_nearest(typed: str, words: str) -> None:
+def test_the_error_for_an_unknown_name_suggests_the_nearest(typed: str, words: str) -> None:
     with pytest.raises(PluginError) as caught:
         Registry().technique(typed)
     assert words in str(caught.value)
 
 
-def test_an_unknown_name_mentions_plugins_that_did_not_load(distribution: Make) -> None:
+def test_the_error_for_an_unknown_name_mentions_plugins_that_did_not_load(
+    distribution: Make,
+) -> None:
     distribution("broken", "1 / 0")
     with pytest.raises(PluginError, match="broken:main did not load, see `timmscope doctor`"):
         Registry().technique("ripple")
@@ -541,7 +543,7 @@ class TestSingleFile:
         assert impl.__name__ == "Impl"
         assert sys.modules[impl.__module__].__file__ == str(tmp_path / "my plugin.py")
 
-    def test_files_of_the_same_name_do_not_collide_in_memory(self, tmp_path: Path) -> None:
+    def test_files_of_the_same_name_become_different_modules(self, tmp_path: Path) -> None:
         registry = Registry()
         for folder in ("a", "b"):
             (tmp_path / folder).mkdir()
@@ -550,7 +552,7 @@ class TestSingleFile:
         first, second = registry.technique("ripple-a").load(), registry.technique("ripple-b").load()
         assert first.__module__ != second.__module__
 
-    def test_loading_it_again_takes_the_new_contents(self, tmp_path: Path) -> None:
+    def test_loading_it_again_replaces_it(self, tmp_path: Path) -> None:
         registry = Registry()
         registry.load_file(self.write(tmp_path))
         registry.load_file(self.write(tmp_path, GOOD.replace('"ripple"', '"wavelet"')))

@@ -1,4 +1,4 @@
-"""The examples in the hook specs are plugins that work."""
+"""The examples in the hook specs are working plugins."""
 
 import inspect
 import textwrap
@@ -11,11 +11,11 @@ from timmscope_registry.loading import HOOKS
 
 
 @pytest.mark.parametrize("hook", HOOKS)
-def test_the_example_of_each_hook_is_a_plugin_that_works(hook: str, tmp_path: Path) -> None:
+def test_the_example_of_each_hook_is_a_working_plugin(hook: str, tmp_path: Path) -> None:
     documentation = inspect.getdoc(getattr(hookspecs, hook)) or ""
-    assert "Called when" in documentation
-    _, found, example = documentation.partition("Example::\n")
-    assert found
+    assert "Called without arguments when" in documentation
+    _, heading, example = documentation.partition("Example::\n")
+    assert heading
     file = tmp_path / "example.py"
     file.write_text(textwrap.dedent(example))
     registry = Registry(block=["timmscope"])

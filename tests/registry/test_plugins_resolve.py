@@ -1,4 +1,4 @@
-"""Did-you-mean and import strings."""
+"""Suggestions for misspelt names, and import strings."""
 
 import collections
 
@@ -28,7 +28,7 @@ def test_names_that_resemble_nothing_get_no_suggestion() -> None:
     assert did_you_mean("xyzzy", ["saliency"]) == ""
 
 
-def test_the_question_reads_well_for_one_two_and_three() -> None:
+def test_the_suggestion_reads_well_for_one_two_and_three_names() -> None:
     assert did_you_mean("abcd", ["abce"]) == "did you mean 'abce'?"
     assert did_you_mean("abcd", ["abce", "abcf"]) == "did you mean 'abce' or 'abcf'?"
     three = did_you_mean("abcd", ["abce", "abcf", "abcg"])

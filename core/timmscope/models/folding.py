@@ -139,7 +139,7 @@ def _around(model: HookedModel, module: nn.Module, hidden: Mapping[str, str]) ->
     twin = copy.copy(model)
     vars(twin)["weights_sha256"] = model.weights_sha256
     twin.module = module
-    twin.hooks = model.hooks.around(module, hidden)
+    twin.hooks = model.hooks.for_module(module, hidden)
     return twin
 
 
@@ -149,7 +149,7 @@ def _is_copiable(model: HookedModel) -> bool:
 
 def _is_hooked(model: HookedModel) -> bool:
     """Whether someone else listens to the model or has replaced a forward."""
-    return bool(model.hooks.others()) or any(
+    return bool(model.hooks.foreign_hooks()) or any(
         "forward" in vars(part) for part in model.module.modules()
     )
 

@@ -1,6 +1,7 @@
-"""Model hooks: record, edit, cut and re-rule any timm model, and leave it as it was.
+"""Hooks on any timm model: record and edit activations, cut the graph, change backward rules.
 
-The one place that touches forward hooks and autograd nodes. Start with `ModelHooks`.
+Only this package uses forward hooks and autograd nodes, and it leaves the model unchanged. Start
+with `ModelHooks`.
 """
 
 from timmscope_registry.hooks.torchvision_compat import ensure_torchvision

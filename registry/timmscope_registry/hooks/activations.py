@@ -1,7 +1,7 @@
-"""Which activations a model runs, and which hook points stand right before and after them.
+"""Lists a model's activation functions and the hook points directly before and after each.
 
-A layer shows what came out of its activation, or what goes into the next one. To see what a ReLU
-discards, both sides are needed, also where the sum that it takes is returned by no module at all.
+A layer's output may be the output of an activation, or the input of the next one. To see what a
+ReLU discards, both sides are needed, even if no module returns the sum that the ReLU gets.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from dataclasses import dataclass
 from timmscope_registry.hooks.layers import LOGITS
 from timmscope_registry.hooks.trace import Call
 
-_HOMES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
-_OTHER = ("MultiheadAttention", "Softmax", "Softmin", "Softmax2d", "LogSoftmax", "GLU")
-"""Classes in those modules that do not act on one value at a time."""
+_ACTIVATION_MODULES = (
+    "torch.nn.modules.activation",
+    "timm.layers.activations",
+    "timm.layers.activations_me",
+)
+_NOT_ELEMENTWISE = ("MultiheadAttention", "Softmax", "Softmin", "Softmax2d", "LogSoftmax", "GLU")
+"""Classes in those modules that combine several elements."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,10 @@ class ActivationCall:
     """One call of an activation function that is a module, as in ``nn.ReLU``.
 
     Attributes:
-        point: its hook point; `ModelHooks.watch_inputs` shows what it is given there.
-        kind: its class, as in ``ReLU``.
-        before: hook points whose output it is given, unchanged since.
-        after: hook points that return its very output: its own, and containers that end with it.
+        point: its hook point; `ModelHooks.watch_inputs` shows its input there.
+        kind: name of its class, as in ``ReLU``.
+        before: hook points whose output is its unchanged input.
+        after: hook points that return the same tensor: its own, and containers that end with it.
     """
 
     point: str
@@ -38,33 +42,37 @@ class ActivationCall:
 def activation_calls(calls: Sequence[Call]) -> list[ActivationCall]:
     """List the activations of a traced forward, in execution order."""
     counts = Counter(call.path for call in calls)
-    found = []
-    for place, call in enumerate(calls):
+    activations = []
+    for index, call in enumerate(calls):
         kind = type(call.module)
-        if kind.__module__ not in _HOMES or kind.__name__ in _OTHER or call.output is None:
+        if (
+            kind.__module__ not in _ACTIVATION_MODULES
+            or kind.__name__ in _NOT_ELEMENTWISE
+            or call.output is None
+        ):
             continue
         before = [
             producer
-            for producer in calls[:place]
-            if producer.output is call.given and producer.version == call.given_version
+            for producer in calls[:index]
+            if producer.output is call.input and producer.version == call.input_version
         ]
         after = [
-            consumer
-            for consumer in calls[place:]
-            if consumer.output is call.output and consumer.version == call.version
+            container
+            for container in calls[index:]
+            if container.output is call.output and container.version == call.version
         ]
-        found.append(
+        activations.append(
             ActivationCall(
                 _name(call, counts),
                 kind.__name__,
                 frozenset(_name(producer, counts) for producer in before),
-                frozenset(_name(consumer, counts) for consumer in after),
+                frozenset(_name(container, counts) for container in after),
             )
         )
-    return found
+    return activations
 
 
 def _name(call: Call, counts: Counter[str]) -> str:
-    """As the catalogue calls it: the last call of a module by its path alone."""
+    """Return the call's name in the catalogue: the path alone for a module's last call."""
     path = call.path or LOGITS
     return path if call.number == counts[call.path] - 1 else f"{path}#{call.number}"

@@ -1,6 +1,7 @@
-"""Attention that shows its matrix: timm's fused kernels switched off for a while.
+"""Turns timm's fused attention off for a while, so that attention matrices exist as tensors.
 
-`timm.layers.set_fused_attn` acts on models made later; each module has its own `fused_attn`.
+`timm.layers.set_fused_attn` affects only models created later, so this sets `fused_attn` of each
+module.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from torch import nn
 
 @contextmanager
 def plain_attention(module: nn.Module) -> Iterator[tuple[str, ...]]:
-    """Switch every `fused_attn` below `module` off inside the block; gives the modules' names."""
+    """Turn fused attention off in all parts of `module` inside the context.
+
+    The context gives the names of the modules that were switched.
+    """
     fused = [
         (path, part)
         for path, part in module.named_modules()

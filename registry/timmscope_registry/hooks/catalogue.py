@@ -18,10 +18,16 @@ from timmscope_registry.hooks.trace import Call, trace
 def build_catalogue(
     module: nn.Module, example: Tensor, frozen_eval: FrozenEval, hidden: Mapping[str, str]
 ) -> tuple[LayerCatalogue, HookPoints]:
-    """Trace `module` on `example` and describe its layers, without the hidden modules.
+    """Trace `module` on `example` and describe its layers.
+
+    Args:
+        module: the model.
+        example: one or more normalised inputs, (B, C, H, W).
+        frozen_eval: keeps the module in eval mode during the forward.
+        hidden: modules to leave out, by name, with the reason.
 
     Returns:
-        The catalogue, and all hook points, of which the layers are a part.
+        The catalogue, and all hook points; every layer is a hook point.
 
     Raises:
         UnsupportedModel: the model cannot run on the example.
@@ -37,7 +43,7 @@ def build_catalogue(
     aliases: dict[str, str] = {}
     refused: dict[str, str] = {}
     for call in calls:
-        outcome = reader.read(call)  # of hidden ones too: what follows is read from it
+        outcome = reader.read(call)  # also of hidden modules: later calls are read from it
         outcome = hidden.get(call.path, outcome)
         path = call.path or LOGITS
         last = call.number == counts[call.path] - 1
@@ -85,7 +91,7 @@ def _layer(
 
 
 def _second_names(module: nn.Module) -> dict[str, str]:
-    """Further names of modules registered more than once, to their first name."""
+    """Map the further names of modules registered more than once to their first name."""
     first: dict[nn.Module, str] = {}
     second: dict[str, str] = {}
     for path, part in module.named_modules(remove_duplicate=False):

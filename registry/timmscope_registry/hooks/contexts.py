@@ -1,4 +1,4 @@
-"""What the open contexts want at each hook point: values kept, read, edited, or the graph cut."""
+"""Contexts that act at hook points: record a value, read it, edit it, or cut the graph there."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from timmscope_registry.errors import LayerNotFound, ParameterError, Unsupported
 from timmscope_registry.hooks.points import Point
 
 Edit = Callable[[Tensor], Tensor]
-Look = Callable[[Tensor], None]
+Reader = Callable[[Tensor], None]
 
 
 class Recording(Mapping[str, Tensor]):
-    """Activations of the latest forward by the names asked for, attached to its autograd graph.
+    """Activations of the latest forward, by the requested names, attached to its autograd graph.
 
-    A new forward inside the same context replaces everything; `gradients` fills while a backward
-    pass (`backward` or `torch.autograd.grad`) runs, and the latest pass wins.
+    Every forward inside the context replaces them.
+
+    Attributes:
+        gradients: by name, the gradient at each point in the latest backward pass (`backward` or
+            `torch.autograd.grad`); filled only if the recording was opened with `gradients=True`.
     """
 
     def __init__(self, points: tuple[Point, ...], *, gradients: bool, until_last: bool) -> None:
@@ -30,18 +33,18 @@ class Recording(Mapping[str, Tensor]):
         self._values: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return the activation of that hook point; `LayerNotFound` if there is none."""
+        """Return the activation of that hook point; raises `LayerNotFound` if there is none."""
         if name in self._values:
             return self._values[name]
-        asked = tuple(point.name for point in self.points)
-        if name in asked:
+        requested = tuple(point.name for point in self.points)
+        if name in requested:
             raise LayerNotFound(
                 f"{name} was not recorded: run the model inside the context first", name=name
             )
         raise LayerNotFound(
-            f"{name} is not being recorded; recorded are: {', '.join(asked)}",
+            f"{name} is not recorded; this recording has: {', '.join(requested)}",
             name=name,
-            nearest=asked,
+            nearest=requested,
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -58,43 +61,46 @@ class Recording(Mapping[str, Tensor]):
         return name in self._values
 
     def begin(self) -> None:
-        """Forget the forward before."""
+        """Forget the previous forward."""
         self._values = {}
         self.gradients = {}
 
-    def take(self, point: Point, value: Tensor) -> None:
-        """Keep the output of a hook point."""
+    def keep(self, point: Point, value: Tensor) -> None:
+        """Keep the output of a hook point.
+
+        Raises:
+            ParameterError: gradients are requested, but none can reach the point.
+        """
         self._values[point.name] = value
         if not self._wants_gradients:
             return
         if not value.requires_grad:
-            why = (
+            reason = (
                 "nothing before it requires grad; call images.requires_grad_() first, or start "
                 "the graph there with cut(...)"
                 if torch.is_grad_enabled()
                 else "autograd is off (torch.no_grad, or a cut at a later point)"
             )
-            raise ParameterError(f"no gradient can reach {point.name}: {why}")
-        gradients, name = self.gradients, point.name  # no reference to self: that would be a cycle
+            raise ParameterError(f"no gradient can reach {point.name}: {reason}")
+        gradients, name = self.gradients, point.name  # a reference to self would be a cycle
 
-        def keep(gradient: Tensor) -> None:
+        def keep_gradient(gradient: Tensor) -> None:
             gradients[name] = gradient
 
-        value.register_hook(keep)
+        value.register_hook(keep_gradient)
 
     @property
     def complete(self) -> bool:
         """Whether every point has been recorded in this forward."""
-        return all(point.name in self._values for point in self.points)
+        return len(self._values) == len(self.points)
 
 
 @dataclass
 class Cut:
-    """The place where the autograd graph starts.
+    """The hook point at which the autograd graph starts.
 
     Attributes:
         point: the hook point.
-        leaf: its output in the latest forward, a leaf that requires grad; None before any.
     """
 
     point: Point
@@ -102,7 +108,11 @@ class Cut:
 
     @property
     def leaf(self) -> Tensor:
-        """The point's output in the latest forward, detached from all before it."""
+        """The point's output in the latest forward, as a leaf that requires grad.
+
+        Raises:
+            UnsupportedModel: no forward has reached the point.
+        """
         if self._leaf is None:
             raise UnsupportedModel(
                 f"the forward has not reached {self.point.name}; run the model inside the context"
@@ -111,15 +121,15 @@ class Cut:
 
     @property
     def reached(self) -> bool:
-        """Whether this forward has come to the point."""
+        """Whether this forward has reached the point."""
         return self._leaf is not None
 
     def begin(self) -> None:
-        """Forget the forward before."""
+        """Forget the previous forward."""
         self._leaf = None
 
     def start(self, value: Tensor) -> Tensor:
-        """Make a leaf of the point's output and turn autograd on for the rest."""
+        """Turn the point's output into a leaf, and autograd on for the rest of the forward."""
         torch.set_grad_enabled(True)
         leaf = value.detach()
         if leaf.is_inference():
@@ -130,18 +140,22 @@ class Cut:
 
 @dataclass
 class Edits:
-    """Functions applied to activations in flight."""
+    """Functions that replace the outputs of hook points during a forward."""
 
     functions: dict[Point, Edit]
-    fired: set[Point] = field(default_factory=set)
+    applied: set[Point] = field(default_factory=set)
 
     def begin(self) -> None:
-        """Forget the forward before."""
-        self.fired.clear()
+        """Forget the previous forward."""
+        self.applied.clear()
 
     def apply(self, point: Point, value: Tensor) -> Tensor:
-        """Return what the model goes on with."""
-        self.fired.add(point)
+        """Return the tensor that replaces the point's output.
+
+        Raises:
+            ParameterError: the function returned something else, or another shape.
+        """
+        self.applied.add(point)
         edited = self.functions[point](value)
         if not isinstance(edited, Tensor) or edited.shape != value.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
@@ -154,14 +168,14 @@ class Edits:
 
 @dataclass
 class Watch:
-    """Functions that read activations in flight, while they are fresh in the processor's cache."""
+    """Functions that read the outputs of hook points while these are in the processor's cache."""
 
-    functions: dict[Point, Look]
+    functions: dict[Point, Reader]
     until_last: bool
     seen: set[Point] = field(default_factory=set)
 
     def begin(self) -> None:
-        """Forget the forward before."""
+        """Forget the previous forward."""
         self.seen.clear()
 
     def show(self, point: Point, value: Tensor) -> None:
@@ -177,9 +191,9 @@ class Watch:
 
 @dataclass
 class InputWatch:
-    """Functions that read what modules are given, before the modules may overwrite it."""
+    """Functions that read the inputs of modules, before the modules may overwrite them."""
 
-    functions: dict[Point, Look]
+    functions: dict[Point, Reader]
 
     def begin(self) -> None:
-        """Nothing is remembered between forwards."""
+        """Do nothing: no state is kept between forwards."""

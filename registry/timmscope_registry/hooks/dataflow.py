@@ -1,4 +1,4 @@
-"""Which module hands its output straight to which other one, found by running the model."""
+"""Finds which module passes its output directly to which other module, by running the model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from timmscope_registry.hooks.trace import Call
 
 @dataclass(frozen=True)
 class Edge:
-    """A tensor that one module returned and, among modules, only one other took.
+    """A tensor that one module returned and that exactly one other module got as its input.
 
-    What functions do with the tensor is not seen: whoever rewrites the pair compares the outcome.
+    Functions outside modules may use the tensor too, which a trace of modules does not show: code
+    that rewrites the two modules must compare the model's outputs before and after.
 
     Attributes:
-        giver: path of the module that returned it; it has no parts and runs once in a forward.
-        taker: path of the module that took it as its first argument; it runs once too.
-        points: paths of all modules that returned this very tensor: the giver, and containers
-            that end with it.
+        producer: path of the module that returned the tensor; it has no submodules and runs once
+            in a forward.
+        consumer: path of the module that got it as its first argument; it runs once too.
+        points: paths of all modules that returned this tensor: the producer, and containers that
+            end with it.
     """
 
     producer: str
@@ -28,22 +30,22 @@ class Edge:
 
 
 def dataflow_edges(calls: Sequence[Call]) -> list[Edge]:
-    """List the dataflow_edges of a traced forward, in execution order."""
+    """List the edges of a traced forward, in execution order."""
     counts = Counter(call.path for call in calls)
-    returned: dict[int, list[Call]] = defaultdict(list)
-    taken: dict[int, list[Call]] = defaultdict(list)
-    for call in calls:  # tensors are alive, so no two share an id
+    producers: dict[int, list[Call]] = defaultdict(list)
+    consumers: dict[int, list[Call]] = defaultdict(list)
+    for call in calls:  # the trace keeps all tensors alive, so no two share an id
         if call.output is not None:
-            returned[id(call.output)].append(call)
-        if call.given is not None:
-            taken[id(call.given)].append(call)
-    found = []
-    for identity, calls_of in returned.items():
-        producer, consumers = calls_of[0], taken[identity]
-        if len(consumers) != 1 or producer.handed_on or producer.overwritten:
+            producers[id(call.output)].append(call)
+        if call.input is not None:
+            consumers[id(call.input)].append(call)
+    edges = []
+    for identity, calls_of in producers.items():
+        producer, users = calls_of[0], consumers[identity]
+        if len(users) != 1 or producer.returns_input or producer.overwritten:
             continue
         is_leaf = next(producer.module.children(), None) is None
-        if is_leaf and counts[producer.path] == counts[consumers[0].path] == 1:
+        if is_leaf and counts[producer.path] == counts[users[0].path] == 1:
             points = frozenset(call.path for call in calls_of)
-            found.append(Edge(producer.path, consumers[0].path, points))
-    return found
+            edges.append(Edge(producer.path, users[0].path, points))
+    return edges

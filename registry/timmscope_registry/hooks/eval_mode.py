@@ -1,8 +1,8 @@
-"""A model that does not move while it is looked at: eval mode and frozen, for one forward.
+"""Puts a module into eval mode with frozen parameters for one forward, and restores it.
 
-A module handed over in train mode must not update its batch-norm statistics, and a parameter that
-requires grad costs memory and time in every backward pass. Both are switched off for the forward
-and put back afterwards, without `Module.eval()`: some timm modules override it with side effects.
+A module in train mode must not update its batch-norm statistics, and a parameter that requires grad
+costs memory and time in every backward pass. `Module.eval()` is not used, because some timm modules
+override it with side effects.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 
 class FrozenEval:
-    """Holds a module's parts, so that the check before each forward walks no tree.
+    """Lists a module's parts once, so that no forward has to walk the module tree.
 
-    The parts are listed once: after replacing submodules, make a new one.
+    After submodules are replaced, a new `FrozenEval` is needed.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -32,29 +32,29 @@ class FrozenEval:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Keep the module in eval mode and its parameters frozen inside the block."""
+        """Keep the module in eval mode and its parameters frozen inside the context."""
         training = [part for part in self._modules if part.training]
-        learning = [weight for weight in self._parameters if weight.requires_grad]
+        trainable = [weight for weight in self._parameters if weight.requires_grad]
         caches = [
             (part, name, dict(vars(part)[name])) for part, name in self._caches if part.training
         ]
-        buffers = [(held, dict(held)) for held in self._buffers]
+        buffers = [(current, dict(current)) for current in self._buffers]
         try:
             for part in training:
                 part.training = False
-            for weight in learning:
+            for weight in trainable:
                 weight.requires_grad_(False)
             yield
         finally:
-            for held, before in buffers:  # ConViT fits a buffer to the size of its input
-                if any(held.get(name) is not buffer for name, buffer in before.items()):
-                    held.clear()
-                    held.update(before)
-            for weight in learning:
+            for current, before in buffers:  # ConViT replaces a buffer for each input size
+                if any(current.get(name) is not buffer for name, buffer in before.items()):
+                    current.clear()
+                    current.update(before)
+            for weight in trainable:
                 weight.requires_grad_(True)
             for part in training:
                 part.training = True
-            # LeViT and TinyViT cache attention biases in eval mode only. In a model that is being
-            # trained such a cache would go stale at the next optimiser step.
+            # LeViT and TinyViT cache attention biases, in eval mode only. In a model that is being
+            # trained, the next optimiser step would make such a cache stale.
             for part, name, entries in caches:
                 setattr(part, name, entries)

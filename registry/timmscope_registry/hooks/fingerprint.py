@@ -1,4 +1,4 @@
-"""Everything about a model and its surroundings that a technique must not change."""
+"""A fingerprint of a model and of global state, so that tests see what a technique changed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """State of a module, the random generators and autograd, comparable with ``==``."""
+    """State of a module, the random generators and autograd; compare two with ``==``.
+
+    Attributes:
+        facts: each recorded fact by its name.
+    """
 
     facts: Mapping[str, str]
 
     def difference(self, other: Fingerprint) -> list[str]:
-        """List what differs, one line each: ``what: here -> in other``."""
+        """List the facts that differ, as lines ``name: here -> in other``."""
         names = dict.fromkeys([*self.facts, *other.facts])
         return [
             f"{name}: {self.facts.get(name, 'absent')} -> {other.facts.get(name, 'absent')}"
@@ -29,12 +33,13 @@ class Fingerprint:
 
 
 def fingerprint(module: nn.Module) -> Fingerprint:
-    """Take the fingerprint of a module.
+    """Take the fingerprint of a module and of global state.
 
-    It covers, for each submodule: identity, hooks of every kind, train or eval mode, `fused_attn`,
-    methods overridden on the instance; for each parameter and buffer: identity, `requires_grad`,
-    tensor hooks, bytes of the value and of `.grad`; and the random states of torch (all devices),
-    NumPy and Python, grad mode, inference mode, the default dtype and the determinism flags.
+    It covers, for each submodule: identity, hooks of every kind, train or eval mode, `fused_attn`
+    and methods overridden on the instance; for each parameter and buffer: identity,
+    `requires_grad`, tensor hooks, and the bytes of the value and of `.grad`; and globally: the
+    random states of torch (all devices), NumPy and Python, grad mode, inference mode, the default
+    dtype and the determinism flags.
     """
     facts: dict[str, str] = {}
     for path, part in module.named_modules(remove_duplicate=False):
@@ -46,7 +51,7 @@ def fingerprint(module: nn.Module) -> Fingerprint:
         facts[f"{name}: requires_grad"] = str(tensor.requires_grad)
         facts[f"{name}: grad"] = "None" if tensor.grad is None else _digest(tensor.grad)
         facts[f"{name}: tensor hooks"] = str(list(tensor._backward_hooks or ()))
-    facts.update(_surroundings())
+    facts.update(_global_facts())
     return Fingerprint(facts)
 
 
@@ -62,7 +67,7 @@ def _module_facts(part: nn.Module) -> dict[str, str]:
     return facts
 
 
-def _surroundings() -> dict[str, str]:
+def _global_facts() -> dict[str, str]:
     facts = {
         "torch random state": _digest(torch.get_rng_state()),
         "NumPy random state": _hash(repr(np.random.get_state()).encode()),  # noqa: NPY002

@@ -1,6 +1,6 @@
-"""Hooks that others put on a module: which there are, and taking new ones away.
+"""Lists the hooks that other code registered on a module, and removes those that are new.
 
-They may be on its parts, on its parameters, or on all modules of the process.
+The hooks may be on the module's parts, on its parameters, or global for all modules.
 """
 
 from __future__ import annotations
@@ -11,40 +11,42 @@ from torch import nn
 from torch.nn.modules import module as torch_modules
 
 HookKeys = Mapping[object, Mapping[str, frozenset[int]]]
-"""Keys of hooks by whose they are and kind; whoever has none, and kinds without any, are left out.
+"""Keys of hooks by owner (module, parameter or, for global hooks, `torch_modules`) and by kind.
+
+Owners and kinds without hooks are left out.
 """
 
 KINDS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_KINDS_OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-_MARKS = (
+_PARAMETER_KINDS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_OPTIONS = (
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
-"""What is noted of some hooks of modules beside the hooks themselves."""
+"""Dictionaries in which torch keeps options of module hooks, under the hook's key."""
 
 
 def hooks_of(module: nn.Module) -> HookKeys:
-    """List the hooks that are on a module, its parts and parameters, and on all modules."""
-    found: dict[object, dict[str, frozenset[int]]] = {}
+    """List the hooks on a module, its parts and parameters, and on all modules."""
+    hooks_by_owner: dict[object, dict[str, frozenset[int]]] = {}
     for kind in KINDS:
         if hooks := vars(torch_modules)[f"_global{kind}"]:
-            found.setdefault(torch_modules, {})[f"_global{kind}"] = frozenset(hooks)
+            hooks_by_owner.setdefault(torch_modules, {})[f"_global{kind}"] = frozenset(hooks)
     for part in module.modules():
-        known = vars(part)
+        attributes = vars(part)
         for kind in KINDS:
-            if hooks := known.get(kind):
-                found.setdefault(part, {})[kind] = frozenset(hooks)
-        for parameter in known["_parameters"].values():
+            if hooks := attributes.get(kind):
+                hooks_by_owner.setdefault(part, {})[kind] = frozenset(hooks)
+        for parameter in attributes["_parameters"].values():
             if parameter is not None:
-                for kind in _KINDS_OF_PARAMETERS:
+                for kind in _PARAMETER_KINDS:
                     if hooks := getattr(parameter, kind):
-                        found.setdefault(parameter, {})[kind] = frozenset(hooks)
-    return found
+                        hooks_by_owner.setdefault(parameter, {})[kind] = frozenset(hooks)
+    return hooks_by_owner
 
 
 def remove_new(module: nn.Module, before: HookKeys) -> list[str]:
-    """Remove the hooks that were not there before; returns the name of their owner for each."""
+    """Remove the hooks that `before` lacks; returns the name of the owner of each."""
     now = hooks_of(module)
     if now == before:
         return []
@@ -56,13 +58,13 @@ def remove_new(module: nn.Module, before: HookKeys) -> list[str]:
         for kind, keys in kinds.items():
             for key in keys - before.get(owner, {}).get(kind, frozenset()):
                 getattr(owner, kind).pop(key)
-                _forget(owner, key)
+                _remove_options(owner, key)
                 removed.append(names[owner])
     return removed
 
 
-def _forget(owner: object, key: int) -> None:
-    """Take away what a module, or all of them, noted of a hook beside the hook."""
-    known, prefix = vars(owner), "_global" if owner is torch_modules else ""
-    for mark in _MARKS:
-        known.get(prefix + mark, {}).pop(key, None)
+def _remove_options(owner: object, key: int) -> None:
+    """Remove the options that torch keeps for a hook."""
+    prefix = "_global" if owner is torch_modules else ""
+    for options in _OPTIONS:
+        vars(owner).get(prefix + options, {}).pop(key, None)

@@ -1,4 +1,4 @@
-"""One forward under the open contexts: hooks on the modules needed, for as long as it lasts."""
+"""Runs one forward under the open contexts; its hooks exist only while it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from timmscope_registry.errors import UnsupportedModel
-from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Recording, Watch
+from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Reader, Recording, Watch
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.points import Point
 from timmscope_registry.hooks.rules import BackwardRule, attach
@@ -20,75 +20,82 @@ from timmscope_registry.hooks.trace import first_tensor
 
 
 class _Stop(BaseException):
-    """Ends a forward early; not an `Exception`, so that no `except Exception` swallows it."""
+    """Ends a forward early; no `Exception`, so that no `except Exception` catches it."""
 
 
 @dataclass
-class RuleScope:
-    """A backward rule and what removes it from the graphs built meanwhile."""
+class RuleContext:
+    """A backward rule, and the handles that remove it from the graphs built in the context."""
 
     rule: BackwardRule
     handles: list[Any] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Graphs of earlier forwards keep the rule until the context closes."""
+        """Do nothing: graphs of earlier forwards keep the rule until the context closes."""
 
 
-Scope = Recording | Watch | InputWatch | Cut | Edits | RuleScope
+Context = Recording | Watch | InputWatch | Cut | Edits | RuleContext
 
 
 class ForwardPass:
-    """Runs the module once. At each point edits come first, then cuts, then readers."""
+    """One forward of a module; at each point edits act first, then cuts, then readers.
 
-    def __init__(self, module: nn.Module, frozen_eval: FrozenEval, scopes: list[Scope]) -> None:
+    Args:
+        module: the model.
+        frozen_eval: keeps the module in eval mode during the forward.
+        contexts: the open contexts, in the order in which they were opened.
+    """
+
+    def __init__(self, module: nn.Module, frozen_eval: FrozenEval, contexts: list[Context]) -> None:
         self._module = module
         self._frozen_eval = frozen_eval
-        self._recordings = [s for s in scopes if isinstance(s, Recording)]
-        self._cuts = [s for s in scopes if isinstance(s, Cut)]
-        self._edits = [s for s in scopes if isinstance(s, Edits)]
-        self._rules = [s for s in scopes if isinstance(s, RuleScope)]
-        self._watches = [s for s in scopes if isinstance(s, Watch)]
+        self._recordings = [c for c in contexts if isinstance(c, Recording)]
+        self._cuts = [c for c in contexts if isinstance(c, Cut)]
+        self._edits = [c for c in contexts if isinstance(c, Edits)]
+        self._rules = [c for c in contexts if isinstance(c, RuleContext)]
+        self._watches = [c for c in contexts if isinstance(c, Watch)]
         self._readers: list[Recording | Watch] = [*self._recordings, *self._watches]
         self._may_stop = bool(self._readers) and all(r.until_last for r in self._readers)
-        self._calls: dict[nn.Module, int] = {}
+        self._finished: dict[nn.Module, int] = {}  # calls of each module that have finished
         self._actions: dict[nn.Module, dict[int, list[Callable[[Tensor], Tensor]]]]
         self._actions = defaultdict(lambda: defaultdict(list))
         for edits in self._edits:
             for point in edits.functions:
-                self._act(point, lambda t, e=edits, p=point: e.apply(p, t))  # type: ignore[misc]
+                self._add_action(point, lambda t, e=edits, p=point: e.apply(p, t))  # type: ignore[misc]
         for cut in self._cuts:
-            self._act(cut.point, cut.start)
-        self._kept: dict[tuple[nn.Module, int], list[tuple[Recording, Point]]] = defaultdict(list)
+            self._add_action(cut.point, cut.start)
+        self._recorded: dict[tuple[nn.Module, int], list[tuple[Recording, Point]]]
+        self._recorded = defaultdict(list)
         for recording in self._recordings:
             for point in recording.points:
-                self._kept[point.key].append((recording, point))
-        self._shown: dict[tuple[nn.Module, int], list[tuple[Watch, Point]]] = defaultdict(list)
+                self._recorded[point.key].append((recording, point))
+        self._watched: dict[tuple[nn.Module, int], list[tuple[Watch, Point]]] = defaultdict(list)
         for watch in self._watches:
             for point in watch.functions:
-                self._shown[point.key].append((watch, point))
-        self._given: dict[nn.Module, dict[int, list[Callable[[Tensor], None]]]]
-        self._given = defaultdict(lambda: defaultdict(list))
-        for given in (scope for scope in scopes if isinstance(scope, InputWatch)):
-            for point, look in given.functions.items():
-                self._given[point.module][point.number].append(look)
-        self._begun: dict[nn.Module, int] = {}
+                self._watched[point.key].append((watch, point))
+        self._input_readers: dict[nn.Module, dict[int, list[Reader]]]
+        self._input_readers = defaultdict(lambda: defaultdict(list))
+        for input_watch in (c for c in contexts if isinstance(c, InputWatch)):
+            for point, reader in input_watch.functions.items():
+                self._input_readers[point.module][point.number].append(reader)
+        self._begun: dict[nn.Module, int] = {}  # calls of each watched module that have begun
         self._copied = {
             point.key
             for point in (
                 *(point for recording in self._recordings for point in recording.points),
                 *(cut.point for cut in self._cuts),
-                # An edit may return a tensor of the caller's own.
+                # An edit may return a tensor that the caller still uses.
                 *(point for edits in self._edits for point in edits.functions),
             )
             if point.overwritten
         }
-        self._handed_on = {
-            point.key for r in self._recordings for point in r.points if point.handed_on
+        self._returns_input = {
+            point.key for r in self._recordings for point in r.points if point.returns_input
         }
-        for scope in scopes:
-            scope.begin()
+        for context in contexts:
+            context.begin()
 
-    def _act(self, point: Point, action: Callable[[Tensor], Tensor]) -> None:
+    def _add_action(self, point: Point, action: Callable[[Tensor], Tensor]) -> None:
         self._actions[point.module][point.number].append(action)
 
     def run(self, x: Tensor) -> Tensor:
@@ -100,12 +107,12 @@ class ForwardPass:
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
             stack.enter_context(self._frozen_eval.frozen())
-            places = (*self._kept, *self._shown)
-            for module in {*self._actions, *(module for module, _ in places)}:
-                stack.callback(module.register_forward_hook(self._hook(stop)).remove)
-            for module in self._given:
-                before = module.register_forward_pre_hook(self._before, with_kwargs=True)
-                stack.callback(before.remove)
+            keys = (*self._recorded, *self._watched)
+            for module in {*self._actions, *(module for module, _ in keys)}:
+                stack.callback(module.register_forward_hook(self._forward_hook(stop)).remove)
+            for module in self._input_readers:
+                handle = module.register_forward_pre_hook(self._pre_hook, with_kwargs=True)
+                stack.callback(handle.remove)
             if needs_graph:
                 torch.set_grad_enabled(False)
             try:
@@ -113,8 +120,8 @@ class ForwardPass:
             except _Stop as signal:
                 if signal is not stop:
                     raise
-                # The frames it passed hold activations, and this frame holds it: a circle that
-                # would keep a batch's memory until the garbage collector comes by.
+                # Its traceback refers to frames that hold activations, and this frame refers to it:
+                # that cycle would keep the batch's memory until the garbage collector runs.
                 stop.__traceback__ = None
                 output = x.new_empty((len(x), 0))
                 stopped = True
@@ -124,25 +131,23 @@ class ForwardPass:
             self._attach_rules(x, output, may_be_linear=needs_graph or stopped)
         return output
 
-    def _before(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _pre_hook(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         number = self._begun.get(module, 0)
         self._begun[module] = number + 1
-        given = first_tensor([*args, *kwargs.values()])
-        for look in self._given[module].get(number, ()):
-            if given is None:
-                raise UnsupportedModel(
-                    f"this {type(module).__name__} is given no tensor to look at"
-                )
-            look(given)
+        value = first_tensor([*args, *kwargs.values()])
+        for reader in self._input_readers[module].get(number, ()):
+            if value is None:
+                raise UnsupportedModel(f"this {type(module).__name__} gets no tensor as its input")
+            reader(value)
 
-    def _hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+    def _forward_hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
-            number = self._calls.get(module, 0)
-            self._calls[module] = number + 1
+            number = self._finished.get(module, 0)
+            self._finished[module] = number + 1
             actions = self._actions[module].get(number, ()) if module in self._actions else ()
-            kept = self._kept.get((module, number), ())
-            shown = self._shown.get((module, number), ())
-            if not actions and not kept and not shown:
+            recorded = self._recorded.get((module, number), ())
+            watched = self._watched.get((module, number), ())
+            if not actions and not recorded and not watched:
                 return None
             if not isinstance(output, Tensor):
                 raise UnsupportedModel(
@@ -150,35 +155,36 @@ class ForwardPass:
                     f"returned a {type(output).__name__}"
                 )
             value = output
-            if (module, number) in self._handed_on:
-                # The same tensor may have other users (a skip connection), and may be the caller's
-                # own: a view keeps gradients through this point, and our hooks, apart from theirs.
+            if (module, number) in self._returns_input:
+                # Others may use the same tensor (a skip connection, the caller). A view separates
+                # the gradient at this point, and our hooks, from theirs.
                 value = value.view_as(value)
             for action in actions:
                 value = action(value)
-            for recording, point in kept:
-                recording.take(point, value)
-            for watch, point in shown:
+            for recording, point in recorded:
+                recording.keep(point, value)
+            for watch, point in watched:
                 watch.show(point, value)
-            if module is not self._module and self._may_stop and self._satisfied():
+            if module is not self._module and self._may_stop and self._is_complete():
                 raise stop
-            # The model goes on with a copy of what it is going to overwrite.
+            # If the model overwrites the tensor later, let it overwrite a copy.
             return value.clone() if (module, number) in self._copied else value
 
         return hook
 
-    def _satisfied(self) -> bool:
+    def _is_complete(self) -> bool:
+        """Whether all readers and cuts have been served, so that the forward may stop."""
         return all(r.complete for r in self._readers) and all(c.reached for c in self._cuts)
 
     def _check_reached(self) -> None:
         missed = [p.name for r in self._recordings for p in r.points if p.name not in r]
         missed += [cut.point.name for cut in self._cuts if not cut.reached]
-        missed += [p.name for e in self._edits for p in e.functions if p not in e.fired]
+        missed += [p.name for e in self._edits for p in e.functions if p not in e.applied]
         missed += [p.name for w in self._watches for p in w.functions if p not in w.seen]
         if missed:
             raise UnsupportedModel(
-                f"the forward never ran {', '.join(dict.fromkeys(missed))}; fused attention skips "
-                "its dropout and softmax: open plain_attention() for those"
+                f"the forward never ran {', '.join(dict.fromkeys(missed))}; fused attention does "
+                "not run its dropout and softmax modules: open plain_attention() to use those"
             )
 
     def _attach_rules(self, x: Tensor, output: object, *, may_be_linear: bool) -> None:
@@ -187,9 +193,9 @@ class ForwardPass:
             ends.append(output)
         if not any(end.requires_grad for end in ends):
             return
-        for scope in self._rules:
-            scope.handles += attach(
-                scope.rule,
+        for context in self._rules:
+            context.handles += attach(
+                context.rule,
                 ends,
                 [x],
                 type(self._module).__name__,

@@ -1,8 +1,8 @@
-"""What a layer is, and the catalogue of a model's layers.
+"""`Layer` and `LayerCatalogue` describe the layers of a model.
 
 A layer is a hook point that returns one tensor with the batch first. Four layouts cover timm:
 ``NCHW``, ``NHWC``, ``tokens`` (B, T, C) and ``vector`` (B, C). `Layer.spatial` and `Layer.pooled`
-hide them, so that a technique is written once.
+hide the layout, so that one implementation of a technique serves all of them.
 """
 
 from __future__ import annotations
@@ -19,33 +19,36 @@ from torch import Tensor
 from timmscope_registry.errors import LayerNotFound, UnsupportedModel
 
 Layout = Literal["NCHW", "NHWC", "tokens", "vector"]
-"""The order of a layer's axes: units first or last, one row a token, or no grid at all."""
+"""Order of a layer's axes: channels first, channels last, tokens by channels, or channels only."""
 
 LOGITS = "logits"
-"""The hook point that stands for the root module's output."""
+"""Name of the hook point at the root module's output."""
 
 
 @lru_cache(maxsize=64)
-def _index(order: tuple[int, ...], device: torch.device) -> Tensor:
+def _index_tensor(order: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(order, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One call of one module, and how to read what it returns.
+    """One call of one module, and the layout of its output.
 
     Attributes:
-        name: hook point, ``blocks.4`` or ``stage.act#0`` for a call before the last.
+        name: name of the hook point: ``blocks.4``, or ``stage.act#0`` for a call before the
+            module's last.
         module_type: class name of the module.
         shape: shape of the output without the batch.
-        layout: where channels and positions are.
+        layout: order of the axes, one of `Layout`.
         channels: number of units.
-        grid: (height, width) in cells; None for vectors and for tokens without a place.
-        prefix_tokens: tokens before those of the grid (class, distillation, register tokens).
-        stride: (vertical, horizontal) size of a cell in input pixels.
-        order: place in the order in which calls finish.
-        overwritten: whether the model later changes this very tensor in place.
-        token_order: where tokens are not in row-major order, the token at each cell.
+        grid: (height, width) in cells; None for vectors and for tokens without a position.
+        prefix_tokens: number of tokens before those of the grid (class, distillation and register
+            tokens).
+        stride: (vertical, horizontal) size of a cell in input pixels; None without a grid.
+        order: index in the order in which the module calls of a forward finish.
+        overwritten: whether the model later changes this tensor in place.
+        token_order: the token at each cell, in row-major order of cells; None if tokens are
+            already in that order.
     """
 
     name: str
@@ -61,10 +64,11 @@ class Layer:
     token_order: tuple[int, ...] | None = field(default=None, repr=False)
 
     def spatial(self, t: Tensor) -> Tensor:
-        """Bring an output of this layer to (B, C, h, w), cells in image order.
+        """Convert an output of this layer to (B, C, h, w), cells in image order.
 
         A vector becomes (B, C, 1, 1). Prefix tokens are left out. Convolutional layouts may have
-        another size than the catalogue's; tokens may not, since nothing says where they belong.
+        another size than in the catalogue; tokens may not, because their positions would be
+        unknown.
 
         Raises:
             UnsupportedModel: the layer has no grid, or `t` does not fit it.
@@ -78,7 +82,7 @@ class Layer:
             return t[:, :, None, None]
         if self.grid is None:
             raise UnsupportedModel(
-                f"layer {self.name} has {self.shape[0]} token(s) without a place in the image, "
+                f"layer {self.name} has {self.shape[0]} token(s) without a position in the image, "
                 "so it has no map; choose a layer with a grid"
             )
         height, width = self.grid
@@ -90,13 +94,16 @@ class Layer:
                 "use images of the model's input size"
             )
         if self.token_order is not None:
-            cells = cells[:, _index(self.token_order, t.device)]
+            cells = cells[:, _index_tensor(self.token_order, t.device)]
         return cells.transpose(1, 2).reshape(len(t), self.channels, height, width)
 
     def pooled(self, t: Tensor) -> Tensor:
-        """Bring an output of this layer to (B, C): the mean over the grid, without prefix tokens.
+        """Average an output of this layer over the grid, without prefix tokens, to (B, C).
 
-        Tokens without a grid (a class token alone) are averaged; a vector stays as it is.
+        Tokens without a grid (only a class token) are averaged; a vector is returned unchanged.
+
+        Raises:
+            UnsupportedModel: `t` does not fit the layer.
         """
         self._check(t)
         if self.layout == "NCHW":
@@ -112,15 +119,18 @@ class Layer:
         if t.ndim != len(self.shape) + 1 or t.shape[dimension] != self.channels:
             raise UnsupportedModel(
                 f"expected an output of layer {self.name}, {self.layout} "
-                f"{('B', *self.shape)}, and got a tensor of shape {tuple(t.shape)}"
+                f"{('B', *self.shape)}, but got a tensor of shape {tuple(t.shape)}"
             )
 
 
 class LayerCatalogue(Mapping[str, Layer]):
     """A model's layers in execution order; prints as a table.
 
-    Iteration gives each call once. `aliases` maps further names to catalogued ones (the numbered
-    name of a last call, a module registered twice); `refused` says why other modules are no layers.
+    Args:
+        layers: the layers, each once.
+        aliases: further names of layers (the numbered name of a module's last call, second names
+            of a module registered twice), with the name in the catalogue.
+        refused: modules that are not layers, by name, with the reason.
     """
 
     def __init__(
@@ -135,7 +145,7 @@ class LayerCatalogue(Mapping[str, Layer]):
         self._refused = dict(refused or {})
 
     def __getitem__(self, name: str) -> Layer:
-        """Return the layer of that name; an unknown one raises `LayerNotFound`."""
+        """Return the layer of that name or alias; raises `LayerNotFound` if there is none."""
         return self.resolve(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -155,17 +165,17 @@ class LayerCatalogue(Mapping[str, Layer]):
         """Return the layer of that name or alias.
 
         Raises:
-            LayerNotFound: with the reason, where the module exists but is no layer, and the
-                nearest names.
+            LayerNotFound: there is none; the message has the nearest names and, if the module
+                exists, the reason why it is not a layer.
         """
-        found = self._layers.get(name) or self._layers.get(self._aliases.get(name, ""))
-        if found is not None:
-            return found
+        layer = self._layers.get(name) or self._layers.get(self._aliases.get(name, ""))
+        if layer is not None:
+            return layer
         nearest = self.nearest(name)
         hint = f"; nearest: {', '.join(nearest)}" if nearest else self._range()
         reason = self._refused.get(name)
-        what = f"{name} is not a layer: {reason}" if reason else f"no layer is called {name!r}"
-        raise LayerNotFound(what + hint, name=name, nearest=nearest)
+        fault = f"{name} is not a layer: {reason}" if reason else f"no layer is called {name!r}"
+        raise LayerNotFound(fault + hint, name=name, nearest=nearest)
 
     def _range(self) -> str:
         names = list(self)
@@ -174,18 +184,26 @@ class LayerCatalogue(Mapping[str, Layer]):
         return f"; there are {len(names)}, from {names[0]} to {names[-1]}: see `timmscope layers`"
 
     def nearest(self, name: str, count: int = 5) -> tuple[str, ...]:
-        """Names that resemble `name`: its own parts and parents first, then by spelling."""
-        parts = [known for known in self if name and known.startswith(f"{name}.")]
+        """Return up to `count` similar names.
+
+        Layers inside the module `name`, or else below its nearest parent, come first, then layers
+        of similar spelling.
+        """
+        related = [layer for layer in self if name and layer.startswith(f"{name}.")]
         parent = name.rpartition(".")[0]
-        while parent and not parts:
-            parts = [known for known in self if known == parent or known.startswith(f"{parent}.")]
-            parts = difflib.get_close_matches(name, parts, count, cutoff=0.0)
+        while parent and not related:
+            below = [layer for layer in self if f"{layer}.".startswith(f"{parent}.")]
+            related = difflib.get_close_matches(name, below, count, cutoff=0.0)
             parent = parent.rpartition(".")[0]
-        close = difflib.get_close_matches(name, self, count, cutoff=0.4)
-        return tuple(dict.fromkeys([*parts[-count:], *close]))[:count]
+        similar = difflib.get_close_matches(name, self, count, cutoff=0.4)
+        return tuple(dict.fromkeys([*related[-count:], *similar]))[:count]
 
     def table(self, names: Iterable[str] | None = None) -> str:
-        """Lay out the layers (or those named) as aligned plain text, one per line."""
+        """Format the layers, or those named, as a table in plain text with one line per layer.
+
+        Raises:
+            LayerNotFound: one of `names` is not a layer.
+        """
         rows = [("layer", "type", "layout", "shape", "grid", "prefix", "channels", "stride px")]
         for layer in self.values() if names is None else map(self.resolve, names):
             grid = f"{layer.grid[0]}x{layer.grid[1]}" if layer.grid else "-"

@@ -1,10 +1,11 @@
-"""Finds the layout of every traced call: where channels, positions and prefix tokens are.
+"""Finds the layout of every traced call: which axes are channels, positions and prefix tokens.
 
-No attribute of the model is trusted (``num_prefix_tokens`` is wrong for CaiT and XCiT). A known set
-of grids grows along the forward: it starts with the image, a convolution or pooling on a known grid
-adds the one it produces. Four-dimensional outputs are read from the types that made them
-(convolution: NCHW; linear or layer norm: NHWC), from being the same tensor as an input or a part's
-output, and last from which pair of dimensions is a known grid. For tokens, prefix = T - h*w.
+Attributes of the model are not used, because they can be wrong (``num_prefix_tokens`` is, for CaiT
+and XCiT). Instead, a list of known grids grows along the forward: it starts with the image, and a
+convolution or pooling on a known grid adds the grid of its output. The layout of a four-dimensional
+output follows from the type of the module (convolution: NCHW; linear or layer norm: NHWC), else
+from an input or a part's output that is the same tensor, else from which pair of axes is a known
+grid. For tokens, prefix = T - h*w.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from timmscope_registry.hooks.trace import BATCH, Call
 Grid = tuple[int, int]
 
 MAX_PREFIX = 16
-"""More tokens than this beside a grid are taken for something else than prefix tokens."""
+"""Largest number of prefix tokens; more tokens beside a grid are not taken for prefix tokens."""
 
 _MAX_FACTOR = 64
+"""Largest factor by which one step may reduce a grid."""
 
-# Parts of these modules see blocks as a dimension of their own, or states instead of positions,
-# and the sizes can look like a grid: 16 blocks of 16 tokens, 49 states.
+# Parts of these modules have an axis of blocks, or of states instead of positions, and their sizes
+# can look like a grid: 16 blocks of 16 tokens, 49 states.
 _BLOCKED = {
     "NestLevel": "transformer_encoder",
     "MobileVitV2Block": "transformer",
     "EfficientViM": "norm",
 }
-
 
 _RESAMPLING = ("Upsample", "PixelShuffle", "PixelUnshuffle")
 _CHANNELS_FIRST = ("BatchNorm2d", "GroupNorm", "Conv2d", "ConvTranspose2d")
@@ -40,7 +41,7 @@ _CHANNELS_FIRST = ("BatchNorm2d", "GroupNorm", "Conv2d", "ConvTranspose2d")
 
 @dataclass(frozen=True)
 class Reading:
-    """How one output is laid out."""
+    """The layout of one output; attributes as in `Layer`."""
 
     layout: Layout
     channels: int
@@ -49,15 +50,20 @@ class Reading:
 
 
 class LayoutReader:
-    """Reads calls in the order in which they finished."""
+    """Finds the layout of calls, which must come in the order in which they finished.
+
+    Args:
+        image: channels, height and width of the model's input.
+        modules: the model's modules by name.
+    """
 
     def __init__(self, image: tuple[int, int, int], modules: dict[str, nn.Module]) -> None:
         self._colours, *size = image
         self._image = (size[0], size[1])
         self._grids: list[Grid] = [self._image]  # most recent last
-        self._seen: dict[int, Reading] = {}  # by id: the trace keeps all tensors alive
-        self._sequences: set[int] = set()
-        self._done: list[tuple[Call, Reading | None]] = []
+        self._readings: dict[int, Reading] = {}  # by id of the tensor: the trace keeps all alive
+        self._sequences: set[int] = set()  # ids of outputs (B, C, T)
+        self._finished: list[tuple[Call, Reading | None]] = []
         self._blocked = tuple(
             f"{path}.{inner}." if path else f"{inner}."
             for path, module in modules.items()
@@ -68,9 +74,9 @@ class LayoutReader:
         """Return the layout of the call's output, or why it is not a layer."""
         outcome = self._read(call)
         reading = None if isinstance(outcome, str) else outcome
-        self._done.append((call, reading))
+        self._finished.append((call, reading))
         if reading is not None:
-            self._seen[id(call.output)] = reading
+            self._readings[id(call.output)] = reading
             if reading.grid is not None and math.prod(reading.grid) > 1:
                 if reading.grid in self._grids:
                     self._grids.remove(reading.grid)
@@ -84,7 +90,7 @@ class LayoutReader:
         shape = tuple(output.shape)
         if not output.is_floating_point():
             return f"it returns {output.dtype}, not activations"
-        if not shape or call.given is None or shape[0] != BATCH:
+        if not shape or call.input is None or shape[0] != BATCH:
             return f"its output {shape} does not hold one entry per image"
         if 0 in shape:
             return f"its output {shape} is empty"
@@ -102,9 +108,9 @@ class LayoutReader:
         return f"its output {shape} has {output.ndim} dimensions"
 
     def _same_tensor(self, call: Call) -> Reading | None:
-        """The reading of the same tensor object, or of an input that a leaf hands on reshaped."""
-        for tensor in (call.output, call.given):
-            reading = self._seen.get(id(tensor))
+        """The reading of an earlier call whose output is this output, or its elementwise input."""
+        for tensor in (call.output, call.input):
+            reading = self._readings.get(id(tensor))
             if reading is None or call.output is None or tensor is None:
                 continue
             if tensor is call.output:
@@ -137,19 +143,19 @@ class LayoutReader:
         shape = None if call.output is None else call.output.shape
         parts = [
             (part.output, reading)
-            for part, reading in reversed(self._done[call.begun :])
+            for part, reading in reversed(self._finished[call.parts_start :])
             if reading is not None and part.output is not None and part.output.ndim == 4
         ]
         for tensor, reading in parts:
             if tensor.shape == shape:
                 return reading
         # A leaf may be softmax or dropout on an attention matrix, unless its input is a map.
-        given = self._reading(call.given)
-        leaf = given is None and _is_leaf(call.module)
+        source = self._reading(call.input)
+        exact = source is None and _is_leaf(call.module)
         options = [
             option
             for option in (first, last)
-            if option.grid is not None and self._plausible(option.grid, exact=leaf)
+            if option.grid is not None and self._plausible(option.grid, exact=exact)
         ]
         if len(options) == 1:
             return options[0]
@@ -158,8 +164,8 @@ class LayoutReader:
             return f"its output {shape_text} does not lie on the image's grid"
         for layout in (
             [reading.layout for _, reading in parts]
-            + ([given.layout] if given is not None else [])
-            + [r.layout for _, r in reversed(self._done) if r is not None]
+            + ([source.layout] if source is not None else [])
+            + [r.layout for _, r in reversed(self._finished) if r is not None]
         ):
             for option in options:
                 if option.layout == layout:
@@ -167,25 +173,26 @@ class LayoutReader:
         return first
 
     def _spatial_source(self, call: Call) -> bool:
-        """Whether a convolution or pooling was given something on a known grid."""
-        given = call.given
-        if given is None or given.ndim != 4:
+        """Whether the input of a convolution or pooling lies on a known grid."""
+        source = call.input
+        if source is None or source.ndim != 4:
             return False
-        reading = self._reading(given)
+        reading = self._reading(source)
         if reading is not None:
             return reading.layout == "NCHW"
-        return self._plausible((given.shape[2], given.shape[3]))
+        return self._plausible((source.shape[2], source.shape[3]))
 
     def _reading(self, tensor: Tensor | None) -> Reading | None:
-        """How a tensor is laid out, if a module returned it or it is the image at some size."""
+        """The layout of a tensor, if a module returned it or it is the image at some size."""
         if tensor is None:
             return None
-        reading = self._seen.get(id(tensor))
+        reading = self._readings.get(id(tensor))
         if reading is None and tensor.ndim == 4 and tensor.shape[1] == self._colours:
             return Reading("NCHW", self._colours, (tensor.shape[2], tensor.shape[3]))  # CrossViT
         return reading
 
     def _plausible(self, grid: Grid, *, exact: bool = False) -> bool:
+        """Whether a grid is known or, unless `exact`, follows from the latest one by a stride."""
         if grid in self._grids or grid == (1, 1):
             return True
         return not exact and any(grid == derived for derived in _derived(self._grids[-1]))
@@ -197,10 +204,10 @@ class LayoutReader:
         if self._is_sequence(call, output):
             self._sequences.add(id(output))
             return f"its output {tuple(output.shape)} has channels before positions (1-D layers)"
-        given = self._seen.get(id(call.given))
-        if given is not None and given.layout == "tokens" and _length(call.given) == count:
-            return Reading("tokens", channels, given.grid, given.prefix_tokens)
-        for grid, prefix in self._token_grids(given, count):
+        source = self._readings.get(id(call.input))
+        if source is not None and source.layout == "tokens" and _length(call.input) == count:
+            return Reading("tokens", channels, source.grid, source.prefix_tokens)
+        for grid, prefix in self._token_grids(source, count):
             return Reading("tokens", channels, grid, prefix)
         if count <= MAX_PREFIX:
             return Reading("tokens", channels, None, count)
@@ -210,24 +217,23 @@ class LayoutReader:
         """Whether an output comes from layers that take (B, C, T): EfficientViM."""
         if type(call.module).__name__.endswith("1d") and _is_leaf(call.module):
             return True
-        for part, _ in reversed(self._done[call.begun :]):
+        for part, _ in reversed(self._finished[call.parts_start :]):
             if part.output is not None and part.output.shape == output.shape:
                 return id(part.output) in self._sequences
-        given = call.given
-        return id(given) in self._sequences and _elementwise(call.module)
+        return id(call.input) in self._sequences and _elementwise(call.module)
 
-    def _token_grids(self, given: Reading | None, count: int) -> Iterator[tuple[Grid, int]]:
-        """Grids that explain `count` tokens, the most credible first, each with its prefix."""
+    def _token_grids(self, source: Reading | None, count: int) -> Iterator[tuple[Grid, int]]:
+        """Grids that explain `count` tokens, the most likely first, with their prefix tokens."""
         recent = [grid for grid in reversed(self._grids) if grid != self._image]
-        if given is not None and given.grid is not None and math.prod(given.grid) > 1:
-            recent.insert(0, given.grid)
+        if source is not None and source.grid is not None and math.prod(source.grid) > 1:
+            recent.insert(0, source.grid)
         for grid in recent:
             cells = math.prod(grid)
             if cells <= count <= cells + min(MAX_PREFIX, cells - 1):
                 yield grid, count - cells
-        # A stride that no convolution shows (LeViT), or patches cut without one (NaFlexViT): only
-        # from the latest grid, since numbers of channels are squares too.
-        for prefix in dict.fromkeys([given.prefix_tokens if given else 0, 0]):
+        # A stride without a convolution (LeViT), or patches cut without one (NaFlexViT). Only the
+        # latest grid is tried, because numbers of channels can be squares too.
+        for prefix in dict.fromkeys([source.prefix_tokens if source else 0, 0]):
             for derived in _derived(recent[0] if recent else self._image):
                 if math.prod(derived) == count - prefix and count - prefix > 1:
                     yield derived, prefix
@@ -238,7 +244,7 @@ def _length(tokens: Tensor | None) -> int:
 
 
 def _derived(grid: Grid) -> Iterator[Grid]:
-    """Grids that a stride on this one gives: exact divisions first, then rounded up and down."""
+    """Yield the grids that a stride gives: exact divisions first, then rounded up and down."""
     height, width = grid
     rounded: list[Grid] = []
     for factor in range(2, _MAX_FACTOR + 1):
@@ -256,16 +262,17 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _names(module: nn.Module) -> list[str]:
-    return [kind.__name__ for kind in type(module).__mro__]
-
-
 def _kind(module: nn.Module) -> str:
-    """What a module's type says: works on positions, on the last dimension, on channels at 1."""
-    names = _names(module)
+    """Classify a module by its type.
+
+    Returns:
+        ``spatial`` if it works on positions, ``channels`` if its channels are on axis 1,
+        ``features`` if they are on the last axis; else an empty string.
+    """
+    names = [kind.__name__ for kind in type(module).__mro__]
     if isinstance(module, nn.Linear | nn.Embedding):
         return "features"
-    leaf = _is_leaf(module)  # a container may permute, whatever its name
+    leaf = _is_leaf(module)  # a container may permute axes, whatever its name
     if any("Pool2d" in n or n in _RESAMPLING for n in names):
         return "spatial" if leaf else ""
     if (leaf and names[0].endswith("2d")) or any(n in _CHANNELS_FIRST for n in names):
@@ -276,5 +283,5 @@ def _kind(module: nn.Module) -> str:
 
 
 def _elementwise(module: nn.Module) -> bool:
-    """Whether a module is a leaf that cannot move entries about."""
+    """Whether a module is a leaf that cannot move elements to other positions."""
     return _is_leaf(module) and not isinstance(module, nn.Flatten | nn.Unflatten | nn.PixelShuffle)

@@ -1,4 +1,4 @@
-"""`ModelHooks`: record, edit, cut and re-rule a model, and leave it as it was."""
+"""`ModelHooks` records, edits and cuts a model's activations and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Recording,
 from timmscope_registry.hooks.dataflow import Edge, dataflow_edges
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.foreign_hooks import HookKeys, hooks_of
-from timmscope_registry.hooks.forward_pass import ForwardPass, RuleScope, Scope
+from timmscope_registry.hooks.forward_pass import Context, ForwardPass, RuleContext
 from timmscope_registry.hooks.layers import LayerCatalogue
 from timmscope_registry.hooks.module_state import Inventory, ModuleSnapshot
 from timmscope_registry.hooks.points import HookPoints, Point
 from timmscope_registry.hooks.rules import BackwardRule
 from timmscope_registry.hooks.trace import trace
 
-_Scope = TypeVar("_Scope", bound=Scope)
+_Context = TypeVar("_Context", bound=Context)
 
 
 class ModelHooks:
     """The hook points of one module.
 
     Calling it runs the module in eval mode with frozen parameters, under the contexts that are
-    open in this thread. Hooks exist only while such a forward runs. Contexts nest and combine: at
-    each point edits act first, then cuts, and recordings see the outcome.
+    open in this thread. Hooks exist only while such a forward runs. Contexts can be nested and
+    combined: at each point edits act first, then cuts, and recordings see the result.
 
     Args:
-        module: any module that takes (B, 3, H, W) and returns logits; its parts must not be
+        module: any module that takes (B, C, H, W) and returns logits; its parts must not be
             replaced afterwards.
-        example: one normalised input, (1 or more, 3, H, W); the catalogue is traced on it, with a
-            batch of two, when it is first needed.
-        hidden: modules that are no hook points, by name, and why.
+        example: one or more normalised inputs, (B, C, H, W). The catalogue is traced on the first,
+            in a batch of two, when it is first needed.
+        hidden: modules that are not hook points, by name, with the reason.
+
+    Raises:
+        ParameterError: the example does not have four axes or is empty.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class ModelHooks:
         return self._trace()[0]
 
     def dataflow_edges(self) -> list[Edge]:
-        """Say which modules hand their output straight to one other module; runs one forward.
+        """List the modules that pass their output directly to one other module; runs one forward.
 
         Raises:
             UnsupportedModel: the model cannot run on the example.
@@ -78,7 +81,7 @@ class ModelHooks:
             return dataflow_edges(trace(self.module, self._placed_example, self._frozen_eval))
 
     def activations(self) -> list[ActivationCall]:
-        """List the activation functions that are modules, with what they take; runs one forward.
+        """List the activation functions that are modules; runs one forward.
 
         Raises:
             UnsupportedModel: the model cannot run on the example.
@@ -86,12 +89,13 @@ class ModelHooks:
         with self._lock:
             return activation_calls(trace(self.module, self._placed_example, self._frozen_eval))
 
-    def around(self, module: nn.Module, hidden: Mapping[str, str] | None = None) -> ModelHooks:
-        """Hooks of another module that takes the same input; `hidden` as for the class."""
+    def for_module(self, module: nn.Module, hidden: Mapping[str, str] | None = None) -> ModelHooks:
+        """Create the hooks of another module with the same input; `hidden` as for the class."""
         return ModelHooks(module, self._example, hidden)
 
     @property
     def _placed_example(self) -> Tensor:
+        """The example with the device and dtype of the parameters."""
         parameter = next(self.module.parameters(), self._example)
         return self._example.to(parameter.device, parameter.dtype)
 
@@ -104,15 +108,15 @@ class ModelHooks:
             return self._traced
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Run the module on (B, 3, H, W).
+        """Run the module on (B, C, H, W).
 
         Returns:
             The module's output; an empty (B, 0) when a recording ended the forward early.
         """
-        scopes = self._scopes
+        contexts = self._contexts
         with self._lock:
-            if scopes:
-                return ForwardPass(self.module, self._frozen_eval, scopes).run(x)
+            if contexts:
+                return ForwardPass(self.module, self._frozen_eval, contexts).run(x)
             with self._frozen_eval.frozen():
                 output: Tensor = self.module(x)
                 return output
@@ -124,104 +128,110 @@ class ModelHooks:
 
         Args:
             points: names of layers or other modules; ``logits`` is the model's output.
-            gradients: also catch their gradients in a later backward pass.
-            until_last: end the forward when all are recorded, if no other open context needs the
-                rest; it then returns an empty (B, 0).
+            gradients: also record the gradients at the points in a later backward pass.
+            until_last: stop the forward when all points are recorded, if no other open context
+                needs the rest; it then returns an empty (B, 0).
 
         Raises:
-            LayerNotFound: no such hook point.
+            LayerNotFound: there is no such hook point.
             UnsupportedModel: a point does not return one tensor, or (in the forward) never runs.
-            ParameterError: (in the forward) no gradient can reach a point.
+            ParameterError: no point is named, or (in the forward) no gradient can reach a point.
         """
         if not points:
             raise ParameterError("name at least one hook point to record", parameter="points")
-        found = tuple(self._point(name) for name in dict.fromkeys(points))
-        return self._open(Recording(found, gradients=gradients, until_last=until_last))
+        resolved = tuple(self._point(name) for name in dict.fromkeys(points))
+        return self._open(Recording(resolved, gradients=gradients, until_last=until_last))
 
     def edit(self, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
-        """Replace the outputs of hook points by functions of them, shapes unchanged.
+        """Replace the outputs of hook points in every forward inside the context.
+
+        Args:
+            edits: by the name of the hook point, a function that gets the output and returns a
+                tensor of the same shape.
 
         Raises:
             LayerNotFound, UnsupportedModel: as for `record`.
-            ParameterError: (in the forward) a function returns something of another shape.
+            ParameterError: (in the forward) a function returns something else, or another shape.
         """
-        scope = Edits({self._point(name): function for name, function in edits.items()})
-        return self._open_silently(scope)
+        context = Edits({self._point(name): function for name, function in edits.items()})
+        return self._open_silently(context)
 
     def watch(
         self, functions: Mapping[str, Callable[[Tensor], None]], *, until_last: bool = True
     ) -> AbstractContextManager[None]:
         """Call a function with the output of each hook point in every forward inside the context.
 
-        Nothing is kept or copied: a function reads the tensor while it is fresh, and must neither
-        change nor keep it, since the model may overwrite it next. Cheaper than `record` where a
-        reduction is all that is wanted.
+        Nothing is kept or copied: a function must neither change nor keep the tensor, because the
+        model may overwrite it next. This is cheaper than `record` if only a reduction is needed.
 
         Args:
-            functions: what to call, by the name of the hook point.
+            functions: by the name of the hook point, the function to call.
             until_last: as for `record`.
 
         Raises:
             LayerNotFound, UnsupportedModel: as for `record`.
+            ParameterError: no point is named.
         """
         if not functions:
             raise ParameterError("name at least one hook point to watch", parameter="functions")
-        found = {self._point(name): function for name, function in functions.items()}
-        return self._open_silently(Watch(found, until_last=until_last))
+        resolved = {self._point(name): function for name, function in functions.items()}
+        return self._open_silently(Watch(resolved, until_last=until_last))
 
     def watch_inputs(
         self, functions: Mapping[str, Callable[[Tensor], None]]
     ) -> AbstractContextManager[None]:
-        """Call a function with what each hook point's module is given, before the module runs.
+        """Call a function with the input of each hook point's module before the module runs.
 
-        That is the first tensor among its arguments. A function must neither change nor keep it:
-        the module may overwrite it. No forward ends early for it, nor waits for it.
+        The input is the first tensor among the module's arguments. A function must neither change
+        nor keep it, because the module may overwrite it. This context does not decide when a
+        forward stops early.
 
         Args:
-            functions: what to call, by the name of the hook point.
+            functions: by the name of the hook point, the function to call.
 
         Raises:
-            LayerNotFound, UnsupportedModel: as for `record`.
+            LayerNotFound, UnsupportedModel: as for `record`; the latter also if (in the forward) a
+                module gets no tensor.
         """
         return self._open_silently(
             InputWatch({self._point(name): function for name, function in functions.items()})
         )
 
-    def others(self) -> HookKeys:
-        """List the hooks on the module that are not this class's own."""
-        with self._lock:  # no forward is running, so none of ours is there
+    def foreign_hooks(self) -> HookKeys:
+        """List the hooks on the module that other code registered."""
+        with self._lock:  # no forward is running, so this class has no hooks on the module
             return hooks_of(self.module)
 
     def snapshot(self) -> ModuleSnapshot:
-        """Remember the module as it is, to take it back so after others had it in hand."""
-        with self._lock:  # a forward changes modes and has hooks, too, for its own time
+        """Take a snapshot of the module and of the open contexts, for `restore`."""
+        with self._lock:  # a running forward changes modes and has hooks of its own
             if self._inventory is None or not self._inventory.has_parts():
                 self._inventory = Inventory(self.module)
-            return ModuleSnapshot(self._inventory, tuple(self._scopes))
+            return ModuleSnapshot(self._inventory, tuple(self._contexts))
 
     def restore(self, snapshot: ModuleSnapshot) -> tuple[list[str], list[str]]:
-        """Undo what others did since `lend`.
+        """Undo what other code changed since `snapshot`.
 
         Returns:
-            Whose hooks were removed, a name for each hook; words for what else was put back.
+            For each removed hook the name of its owner; a phrase for each other thing restored.
         """
         with self._lock:
-            removed, found = snapshot.restore()
-        if snapshot.contexts != (*self._scopes,):
-            self._scopes[:] = snapshot.contexts
-            found.append("the model's open contexts")
-        return removed, found
+            removed, restored = snapshot.restore()
+        if snapshot.contexts != (*self._contexts,):
+            self._contexts[:] = snapshot.contexts
+            restored.append("the model's open contexts")
+        return removed, restored
 
     @property
     def open_contexts(self) -> bool:
-        """Whether a context is open in this thread, so that a forward is more than the bare one."""
-        return bool(self._scopes)
+        """Whether a context is open in this thread."""
+        return bool(self._contexts)
 
     def cut(self, point: str) -> AbstractContextManager[Cut]:
         """Start the autograd graph at a hook point.
 
-        All before it runs without a graph; its output becomes a leaf that requires grad. The rest
-        builds a graph even where the caller has turned autograd off.
+        The modules before it run without a graph; its output becomes a leaf that requires grad. The
+        rest builds a graph even if the caller has turned autograd off.
 
         Raises:
             LayerNotFound, UnsupportedModel: as for `record`.
@@ -230,42 +240,46 @@ class ModelHooks:
 
     @contextmanager
     def backward_rule(self, rule: BackwardRule) -> Iterator[None]:
-        """Change the backward pass of every graph built inside, as long as the context is open.
+        """Change the backward pass of every graph built inside the context, while it is open.
 
         Raises:
             UnsupportedModel: (in the forward) the graph has none of the rule's activations, or
-                others that it does not cover.
+                has activations that the rule does not cover.
         """
-        scope = RuleScope(rule)
+        context = RuleContext(rule)
         try:
-            with self._open(scope):
+            with self._open(context):
                 yield
         finally:
-            for handle in scope.handles:
+            for handle in context.handles:
                 handle.remove()
 
     def plain_attention(self) -> AbstractContextManager[tuple[str, ...]]:
-        """Turn fused attention off, so that attention matrices pass through modules."""
+        """Turn fused attention off, so that attention matrices pass through modules.
+
+        The context gives the names of the modules that were switched.
+        """
         return plain_attention(self.module)
 
     @property
-    def _scopes(self) -> list[Scope]:
-        scopes: list[Scope] = self._local.__dict__.setdefault("scopes", [])
-        return scopes
+    def _contexts(self) -> list[Context]:
+        contexts: list[Context] = self._local.__dict__.setdefault("contexts", [])
+        return contexts
 
     def _point(self, name: str) -> Point:
         return self._trace()[1].find(name)
 
     @contextmanager
-    def _open(self, scope: _Scope) -> Iterator[_Scope]:
-        scopes = self._scopes
-        scopes.append(scope)
+    def _open(self, context: _Context) -> Iterator[_Context]:
+        contexts = self._contexts
+        contexts.append(context)
         try:
-            yield scope
+            yield context
         finally:
-            scopes[:] = [other for other in scopes if other is not scope]
+            contexts[:] = [other for other in contexts if other is not context]
 
     @contextmanager
-    def _open_silently(self, scope: Scope) -> Iterator[None]:
-        with self._open(scope):
+    def _open_silently(self, context: Context) -> Iterator[None]:
+        """Open a context that gives the caller nothing."""
+        with self._open(context):
             yield

@@ -1,8 +1,8 @@
-"""Finds the image order of tokens in models that keep them in another (Hiera).
+"""Finds the image order of tokens in models that keep them in another order (Hiera).
 
-Hiera's `Unroll` sorts tokens so that pooling windows are contiguous, and undoes one level of it
-with every pooling. Its own `Reroll` knows the way back for each block; applying it to token numbers
-gives the permutation.
+Hiera's `Unroll` sorts tokens so that pooling windows are contiguous, and each pooling undoes one
+level of that order. Hiera's own `Reroll` restores the image order for each block; applied to token
+numbers it gives the permutation.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ TokenOrder = Callable[[Call, Reading], tuple[int, ...] | None]
 
 
 def token_orders(modules: dict[str, nn.Module], calls: list[Call]) -> TokenOrder:
-    """Return a function that gives, for a call's tokens, the token at each cell of the grid.
+    """Return a function that gives, for a call's output, the token at each cell of the grid.
 
-    The function returns None where tokens are in row-major order, as nearly always.
+    The function returns None if the tokens are in row-major order, as in almost all models.
     """
-    rolled: list[tuple[str, int, dict[tuple[int, ...], tuple[int, ...]]]] = []
+    unrolled: list[tuple[str, int, dict[tuple[int, ...], tuple[int, ...]]]] = []
     for path, module in modules.items():
         unroll, reroll = getattr(module, "unroll", None), getattr(module, "reroll", None)
         if not isinstance(unroll, nn.Module) or not isinstance(reroll, nn.Module):
             continue
         start = next((call.order for call in calls if call.module is unroll), None)
         if start is not None:
-            rolled.append((f"{path}." if path else "", start, _permutations(reroll)))
+            unrolled.append((f"{path}." if path else "", start, _permutations(reroll)))
 
     def order(call: Call, reading: Reading) -> tuple[int, ...] | None:
         if reading.layout != "tokens" or reading.grid is None:
             return None
-        for prefix, start, permutations in rolled:
+        for prefix, start, permutations in unrolled:
             if call.path.startswith(prefix) and call.order >= start:
                 permutation = permutations.get(reading.grid)
                 if permutation != tuple(range(math.prod(reading.grid))):
@@ -47,13 +47,13 @@ def token_orders(modules: dict[str, nn.Module], calls: list[Call]) -> TokenOrder
 
 
 def _permutations(reroll: nn.Module) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Token numbers in image order, for every grid that the model's blocks have."""
+    """Return the token numbers in image order, for every grid of the model's blocks."""
     schedule = reroll.schedule
-    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    permutations: dict[tuple[int, ...], tuple[int, ...]] = {}
     assert isinstance(schedule, dict)
     for block, (_, size) in schedule.items():
-        if tuple(size) not in found:
+        if tuple(size) not in permutations:
             numbers = torch.arange(math.prod(size)).view(1, -1, 1)
             rerolled = reroll.forward(numbers, block)
-            found[tuple(size)] = tuple(rerolled.flatten().tolist())
-    return found
+            permutations[tuple(size)] = tuple(rerolled.flatten().tolist())
+    return permutations

@@ -1,4 +1,4 @@
-"""Hook points by name: ``blocks.4``, ``blocks.4.act#0``, ``logits``."""
+"""Finds hook points by name: ``blocks.4``, ``blocks.4.act#0``, ``logits``."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from timmscope_registry.hooks.trace import Call
 
 @dataclass(frozen=True)
 class Point:
-    """A call of a module: where a context acts.
+    """A hook point: one call of one module in a forward.
 
     Attributes:
-        name: as it was asked for.
+        name: the name under which it was requested.
         module: the module.
-        number: which of its calls in a forward.
-        overwritten: whether the model may change the output in place later.
-        handed_on: whether the module returns its argument itself, untouched.
+        number: index of the call among the module's calls in one forward.
+        overwritten: whether the model may later change the output in place.
+        returns_input: whether the module returns its argument itself, unchanged.
     """
 
     name: str
     module: nn.Module
     number: int
     overwritten: bool
-    handed_on: bool
+    returns_input: bool
 
     @property
     def key(self) -> tuple[nn.Module, int]:
-        """What makes two points the same place."""
+        """Module and call number, by which two points are the same place."""
         return (self.module, self.number)
 
 
 class HookPoints:
     """All hook points of a model.
 
-    A module may be a hook point without being a layer: its output is one tensor that does not lie
-    on the image (windows), or it runs only at times (attention dropout under `plain_attention`).
+    A module may be a hook point without being a layer: its output may be one tensor that is not
+    arranged like the image (attention windows), or it may run only in some forwards (attention
+    dropout under `plain_attention`).
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class HookPoints:
         self._hidden = {self._modules[path] for path in hidden if path in self._modules}
         self._returned: dict[tuple[nn.Module, int], str] = {}
         self._overwritten: dict[tuple[nn.Module, int], bool] = {}
-        self._handed_on: set[tuple[nn.Module, int]] = set()
+        self._returns_input: set[tuple[nn.Module, int]] = set()
         self._counts: Counter[nn.Module] = Counter()
         for call in calls:
             self._counts[call.module] += 1
@@ -67,14 +68,14 @@ class HookPoints:
                 self._returned[key] = call.returned
             else:
                 self._overwritten[key] = call.overwritten
-            if call.handed_on:
-                self._handed_on.add(key)
+            if call.returns_input:
+                self._returns_input.add(key)
 
     def find(self, name: str) -> Point:
         """Return the hook point of that name.
 
         Raises:
-            LayerNotFound: no module is called so, or it is not called that often in a forward.
+            LayerNotFound: no module has that name, or a forward calls it fewer times.
             UnsupportedModel: the module does not return one tensor.
         """
         path, hash_, digits = name.partition("#")
@@ -101,6 +102,6 @@ class HookPoints:
                 f"{name} returns a {self._returned[key]}, and a hook point must return one tensor; "
                 f"nearest: {nearest}"
             )
-        # Nothing is known of a module that did not run in the trace: better one copy too many.
+        # For a module that did not run in the trace this is unknown: rather copy needlessly.
         overwritten = self._overwritten.get(key, True)
-        return Point(name, module, number, overwritten, key in self._handed_on)
+        return Point(name, module, number, overwritten, key in self._returns_input)

@@ -1,8 +1,8 @@
-"""Other rules for going back through an activation: guided backpropagation and deconvnet.
+"""Backward rules change the gradient at activations: guided backpropagation and deconvnet.
 
-The rules act on autograd nodes, found by walking the graph from the outputs. That covers modules,
-functions, methods, in-place and reused activations alike, and changes nothing in the model; rules
-on modules miss the functional ones and go wrong on reuse.
+A rule acts on autograd nodes, which are found by walking the graph from the outputs. This covers
+activations as modules, functions and methods, in place and reused, and changes nothing in the
+model. Backward hooks on modules would miss functional activations and fail on reused modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from timmscope_registry.errors import UnsupportedModel
 
 ActivationRule = Callable[[Tensor, Tensor], Tensor]
-"""(gradient at its input by the chain rule, gradient at its output) -> new gradient at its input"""
+"""(gradient at the input by the chain rule, gradient at the output) -> new gradient at the input"""
 
 ACTIVATIONS = {
     "ReluBackward0": "ReLU",
@@ -34,16 +34,17 @@ ACTIVATIONS = {
     "RreluWithNoiseBackward0": "RReLU",
     "TanhBackward0": "Tanh",
 }
-"""Autograd nodes that are one activation alone (gates such as the sigmoid aside)."""
+"""Activation by the name of its autograd node; gates such as the sigmoid are left out."""
 
 _CLAMPS = ("ClampBackward1", "ClampMinBackward0")
 
 
 def activation_of(node: Node) -> str | None:
-    """The activation that an autograd node is, by the name people call it; None if it is none.
+    """Return the name of the activation that an autograd node computes, or None.
 
-    `hardtanh` is ReLU6 where it begins at 0 (whatever its upper end), and `clamp` is ReLU or ReLU6
-    where it begins at 0 and ends nowhere or at 6; with other bounds a clamp is no activation.
+    `hardtanh` with the lower bound 0 counts as ReLU6, whatever its upper bound. `clamp` with the
+    lower bound 0 is ReLU if it has no upper bound and ReLU6 if that is 6; with other bounds it is
+    no activation.
     """
     name = node.name()
     if name == "HardtanhBackward0":
@@ -55,10 +56,10 @@ def activation_of(node: Node) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class BackwardRule:
-    """A named change of the backward pass.
+    """A named change of the backward pass at activations.
 
     Attributes:
-        name: for messages.
+        name: name of the rule in messages.
         activations: by activation (`ReLU`, `ReLU6`, `GELU` …), the rule for its input gradient.
     """
 
@@ -67,7 +68,7 @@ class BackwardRule:
 
 
 def _guided(grad_input: Tensor, grad_output: Tensor) -> Tensor:
-    # The node has already multiplied by 1[x > 0], or 1[0 < x < 6].
+    # grad_input is already multiplied by 1[x > 0], or by 1[0 < x < 6].
     return grad_input.clamp(min=0)
 
 
@@ -90,41 +91,52 @@ def attach(
     *,
     may_be_linear: bool,
 ) -> list[RemovableHandle]:
-    """Put the rule on every matching node between the outputs and `stop` (the input images).
+    """Register the rule on every matching node between the outputs and `stop`.
 
-    A graph that starts at a cut, or ends before the model does, `may_be_linear`: there the rule
-    changes nothing, rightly, as at the first convolution.
+    Args:
+        rule: the rule.
+        outputs: tensors from which the graph is walked.
+        stop: tensors at which the walk ends: the input images.
+        model: name of the model in messages.
+        may_be_linear: accept a graph without activations, because it starts at a cut or ends before
+            the model does; there the rule rightly changes nothing.
+
+    Returns:
+        Handles that remove the rule.
 
     Raises:
         UnsupportedModel: no node matches, or there are activations that the rule does not cover.
     """
-    found = [
+    nodes = [
         (node, activation)
         for node in _walk(outputs, stop)
         if (activation := activation_of(node)) is not None
     ]
-    foreign = Counter(activation for _, activation in found if activation not in rule.activations)
-    if foreign or not (found or may_be_linear):
+    uncovered = Counter(activation for _, activation in nodes if activation not in rule.activations)
+    if uncovered or not (nodes or may_be_linear):
         covered = ", ".join(rule.activations)
-        what = ", ".join(f"{count} {name}" for name, count in foreign.items()) or "no activation"
+        listed = ", ".join(f"{count} {name}" for name, count in uncovered.items())
         raise UnsupportedModel(
-            f"the {rule.name} backward rule is defined for {covered}; {model} has {what} "
-            "in this graph, where it would be a plain gradient"
+            f"the {rule.name} backward rule is defined for {covered}; {model} has "
+            f"{listed or 'no activation'} in this graph, where it would be a plain gradient"
         )
     return [
-        node.register_hook(_hook(rule.activations[activation], _between_the_kinks(node)))
-        for node, activation in found
+        node.register_hook(_hook(rule.activations[activation], _inside_bounds(node)))
+        for node, activation in nodes
     ]
 
 
-def _between_the_kinks(node: Node) -> Tensor | None:
-    """Where a clamp's input is inside its bounds: at the very bounds, ReLUs let nothing back."""
+def _inside_bounds(node: Node) -> Tensor | None:
+    """Mask of a clamp's input strictly inside its bounds; None for other nodes.
+
+    At a bound itself `clamp` passes the gradient on, but ReLU and ReLU6 do not.
+    """
     if node.name() not in _CLAMPS:
         return None
     values: Tensor = node._saved_self  # type: ignore[attr-defined]
     inside = values.detach() > 0
-    highest = getattr(node, "_saved_max", None)
-    return inside if highest is None else inside & (values.detach() < highest)
+    upper = getattr(node, "_saved_max", None)
+    return inside if upper is None else inside & (values.detach() < upper)
 
 
 def _hook(
@@ -145,6 +157,7 @@ def _hook(
 
 
 def _walk(outputs: Iterable[Tensor], stop: Iterable[Tensor]) -> Iterable[Node]:
+    """Yield each node between the outputs and `stop` once."""
     seen: set[Node] = {t.grad_fn for t in stop if t.grad_fn is not None}
     todo = [t.grad_fn for t in outputs if t.grad_fn is not None]
     while todo:

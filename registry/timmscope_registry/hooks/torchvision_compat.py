@@ -1,9 +1,9 @@
-"""Makes `import torchvision` work beside a torch build that it was not compiled for.
+"""Makes `import torchvision` work with a torch build that it was not compiled for.
 
-timm imports torchvision for its image transforms alone, yet torchvision registers its compiled
-operators while it is imported. A CPU-only torch beside a CUDA torchvision cannot load them, and the
-import dies with ``operator torchvision::nms does not exist`` although nothing here needs them.
-Declaring the two schemas that the import asks for is enough.
+timm needs only torchvision's image transforms, but importing torchvision registers its compiled
+operators. A CPU-only torch cannot load those of a CUDA torchvision, and the import fails with
+``operator torchvision::nms does not exist``, although timmscope needs none of them. Declaring the
+two operators that the import looks up is enough.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 
 import torch
 
-_DETECTION = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("nms", "qnms")
 _declared: list[torch.library.Library] = []  # an operator lives as long as its library object
 
 
 def ensure_torchvision() -> None:
-    """Import torchvision, declaring the operators it lacks when its binary part cannot load.
+    """Import torchvision; if its compiled operators cannot load, declare the missing ones first.
 
-    Does nothing on a healthy machine, nor where torchvision is not installed at all.
+    Does nothing where the import works, or where torchvision is not installed.
     """
     try:
         importlib.import_module("torchvision")
@@ -36,6 +36,6 @@ def ensure_torchvision() -> None:
         del sys.modules[name]
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in _OPERATORS:
-        library.define(operator + _DETECTION)
+        library.define(operator + _SIGNATURE)
     _declared.append(library)
     importlib.import_module("torchvision")

@@ -1,7 +1,7 @@
-"""One forward that notes what every module returns: the raw material of the catalogue.
+"""Runs one forward and records every module call, from which the layer catalogue is built.
 
-Nothing is left behind: the forward runs in eval mode, frozen, without autograd, and the random
-number generators are put back.
+The forward runs in eval mode, with frozen parameters and without autograd, and the random number
+generators are restored afterwards.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ BATCH = 2
 
 @dataclass(eq=False)
 class Call:
-    """One call of one module, in the order in which calls finish.
+    """One call of one module.
 
     Attributes:
         path: the module's first name in `named_modules` ("" is the root).
-        number: how many calls of the same module came before.
-        begun: how many calls had finished when this one began; those from there on are its parts.
-        given: the first tensor among its arguments.
-        given_version: that tensor's version when the call began.
-        output: what it returned; None unless it is one tensor.
-        returned: type name of what it returned.
-        version: the output's version when the call finished.
-        handed_on: whether it returned its argument itself, untouched (`Identity`, dropout).
+        module: the module.
+        number: index of the call among the module's calls in this forward.
+        order: index of the call among all calls, in the order in which they finish.
+        parts_start: index of the first call made inside this one; the others follow up to `order`.
+        input: the first tensor among the arguments.
+        input_version: that tensor's version counter when the call began.
+        output: the returned tensor; None if the call did not return exactly one tensor.
+        returned: type name of the returned value.
+        version: the output's version counter when the call finished.
+        returns_input: whether it returned an argument itself, unchanged (`Identity`, dropout).
     """
 
     path: str
     module: nn.Module
     number: int
     order: int
-    begun: int
-    given: Tensor | None
-    given_version: int
+    parts_start: int
+    input: Tensor | None
+    input_version: int
     output: Tensor | None
     returned: str
     version: int
-    handed_on: bool
+    returns_input: bool
 
     @property
     def overwritten(self) -> bool:
@@ -55,30 +57,30 @@ class Call:
 
 
 def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[Call]:
-    """Run `module` once on two images and return its calls.
+    """Run `module` once on two images and return its calls in the order in which they finish.
 
-    The outputs of all calls are alive together until the list is dropped: that is what tells
-    an overwritten tensor from a fresh one in reused memory.
+    The list keeps the outputs of all calls alive, so that a tensor that was overwritten in place
+    cannot be confused with a new tensor in reused memory.
 
     Raises:
         UnsupportedModel: the model cannot run on the example.
     """
     calls: list[Call] = []
-    begun: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
+    running: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
     numbers: dict[nn.Module, int] = {}
     paths = {part: path for path, part in module.named_modules()}
 
     def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        every = _tensors([*args, *kwargs.values()])
-        begun.append((len(calls), {id(given): given._version for given in every}))
+        arguments = _tensors([*args, *kwargs.values()])
+        running.append((len(calls), {id(tensor): tensor._version for tensor in arguments}))
 
     def after(
         part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
         tensor = output if isinstance(output, Tensor) else None
-        given = first_tensor([*args, *kwargs.values()])
+        first = first_tensor([*args, *kwargs.values()])
         number = numbers.get(part, 0)
-        start, versions = begun.pop()
+        start, versions = running.pop()
         numbers[part] = number + 1
         calls.append(
             Call(
@@ -86,20 +88,20 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
                 module=part,
                 number=number,
                 order=len(calls),
-                begun=start,
-                given=given,
-                given_version=versions.get(id(given), 0),
+                parts_start=start,
+                input=first,
+                input_version=versions.get(id(first), 0),
                 output=tensor,
                 returned=type(output).__name__,
                 version=tensor._version if tensor is not None else 0,
-                handed_on=tensor is not None and versions.get(id(tensor)) == tensor._version,
+                returns_input=tensor is not None and versions.get(id(tensor)) == tensor._version,
             )
         )
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_kept_generators(example))
+        stack.enter_context(_restored_generators(example))
         stack.enter_context(frozen_eval.frozen())
         images = example.detach().clone()
         if len(images) != BATCH:
@@ -118,7 +120,7 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
 
 
 def first_tensor(values: Iterable[object]) -> Tensor | None:
-    """The first tensor among the arguments of a call, in lists and tuples too."""
+    """Return the first tensor among a call's arguments, also inside lists and tuples."""
     return next(_tensors(values), None)
 
 
@@ -131,7 +133,7 @@ def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _kept_generators(example: Tensor) -> Iterator[None]:
+def _restored_generators(example: Tensor) -> Iterator[None]:
     devices = [example.device] if example.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield

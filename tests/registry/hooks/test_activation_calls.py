@@ -1,4 +1,4 @@
-"""What activations take and return: known by hook point, readable also where a ReLU overwrites."""
+"""Activation calls name the hook points around them; their inputs are read before being changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from timmscope_registry.hooks import ModelHooks, fingerprint
 
 
 class Residual(nn.Module):
-    """A block whose second, in-place ReLU takes a sum that no module returns."""
+    """A block whose second, in-place ReLU gets a sum that no module returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def hooks() -> ModelHooks:
     return ModelHooks(Net().eval(), torch.rand(1, 3, 4, 4))
 
 
-def test_activations_know_what_stands_before_and_after_them(hooks: ModelHooks) -> None:
+def test_activations_name_the_hook_points_before_and_after_them(hooks: ModelHooks) -> None:
     found = {call.point: call for call in hooks.activations()}
     assert list(found) == ["block.act1", "block.act2", "twice#0", "twice"]  # no softmax
     assert [call.kind for call in found.values()] == ["ReLU", "ReLU", "GELU", "GELU"]
@@ -57,7 +57,7 @@ def test_activations_know_what_stands_before_and_after_them(hooks: ModelHooks) -
     assert found["twice"].before == {"twice#0"}
 
 
-def test_inputs_are_seen_before_they_are_overwritten(hooks: ModelHooks) -> None:
+def test_inputs_are_read_before_they_are_overwritten(hooks: ModelHooks) -> None:
     x = torch.randn(2, 3, 4, 4)
     seen: dict[str, list[Tensor]] = {}
 
@@ -81,11 +81,11 @@ def test_inputs_are_seen_before_they_are_overwritten(hooks: ModelHooks) -> None:
     assert [len(values) for values in seen.values()] == [1, 1, 1]
 
 
-def test_a_failing_look_leaves_no_hook_behind(hooks: ModelHooks) -> None:
+def test_a_failing_reader_leaves_no_hook(hooks: ModelHooks) -> None:
     x = torch.rand(1, 3, 4, 4)
     before = fingerprint(hooks.module)
 
-    def fail(given: Tensor) -> None:
+    def fail(value: Tensor) -> None:
         raise ValueError("no")
 
     with hooks.watch_inputs({"block": fail}), pytest.raises(ValueError, match="no"):
@@ -95,7 +95,7 @@ def test_a_failing_look_leaves_no_hook_behind(hooks: ModelHooks) -> None:
         hooks.watch_inputs({"blocc": fail})
 
 
-def test_a_module_without_a_tensor_to_look_at_says_so() -> None:
+def test_watching_the_input_of_a_module_that_gets_no_tensor_is_an_error() -> None:
     class Source(nn.Module):
         def forward(self) -> Tensor:
             return torch.ones(2, 3, 2, 2)
@@ -110,7 +110,7 @@ def test_a_module_without_a_tensor_to_look_at_says_so() -> None:
 
     hooks = ModelHooks(Uses(), torch.rand(2, 3, 2, 2))
     with (
-        hooks.watch_inputs({"source": lambda given: None}),
-        pytest.raises(UnsupportedModel, match="Source is given no tensor"),
+        hooks.watch_inputs({"source": lambda value: None}),
+        pytest.raises(UnsupportedModel, match="Source gets no tensor"),
     ):
         hooks(torch.rand(2, 3, 2, 2))

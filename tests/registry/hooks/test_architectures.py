@@ -1,6 +1,6 @@
-"""The hooks on the architectures that they promise to serve, with random weights.
+"""The hooks work on every architecture that they promise to support, with random weights.
 
-What is expected of each layer was worked out by hand from the papers and the input size; values
+The expected layouts were derived by hand from the papers and the input size; values
 and gradients are compared with plain PyTorch hooks on the whole graph.
 """
 
@@ -22,7 +22,7 @@ import timm  # noqa: E402
 
 @dataclass(frozen=True)
 class Expected:
-    """Layers as (layout, channels, grid, prefix tokens), and names that are no layers."""
+    """Expected layers as (layout, channels, grid, prefix tokens), and names that are no layers."""
 
     size: int | tuple[int, int]
     layers: dict[str, tuple[str, int, tuple[int, int] | None, int]]
@@ -214,7 +214,7 @@ def case(request: pytest.FixtureRequest) -> tuple[str, Expected, nn.Module, Mode
 
 
 def enliven(model: nn.Module) -> None:
-    """Give residual branches and layer scales that start at nothing something to say."""
+    """Replace zero-initialised residual branches and layer scales, so that they have an effect."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for weight in model.parameters():
@@ -222,7 +222,7 @@ def enliven(model: nn.Module) -> None:
                 weight += 0.1 * torch.randn(weight.shape, generator=generator)
 
 
-def test_catalogue_knows_layout_grid_and_prefix_tokens(case) -> None:
+def test_catalogue_has_the_layout_grid_and_prefix_tokens(case) -> None:
     _, expected, _, hooks, _ = case
     for name, (layout, channels, grid, prefix) in expected.layers.items():
         layer = hooks.layers[name]
@@ -237,7 +237,7 @@ def test_catalogue_knows_layout_grid_and_prefix_tokens(case) -> None:
             hooks.layers[name]
 
 
-def test_values_and_gradients_equal_those_of_plain_hooks_on_the_whole_graph(case) -> None:
+def test_values_and_gradients_equal_those_of_plain_hooks(case) -> None:
     _, expected, model, hooks, images = case
     names = [name for name in expected.layers if name != "logits"]
     modules = dict(model.named_modules())
@@ -247,7 +247,7 @@ def test_values_and_gradients_equal_those_of_plain_hooks_on_the_whole_graph(case
     def keep(name: str):
         def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
             kept[name] = (output, output.detach().clone())
-            return output.clone()  # what the model overwrites is not what we kept
+            return output.clone()  # the model may overwrite the original
 
         return hook
 
@@ -279,7 +279,7 @@ def test_values_and_gradients_equal_those_of_plain_hooks_on_the_whole_graph(case
             )
 
 
-def test_every_layer_keeps_its_value_although_all_are_recorded_at_once(case) -> None:
+def test_every_layer_keeps_its_value_if_all_are_recorded_at_once(case) -> None:
     _, _, model, hooks, images = case
     kept: dict[nn.Module, Tensor] = {}
 
@@ -304,7 +304,7 @@ def test_every_layer_keeps_its_value_although_all_are_recorded_at_once(case) -> 
 
 
 def test_maps_agree_with_timms_own_intermediates(case) -> None:
-    """timm's `forward_intermediates` brings each block to NCHW by the model's own knowledge."""
+    """timm's `forward_intermediates` converts each block's output to NCHW."""
     name, _, model, hooks, images = case
     if not hasattr(model, "forward_intermediates"):
         pytest.skip(f"{name} has no forward_intermediates")
@@ -327,7 +327,7 @@ def test_maps_agree_with_timms_own_intermediates(case) -> None:
         ), intermediate.shape
 
 
-def test_model_is_as_before_after_success_and_after_an_exception(case) -> None:
+def test_model_is_unchanged_after_success_and_after_an_exception(case) -> None:
     _, expected, model, hooks, images = case
     first, *_, last = [name for name in expected.layers if name != "logits"]
     before = fingerprint(model)

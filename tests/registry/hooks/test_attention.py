@@ -1,4 +1,4 @@
-"""Attention matrices, which fused kernels never show, through `plain_attention`."""
+"""`plain_attention` makes attention matrices visible, which fused kernels never store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recording, editing and cutting on a small model whose numbers are worked out separately."""
+"""Recording, editing and cutting, compared with a slow computation of a small model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from timmscope_registry.hooks import ModelHooks, fingerprint
 
 
 class Small(nn.Module):
-    """In-place and reused activation, a skip connection, a module handed a functional value."""
+    """An in-place, reused activation, a skip connection, and a module fed by a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Pair(nn.Module):
 
 
 def slowly(model: Small, x: Tensor) -> dict[str, Tensor]:
-    """Every value of `Small`, out of place, batch norm by its definition."""
+    """Compute every value of `Small` out of place, batch norm by its definition."""
     bn = model.bn
     v: dict[str, Tensor] = {"conv1": F.conv2d(x, model.conv1.weight, model.conv1.bias, padding=1)}
     mean, var = bn.running_mean[:, None, None], bn.running_var[:, None, None]
@@ -152,7 +152,7 @@ def test_recorded_gradients_are_those_of_the_slow_version(model, hooks, images) 
         torch.testing.assert_close(recording.gradients[name], gradient, rtol=1e-12, atol=1e-12)
 
 
-def test_recorded_tensors_are_on_the_path_to_the_output(model, hooks, images) -> None:
+def test_recorded_tensors_are_part_of_the_outputs_graph(model, hooks, images) -> None:
     recorded = images.clone().requires_grad_()
     with hooks.record(*POINTS) as recording:
         score = (hooks(recorded) @ COEFFICIENTS).sum()
@@ -166,9 +166,7 @@ def test_recorded_tensors_are_on_the_path_to_the_output(model, hooks, images) ->
 
 
 @pytest.mark.parametrize("name", ["conv1", "bn", "act#0", "same", "conv2", "act", "fc"])
-def test_cut_gives_the_full_graphs_gradient_without_a_graph_before(
-    model, hooks, images, name
-) -> None:
+def test_the_gradient_at_a_cut_is_that_of_the_full_graph(model, hooks, images, name) -> None:
     with hooks.cut(name) as cut:
         score = (hooks(images) @ COEFFICIENTS).sum()
     assert cut.leaf.is_leaf
@@ -181,7 +179,7 @@ def test_cut_gives_the_full_graphs_gradient_without_a_graph_before(
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_cut_builds_its_graph_where_the_caller_turned_autograd_off(hooks, images, mode) -> None:
+def test_cut_builds_its_graph_even_if_the_caller_turned_autograd_off(hooks, images, mode) -> None:
     with hooks.cut("conv2") as cut:
         expected = torch.autograd.grad(hooks(images).sum(), cut.leaf)[0]
     with mode():
@@ -199,17 +197,17 @@ def test_no_activation_outlives_its_forward_even_without_the_garbage_collector(
     hooks.layers  # noqa: B018 - traced before we count
     alive: list[weakref.ref[Tensor]] = []
 
-    def look(value: Tensor) -> None:
+    def watch(value: Tensor) -> None:
         alive.append(weakref.ref(value))
 
     gc.collect()
     gc.disable()
     try:
-        with hooks.watch({"conv1": look, "conv2": look}, until_last=until_last):
+        with hooks.watch({"conv1": watch, "conv2": watch}, until_last=until_last):
             hooks(images)
         with hooks.record("conv2", until_last=until_last) as recording:
             hooks(images)
-        look(recording["conv2"])
+        watch(recording["conv2"])
         del recording
         assert [reference() for reference in alive] == [None] * 3
     finally:
@@ -261,7 +259,7 @@ def test_edit_replaces_one_call_and_recordings_see_it(model, hooks, images) -> N
     torch.testing.assert_close(recording["logits"], model.fc(pooled))
 
 
-def test_edit_may_hand_in_a_tensor_of_its_own_that_the_model_overwrites(hooks, images) -> None:
+def test_a_tensor_that_an_edit_returns_is_not_overwritten_by_the_model(hooks, images) -> None:
     patch = torch.randn(2, 4, 6, 8).double()
     before = patch.clone()
     with hooks.edit({"bn": lambda t: patch}):
@@ -296,7 +294,7 @@ def test_an_edit_of_another_shape_is_refused(hooks, images) -> None:
         hooks(images)
 
 
-def test_recordings_nest_and_each_keeps_its_own(model, hooks, images) -> None:
+def test_nested_recordings_keep_separate_values(model, hooks, images) -> None:
     with hooks.record("conv1") as outer:
         hooks(images)
         first = outer["conv1"]
@@ -322,7 +320,7 @@ def test_recording_works_without_autograd(model, hooks, images) -> None:
         torch.testing.assert_close(recording["bn"].clone(), slowly(model, images)["bn"])
 
 
-def test_gradients_without_anything_that_requires_grad_is_an_error(hooks, images) -> None:
+def test_recording_gradients_is_an_error_if_nothing_requires_grad(hooks, images) -> None:
     with (
         pytest.raises(ParameterError, match=r"no gradient can reach conv1.*requires_grad_\(\)"),
         hooks.record("conv1", gradients=True),
@@ -346,7 +344,7 @@ def test_gradients_without_anything_that_requires_grad_is_an_error(hooks, images
     assert recording.gradients["conv2"].shape == (2, 4, 6, 8)
 
 
-def test_names_that_are_no_hook_points_are_refused_with_the_nearest(hooks, images) -> None:
+def test_the_error_for_an_unknown_hook_point_suggests_the_nearest(hooks, images) -> None:
     with pytest.raises(LayerNotFound, match=r"no layer is called 'conv3'; nearest: conv") as error:
         hooks.record("conv3")
     assert set(error.value.nearest[:2]) == {"conv1", "conv2"}
@@ -369,7 +367,7 @@ def test_names_that_are_no_hook_points_are_refused_with_the_nearest(hooks, image
         hooks.record()
 
 
-def test_reading_before_a_forward_says_so(hooks) -> None:
+def test_reading_before_a_forward_is_an_error(hooks) -> None:
     with hooks.record("conv1") as recording, hooks.cut("conv1") as cut:
         assert "conv1" not in recording
         assert recording.get("conv1") is None
@@ -377,11 +375,13 @@ def test_reading_before_a_forward_says_so(hooks) -> None:
             recording["conv1"]
         with pytest.raises(UnsupportedModel, match="has not reached conv1"):
             cut.leaf  # noqa: B018
-        with pytest.raises(LayerNotFound, match="conv2 is not being recorded"):
+        with pytest.raises(LayerNotFound, match="conv2 is not recorded"):
             recording["conv2"]
 
 
-def test_a_users_exception_passes_through_and_ends_nothing_else(model, hooks, images) -> None:
+def test_an_exception_in_an_edit_is_raised_and_outer_contexts_still_work(
+    model, hooks, images
+) -> None:
     before = fingerprint(model)
 
     def fail(t: Tensor) -> Tensor:
@@ -395,7 +395,7 @@ def test_a_users_exception_passes_through_and_ends_nothing_else(model, hooks, im
     torch.testing.assert_close(recording["logits"], slowly(model, images)["logits"])
 
 
-def test_nothing_hangs_on_the_model_between_forwards(model, hooks, images) -> None:
+def test_no_hook_is_on_the_model_between_forwards(model, hooks, images) -> None:
     before = fingerprint(model)
     with hooks.record("bn", "same", gradients=True), hooks.cut("conv1"), hooks.edit({"fc": abs}):
         hooks(images)
@@ -418,14 +418,14 @@ def test_no_cycle_keeps_the_graph_alive(hooks, images) -> None:
     try:
         with hooks.record("conv2", gradients=True, until_last=False) as recording:
             score = hooks(images.clone().requires_grad_()).sum()
-        held = weakref.ref(recording["conv2"])
+        reference = weakref.ref(recording["conv2"])
         del recording, score
-        assert held() is None
+        assert reference() is None
     finally:
         gc.enable()
 
 
-def test_train_mode_statistics_and_gradients_stay_as_they_were(model, hooks, images) -> None:
+def test_train_mode_statistics_and_gradients_are_unchanged(model, hooks, images) -> None:
     model.train()
     model.fc.eval()
     model.conv1.weight.requires_grad_(False)
@@ -438,7 +438,7 @@ def test_train_mode_statistics_and_gradients_stay_as_they_were(model, hooks, ima
     torch.testing.assert_close(output, slowly(model, images)["logits"])
 
 
-def test_catalogue_leaves_model_and_generators_alone(model, images) -> None:
+def test_tracing_the_catalogue_changes_neither_model_nor_generators(model, images) -> None:
     noisy = nn.Sequential(model, nn.Dropout(0.5), Noise()).double()
     hooks = ModelHooks(noisy, images)
     before = fingerprint(noisy)
@@ -451,9 +451,9 @@ class Noise(nn.Module):
         return x + torch.randn_like(x)
 
 
-def test_a_buffer_that_a_forward_replaces_is_put_back(images) -> None:
+def test_a_buffer_that_a_forward_replaces_is_restored(images) -> None:
     class Fitting(nn.Module):
-        """As ConViT: position indices fitted to the input's size on first sight."""
+        """Like ConViT: computes position indices anew when the input's size changes."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -473,7 +473,7 @@ def test_a_buffer_that_a_forward_replaces_is_put_back(images) -> None:
 
 def test_a_cache_filled_in_eval_mode_does_not_go_stale_in_training(images) -> None:
     class Caching(nn.Module):
-        """As LeViT: biases cached while not training, dropped by `train(True)`."""
+        """Like LeViT: biases are cached in eval mode and dropped by `train(True)`."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -494,7 +494,7 @@ def test_a_cache_filled_in_eval_mode_does_not_go_stale_in_training(images) -> No
     torch.testing.assert_close(model.eval()(images), images + 2)
 
 
-def test_a_model_that_cannot_run_on_the_example_is_named(images) -> None:
+def test_the_error_names_a_model_that_cannot_run_on_the_example(images) -> None:
     hooks = ModelHooks(nn.Sequential(nn.Conv2d(7, 2, 1)).double(), images)
     with pytest.raises(UnsupportedModel, match=r"Sequential cannot run .*\(2, 3, 6, 8\).*7 chan"):
         hooks.layers  # noqa: B018
@@ -521,7 +521,7 @@ def test_threads_do_not_see_each_others_contexts(model, hooks, images) -> None:
     assert failures == []
 
 
-def test_copies_of_a_module_registered_twice_are_one_layer(images) -> None:
+def test_a_module_registered_twice_is_one_layer_with_two_names(images) -> None:
     shared = nn.Conv2d(3, 3, 1).double()
     model = nn.ModuleDict({"a": shared, "b": shared})
     model.forward = lambda x: model["b"](model["a"](x))  # type: ignore[method-assign]

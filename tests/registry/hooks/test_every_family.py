@@ -1,7 +1,8 @@
-"""The hooks on the smallest member of every timm family: `make soak`.
+"""The hooks work on the smallest member of every timm family: `make soak`.
 
-For each: recorded values equal plain hooks', maps contain timm's own intermediates, the gradient at
-a cut equals the whole graph's, and the model is as before after success and after an exception.
+For each, recorded values equal those of plain forward hooks, the maps include timm's own
+intermediates, the gradient at a cut equals that of the whole graph, and the model is unchanged
+after success and after an exception.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ NO_INTERMEDIATES = {
     "efficientvim": "its blocks return (map, state)",
     "tnt": "its blocks return (pixels, patches)",
     "coat": "sums its parallel branches outside any module",
-    "mvitv2": "its blocks return (tokens, size), which is no layer; their parts are",
+    "mvitv2": "its blocks return (tokens, size), which is no layer, unlike their parts",
 }
-"""Families whose intermediates no module returns, and why."""
+"""Families with intermediates that no module returns, and the reason."""
 
 
 def smallest(family: str) -> str:
@@ -47,7 +48,7 @@ def smallest(family: str) -> str:
 
 
 def create(name: str) -> tuple[nn.Module, ModelHooks, Tensor]:
-    """Make the model at 128 px if it can be, or at 112 for patches of 14, else at its own size."""
+    """Create the model at 128 px, else at 112 (for patches of 14 px), else at its own size."""
     generator = torch.Generator().manual_seed(1)
     sizes = ({"img_size": 128}, 128), ({"img_size": 112}, 112), ({}, 128), ({}, None)
     for options, size in sizes:
@@ -72,7 +73,7 @@ def create(name: str) -> tuple[nn.Module, ModelHooks, Tensor]:
 @pytest.mark.parametrize(
     "family", [family for family in list_modules() if list_models(module=family)]
 )
-def test_family_is_served(family: str) -> None:
+def test_hooks_work_on_the_family(family: str) -> None:
     model, hooks, images = create(smallest(family))
     before = fingerprint(model)
     with torch.no_grad(), hooks.record(*hooks.layers) as recording:

@@ -1,4 +1,4 @@
-"""Every kind of trace that a technique could leave shows in the fingerprint."""
+"""Every kind of change that a technique could leave shows in the fingerprint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def poke(m: nn.Sequential) -> None:
     m[1].running_mean.data[2] += 1e-7
 
 
-TRACES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
+CHANGES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
     "forward hook": (lambda m: m[0].register_forward_hook(lambda *_: None), "0: forward_hooks"),
     "pre-hook": (lambda m: m[0].register_forward_pre_hook(print), "0: forward_pre_hooks"),
     "backward hook": (lambda m: m[2].register_full_backward_hook(print), "2: backward_hooks"),
@@ -51,25 +51,25 @@ TRACES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("trace", TRACES)
-def test_each_trace_is_seen_and_named(model: nn.Sequential, trace: str) -> None:
-    leave, line = TRACES[trace]
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_change_is_found_and_named(model: nn.Sequential, name: str) -> None:
+    change, line = CHANGES[name]
     before = fingerprint(model)
     assert before == fingerprint(model)
-    leave(model)
+    change(model)
     after = fingerprint(model)
     assert before != after
     assert any(found.startswith(line) for found in before.difference(after))
     assert all(found.partition(":")[0] for found in before.difference(after))
 
 
-def test_grad_mode_is_part_of_it(model: nn.Sequential) -> None:
+def test_grad_mode_is_part_of_the_fingerprint(model: nn.Sequential) -> None:
     before = fingerprint(model)
     with torch.no_grad():
         assert before.difference(fingerprint(model)) == ["grad mode: True -> False"]
 
 
-def test_plain_attention_turns_only_fused_modules_and_turns_them_back() -> None:
+def test_plain_attention_switches_only_fused_modules_and_restores_them() -> None:
     model = nn.Sequential(Attention(), Attention(), nn.ReLU())
     model[1].fused_attn = False
     before = fingerprint(model)

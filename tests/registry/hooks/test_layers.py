@@ -1,4 +1,4 @@
-"""Maps and pooled values of a layer, and where on the image its cells lie."""
+"""Maps and pooled values of a layer, and the positions of its cells in the image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_spatial_and_pooled_are_the_same_for_every_layout(layout: str) -> None:
     torch.testing.assert_close(one.pooled(given), VALUES.mean((2, 3)))
 
 
-def test_tokens_in_another_order_are_put_back() -> None:
+def test_tokens_in_another_order_are_returned_in_image_order() -> None:
     order = (5, 3, 1, 0, 2, 4)  # the token at each cell
     tokens = torch.empty(2, 6, 4)
     tokens[:, torch.tensor(order)] = VALUES.flatten(2).mT
@@ -58,11 +58,11 @@ def test_a_vector_is_a_map_of_one_cell() -> None:
     assert one.pooled(given) is given
 
 
-def test_tokens_without_a_place_pool_but_have_no_map() -> None:
+def test_tokens_without_a_position_can_be_pooled_but_have_no_map() -> None:
     one = layer("tokens", (1, 4), prefix_tokens=1)
     given = torch.randn(2, 1, 4)
     assert torch.equal(one.pooled(given), given[:, 0])
-    with pytest.raises(UnsupportedModel, match="without a place in the image"):
+    with pytest.raises(UnsupportedModel, match="without a position in the image"):
         one.spatial(given)
 
 
@@ -115,7 +115,7 @@ LANDSCAPE = {"img_size": (128, 192)}
         ("levit_128s", {}, (224, 224), "stages.0.blocks.{}", 1),  # a stem of 3x3 convolutions
     ],
 )
-def test_a_change_of_the_image_shows_most_in_the_cell_where_it_was_made(
+def test_a_change_of_the_image_changes_the_cell_at_its_position_most(
     name: str, options: dict[str, object], size: tuple[int, int], stem: str, reach: int
 ) -> None:
     points = [stem.format(k) for k in range(2 if name == "levit_128s" else 3)]
@@ -146,25 +146,25 @@ def test_a_change_of_the_image_shows_most_in_the_cell_where_it_was_made(
                 assert found[axis] in touched, (point, found, patch)
 
 
-def test_hieras_tokens_are_not_in_image_order_by_themselves() -> None:
+def test_hieras_tokens_need_reordering_until_its_third_pooling() -> None:
     hooks = ModelHooks(timm.create_model("hiera_tiny_224"), torch.zeros(1, 3, 224, 224))
     assert hooks.layers["patch_embed"].token_order is None
     for name in ("unroll", "blocks.0", "blocks.1.norm1", "blocks.1", "blocks.2"):
         order = hooks.layers[name].token_order
         assert order is not None
         assert sorted(order) == list(range(len(order)))
-    # Three poolings undo it: the paper's unroll has as many levels.
+    # Three poolings undo the three levels of the paper's unroll.
     assert hooks.layers["blocks.11"].token_order is None
 
 
 def test_sizes_that_only_look_like_a_grid_are_refused() -> None:
-    """On 64 px NesT has 16 blocks of 16 tokens on a 16x16 grid; EfficientViM has 7*7 states."""
+    """At 64 px NesT has 16 blocks of 16 tokens on a 16x16 grid; EfficientViM has 7*7 states."""
     nest = ModelHooks(timm.create_model("nest_tiny", img_size=64), torch.zeros(1, 3, 64, 64))
     block = "levels.0.transformer_encoder.0"
     assert nest.layers["levels.0"].grid == (16, 16)
     with pytest.raises(LayerNotFound, match=r"\(2, 16, 16, 96\) is in blocks or states"):
         nest.layers[block]
-    with torch.no_grad(), nest.record(block) as recording:  # a hook point all the same
+    with torch.no_grad(), nest.record(block) as recording:  # it is still a hook point
         nest(torch.zeros(1, 3, 64, 64))
     assert recording[block].shape == (1, 16, 16, 96)
 
@@ -174,7 +174,7 @@ def test_sizes_that_only_look_like_a_grid_are_refused() -> None:
 
 
 def test_attention_matrices_are_not_maps_even_where_the_sizes_fit() -> None:
-    """On 128 px CaiT has 64 tokens, and 64x64 is a half of the image."""
+    """At 128 px CaiT has 64 tokens, and 64x64 is half the image's size."""
     model = timm.create_model("cait_xxs24_224", img_size=128)
     hooks = ModelHooks(model, torch.zeros(1, 3, 128, 128))
     assert hooks.layers["blocks.0"].grid == (8, 8)

@@ -1,4 +1,4 @@
-"""Backward rules against captum and against backward passes written by hand."""
+"""Backward rules equal captum's and those of backward passes written by hand."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def by_hand(model: Handmade, x: Tensor, seed: Tensor, rule: str) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rules_reach_functional_in_place_and_reused_activations(seed: int) -> None:
+def test_rules_cover_functional_in_place_and_reused_activations(seed: int) -> None:
     model = Handmade().double()
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(4, 3, 2, 2, generator=generator).double()
@@ -118,7 +118,7 @@ def test_rules_reach_functional_in_place_and_reused_activations(seed: int) -> No
     assert not torch.allclose(gradients["deconvnet"], gradients["guided"])
 
 
-def test_rule_acts_on_the_model_and_not_on_what_came_before_it() -> None:
+def test_rule_does_not_act_on_the_graph_before_the_model() -> None:
     model = Handmade().double()
     source = torch.randn(2, 3, 2, 2).double().requires_grad_()
     hooks = ModelHooks(model, source)
@@ -193,10 +193,10 @@ def test_a_graph_without_activations_is_refused_unless_it_starts_at_a_cut() -> N
         hooks(images).sum().backward()
     torch.testing.assert_close(cut.leaf.grad, torch.ones(2, 3))
     with torch.no_grad(), hooks.backward_rule(guided):
-        assert hooks(images).shape == (2, 3)  # nothing to go back through
+        assert hooks(images).shape == (2, 3)  # there is no graph
 
 
-def test_a_rule_of_ones_own_works_alike() -> None:
+def test_a_users_own_rule_works() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), nn.GELU())
     images = torch.randn(2, 3, 2, 2, requires_grad=True)
     hooks = ModelHooks(model, images)

@@ -1,4 +1,4 @@
-"""A torchvision whose operators cannot load must not stop timm, and a healthy one is left alone."""
+"""timm works with a torchvision whose operators cannot load; a working one is not changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fake(folder: Path, source: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place whose torchvision is found before the installed one."""
+    """A folder whose torchvision is imported instead of the installed one."""
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,19 +54,19 @@ def test_missing_operators_are_declared(tmp_path: Path) -> None:
     assert outcome.stdout == "imported\n", outcome.stderr
 
 
-def test_a_healthy_one_is_imported_as_it_is(folder: Path) -> None:
+def test_a_working_torchvision_is_imported_unchanged(folder: Path) -> None:
     fake(folder, "healthy = 'yes'")
     ensure_torchvision()
     assert sys.modules.pop("torchvision").healthy == "yes"
 
 
-def test_other_failures_are_not_hidden(folder: Path) -> None:
+def test_other_import_errors_are_raised(folder: Path) -> None:
     fake(folder, "raise RuntimeError('disk on fire')")
     with pytest.raises(RuntimeError, match="disk on fire"):
         ensure_torchvision()
 
 
-def test_a_machine_without_torchvision_is_left_alone(folder: Path) -> None:
+def test_nothing_happens_without_torchvision(folder: Path) -> None:
     fake(folder, "raise ModuleNotFoundError('no torchvision', name='torchvision')")
     ensure_torchvision()
     assert "torchvision" not in sys.modules

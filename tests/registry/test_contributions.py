@@ -1,4 +1,4 @@
-"""Sources of other people: which one is meant, and what it may not make."""
+"""Third-party contributions: which one a name selects, and how wrong ones are reported."""
 
 from __future__ import annotations
 
@@ -141,19 +141,19 @@ def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> No
         (load_model, "nothing:x", "of one:main 1.5 cannot be called with text: nothing.. takes 0"),
     ],
 )
-def test_a_source_that_makes_something_else_is_named_with_its_version(load, location, words):
+def test_a_source_with_a_wrong_result_is_named_with_its_version(load, location, words):
     with pytest.raises(PluginError, match=words):
         load(location)
 
 
 @pytest.mark.usefixtures("_one")
-def test_a_backend_that_is_none_is_told_what_it_lacks():
+def test_the_error_for_an_incomplete_backend_names_what_it_lacks():
     with pytest.raises(PluginError, match=r"'make' of one:main 1.5 has no ids, add, .*, __len__"):
         find_backend("make")
 
 
 @pytest.mark.usefixtures("_one")
-def test_a_backend_that_cannot_be_made_or_finds_nonsense_is_named_with_its_version():
+def test_a_backend_that_cannot_be_created_or_returns_nonsense_is_named_with_its_version():
     words = "index backend 'strange' of one:main 1.5"
     with pytest.raises(PluginError, match=f"{words} cannot be made: .* takes 1 positional"):
         new_backend("strange", 4, "l2", BuildHints())
@@ -179,7 +179,7 @@ def test_a_backend_that_cannot_be_made_or_finds_nonsense_is_named_with_its_versi
         ("needy", "needs 'max'; expected a tuple of text"),
     ],
 )
-def test_a_collector_that_cannot_be_made_is_named_with_its_version(name, words):
+def test_a_collector_that_cannot_be_created_is_named_with_its_version(name, words):
     assert made(get_registry().collector("odd")).needs == ("max",)
     with pytest.raises(PluginError, match=f"the collector '{name}' of one:main 1.5 {words}"):
         made(get_registry().collector(name))
@@ -193,12 +193,12 @@ def test_a_model_that_returns_several_things_is_refused_in_one_line():
 
 
 @pytest.mark.usefixtures("_one")
-def test_what_a_source_prints_goes_to_stderr(capsys):
+def test_output_of_a_source_goes_to_stderr(capsys):
     load_model("make:cnn")
     assert tuple(capsys.readouterr()) == ("", "imported\nmade\n")
 
 
 @pytest.mark.usefixtures("_one")
-def test_an_error_of_the_sources_own_comes_through():
+def test_an_error_inside_a_source_is_raised_unchanged():
     with pytest.raises(TypeError, match="of its own"):
         load_model("raising:x")
