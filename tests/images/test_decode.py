@@ -1,4 +1,4 @@
-"""Every kind of file comes out as the RGB a person would see, or as one clear error."""
+"""Every kind of file gives the RGB image that a person would see, or one clear error."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_float_tiffs_with_nan_are_refused(tmp_path: Path) -> None:
         open_image(save(image, tmp_path / "a.tif"))
 
 
-def test_transparent_pixels_turn_white_whatever_lies_beneath(tmp_path: Path) -> None:
+def test_transparent_pixels_become_white(tmp_path: Path) -> None:
     rgba = np.zeros((1, 3, 4), dtype=np.uint8)
     rgba[0, :, 0] = 200  # red beneath
     rgba[0, :, 3] = [0, 255, 51]  # clear, opaque, one fifth
@@ -95,9 +95,7 @@ def test_grey_with_alpha_is_composited_over_white(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif"])
-def test_palettes_keep_their_colours_and_lose_their_transparency(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_palette_images_keep_their_colours_and_become_opaque(tmp_path: Path, suffix: str) -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
@@ -112,7 +110,7 @@ def test_a_colour_key_in_an_rgb_png_is_transparent(tmp_path: Path) -> None:
     assert got[0].tolist() == [[255, 255, 255], [9, 9, 9]]
 
 
-def test_cmyk_jpegs_come_out_in_their_colours(tmp_path: Path) -> None:
+def test_cmyk_jpegs_keep_their_colours(tmp_path: Path) -> None:
     red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     got = pixels(save(red, tmp_path / "a.jpg", quality=95))
     assert np.abs(got.astype(int) - [255, 0, 0]).max() <= 3
@@ -145,20 +143,20 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_array_equal(got, np.asarray(upright))
 
 
-def test_damaged_exif_does_not_lose_the_image(tmp_path: Path) -> None:
+def test_an_image_with_damaged_exif_can_be_read(tmp_path: Path) -> None:
     path = save(
         Image.new("RGB", (8, 8), (10, 20, 30)), tmp_path / "a.png", exif=b"Exif\0\0MM\0*bad"
     )
     assert pixels(path)[0, 0].tolist() == [10, 20, 30]
 
 
-def test_the_first_frame_of_an_animation_is_taken(tmp_path: Path) -> None:
+def test_an_animation_is_read_as_its_first_frame(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
     path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     assert pixels(path)[0, 0].tolist() == [250, 0, 0]
 
 
-def test_file_objects_are_read_too() -> None:
+def test_file_objects_can_be_read() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), (1, 2, 3)).save(buffer, "PNG")
     buffer.seek(0)
@@ -166,7 +164,7 @@ def test_file_objects_are_read_too() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp"])
-def test_truncated_files_are_named_with_the_reason(tmp_path: Path, suffix: str) -> None:
+def test_the_error_for_a_truncated_file_names_it_in_one_line(tmp_path: Path, suffix: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(Image.fromarray(noise), tmp_path / f"cut{suffix}")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -176,7 +174,7 @@ def test_truncated_files_are_named_with_the_reason(tmp_path: Path, suffix: str) 
     assert caught.value.path == str(path)
 
 
-def test_empty_missing_and_foreign_files_each_say_what_they_are(tmp_path: Path) -> None:
+def test_errors_distinguish_empty_missing_and_non_image_files(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("hello")
     for name, reason in {
@@ -189,7 +187,7 @@ def test_empty_missing_and_foreign_files_each_say_what_they_are(tmp_path: Path) 
             open_image(tmp_path / name)
 
 
-def test_bombs_are_refused_before_decoding_and_the_limit_is_named(tmp_path: Path) -> None:
+def test_too_large_images_are_refused_before_decoding_with_the_limit(tmp_path: Path) -> None:
     path = save(Image.new("1", (20_000, 10_000)), tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="limit of 178956970 pixels"):
         open_image(path)
@@ -213,12 +211,12 @@ def test_bombs_are_refused_before_decoding_and_the_limit_is_named(tmp_path: Path
     ],
     ids=["grey", "one channel", "HWC", "CHW", "16 bits", "float", "opaque RGBA"],
 )
-def test_an_array_of_any_layout_gives_the_same_picture(pixels: np.ndarray) -> None:
+def test_arrays_of_all_layouts_give_the_same_image(pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(array_to_rgb(pixels)), np.stack([GREY_RAMP] * 3, 2))
 
 
 @pytest.mark.parametrize(
-    ("pixels", "why"),
+    ("pixels", "reason"),
     [
         (GREY_RAMP.astype(float), "values from 0 to 255"),
         (GREY_RAMP / 255 - 0.5, "values from -0.5"),
@@ -229,7 +227,9 @@ def test_an_array_of_any_layout_gives_the_same_picture(pixels: np.ndarray) -> No
         (np.zeros(3), r"shape \(3,\)"),
     ],
 )
-def test_an_array_that_is_no_picture_is_refused_in_one_line(pixels: np.ndarray, why: str) -> None:
-    with pytest.raises(ImageError, match=why) as caught:
+def test_an_array_that_is_not_an_image_is_refused_in_one_line(
+    pixels: np.ndarray, reason: str
+) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
         array_to_rgb(pixels)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Sources keep order, names, labels and a fingerprint, wherever the images lie."""
+"""Image sources give the order, names, labels and fingerprint of images in any kind of file."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fill(root: Path, names: list[str]) -> Path:
     return root
 
 
-def test_a_folder_is_read_in_natural_order_with_its_sub_folders_as_labels(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_natural_order_with_its_subfolders_as_labels(tmp_path: Path) -> None:
     fill(tmp_path, ["b/10.png", "b/2.png", "a/1.png", "top.png", "b/deep/3.PNG"])
     source = FolderSource(tmp_path)
     assert list(source.paths) == ["a/1.png", "b/2.png", "b/10.png", "b/deep/3.PNG", "top.png"]
@@ -59,28 +59,28 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert FolderSource(fill(tmp_path, ["1.png"])).labels is None
 
 
-def test_hidden_and_foreign_files_are_ignored(tmp_path: Path) -> None:
+def test_hidden_files_and_files_that_are_no_images_are_ignored(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png", ".hidden.png", ".cache/2.png"])
     (tmp_path / "notes.txt").write_text("x")
     os.mkfifo(tmp_path / "pipe.png")
     assert list(FolderSource(tmp_path).paths) == ["1.png"]
 
 
-def test_what_timmscope_wrote_below_the_folder_is_no_part_of_it(tmp_path: Path) -> None:
+def test_folders_that_timmscope_wrote_are_ignored(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png", "a/2.png", "timmscope-out/top.png", "a/timmscope-out/x/figure.png"])
     fill(tmp_path, ["run.scope/3.png", "scope/4.png"])
     assert list(FolderSource(tmp_path).paths) == ["1.png", "a/2.png", "scope/4.png"]
     assert list(FolderSource(tmp_path / "timmscope-out").paths) == ["top.png"]
 
 
-def test_symbolic_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+def test_symbolic_links_are_followed_except_in_loops(tmp_path: Path) -> None:
     fill(tmp_path, ["data/a/1.png"])
     (tmp_path / "data/a/loop").symlink_to(tmp_path / "data")
     (tmp_path / "data/link").symlink_to(tmp_path / "data/a")
     assert list(FolderSource(tmp_path / "data").paths) == ["a/1.png", "link/1.png"]
 
 
-def test_a_broken_link_keeps_its_place_and_fails_to_load(tmp_path: Path) -> None:
+def test_a_broken_link_is_listed_and_fails_to_load(tmp_path: Path) -> None:
     fill(tmp_path, ["1.png"])
     (tmp_path / "0.png").symlink_to(tmp_path / "gone.png")
     source = FolderSource(tmp_path)
@@ -90,7 +90,7 @@ def test_a_broken_link_keeps_its_place_and_fails_to_load(tmp_path: Path) -> None
     assert source.fingerprint()
 
 
-def test_any_file_name_survives(tmp_path: Path) -> None:
+def test_any_file_name_can_be_read(tmp_path: Path) -> None:
     names = ["né\nw line.png", "日本.png", os.fsdecode(b"latin\xe9.png"), "tab\t.png"]
     source = FolderSource(fill(tmp_path, names))
     assert sorted(source.paths) == sorted(names)
@@ -104,7 +104,9 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
         FolderSource(tmp_path / "absent")
 
 
-def test_the_fingerprint_follows_names_sizes_and_contents_but_not_place(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_names_sizes_and_contents_but_not_on_the_folder(
+    tmp_path: Path,
+) -> None:
     first = fill(tmp_path / "one", ["1.png", "2.png"])
     shutil.copytree(first, tmp_path / "two")
     start = FolderSource(first).fingerprint()
@@ -117,7 +119,7 @@ def test_the_fingerprint_follows_names_sizes_and_contents_but_not_place(tmp_path
     assert FolderSource(tmp_path / "two").fingerprint() != start
 
 
-def test_a_list_is_relative_to_itself_and_may_carry_labels(tmp_path: Path) -> None:
+def test_paths_in_a_list_are_relative_to_it_and_may_have_labels(tmp_path: Path) -> None:
     fill(tmp_path, ["x/0.png", "x/1.png"])
     listing = tmp_path / "x/list.txt"
     listing.write_text(f"1.png\tdog\r\n\n{tmp_path}/x/0.png\nmissing.png\tcat\n")
@@ -139,7 +141,7 @@ RAMP = (np.arange(3 * 4 * 5 * 3) % 256).astype(np.uint8).reshape(3, 4, 5, 3)
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".packed.npz", ".h5"])
 @pytest.mark.parametrize("kind", ["uint8", "float32", "uint16", "NCHW"])
-def test_arrays_give_back_their_pixels(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_images_of_an_array_have_its_pixels(tmp_path: Path, suffix: str, kind: str) -> None:
     array = {
         "uint8": RAMP,
         "float32": (RAMP / 255).astype(np.float32),
@@ -170,7 +172,7 @@ def test_arrays_give_back_their_pixels(tmp_path: Path, suffix: str, kind: str) -
         assert list(source.labels) == ["x", "y", "x"]
 
 
-def test_float_rows_outside_zero_to_one_are_bad_images(tmp_path: Path) -> None:
+def test_float_images_outside_zero_to_one_fail_to_load(tmp_path: Path) -> None:
     array = np.full((3, 2, 2, 3), 0.5, dtype=np.float32)
     array[1, 0, 0, 0] = 1.5
     array[2, 0, 0, 0] = np.nan
@@ -182,7 +184,7 @@ def test_float_rows_outside_zero_to_one_are_bad_images(tmp_path: Path) -> None:
             source.load(row)
 
 
-def test_an_ambiguous_array_file_lists_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_an_ambiguous_array_file_lists_its_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", first=RAMP, second=RAMP)
     with pytest.raises(ImageError, match=r"first .*second .*\?key="):
         ArraySource(tmp_path / "a.npz")
@@ -220,7 +222,7 @@ def test_webdataset_tars_are_indexed_with_their_labels(tmp_path: Path) -> None:
     assert [value(copy, i) for i in range(3)] == [1, 0, 9]
 
 
-def test_archives_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_images_of_archives_with_one_name_have_distinct_names(tmp_path: Path) -> None:
     for number in (0, 1):
         (tmp_path / f"part-{number}").mkdir()
         make_tar(tmp_path / f"part-{number}" / "t.tar", {"x.png": png(number)})
@@ -236,7 +238,7 @@ def test_a_compressed_tar_is_refused_with_advice(tmp_path: Path) -> None:
         WebDatasetSource(tmp_path / "a.tar")
 
 
-def test_a_damaged_member_is_one_bad_image(tmp_path: Path) -> None:
+def test_a_damaged_member_is_one_unreadable_image(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", {"0.png": png(0)[:40], "1.png": png(1), "2.png": b""})
     source = WebDatasetSource(tmp_path / "a.tar")
     assert value(source, 1) == 1
@@ -245,7 +247,7 @@ def test_a_damaged_member_is_one_bad_image(tmp_path: Path) -> None:
             source.load(row)
 
 
-def test_a_tar_cut_or_damaged_anywhere_is_refused_or_whole(tmp_path: Path) -> None:
+def test_a_tar_cut_or_damaged_anywhere_is_refused_unless_complete(tmp_path: Path) -> None:
     members = {"0.png": png(0), "0.cls": b"7", "x" * 120 + ".png": png(1), "2.png": png(2)}
     whole = make_tar(tmp_path / "whole.tar", members).read_bytes()
     images = list(WebDatasetSource(tmp_path / "whole.tar").paths)
@@ -267,7 +269,7 @@ def test_a_tar_cut_or_damaged_anywhere_is_refused_or_whole(tmp_path: Path) -> No
             WebDatasetSource(cut)
 
 
-def test_links_in_circles_keep_their_place_and_fail_to_load(tmp_path: Path) -> None:
+def test_loops_of_links_are_listed_and_fail_to_load(tmp_path: Path) -> None:
     picture(1).save(tmp_path / "1.png")
     (tmp_path / "here").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "self").symlink_to("self")
@@ -280,9 +282,7 @@ def test_links_in_circles_keep_their_place_and_fail_to_load(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["folder", "list", "array", "tar"])
-def test_a_source_says_that_it_is_lost_only_when_nothing_is_left_of_it(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_source_is_unreachable_only_if_all_its_files_are(tmp_path: Path, kind: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     for number in range(40):
@@ -299,21 +299,19 @@ def test_a_source_says_that_it_is_lost_only_when_nothing_is_left_of_it(
             "tar": f"webdataset:{home}",
         }[kind]
     )
-    assert source.lost() == ""
+    assert source.unreachable() == ""
     for number in (0, 7, 39):
         (home / f"{number}.png").unlink()
     (home / "0.tar").unlink()
-    assert source.lost() == ""
+    assert source.unreachable() == ""
     copy = pickle.loads(pickle.dumps(source))
     home.rename(tmp_path / "away")
-    assert source.lost() == copy.lost() == "No such file or directory"
+    assert source.unreachable() == copy.unreachable() == "No such file or directory"
     (tmp_path / "away").rename(home)
-    assert copy.lost() == ""
+    assert copy.unreachable() == ""
 
 
-def test_a_large_folder_shows_progress_and_a_small_one_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_slow_listings_show_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         for number in range(50):
@@ -340,7 +338,7 @@ def test_a_large_folder_shows_progress_and_a_small_one_none(
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_labels_of_an_array_are_text_numbers_or_missing_but_never_pickles(
+def test_labels_of_an_array_may_be_text_numbers_or_missing_but_not_pickles(
     tmp_path: Path, save: Any
 ) -> None:
     for labels, expected in (
@@ -350,24 +348,24 @@ def test_labels_of_an_array_are_text_numbers_or_missing_but_never_pickles(
         (np.array([3, 0, -1]), ["3", "0", "-1"]),
     ):
         save(tmp_path / "a.npz", images=RAMP, labels=labels)
-        found = ArraySource(tmp_path / "a.npz").labels
-        assert found is not None
-        assert list(found) == expected
+        read = ArraySource(tmp_path / "a.npz").labels
+        assert read is not None
+        assert list(read) == expected
     save(tmp_path / "a.npz", images=RAMP, labels=np.array(["a", None, "b"], dtype=object))
     with pytest.raises(ImageError, match="'labels' holds Python objects, which are never unpic"):
         ArraySource(tmp_path / "a.npz")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"], file["labels"] = RAMP, ["a", "", "ü"]
-    found = ArraySource(tmp_path / "a.h5").labels
-    assert found is not None
-    assert list(found) == ["a", None, "ü"]
+    read = ArraySource(tmp_path / "a.h5").labels
+    assert read is not None
+    assert list(read) == ["a", None, "ü"]
 
 
-def test_a_list_in_another_encoding_is_refused_or_understood(tmp_path: Path) -> None:
+def test_a_list_in_utf_16_is_refused_and_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     picture(1).save(tmp_path / "1.png")
     names = tmp_path / "l.txt"
     names.write_bytes("1.png\tü\n".encode("utf-16"))
-    with pytest.raises(ImageError, match=r"l\.txt: not a list of images \(a NUL byte in it\)"):
+    with pytest.raises(ImageError, match=r"l\.txt: not a list of images \(it has a NUL byte\)"):
         ListSource(names)
     names.write_bytes("1.png\tü\r\n".encode("utf-8-sig"))
     assert value(ListSource(names), 0) == 1
@@ -375,7 +373,7 @@ def test_a_list_in_another_encoding_is_refused_or_understood(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("shape", [(4, 8), (4, 8, 8, 2), (4, 2, 8, 8, 3), (4, 5, 8, 8)])
-def test_an_array_of_another_shape_is_refused_with_those_that_fit(
+def test_the_error_for_a_wrong_shape_names_the_expected_shapes(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
@@ -411,7 +409,7 @@ def test_open_images_chooses_by_scheme_suffix_and_kind(tmp_path: Path) -> None:
             open_images(wrong)
 
 
-def test_string_tables_behave_as_sequences_and_stay_small() -> None:
+def test_string_tables_are_sequences_with_small_pickles() -> None:
     names = [f"folder/image-{i}.jpg" for i in range(1000)]
     table = StringTable(names)
     assert list(table) == names
@@ -424,7 +422,7 @@ def test_string_tables_behave_as_sequences_and_stay_small() -> None:
     assert list(StringTable([])) == [] == StringTable([]).take([])
 
 
-def test_rows_of_an_array_cut_short_after_opening_are_named_and_the_rest_still_read(
+def test_only_the_rows_cut_off_an_open_array_file_fail_to_load(
     tmp_path: Path,
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
@@ -439,20 +437,20 @@ def test_rows_of_an_array_cut_short_after_opening_are_named_and_the_rest_still_r
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "pipe.npy", "pipe.tar"])
-def test_a_pipe_is_named_instead_of_being_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     (tmp_path / "list.txt").write_text(f"1.png\n{name}\n")
     fill(tmp_path, ["1.png"])
     source = ListSource(tmp_path / "list.txt")
     assert source.fingerprint()
     assert value(source, 0) == 0
-    with pytest.raises(ImageError, match=rf"{name}: no file, but a pipe"):
+    with pytest.raises(ImageError, match=rf"{name}: a pipe or a device"):
         source.load(1)
-    with pytest.raises(ImageError, match=rf"{name}: no file, but a pipe"):
+    with pytest.raises(ImageError, match=rf"{name}: a pipe or a device"):
         open_images(tmp_path / name).load(0)
 
 
-def test_damaged_array_files_are_one_line(tmp_path: Path) -> None:
+def test_damaged_array_files_are_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.npy").touch()
     noise = np.random.default_rng(0).integers(0, 255, (9, 20, 20, 3), np.uint8)
     np.savez_compressed(tmp_path / "whole.npz", images=noise)
@@ -467,7 +465,7 @@ def test_damaged_array_files_are_one_line(tmp_path: Path) -> None:
         open_images(tmp_path / "flipped.npz").load(2)
 
 
-def test_an_array_of_hdf5_without_a_shape_is_passed_over(tmp_path: Path) -> None:
+def test_an_hdf5_data_set_without_a_shape_is_ignored(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["images"] = RAMP
         file["labels"] = h5py.Empty("f")
@@ -476,12 +474,12 @@ def test_an_array_of_hdf5_without_a_shape_is_passed_over(tmp_path: Path) -> None
     assert source.labels is None
 
 
-def test_rows_of_an_array_count_from_its_end_too(tmp_path: Path) -> None:
+def test_a_negative_index_counts_from_the_end_of_an_array(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", RAMP)
     np.testing.assert_array_equal(np.asarray(open_images(tmp_path / "a.npy").load(-1)), RAMP[-1])
 
 
-def test_a_hard_link_in_a_tar_is_an_image_too(tmp_path: Path) -> None:
+def test_a_hard_link_in_a_tar_is_an_image(tmp_path: Path) -> None:
     fill(tmp_path, ["a/0.png", "a/1.png"])
     os.link(tmp_path / "a/1.png", tmp_path / "a/2.png")
     with tarfile.open(tmp_path / "t.tar", "w") as tar:

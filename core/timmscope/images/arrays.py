@@ -1,4 +1,4 @@
-"""Images in one array: NumPy's .npy and .npz, or HDF5."""
+"""Reads images from one array in a .npy, .npz or HDF5 file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SAMPLES = 1024
-_IMAGE_NAMES = ("images", "image", "x", "x_train", "data", "arr_0")
+_IMAGE_NAMES = ("images", "image")
 _LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 """What the libraries raise on a damaged file."""
@@ -33,12 +33,18 @@ _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.er
 class ArraySource(ImageSource):
     """Images in an array of shape (N, H, W, 3), (N, H, W, 1), (N, H, W) or (N, 3, H, W).
 
-    uint8, uint16 (65535 is white) or floats in [0, 1]. ``file.h5?key=name`` picks an array; by
-    default it is the one called ``images``, or the only one that has the right shape. A
-    one-dimensional array called ``labels`` or ``y`` of the same length gives the labels.
+    The type is uint8, uint16 (65535 is white) or float in [0, 1]. ``file.h5?key=name`` selects an
+    array; by default it is the one called ``images``, or the only one with such a shape. A
+    one-dimensional array of the same length called ``labels`` or ``y`` gives the labels.
 
-    Rows are read one at a time: from HDF5, .npy and uncompressed .npz through the file, from
-    compressed .npz after reading the whole array into each process.
+    Images are read one at a time, directly from the file. Only a compressed .npz is read into
+    memory as a whole, once per process.
+
+    Args:
+        location: path of the file, optionally followed by ``?key=NAME``.
+
+    Raises:
+        ImageError: the file cannot be read, or has no array, or several, that may be the images.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -49,7 +55,7 @@ class ArraySource(ImageSource):
         self._key = _choose(arrays, query, self._file)
         self._shape, self._dtype = arrays[self._key]
         if self._shape[0] == 0:
-            raise ImageError(f"{self._file}: the array {self._key!r} holds no image")
+            raise ImageError(f"{self._file}: the array {self._key!r} is empty")
         if self._dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
             raise ImageError(
                 f"{self._file}: images of type {self._dtype}; "
@@ -67,16 +73,16 @@ class ArraySource(ImageSource):
 
     @property
     def paths(self) -> Sequence[str]:
-        """The file's name and the row, as in ``digits.npz[3]``."""
+        """Names made of the file's name and the row, as in ``digits.npz[3]``."""
         return self._paths
 
     @property
     def labels(self) -> LabelTable | None:
-        """Labels from the array beside the images, as text."""
+        """Labels from the array of labels in the same file, as text."""
         return self._labels
 
     def load(self, index: int) -> Image.Image:
-        """Return one row as RGB; `ImageError` for values that are not pixels."""
+        """Return one row as RGB; raises `ImageError` if it cannot be read or is no valid image."""
         name = self._paths[index]
         try:
             pixels = np.asarray(self._array.get()[index])
@@ -84,9 +90,9 @@ class ArraySource(ImageSource):
             raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
         return array_to_rgb(pixels, name)
 
-    def lost(self) -> str:
-        """Say why the file can no longer be reached, or nothing."""
-        return self._presence.lost()
+    def unreachable(self) -> str:
+        """Say why the file cannot be reached any more; empty while it can."""
+        return self._presence.unreachable()
 
     def fingerprint(self) -> str:
         """Digest of the array's name, shape and type, and of 1,024 samples of the file."""
@@ -102,7 +108,7 @@ class ArraySource(ImageSource):
             if self._file.suffix == ".npy":
                 array = np.load(self._file, mmap_mode="r", allow_pickle=False)
                 if not isinstance(array, np.ndarray):
-                    raise ValueError("it holds several arrays: call it .npz")
+                    raise ValueError("it holds several arrays: rename it to .npz")
                 return {"": (array.shape, str(array.dtype))}
             if self._file.suffix == ".npz":
                 with zipfile.ZipFile(self._file) as archive:
@@ -112,16 +118,16 @@ class ArraySource(ImageSource):
                         if name.endswith(".npy")
                         for shape, dtype, _, _ in [_npy_header(archive, name)]
                     }
-            found: dict[str, tuple[tuple[int, ...], str]] = {}
+            arrays: dict[str, tuple[tuple[int, ...], str]] = {}
             with h5py.File(self._file, "r") as file:
                 file.visititems(
                     lambda name, item: (
-                        found.__setitem__(name, (item.shape, str(item.dtype)))
+                        arrays.__setitem__(name, (item.shape, str(item.dtype)))
                         if isinstance(item, h5py.Dataset) and item.shape is not None
                         else None
                     )
                 )
-            return found
+            return arrays
         except _DAMAGED as error:
             raise ImageError(
                 f"{self._file}: cannot read this array file ({error})", path=self._file
@@ -149,25 +155,26 @@ class ArraySource(ImageSource):
 
 
 def _choose(arrays: dict[str, tuple[tuple[int, ...], str]], wanted: str, file: Path) -> str:
+    """Return the name of the array with the images: the one requested, or the only candidate."""
     listing = ", ".join(f"{name} {shape}".strip() for name, (shape, _) in arrays.items())
     listing = listing or "nothing"
     if wanted:
         if wanted not in arrays:
             raise ImageError(f"{file}: no array {wanted!r}; it holds {listing}", path=file)
         return wanted
-    fitting = [name for name, (shape, _) in arrays.items() if _is_images(shape)]
-    for name in fitting:
-        if len(fitting) == 1 or name.rsplit("/", 1)[-1].lower() in _IMAGE_NAMES[:2]:
+    candidates = [name for name, (shape, _) in arrays.items() if _is_images(shape)]
+    for name in candidates:
+        if len(candidates) == 1 or name.rsplit("/", 1)[-1].lower() in _IMAGE_NAMES:
             return name
-    if not fitting:
+    if not candidates:
         raise ImageError(
             f"{file}: holds {listing}; expected images of shape (N, H, W, 3), (N, H, W) or "
             "(N, 3, H, W)",
             path=file,
         )
     raise ImageError(
-        f"{file}: {len(fitting)} arrays look like images (N, H, W, 3); it holds {listing}; "
-        "pick one with ?key=NAME",
+        f"{file}: {len(candidates)} arrays look like images (N, H, W, 3); it holds {listing}; "
+        "select one with ?key=NAME",
         path=file,
     )
 
@@ -178,7 +185,7 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 
 
 def _label(value: Any) -> str | None:
-    """A label's text; None where there is none: empty text, or NaN among numbers."""
+    """The label as text; None for empty text, and for NaN in an array of numbers."""
     text = decode(value) if isinstance(value, bytes) else str(value)
     return None if isinstance(value, float | np.floating) and np.isnan(value) else text or None
 
@@ -186,8 +193,8 @@ def _label(value: Any) -> str | None:
 class _FileRows:
     """Rows of an array in a file, read one by one.
 
-    Every page touched of a mapped array counts as the process's memory, and the process dies where
-    the file was cut short.
+    A memory-mapped array would count every page read as memory of the process, and would kill the
+    process if the file were cut short.
     """
 
     def __init__(self, array: np.memmap[Any, Any]) -> None:
@@ -197,13 +204,13 @@ class _FileRows:
         self._count, self._bytes = len(array), array.nbytes // len(array)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        index = range(self._count)[index]  # from the end, where it is negative
+        index = range(self._count)[index]  # a negative index counts from the end
         raw = os.pread(self._file.fileno(), self._bytes, self._offset + index * self._bytes)
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 
 
 def _rows(array: np.ndarray) -> Any:
-    """The array's rows read from its file where it is one that lies there row by row."""
+    """Return rows read from the file if the array is stored there row by row, else the array."""
     by_row = array.ndim > 1 and array.flags.c_contiguous and hasattr(os, "pread")
     return _FileRows(array) if by_row and isinstance(array, np.memmap) else array
 
@@ -211,7 +218,7 @@ def _rows(array: np.ndarray) -> Any:
 def _npy_header(
     archive: zipfile.ZipFile, name: str
 ) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
-    """Shape, type, length of the header in bytes and order of one member of an .npz."""
+    """Return shape, type, header length in bytes, and whether in Fortran order, of a member."""
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
         read = (
@@ -224,11 +231,11 @@ def _npy_header(
 
 
 def _open_npz(file: Path, name: str) -> Any:
-    """Map a stored member straight from the file; read a compressed one."""
+    """Memory-map an uncompressed member of the file; read a compressed one."""
     with zipfile.ZipFile(file) as archive:
         info = archive.getinfo(f"{name}.npy")
         shape, dtype, header, fortran = _npy_header(archive, info.filename)
-        if dtype.hasobject:  # mapped, its bytes would be taken for addresses
+        if dtype.hasobject:  # a memory map would take its bytes for addresses
             raise ImageError(
                 f"{file}: the array {name!r} holds Python objects, which are never unpickled; "
                 "save it as text or numbers",
@@ -237,7 +244,7 @@ def _open_npz(file: Path, name: str) -> Any:
         if info.compress_type != zipfile.ZIP_STORED:
             with np.load(file, allow_pickle=False) as arrays:
                 return arrays[name]
-    with file.open("rb") as raw:  # the local header's length is not in the zip's directory
+    with file.open("rb") as raw:  # the zip's directory lacks the length of the local header
         raw.seek(info.header_offset + 26)
         name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")
     offset = info.header_offset + 30 + int(name_length) + int(extra_length) + header

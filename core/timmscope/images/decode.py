@@ -1,8 +1,8 @@
-"""Turns any image file into 8-bit RGB, or says in one line why it cannot.
+"""Converts any image file to 8-bit RGB, or says in one line why it cannot.
 
 Pillow's own ``convert("RGB")`` clips 16-bit and floating-point pixels to white, drops the alpha
-channel (which leaves whatever lies beneath transparent pixels) and ignores the camera's rotation.
-Here each mode is brought to RGB on purpose:
+channel (so that the colours of transparent pixels show) and ignores the camera's rotation. Here
+each mode has its own conversion:
 
 ========================  =========================================================================
 mode                      treatment
@@ -11,14 +11,14 @@ mode                      treatment
 P, PA, RGBA, LA, tRNS     composited over white
 CMYK                      converted; Adobe's inverted JPEGs as Pillow reads them
 LAB                       converted with the built-in LAB profile
-I;16 and kin              scaled by 1/257 (65535 is white)
-I (32-bit)                by 1/257 when the file is PNG or PNM or all values fit in 16 bits;
-                          else the image's own range is stretched to black and white
-F (float)                 [0, 1] times 255, [0, 255] as it is, [0, 65535] by 1/257;
+I;16 and variants         scaled by 1/257 (65535 is white)
+I (32-bit)                scaled by 1/257 if the file is PNG or PNM or all values fit in 16 bits;
+                          else the image's own range is stretched from black to white
+F (float)                 [0, 1] times 255, [0, 255] unchanged, [0, 65535] by 1/257;
                           else its own range is stretched; NaN and infinity are errors
 ========================  =========================================================================
 
-Of an animation or a multi-page file the first frame is taken. EXIF rotation is applied.
+The first frame of an animation or multi-page file is used. EXIF rotation is applied.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from timmscope_registry import ImageError
 from .source import require_file
 
 MAX_PIXELS = 178_956_970
-"""Largest image that is decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
+"""Most pixels that are decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
 
-# Pillow warns from half its limit on; here an image is read or refused. Others' filters go first.
+# Pillow warns above half its limit; here an image is either read or refused. The filter is appended
+# so that filters set elsewhere take precedence.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 _ALPHA_MODES = ("PA", "RGBA", "LA", "La", "RGBa")
@@ -56,11 +57,12 @@ def open_image(
 
     Args:
         path: a file name, or a binary file positioned at the image's first byte.
-        name: what to call the image in errors; by default the file's own name.
+        name: name of the image in errors; by default the file's own name.
         max_pixels: images with more pixels are refused before they are decoded.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, too large, or with non-finite pixels.
+        ImageError: the file is missing, empty, truncated, not an image or too large, or its pixels
+            are not finite.
     """
     label = name or (str(path) if isinstance(path, str | os.PathLike) else _file_name(path))
     try:
@@ -84,7 +86,7 @@ def open_image(
         raise _too_large(label, pixels[0] if pixels else "a bomb", MAX_PIXELS) from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+    except Exception as error:  # Pillow's decoders raise many types of error on damaged files
         text = (isinstance(error, OSError) and error.strerror) or str(error)  # without the path
         reason = " ".join(text.split()) or type(error).__name__
         raise ImageError(
@@ -97,14 +99,22 @@ def _open(path: str | os.PathLike[str] | BinaryIO, label: str, max_pixels: int) 
         if image.width * image.height > max_pixels:
             raise _too_large(label, f"{image.width}x{image.height} pixels", max_pixels)
         image.load()
-        with suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        with suppress(Exception):  # the pixels can be intact although the EXIF block is damaged
             ImageOps.exif_transpose(image, in_place=True)  # a copy of a panorama takes 0.5 GB
         rgb = to_rgb(image, label)
         return rgb.copy() if rgb is image else rgb
 
 
 def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
-    """Bring a decoded image of any Pillow mode to 8-bit RGB, as the table above says."""
+    """Convert a decoded image of any Pillow mode to 8-bit RGB, by the table of this module.
+
+    Args:
+        image: the image.
+        label: name of the image in errors.
+
+    Raises:
+        ImageError: pixels are NaN or infinite.
+    """
     mode = image.mode
     if mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.float64) / 257)
@@ -126,15 +136,15 @@ def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
 
 
 def array_to_rgb(pixels: np.ndarray[Any, Any], label: str = "array") -> Image.Image:
-    """Bring an array of pixels to 8-bit RGB.
+    """Convert an array of pixels to 8-bit RGB.
 
     Args:
         pixels: `(H, W)`, `(H, W, C)` or `(C, H, W)` with 1 or 3 channels, or `(H, W, 4)` with
             alpha; uint8, uint16 (65535 is white) or float in [0, 1].
-        label: what to call the image in errors.
+        label: name of the image in errors.
 
     Raises:
-        ImageError: another shape or type, or floats outside [0, 1].
+        ImageError: the array has another shape or type, or floats outside [0, 1].
     """
     shape = pixels.shape
     if pixels.ndim == 3 and shape[0] in (1, 3) and shape[2] not in (1, 3):
@@ -145,7 +155,7 @@ def array_to_rgb(pixels: np.ndarray[Any, Any], label: str = "array") -> Image.Im
         pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     ):
         raise ImageError(
-            f"{label}: shape {shape} is no image; expected (H, W), (H, W, 3) or (3, H, W)",
+            f"{label}: shape {shape} is not an image; expected (H, W), (H, W, 3) or (3, H, W)",
             path=label,
         )
     if pixels.dtype.kind == "f":

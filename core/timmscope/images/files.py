@@ -1,4 +1,4 @@
-"""Images that are files: a folder of them, or a text file that names them."""
+"""Image files in a folder, or named by a text file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from timmscope_registry import ImageError
 
 from .decode import open_image
-from .presence import Presence, tracked, unless_quick
+from .presence import Presence, progress_if_slow, track_if_slow
 from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, decode, encode
 
@@ -23,23 +23,29 @@ IMAGE_SUFFIXES = frozenset((
     ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico",
 ))
 # fmt: on
-"""Suffixes (lower case) that a folder's images have; other files in it are ignored."""
+"""Suffixes of image files in lower case; other files in a folder are ignored."""
 
 OUTPUT_FOLDER = "timmscope-out"
-"""Where commands write pictures unless told otherwise; never part of a data set."""
+"""Folder to which commands write pictures by default; never part of a data set."""
 STORE_SUFFIX = ".scope"
-"""What stores are called by custom; they hold no images."""
+"""Suffix that stores have by convention; folders with it are not searched for images."""
 
 SAMPLED_FILES = 4096
-"""How many files' contents enter a fingerprint."""
+"""Largest number of files whose contents enter a fingerprint."""
 
 
 class FileSource(ImageSource):
-    """Image files below a root.
+    """Image files below a root folder.
 
     The fingerprint covers every file's name and size, and the first and last 4 KiB of up to 4,096
-    files spread evenly over the list (all of them, when there are no more). Time stamps are left
-    out, so a copy of the data set has the same fingerprint.
+    files spread evenly over the list. It leaves out time stamps, so that a copy of the data set has
+    the same fingerprint.
+
+    Args:
+        paths: the files, relative to `root`.
+        labels: a label for each file, None for files without one.
+        root: the folder.
+        location: text from which `open_images` makes the same source again.
     """
 
     def __init__(
@@ -72,25 +78,25 @@ class FileSource(ImageSource):
         return self._labels
 
     def file(self, index: int) -> Path:
-        """Where the image lies on disk."""
+        """Path of the image file."""
         return Path(self._name(index))
 
     def _name(self, index: int) -> str:
         return os.path.join(self._root, self._paths[index])  # noqa: PTH118 (a million times)
 
     def load(self, index: int) -> Image.Image:
-        """Return one image as upright 8-bit RGB; `ImageError` when it cannot be read."""
+        """Return one image as upright 8-bit RGB; raises `ImageError` if it cannot be read."""
         return open_image(self.file(index))
 
-    def lost(self) -> str:
-        """Say why none of up to 16 files that were there at first can be reached, or nothing."""
-        return self._presence.lost()
+    def unreachable(self) -> str:
+        """Say why none of up to 16 sampled files can be reached any more; empty while one can."""
+        return self._presence.unreachable()
 
     def fingerprint(self) -> str:
         """Digest of names, sizes and sampled contents."""
         digest = hashlib.sha256()
         stride = max(1, -(-len(self) // SAMPLED_FILES))
-        for index, path in enumerate(tracked(self._paths, "checking images")):
+        for index, path in enumerate(track_if_slow(self._paths, "checking images")):
             file = os.path.join(self._root, path)  # noqa: PTH118
             digest.update(encode(path) + b"\0" + encode(_label(self._labels, index)) + b"\0")
             if index % stride == 0:
@@ -103,10 +109,16 @@ class FileSource(ImageSource):
 class FolderSource(FileSource):
     """Every image below a folder, in natural order (``2.jpg`` before ``10.jpg``).
 
-    Hidden files and folders, files without an image suffix, and below the folder what timmscope
-    writes (``timmscope-out``, ``*.scope``) are skipped; symbolic links are followed, except back
-    into a folder that contains them. An image's label is the name of the
-    folder it lies in (``folder/label/image``), None for images at the top.
+    Hidden files and folders, files without an image suffix and folders that timmscope writes
+    (``timmscope-out``, ``*.scope``) are skipped. Symbolic links are followed, except into a folder
+    that contains them. An image's label is the name of the folder that contains it
+    (``folder/label/image``), None for images at the top.
+
+    Args:
+        location: the folder.
+
+    Raises:
+        ImageError: it is not a folder, cannot be read, or contains no image.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -114,7 +126,7 @@ class FolderSource(FileSource):
         if not root.is_dir():
             what = "not a folder" if root.exists() else "no such folder"
             raise ImageError(f"{root}: {what}; name a folder of images", path=root)
-        with unless_quick("listing images") as step:
+        with progress_if_slow("listing images") as step:
             paths = StringTable(_walk(os.fspath(root), "", (), step))
         if not len(paths):
             raise ImageError(
@@ -131,29 +143,36 @@ class FolderSource(FileSource):
 
 
 class ListSource(FileSource):
-    """Images named by a text file: one path a line, optionally a tab and a label.
+    """Images named by a text file with one path per line, optionally with a tab and a label.
 
-    Paths are relative to the text file; empty lines are ignored. A file that is missing keeps its
-    place, and its id, and fails when it is loaded.
+    Paths are relative to the text file; empty lines are ignored. A missing image file still counts
+    and has an id; loading it raises `ImageError`.
+
+    Args:
+        location: the text file, in UTF-8.
+
+    Raises:
+        ImageError: it cannot be read, is not text in UTF-8, or names no image.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         file = Path(location)
         try:
-            text = decode(file.read_bytes()).removeprefix("\ufeff")  # what Windows puts first
+            text = decode(file.read_bytes()).removeprefix("\ufeff")  # byte order mark of Windows
         except OSError as error:
             raise ImageError(
                 f"{file}: cannot read this list of images ({error.strerror})", path=file
             ) from error
         if "\0" in text:
             raise ImageError(
-                f"{file}: not a list of images (a NUL byte in it); write one path a line, in UTF-8",
+                f"{file}: not a list of images (it has a NUL byte); write one path per line in "
+                "UTF-8",
                 path=file,
             )
         rows = [line.removesuffix("\r").partition("\t") for line in text.split("\n")]
         rows = [row for row in rows if row[0].strip()]
         if not rows:
-            raise ImageError(f"{file}: names no image; write one path a line", path=file)
+            raise ImageError(f"{file}: names no image; write one path per line", path=file)
         super().__init__(
             (path for path, _, _ in rows),
             labels=(label.strip() or None for _, _, label in rows),
@@ -165,15 +184,22 @@ class ListSource(FileSource):
 def _walk(
     root: str, below: str, above: tuple[tuple[int, int], ...], step: Callable[[], None]
 ) -> Iterator[str]:
-    """Yield relative paths; `above` holds the folders that contain this one, against loops."""
+    """Yield the relative paths of the images in and below a folder, in natural order.
+
+    Args:
+        root: the data set's folder.
+        below: the folder to search, relative to `root`.
+        above: device and inode of the folders that contain this one, to detect loops of links.
+        step: called for every entry.
+    """
     folder = os.path.join(root, below)  # noqa: PTH118 (a million times: strings, not Path)
-    wanted: dict[str, bool] = {}  # name to whether it is a folder
+    wanted: dict[str, bool] = {}  # by name, whether the entry is a folder
     try:
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)
         if here in above:
             return
-        with os.scandir(folder) as entries:  # knows most types without asking for each
+        with os.scandir(folder) as entries:  # gives most types without a call for each
             for entry in entries:
                 step()
                 name = entry.name
@@ -185,10 +211,10 @@ def _walk(
                 elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and (  # noqa: PTH122
                     entry.is_symlink() or entry.is_file()
                 ):
-                    wanted[name] = False  # a broken link fails to load, and is reported
+                    wanted[name] = False  # also a broken link, so that loading it is reported
     except OSError as error:
         raise ImageError(f"{folder}: cannot read this folder ({error.strerror})") from error
-    # sorted() first: names that natural order deems equal must not depend on the file system
+    # sorted() first: the order of names that are equal in natural order must not depend on the disk
     for name in natsorted(sorted(wanted)):
         path = f"{below}/{name}" if below else name
         if wanted[name]:
@@ -200,7 +226,7 @@ def _walk(
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in circles
+    except OSError:  # a link that leads back to itself
         return False
 
 

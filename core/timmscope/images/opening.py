@@ -1,4 +1,4 @@
-"""From what a user names (a folder, a file, ``scheme:location``) to a source of images."""
+"""Opens the images that a user names by a folder, a file or ``scheme:location``."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from .files import IMAGE_SUFFIXES, FileSource, FolderSource
 from .source import ImageSource
 
 Images = str | os.PathLike[str] | ImageSource | Sequence[str | os.PathLike[str]]
-"""What stands for a collection of images: a location, a list of files, or a source."""
+"""A collection of images: a location, a list of files, or a source."""
 
-_LOOKED_AT = 100
-"""Names and labels whose type is looked at."""
+_CHECKED = 100
+"""Number of names and labels whose type is checked."""
 
 
 def open_images(location: Images) -> ImageSource:
     """Open a collection of images.
 
     Args:
-        location: ``scheme:rest`` for a scheme that a plugin provides (``folder:``, ``list:``,
-            ``array:``, ``webdataset:`` are built in); or a path, whose source is chosen by what it
-            is: a folder, a file with a suffix that a source claims, or a single image; or a
-            sequence of image files; or a source, which is returned as it is.
+        location: one of
+            ``scheme:rest``, with a scheme that a plugin provides (``folder:``, ``list:``,
+            ``array:`` and ``webdataset:`` are built in);
+            a path of a folder, of a file with a suffix that a source reads, or of one image;
+            a sequence of image files;
+            a source, which is returned unchanged.
 
     Raises:
-        ImageError: nothing there, or no source fits; the message lists what would. Or a source that
-            was given does not number and name its images.
-        PluginError: several plugins offer the scheme, or the source is none, or does not say how
-            many images it has and calls each by a name of its own.
+        ImageError: there is no such file or folder, no source reads it (the message lists the
+            schemes), or a source passed in lacks a number of images or unique names.
+        PluginError: several plugins offer the scheme, or the plugin's source is not an
+            `ImageSource` or lacks a number of images or unique names.
     """
     if isinstance(location, ImageSource):
         if wrong := _fault(location):
@@ -48,56 +50,59 @@ def open_images(location: Images) -> ImageSource:
     text = os.fspath(location)
     entries = get_registry().image_sources()
     path = Path(text)
-    if ":" in text and not path.exists() and (found := by_scheme(entries, text)):
-        return _made(*found)
+    if ":" in text and not path.exists() and (match := by_scheme(entries, text)):
+        return _plugin_source(*match)
     if path.is_dir():
         return FolderSource(path)
     bare = text.partition("?")[0]
     for entry in entries:
         if bare.lower().endswith(tuple(entry.spec.suffixes)):
-            return _made(entry, text)
+            return _plugin_source(entry, text)
     if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():
         return FileSource([path.name], root=path.resolve().parent, location=str(path.resolve()))
     schemes = ", ".join(f"{entry.spec.scheme}:" for entry in entries)
-    what = "no image source reads this file" if path.exists() else "no such file or folder"
+    fault = "no image source reads this file" if path.exists() else "no such file or folder"
     raise ImageError(
-        f"{text}: {what}; name a folder, an image, or a location with one of {schemes}", path=text
+        f"{text}: {fault}; name a folder, an image, or a location with one of {schemes}", path=text
     )
 
 
 def _fault(source: ImageSource) -> str:
-    """What is wrong with how a source describes its images, or nothing; no image is read."""
+    """Say what is wrong with a source's number, names or labels; empty if nothing is.
+
+    No image is read.
+    """
     try:
         count = len(source)
     except (TypeError, ValueError, OverflowError) as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # in its own code
-        return f"has no number of images: {error}"
+            raise  # raised inside the source's own code
+        return f"has no valid number of images: {error}"
     columns: dict[str, Sequence[object]] = {"paths": source.paths}
     if source.labels is not None:
         columns["labels"] = source.labels
-    for what, values in columns.items():
+    for column, values in columns.items():
         if not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
-            return f"has {what} of type {type(values).__name__}; expected a list"
+            return f"has {column} of type {type(values).__name__}; expected a list"
         if len(values) != count:
-            return f"has {len(values)} {what}; expected one for every image, {count}"
-        for value in (values[row] for row in range(min(count, _LOOKED_AT))):
-            if not isinstance(value, str) and (value is not None or what == "paths"):
-                return f"has {what} of type {type(value).__name__}; expected text"
-    if isinstance(source, FileSource):  # a file that a list names twice is the same image
+            return f"has {len(values)} {column}; expected one for every image, {count}"
+        for value in (values[row] for row in range(min(count, _CHECKED))):
+            if not isinstance(value, str) and (value is not None or column == "paths"):
+                return f"has {column} of type {type(value).__name__}; expected text"
+    if isinstance(source, FileSource):  # a list may name the same file twice
         return ""
-    # Of a million names a set takes five times the memory of their hashes.
-    marks = np.fromiter((hash(name) for name in source.paths), np.int64, count)
-    if len(np.unique(marks)) == count:
+    # A set of a million names takes five times the memory of an array of their hashes.
+    hashes = np.fromiter((hash(name) for name in source.paths), np.int64, count)
+    if len(np.unique(hashes)) == count:
         return ""
     seen: dict[str, int] = {}
     for row, name in enumerate(source.paths):
         if (first := seen.setdefault(name, row)) != row:
-            return f"has one name for images {first} and {row}, {name!r}; expected one for each"
+            return f"gives images {first} and {row} the same name, {name!r}; expected unique names"
     return ""
 
 
-def _made(entry: Entry[ImageSourceSpec], location: str) -> ImageSource:
+def _plugin_source(entry: Entry[ImageSourceSpec], location: str) -> ImageSource:
     source = instantiate(entry, location, ImageSource)  # type: ignore[type-abstract]
     if wrong := _fault(source):
         raise PluginError(f"{described(entry)} {wrong}; tell its authors")

@@ -1,7 +1,7 @@
-"""Whether a source's files are still there, and a sign of life while there are many to look at.
+"""Checks whether a source's files can still be reached, and reports progress of slow listings.
 
-A disk that goes away during a pass makes every image fail with "no such file". One missing image is
-a fact about the data set; all of them missing is not, and must not be recorded as such.
+A disk that is unplugged during a pass makes every image fail with "no such file". One missing image
+is a fact about the data set and is recorded; if all are missing, the pass must stop instead.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ T = TypeVar("T")
 
 
 class Presence:
-    """A few files of a source, spread evenly over it, that were there when it was opened."""
+    """Up to 16 files of a source, spread evenly over it, that existed when it was opened.
+
+    Args:
+        count: number of files.
+        file: gives a file's path by its number.
+    """
 
     def __init__(self, count: int, file: Callable[[int], str]) -> None:
         stride = max(1, -(-count // _SAMPLES))
-        self._files = [name for name in map(file, range(0, count, stride)) if not _missing(name)]
+        self._files = [name for name in map(file, range(0, count, stride)) if not _fault(name)]
 
-    def lost(self) -> str:
-        """Say why none of them can be reached any more, or nothing while one can."""
+    def unreachable(self) -> str:
+        """Say why none of the files can be reached any more; empty while one can."""
         reason = ""
         for name in self._files:
-            reason = _missing(name)
+            reason = _fault(name)
             if not reason:
                 return ""
         return reason
 
 
-def _missing(name: str) -> str:
+def _fault(name: str) -> str:
     try:
         os.stat(name)  # noqa: PTH116
     except OSError as error:
@@ -47,8 +52,8 @@ def _missing(name: str) -> str:
 
 
 @contextmanager
-def unless_quick(description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """Report progress once it has taken half a second: a bar for a blink would only flicker.
+def progress_if_slow(description: str, total: int | None = None) -> Iterator[Callable[[], None]]:
+    """Report progress only after half a second, so that no bar flickers for quick work.
 
     The context gives a function to call at every step.
     """
@@ -71,9 +76,9 @@ def unless_quick(description: str, total: int | None = None) -> Iterator[Callabl
             advance(steps - shown)
 
 
-def tracked(items: Sequence[T], description: str) -> Iterator[T]:
-    """Yield from a sequence, with progress if it takes long."""
-    with unless_quick(description, len(items)) as step:
+def track_if_slow(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yield from a sequence and report progress if that takes longer than half a second."""
+    with progress_if_slow(description, len(items)) as step:
         for item in items:
             yield item
             step()

@@ -1,7 +1,7 @@
-"""What every collection of images offers, wherever its images lie.
+"""`ImageSource` is the base of every collection of images.
 
-A source is read by worker processes: it must pickle small and open its files lazily, in the
-process that reads (`PerProcess`), because HDF5 and tar handles do not survive a fork.
+Worker processes read a source. Its pickle must therefore be small, and it must open its files in
+the process that reads them (`PerProcess`), because HDF5 and tar handles do not survive a fork.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from PIL import Image
 from timmscope_registry import ImageError
 
 BLOCK = 4096
-"""Bytes of one sample of a file in a fingerprint."""
+"""Size in bytes of one sample of a file in a fingerprint."""
 
 
 class ImageSource(ABC):
-    """An ordered, indexable collection of images. Ids are positions: 0 … ``len(source) - 1``.
+    """An ordered collection of images; an image's id is its position, 0 … ``len(source) - 1``.
 
     Attributes:
         location: text from which `timmscope.open_images` makes the same source again, or "" for
@@ -34,14 +34,14 @@ class ImageSource(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images, readable or not."""
+        """Number of images, including unreadable ones."""
 
     @abstractmethod
     def load(self, index: int) -> Image.Image:
         """Return one image as upright 8-bit RGB.
 
         Raises:
-            ImageError: it cannot be read; the source itself remains usable.
+            ImageError: the image cannot be read; the others still can.
         """
 
     @property
@@ -49,23 +49,23 @@ class ImageSource(ABC):
     def paths(self) -> Sequence[str]:
         """A name for every image, unique within the source and stable between runs.
 
-        Only a list of files may name a file twice: whichever of the two is meant, it is the same.
+        Only a list of files may name the same file twice.
         """
 
     @property
     def labels(self) -> Sequence[str | None] | None:
-        """The label of every image (None where one has none), or None without any labels."""
+        """A label for every image, None for images without one; or None if there are no labels."""
         return None
 
     @abstractmethod
     def fingerprint(self) -> str:
         """A digest that changes when the names, their order or the images change."""
 
-    def lost(self) -> str:
-        """Say why no image can be reached any more, or nothing while some can.
+    def unreachable(self) -> str:
+        """Say why no image can be reached any more; empty while some can.
 
-        A pass asks after an image that it could not read: a disk that goes away ends it, instead
-        of being recorded as a million unreadable images.
+        A pass over a data set calls this when it cannot read an image, and stops if the whole
+        source is unreachable, instead of recording a million unreadable images.
         """
         return ""
 
@@ -73,40 +73,44 @@ class ImageSource(ABC):
         return f"<{type(self).__name__} {self.location!r}, {len(self)} images>"
 
 
-class ByName(ImageSource):
-    """Images of another source under the ids of a list of names.
+class SourceByName(ImageSource):
+    """The images of another source in the order of a list of names.
 
-    For reading a folder again in which images have come and gone: an id keeps meaning the image
-    of that name, and one that has gone is an error of its own.
+    It reads a folder to which images were added or from which some were removed: an id still means
+    the image of the same name, and only loading a removed image raises `ImageError`.
+
+    Args:
+        source: where the images are read.
+        names: the name of each image, by id.
     """
 
     def __init__(self, source: ImageSource, names: Sequence[str]) -> None:
         self.location = source.location
         self._source = source
         self._names = names
-        self._places = {name: place for place, name in enumerate(source.paths)}
+        self._ids = {name: number for number, name in enumerate(source.paths)}
 
     def __len__(self) -> int:
         return len(self._names)
 
     def load(self, index: int) -> Image.Image:
-        """Return the image that has the name of that id."""
+        """Return the image whose name has that id."""
         name = self._names[index]
-        if name not in self._places:
+        if name not in self._ids:
             raise ImageError(f"{name}: no longer among the images at {self.location}", path=name)
-        return self._source.load(self._places[name])
+        return self._source.load(self._ids[name])
 
     @property
     def paths(self) -> Sequence[str]:
         """The names."""
         return self._names
 
-    def lost(self) -> str:
-        """What the other source says."""
-        return self._source.lost()
+    def unreachable(self) -> str:
+        """As the other source."""
+        return self._source.unreachable()
 
     def fingerprint(self) -> str:
-        """Digest of the other source and the names."""
+        """Digest of the other source and of the names."""
         names = hashlib.sha256("\0".join(self._names).encode("utf-8", "surrogateescape"))
         return f"{self._source.fingerprint()}-{names.hexdigest()}"
 
@@ -115,7 +119,7 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """A handle opened at first use in each process, and never pickled or inherited."""
+    """A handle that each process opens at its first use; it is neither pickled nor inherited."""
 
     def __init__(self, opener: Callable[[], T]) -> None:
         self._opener = opener
@@ -133,14 +137,14 @@ class PerProcess(Generic[T]):
 
 
 def require_file(path: str | os.PathLike[str], name: str = "") -> None:
-    """Refuse what is there and no file: opening a pipe waits until somebody writes to it.
+    """Refuse a pipe, a socket or a device, because opening a pipe would wait for its writer.
 
     Args:
-        path: what would be opened; nothing is said where it is missing, or a folder.
-        name: what to call it in the error; by default the path.
+        path: the file that would be opened; a missing file and a folder are not refused.
+        name: name of the file in the error; by default the path.
 
     Raises:
-        ImageError: a pipe, a socket or a device.
+        ImageError: it is a pipe, a socket or a device.
     """
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 (a million times)
@@ -148,15 +152,14 @@ def require_file(path: str | os.PathLike[str], name: str = "") -> None:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         label = name or os.fspath(path)
-        raise ImageError(f"{label}: no file, but a pipe or a device; leave it out", path=label)
+        raise ImageError(f"{label}: a pipe or a device, not a file; leave it out", path=label)
 
 
 def digest_file(path: str | Path, blocks: int) -> bytes:
     """Digest a file's size and up to `blocks` evenly spread samples of 4 KiB, ends included.
 
-    Reading a terabyte to see whether it changed is out of the question; an edit between the
-    samples that keeps the size goes unseen.
-    A file that cannot be read has the digest of its absence.
+    Reading a terabyte to see whether it changed would take too long; an edit between the samples
+    that keeps the size is therefore not detected. All unreadable files have the same digest.
     """
     digest = hashlib.sha256()
     try:

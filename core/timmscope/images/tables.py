@@ -1,8 +1,8 @@
-"""Flat tables of strings, because a list of a million Python strings costs too much.
+"""Tables of strings as NumPy arrays, because a list of a million Python strings takes much memory.
 
-Every worker process that touches a Python string writes to its reference count and so copies the
-page it lies on: with a list of paths, memory grows in each worker until the whole list is copied.
-A table is two NumPy arrays, whatever its length.
+A worker process that reads a Python string writes to its reference count and so copies its memory
+page: with a list of paths, each worker gradually copies the whole list. A table is two NumPy
+arrays, whatever its length.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 
 class StringTable(Sequence[str]):
-    """An immutable sequence of strings kept as one block of UTF-8 bytes and its offsets.
+    """An immutable sequence of strings, stored as one array of UTF-8 bytes and one of offsets.
 
-    File names that are not valid UTF-8 survive (surrogate escapes), as do newlines in them.
+    File names that are not valid UTF-8 are preserved (by surrogate escapes), and so are newlines.
     """
 
     def __init__(self, strings: Iterable[str]) -> None:
@@ -31,7 +31,7 @@ class StringTable(Sequence[str]):
 
     @classmethod
     def of_columns(cls, columns: Iterable[np.ndarray]) -> StringTable:
-        """Join columns of fixed-length UTF-8 (``S``), as HDF5 keeps them."""
+        """Join columns of fixed-length UTF-8 (``S``), as HDF5 stores them."""
         lengths, parts = [np.zeros(1, dtype=np.int64)], [np.empty(0, dtype=np.uint8)]
         for column in columns:
             cells = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
@@ -43,10 +43,10 @@ class StringTable(Sequence[str]):
         table._bytes = np.concatenate(parts)
         return table
 
-    def take(self, places: npt.ArrayLike) -> list[str]:
-        """Strings at some places, each from 0 on."""
-        wanted = np.asarray(places, dtype=np.int64)
-        begins, ends = self._ends[wanted].tolist(), self._ends[wanted + 1].tolist()
+    def take(self, indices: npt.ArrayLike) -> list[str]:
+        """Return the strings at some indices, which must not be negative."""
+        rows = np.asarray(indices, dtype=np.int64)
+        begins, ends = self._ends[rows].tolist(), self._ends[rows + 1].tolist()
         cells = self._bytes.data
         return [decode(cells[begin:end]) for begin, end in zip(begins, ends, strict=True)]
 
@@ -78,7 +78,7 @@ class StringTable(Sequence[str]):
 
 
 class LabelTable(Sequence[str | None]):
-    """An immutable sequence of labels, None where there is none; each name is kept once."""
+    """An immutable sequence of labels, None where there is none; equal labels are stored once."""
 
     def __init__(self, labels: Iterable[str | None]) -> None:
         codes: dict[str, int] = {}
@@ -88,24 +88,24 @@ class LabelTable(Sequence[str | None]):
 
     @classmethod
     def of_columns(cls, columns: Iterable[np.ndarray]) -> LabelTable:
-        """Join columns of fixed-length UTF-8 (``S``), as HDF5 keeps them; empty is None."""
+        """Join columns of fixed-length UTF-8 (``S``), as HDF5 stores them; empty text is None."""
         codes: dict[str, int] = {}
         parts = [np.empty(0, dtype=np.int32)]
         for column in columns:
-            found, first, inverse = np.unique(column, return_index=True, return_inverse=True)
-            own = np.empty(len(found), dtype=np.int32)
-            for place in np.argsort(first).tolist():  # numbered in order of first appearance
-                name = decode(bytes(found[place]))
-                own[place] = codes.setdefault(name, len(codes)) if name else -1
-            parts.append(own[inverse.reshape(-1)])
+            names, first, inverse = np.unique(column, return_index=True, return_inverse=True)
+            code_of = np.empty(len(names), dtype=np.int32)
+            for row in np.argsort(first).tolist():  # numbered in order of first appearance
+                name = decode(bytes(names[row]))
+                code_of[row] = codes.setdefault(name, len(codes)) if name else -1
+            parts.append(code_of[inverse.reshape(-1)])
         table = cls(())
         table._codes, table._names = np.concatenate(parts), tuple(codes)
         return table
 
-    def take(self, places: np.ndarray) -> LabelTable:
-        """Labels at some places; `names` and their order stay."""
+    def take(self, indices: np.ndarray) -> LabelTable:
+        """Return the labels at some indices, with the same `names`."""
         table = LabelTable(())
-        table._codes, table._names = self._codes[places], self._names
+        table._codes, table._names = self._codes[indices], self._names
         return table
 
     @property
@@ -115,7 +115,7 @@ class LabelTable(Sequence[str | None]):
 
     @property
     def codes(self) -> np.ndarray:
-        """Place of every label in `names`, (N,) int32; -1 where there is none."""
+        """Index of every label in `names`, (N,) int32; -1 where there is none."""
         return self._codes
 
     def __len__(self) -> int:
@@ -127,22 +127,22 @@ class LabelTable(Sequence[str | None]):
     def __getitem__(self, index: slice) -> list[str | None]: ...
     def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
         if isinstance(index, slice):
-            return self._spelt(self._codes[index])
-        return self._spelt(self._codes[[int(index)]])[0]
+            return self._labels(self._codes[index])
+        return self._labels(self._codes[[int(index)]])[0]
 
     def __iter__(self) -> Iterator[str | None]:
-        return iter(self._spelt(self._codes))
+        return iter(self._labels(self._codes))
 
     def __repr__(self) -> str:
         return f"<LabelTable of {len(self)}, {len(self._names)} names>"
 
-    def _spelt(self, codes: np.ndarray) -> list[str | None]:
-        names = (*self._names, None)  # -1 is the last
+    def _labels(self, codes: np.ndarray) -> list[str | None]:
+        names = (*self._names, None)  # code -1 gives the last, None
         return [names[code] for code in codes.tolist()]
 
 
 def encode(text: str) -> bytes:
-    """UTF-8 bytes of a name that may come from a file system with another encoding."""
+    """Encode text, which may be a file name that is not valid UTF-8, as bytes."""
     return text.encode("utf-8", "surrogateescape")
 
 

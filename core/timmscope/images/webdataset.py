@@ -1,4 +1,4 @@
-"""Images in tar archives laid out as WebDataset does: ``key.jpg`` beside ``key.cls``."""
+"""Reads images from tar archives in WebDataset's layout: ``key.jpg`` beside ``key.cls``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from timmscope_registry import ImageError
 
 from .decode import open_image
 from .files import IMAGE_SUFFIXES
-from .presence import Presence, tracked
+from .presence import Presence, track_if_slow
 from .source import ImageSource, digest_file, require_file
 from .tables import LabelTable, StringTable, encode
 
@@ -26,12 +26,18 @@ _LABEL_SUFFIXES = (".cls", ".label")
 
 
 class WebDatasetSource(ImageSource):
-    """The images of one tar, of a folder of tars, or of a pattern (``data/train-*.tar``).
+    """The images in one tar, in a folder of tars, or in those of a pattern (``data/train-*.tar``).
 
-    Archives come in natural order, images in the order of the archive. An image's label is the
-    text of the ``.cls`` (or ``.label``) member with the same key, the name up to the first dot.
-    The archives are indexed once; images are then read at their offsets, so the tars must not be
-    compressed.
+    Archives are in natural order, images in the order of their archive. An image's label is the
+    text of the ``.cls`` (or ``.label``) member with the same key (the name up to the first dot).
+    The archives are indexed once, and images are then read at their offsets; the archives must
+    therefore not be compressed.
+
+    Args:
+        location: the archive, folder or pattern.
+
+    Raises:
+        ImageError: there is no such archive, it cannot be read, or it contains no image.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -39,9 +45,9 @@ class WebDatasetSource(ImageSource):
         names: list[str] = []
         labels: list[str | None] = []
         where: list[tuple[int, int, int]] = []
-        called = _called(self._tars)
-        for number, tar in enumerate(tracked(self._tars, "listing archives")):
-            self._index(number, tar, called[number], names, labels, where)
+        tar_names = _distinct_names(self._tars)
+        for number, tar in enumerate(track_if_slow(self._tars, "listing archives")):
+            self._index(number, tar, tar_names[number], names, labels, where)
         if not names:
             raise ImageError(f"{location}: no image in {len(self._tars)} archive(s)")
         self._paths = StringTable(names)
@@ -57,9 +63,9 @@ class WebDatasetSource(ImageSource):
 
     @property
     def paths(self) -> StringTable:
-        """The archive's name and the member's, as in ``train-0.tar/000.jpg``.
+        """Names made of the archive's and the member's name, as in ``train-0.tar/000.jpg``.
 
-        Where archives in different folders have one name, the folders come before it.
+        If archives in different folders have the same name, the folders come before it.
         """
         return self._paths
 
@@ -69,7 +75,7 @@ class WebDatasetSource(ImageSource):
         return self._labels
 
     def load(self, index: int) -> Image.Image:
-        """Return one image as upright RGB; `ImageError` when it cannot be read."""
+        """Return one image as upright 8-bit RGB; raises `ImageError` if it cannot be read."""
         archive, offset, size = (int(value) for value in self._where[index])
         name = self._paths[index]
         try:
@@ -84,9 +90,9 @@ class WebDatasetSource(ImageSource):
             raise ImageError(f"{name}: the file is empty (0 bytes)", path=name)
         return open_image(io.BytesIO(data), name=name)
 
-    def lost(self) -> str:
-        """Say why none of up to 16 archives can be reached any more, or nothing."""
-        return self._presence.lost()
+    def unreachable(self) -> str:
+        """Say why none of up to 16 archives can be reached any more; empty while one can."""
+        return self._presence.unreachable()
 
     def fingerprint(self) -> str:
         """Digest of the members' names, labels, sizes and of 1,024 samples of each archive."""
@@ -102,11 +108,12 @@ class WebDatasetSource(ImageSource):
     def _index(
         number: int,
         tar: Path,
-        called: str,
+        tar_name: str,
         names: list[str],
         labels: list[str | None],
         where: list[tuple[int, int, int]],
     ) -> None:
+        """Append the images of one archive to the lists of names, labels and positions."""
         keys: list[str] = []
         classes: dict[str, str] = {}
         files: dict[str, tarfile.TarInfo] = {}
@@ -115,7 +122,7 @@ class WebDatasetSource(ImageSource):
             with tarfile.open(tar, "r:") as archive:  # "r:" refuses compression
                 for member in archive:
                     folder, _, base = member.name.rpartition("/")
-                    # A hard link stands for the same file under another name before it.
+                    # A hard link refers to an earlier member with the same content.
                     content_at = files.get(member.linkname) if member.islnk() else member
                     if content_at is None or not content_at.isfile():
                         continue
@@ -126,7 +133,7 @@ class WebDatasetSource(ImageSource):
                     key = f"{folder}/{stem}"
                     if f".{suffix.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
                         keys.append(key)
-                        names.append(f"{called}/{member.name}")
+                        names.append(f"{tar_name}/{member.name}")
                         where.append((number, content_at.offset_data, content_at.size))
                     elif f".{suffix}" in _LABEL_SUFFIXES:
                         content = archive.extractfile(member)
@@ -142,10 +149,10 @@ class WebDatasetSource(ImageSource):
 
 
 def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
-    """`tarfile` takes a damaged or cut header for the end, and all that follows would be missing.
+    """Check that the archive has an end mark, because `tarfile` stops at a damaged header.
 
     Raises:
-        ImageError: there is no end mark where the last member ends.
+        ImageError: there is no end mark after the last member.
     """
     with tar.open("rb") as file:
         file.seek(archive.offset)
@@ -155,28 +162,29 @@ def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
         last = archive.getmembers()[-1].name
         raise ImageError(
             f"{tar}: the archive is {what} after its member {last} (byte {archive.offset}); "
-            "fetch or make it again, or leave it out",
+            "download or create it again, or leave it out",
             path=tar,
         )
 
 
-def _called(tars: list[Path]) -> list[str]:
-    """Names that tell archives apart, whatever folder they lie in."""
+def _distinct_names(tars: list[Path]) -> list[str]:
+    """Return the file names of the archives, with folders if the names alone are not unique."""
     names = [tar.name for tar in tars]
     if len(set(names)) == len(names):
         return names
-    above = os.path.commonpath(tars)
-    return [tar.relative_to(above).as_posix() for tar in tars]
+    common = os.path.commonpath(tars)
+    return [tar.relative_to(common).as_posix() for tar in tars]
 
 
 def _tars(location: str) -> list[Path]:
+    """List the archives at a location, in natural order."""
     path = Path(location)
     if path.is_dir():
-        found = [entry for entry in path.iterdir() if entry.suffix == ".tar"]
+        tars = [entry for entry in path.iterdir() if entry.suffix == ".tar"]
     elif path.exists():
-        found = [path]
+        tars = [path]
     else:
-        found = [Path(name) for name in glob.glob(location)]  # noqa: PTH207 (absolute patterns)
-    if not found:
+        tars = [Path(name) for name in glob.glob(location)]  # noqa: PTH207 (absolute patterns)
+    if not tars:
         raise ImageError(f"{location}: no such archive; name a .tar, a folder or a pattern")
-    return [path.absolute() for path in natsorted(sorted(found), key=str)]
+    return [path.absolute() for path in natsorted(sorted(tars), key=str)]

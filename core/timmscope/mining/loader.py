@@ -105,7 +105,7 @@ class Batches(Dataset[Loaded | TimmscopeError]):
             except Exception as error:  # one image must not end a pass over a million
                 reason = f"{type(error).__name__}: {error}"
             if reason:
-                if lost := self._source.lost():
+                if lost := self._source.unreachable():
                     return ImageError(
                         f"{self._source.location or 'the images'}: can no longer be reached "
                         f"({lost}); bring them back and start again: finished shards are kept"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope.collectors.registered import recorded_collector
-from timmscope.images import ByName, ImageSource, LabelTable, StringTable, open_images
+from timmscope.images import ImageSource, LabelTable, SourceByName, StringTable, open_images
 from timmscope.images.tables import decode
 from timmscope_registry import (
     ImageError,
@@ -203,7 +203,7 @@ class Store:
         names = self.images.paths
         if len(source) == len(names) and all(map(operator.eq, source.paths, names)):
             return source
-        return ByName(source, names)
+        return SourceByName(source, names)
 
     def with_metadata(self, file: str | os.PathLike[str]) -> Store:
         """Return the same store with the columns of a CSV file added to its images.
