@@ -164,7 +164,7 @@ def test_conditions_choose_the_images(model: HookedModel, store: Store) -> None:
 def test_nine_patches_cost_one_search_for_the_field(
     model: HookedModel, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find._found.clear()
+    find._cache.clear()
     store = Store.open(shutil.copytree(store.path, tmp_path / "s.scope"))
     shutil.rmtree(store.path / FOLDER, ignore_errors=True)  # of earlier looks
     found = []

@@ -1,4 +1,4 @@
-"""Models of random weights, and two slow, independent ways to find receptive fields."""
+"""Models with random weights, and two slow, independent ways to find receptive fields."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Box = tuple[int, int, int, int]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small convolutions on shared processors: threads only wait for each other."""
+    """Use one thread, because threads slow down small convolutions on shared processors."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -31,7 +31,7 @@ def one_thread() -> Iterator[None]:
 
 
 def hooked(name: str, size: tuple[int, int] | None = None, **options: object) -> HookedModel:
-    """A timm model whose residual branches and gates all have something to say."""
+    """A timm model whose residual branches and gates all have non-zero weights."""
     torch.manual_seed(0)
     module = timm.create_model(name, **options)
     generator = torch.Generator().manual_seed(1)
@@ -43,13 +43,13 @@ def hooked(name: str, size: tuple[int, int] | None = None, **options: object) ->
 
 
 def plain(module: nn.Module, size: tuple[int, int]) -> HookedModel:
-    """A module of one's own over RGB images, without normalisation."""
+    """Any module over RGB images, without normalisation."""
     return HookedModel(module, mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, *size))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A convolution or pooling along one axis; no padding means "same", as TensorFlow has it."""
+    """A convolution or pooling along one axis; padding None means TensorFlow's "same"."""
 
     kernel: int
     stride: int
@@ -78,8 +78,8 @@ def arithmetic(windows: Iterable[Window], image: int) -> tuple[int, int, int, in
         reach = (window.kernel - 1) * window.dilation + 1
         before = after = window.padding
         if window.padding is None:
-            wanted = math.ceil(cells / window.stride)
-            total = max(0, (wanted - 1) * window.stride + reach - cells)
+            outputs = math.ceil(cells / window.stride)
+            total = max(0, (outputs - 1) * window.stride + reach - cells)
             before, after = total // 2, total - total // 2
         start -= before * jump
         size += (reach - 1) * jump
@@ -89,11 +89,11 @@ def arithmetic(windows: Iterable[Window], image: int) -> tuple[int, int, int, in
 
 
 def gradient_box(model: HookedModel, layer: str, cell: tuple[int, int], tries: int = 3) -> Box:
-    """The pixels with a gradient, over several random images; the model is float64 by now.
+    """The box of pixels with a gradient on several random images; the model must be float64.
 
-    Maxima are replaced by means, whose gradient goes to the whole window.
+    Maxima are replaced by means, whose gradient reaches the whole window.
     """
-    hit = torch.zeros(model.input_size[1:], dtype=torch.bool)
+    reached = torch.zeros(model.input_size[1:], dtype=torch.bool)
     for seed in range(tries):
         generator = torch.Generator().manual_seed(seed)
         image = torch.rand(1, *model.input_size, generator=generator, dtype=torch.float64)
@@ -103,24 +103,24 @@ def gradient_box(model: HookedModel, layer: str, cell: tuple[int, int], tries: i
         units = model.layers[layer].spatial(recording[layer])[0, :, cell[0], cell[1]]
         weights = torch.rand(units.shape, generator=generator, dtype=torch.float64)
         (gradient,) = torch.autograd.grad((units * weights).sum(), image)
-        hit |= (gradient[0] != 0).any(0)
-    return around(hit)
+        reached |= (gradient[0] != 0).any(0)
+    return box_of(reached)
 
 
 def mean_pool(x, kernel_size, stride, padding=0, dilation=1, ceil_mode=False, **_):
-    """A mean over the window of a maximum."""
+    """Average over the window of a max pooling."""
     assert dilation == 1
     return nn.functional.avg_pool2d(x, kernel_size, stride, padding, ceil_mode)
 
 
-def around(hit: Tensor) -> Box:
-    """The box around what is true in `(H, W)`."""
-    rows, columns = hit.any(1).nonzero().flatten(), hit.any(0).nonzero().flatten()
+def box_of(mask: Tensor) -> Box:
+    """The smallest box around the true elements of a mask `(H, W)`."""
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
     return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
 def positive(model: HookedModel) -> HookedModel:
-    """Float64, weights positive, masks without end: nothing cancels, saturates or leaks."""
+    """Make weights float64 and positive and masks infinite: no gradient vanishes or leaks."""
     model.module.double()
     with torch.no_grad():
         for weight in model.module.parameters():

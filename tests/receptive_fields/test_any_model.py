@@ -1,4 +1,4 @@
-"""Every kind on every architecture: sensible boxes, nothing left behind, found once."""
+"""Every kind of field gives valid boxes on every architecture and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from tests.receptive_fields.conftest import hooked, plain
 from torch import nn
 
 from timmscope import LayerNotFound, ParameterError, UnsupportedModel, receptive_field
-from timmscope.receptive_fields import KINDS
-from timmscope.receptive_fields import compute as find
+from timmscope.receptive_fields import KINDS, compute
 from timmscope_registry.hooks import fingerprint
 
 ARCHITECTURES = {
@@ -65,7 +64,7 @@ def test_every_kind_gives_a_box_inside_the_image(name):
     assert before.difference(fingerprint(model.module)) == []
 
 
-def test_models_are_as_before_after_a_failure_in_mid_forward():
+def test_models_are_unchanged_after_a_failure_during_the_forward():
     model = hooked("efficientnet_b0", (64, 64))
     model.module.train()
     before = fingerprint(model.module)
@@ -82,13 +81,13 @@ def test_models_are_as_before_after_a_failure_in_mid_forward():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_callers_may_be_in_any_grad_mode(kind, mode):
+def test_fields_are_the_same_in_every_grad_mode(kind, mode):
     model = hooked("resnet18", (64, 64))
-    plainly = receptive_field(model, "layer2", kind)
-    find._found.clear()
+    expected = receptive_field(model, "layer2", kind)
+    compute._cache.clear()
     with mode():
         inside = receptive_field(model, "layer2", kind)
-    np.testing.assert_array_equal(plainly.boxes, inside.boxes)
+    np.testing.assert_array_equal(expected.boxes, inside.boxes)
 
 
 def test_layers_without_a_grid_see_the_whole_image():
@@ -103,36 +102,35 @@ def test_layers_without_a_grid_see_the_whole_image():
         assert field.sees_all((0, 5))
 
 
-def test_a_field_is_found_once_for_a_model_and_goes_with_it(monkeypatch):
+def test_a_field_is_computed_once_for_a_model_and_does_not_keep_it_alive(monkeypatch):
     model = hooked("mobilenetv2_050", (64, 64))
-    found = []
-    follow = find._follow
-    monkeypatch.setattr(find, "_follow", lambda *a: found.append(a[2]) or follow(*a))
+    computed = []
+    follow = compute._follow
+    monkeypatch.setattr(compute, "_follow", lambda *a: computed.append(a[2]) or follow(*a))
     for _ in range(3):
         receptive_field(model, "blocks.2")
         receptive_field(model, "blocks.2", "exact")
-    assert found == ["spatial", "exact"]
-    alive = weakref.ref(model)
+    assert computed == ["spatial", "exact"]
+    reference = weakref.ref(model)
     del model
-    found.clear()
     gc.collect()
-    assert alive() is None
+    assert reference() is None
 
 
-def test_half_precision_and_other_memory_formats_change_nothing():
+def test_half_precision_and_memory_format_do_not_change_a_field():
     model = hooked("convnext_atto", (96, 96))
-    plainly = receptive_field(model, "stages.1", "exact")
+    expected = receptive_field(model, "stages.1", "exact")
     model.module.to(torch.bfloat16)
-    find._found.clear()
+    compute._cache.clear()
     half = receptive_field(model, "stages.1", "exact")
     model.module.float().to(memory_format=torch.channels_last)
-    find._found.clear()
-    innermost = receptive_field(model, "stages.1", "exact")
-    np.testing.assert_array_equal(plainly.boxes, half.boxes)
-    np.testing.assert_array_equal(plainly.boxes, innermost.boxes)
+    compute._cache.clear()
+    channels_last = receptive_field(model, "stages.1", "exact")
+    np.testing.assert_array_equal(expected.boxes, half.boxes)
+    np.testing.assert_array_equal(expected.boxes, channels_last.boxes)
 
 
-def test_operations_without_a_rule_join_everything_and_are_named():
+def test_operations_without_a_rule_combine_all_inputs_and_are_named():
     class Spectrum(nn.Module):
         def forward(self, x):
             return x * torch.fft.fft2(x).real
@@ -144,13 +142,13 @@ def test_operations_without_a_rule_join_everything_and_are_named():
     assert receptive_field(model, "0", "exact").unknown == ()
 
 
-def test_wrong_layers_cells_and_questions_are_refused_in_one_line():
+def test_wrong_layers_and_cells_are_refused_in_one_line():
     model = hooked("efficientnet_b0", (64, 64))
     with pytest.raises(LayerNotFound, match=r"blocks\.1"):
         receptive_field(model, "blocks.11")
     field = receptive_field(model, "blocks.2", "exact")
     with pytest.raises(ParameterError, match=r"8x8 cells, there is no cell \(8, 0\)"):
         field.box((8, 0))
-    with pytest.raises(UnsupportedModel, match="joins the whole image; ask for the clipped box"):
+    with pytest.raises(UnsupportedModel, match="combines the whole image; ask for the clipped box"):
         field.box((0, 0), clip=False)
     assert repr(field).startswith("ReceptiveField(layer='blocks.2', kind='exact'")

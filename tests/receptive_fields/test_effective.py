@@ -1,4 +1,4 @@
-"""Effective receptive fields: where the gradient's energy is."""
+"""Effective receptive fields are where the gradient's energy is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timmscope.receptive_fields.energy import _box
 
 
 def one_convolution(rows, columns):
-    """A network whose gradient at a cell is the outer product of two rows of numbers."""
+    """A network whose gradient at a cell is the outer product of two vectors."""
     kernel = torch.outer(torch.tensor(rows), torch.tensor(columns))
     convolution = nn.Conv2d(3, 2, kernel.shape, padding=[n // 2 for n in kernel.shape], bias=False)
     with torch.no_grad():
@@ -23,7 +23,7 @@ def one_convolution(rows, columns):
     return plain(nn.Sequential(convolution), (20, 30))
 
 
-def test_the_box_holds_95_percent_of_the_energy_and_no_row_more():
+def test_the_box_is_the_smallest_with_95_percent_of_the_energy():
     # Energies down 1 : 100 : 1 keep 98 % in one row; across 0.01 : 1 : 1 : 1 : 0.01.
     model = one_convolution([1.0, 10.0, 1.0], [0.1, 1.0, 1.0, 1.0, 0.1])
     field = receptive_field(model, "0", "effective", unit=0)
@@ -35,7 +35,7 @@ def test_the_box_holds_95_percent_of_the_energy_and_no_row_more():
     assert field.stride == (1, 1)
 
 
-def test_units_differ_and_by_default_all_of_them_count():
+def test_units_have_different_fields_and_all_units_count_by_default():
     model = one_convolution([0.0, 1.0, 0.0], [1.0, 1.0, 1.0])
     assert receptive_field(model, "0", "effective", unit=0).size == (1, 3)
     assert receptive_field(model, "0", "effective", unit=1).size == (3, 1)
@@ -50,7 +50,7 @@ def test_a_box_cuts_the_same_energy_off_each_side():
     assert _box(energy) == (4, 5, 4, 5)
 
 
-def test_the_share_inside_is_measured_by_hand_on_a_network():
+def test_the_share_inside_the_box_equals_a_separate_computation():
     model = hooked("resnet18", (96, 96))
     generator = torch.Generator().manual_seed(5)
     images = torch.rand(6, 3, 96, 96, generator=generator)
@@ -91,7 +91,7 @@ def test_a_sum_over_units_by_random_signs_is_the_sum_of_their_energies():
     assert np.abs(np.subtract(found, (left, upper, right, lower))).max() <= 2
 
 
-def test_noise_is_always_the_same_and_random_states_stay():
+def test_the_default_noise_is_fixed_and_random_states_do_not_change():
     model = hooked("mobilenetv2_050", (64, 96))
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -102,7 +102,7 @@ def test_noise_is_always_the_same_and_random_states_stay():
     np.testing.assert_array_equal(first.boxes, again.boxes)
 
 
-def test_more_images_than_fit_at_once_are_all_measured():
+def test_images_of_several_batches_are_all_measured():
     model = hooked("mobilenetv2_050", (64, 64))
     images = torch.rand(11, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     field = receptive_field(model, "blocks.1", "effective", images, unit=3)
@@ -110,7 +110,7 @@ def test_more_images_than_fit_at_once_are_all_measured():
     np.testing.assert_array_equal(field.boxes, other.boxes)
 
 
-def test_silent_units_and_wrong_questions_are_refused_in_one_line():
+def test_silent_units_and_wrong_arguments_are_refused_in_one_line():
     module = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
     with torch.no_grad():
         module[0].bias[:] = -100

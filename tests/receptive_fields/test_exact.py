@@ -1,4 +1,4 @@
-"""Exact receptive fields equal arithmetic on plain CNNs, and gradients on everything else."""
+"""Exact receptive fields equal arithmetic on plain CNNs, and gradients on all other models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def check(model: HookedModel, layer: str, windows: list[Window]) -> None:
 
 
 def resnet_windows(module: nn.Module, stages: int) -> list[Window]:
-    """The main path: the longest one."""
+    """Windows of the main path, which is the longest."""
     windows = [window_of(module.conv1), window_of(module.maxpool)]
     for stage in range(1, stages + 1):
         for block in getattr(module, f"layer{stage}"):
@@ -66,7 +66,7 @@ def resnet_windows(module: nn.Module, stages: int) -> list[Window]:
         ("resnet50", (35, 91, 267, 427)),
     ],
 )
-def test_resnets_have_the_fields_of_the_arithmetic_padding_included(name, sizes):
+def test_fields_of_resnets_follow_the_arithmetic_with_padding(name, sizes):
     model = hooked(name, (160, 224))
     for stage, size in enumerate(sizes, start=1):
         windows = resnet_windows(model.module, stage)
@@ -74,7 +74,7 @@ def test_resnets_have_the_fields_of_the_arithmetic_padding_included(name, sizes)
         check(model, f"layer{stage}", windows)
 
 
-def test_the_middle_and_the_corners_of_resnet50_are_where_they_should_be():
+def test_middle_and_corner_fields_of_resnet50_equal_hand_computed_ones():
     model = hooked("resnet50", (224, 224))
     field = receptive_field(model, "layer1", "exact")
     assert field.grid == (56, 56)
@@ -86,11 +86,11 @@ def test_the_middle_and_the_corners_of_resnet50_are_where_they_should_be():
     assert receptive_field(model, "layer4", "exact").sees_all((3, 3))
 
 
-def test_vgg_dilated_resnets_and_strides_in_other_places():
+def test_vgg_and_dilated_resnets_follow_the_arithmetic():
     vgg = hooked("vgg11_bn", (64, 96))
     for index in (0, 3, 7, 20, 28):
-        found = [part for part in vgg.module.features[: index + 1] if hasattr(part, "stride")]
-        check(vgg, f"features.{index}", [window_of(part) for part in found])
+        strided = [part for part in vgg.module.features[: index + 1] if hasattr(part, "stride")]
+        check(vgg, f"features.{index}", [window_of(part) for part in strided])
     dilated = hooked("resnet50", (96, 96), output_stride=8)
     check(dilated, "layer3", resnet_windows(dilated.module, 3))
     check(dilated, "layer4", resnet_windows(dilated.module, 4))
@@ -137,7 +137,7 @@ def test_windows_that_overhang_and_rectangular_kernels_follow_the_arithmetic():
 
 
 def test_an_edge_that_only_padding_would_reach_is_left_out():
-    """With stride 2 and kernel 1, the last column is seen by nobody."""
+    """With stride 2 and kernel 1, no cell sees the last column."""
     module = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 4, 3, padding=1))
     field = receptive_field(plain(module, (6, 8)), "1", "exact")
     assert field.grid == (3, 4)
@@ -145,7 +145,7 @@ def test_an_edge_that_only_padding_would_reach_is_left_out():
     assert field.box((0, 3), clip=False) == (4, -2, 9, 3)
 
 
-def test_branches_gates_and_reshapes_of_ones_own_are_followed():
+def test_branches_gates_and_reshapes_in_any_module_are_followed():
     class Net(nn.Module):
         num_classes = 2
 
@@ -160,7 +160,7 @@ def test_branches_gates_and_reshapes_of_ones_own_are_followed():
             both = both.view(len(x), 4, -1).transpose(1, 2).contiguous()
             both = both.transpose(1, 2).reshape(len(x), 4, *x.shape[2:])
             both = both.flip(3).flip(3).roll(2, 3).roll(-2, 3)
-            both[:, :, 0] = 0.0  # a row that sees nothing
+            both[:, :, 0] = 0.0  # a row that depends on no pixel
             halves = nn.functional.avg_pool2d(both, 2)
             return self.head(self.last(self.up(halves)).mean((2, 3)))
 
@@ -174,7 +174,7 @@ def test_branches_gates_and_reshapes_of_ones_own_are_followed():
     assert field.box((0, 4)) == (2, 0, 8, 4)
 
 
-def test_constant_masks_and_indices_choose_what_is_seen():
+def test_constant_masks_and_indices_select_what_a_cell_sees():
     class Net(nn.Module):
         num_classes = 2
 
@@ -201,7 +201,7 @@ def test_constant_masks_and_indices_choose_what_is_seen():
         assert (left, right) == (max(0, source - 1), min(8, source + 2)), column
 
 
-def test_transformers_of_torch_are_followed_without_their_fast_path():
+def test_pytorchs_transformers_are_followed_without_their_fast_path():
     class Net(nn.Module):
         num_classes = 2
 
@@ -246,7 +246,7 @@ def test_transformers_of_torch_are_followed_without_their_fast_path():
         ("tresnet_m", (64, 64), {}, ["body.conv1", "body.layer1.0.conv1"]),
     ],
 )
-def test_boxes_are_those_of_gradients_in_a_positive_network(name, size, options, layers):
+def test_boxes_equal_those_of_gradients_in_a_positive_network(name, size, options, layers):
     model = positive(hooked(name, size, **options))
     for layer in layers:
         field = receptive_field(model, layer, "exact")
@@ -258,8 +258,8 @@ def test_boxes_are_those_of_gradients_in_a_positive_network(name, size, options,
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_050", "poolformer_s12"])
-def test_nothing_outside_the_box_reaches_the_cell_and_its_edges_do(name):
-    """With NaN, which no saturation hides: nothing stops it in these networks."""
+def test_pixels_outside_the_box_do_not_reach_the_cell_and_those_at_its_edges_do(name):
+    """NaN marks the pixels, because no operation of these networks removes it."""
     model = hooked(name, (65, 79))
     layers = [layer.name for layer in model.layers.values() if layer.grid and min(layer.grid) > 3]
     for layer in layers[:: max(1, len(layers) // 5)]:

@@ -1,4 +1,4 @@
-"""Spatial receptive fields: as exact ones are where gates are taken out of the network."""
+"""Spatial receptive fields equal the exact ones of the network without its gates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from timmscope import receptive_field
 
 
 def without(module: nn.Module, *names: str) -> nn.Module:
-    """The module with all parts of those names made identities."""
+    """Replace all parts of those names by identities."""
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if name in names and not isinstance(part, nn.Identity):
@@ -32,7 +32,7 @@ def without(module: nn.Module, *names: str) -> nn.Module:
         ("gcresnet33ts", (96, 96), ["attn"], ["stages.0", "stages.1"]),
     ],
 )
-def test_gates_count_for_nothing(name, size, gates, layers):
+def test_gates_are_ignored(name, size, gates, layers):
     gated, ungated = hooked(name, size), hooked(name, size)
     without(ungated.module, *gates)
     for layer in layers:
@@ -47,7 +47,7 @@ def test_gates_count_for_nothing(name, size, gates, layers):
         assert whole.unclipped is None
 
 
-def test_group_norm_counts_as_batch_norm():
+def test_group_norm_is_treated_like_batch_norm():
     grouped, batched = hooked("resnet50_gn", (96, 96)), hooked("resnet50", (96, 96))
     for layer in ("layer1", "layer2", "layer3"):
         spatial = receptive_field(grouped, layer, "spatial")
@@ -99,7 +99,7 @@ def test_windowed_attention_is_local_and_counts():
     assert shifted.box((27, 27)) == (84, 84, 112, 112)
 
 
-def test_what_pools_rows_alone_is_global_down_and_local_across():
+def test_pooling_over_rows_is_global_vertically_and_local_horizontally():
     class Net(nn.Module):
         num_classes = 2
 
@@ -125,7 +125,7 @@ def test_gates_themselves_see_the_whole_image():
     assert field.sees_all((0, 0))
 
 
-def test_local_sums_are_no_gates_however_they_are_written():
+def test_local_sums_by_unfold_and_matmul_are_not_taken_for_gates():
     class Net(nn.Module):
         num_classes = 2
 

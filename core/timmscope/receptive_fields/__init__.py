@@ -1,4 +1,4 @@
-"""Receptive fields of any model: which pixels a cell can see, sees locally, and in effect uses."""
+"""Receptive fields of any model: which pixels a layer's cells see."""
 
 from timmscope.receptive_fields.compute import receptive_field
 from timmscope.receptive_fields.field import KINDS, Box, FieldKind, ReceptiveField

@@ -1,4 +1,4 @@
-"""`receptive_field`: which pixels the cells of a layer see, in one of three senses."""
+"""`receptive_field` finds which pixels the cells of a layer see, in one of three senses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from timmscope.models import HookedModel
-from timmscope.receptive_fields.dependency_boxes import FURTHEST
+from timmscope.receptive_fields.dependency_boxes import MAX_COORDINATE
 from timmscope.receptive_fields.energy import effective, noise
 from timmscope.receptive_fields.field import (
     KINDS,
@@ -24,8 +24,8 @@ from timmscope.receptive_fields.trace import Trace
 from timmscope_registry import ParameterError
 from timmscope_registry.hooks import Layer
 
-_found: WeakKeyDictionary[HookedModel, dict[tuple[str, FieldKind], ReceptiveField]]
-_found = WeakKeyDictionary()
+_cache: WeakKeyDictionary[HookedModel, dict[tuple[str, FieldKind], ReceptiveField]]
+_cache = WeakKeyDictionary()
 
 
 def receptive_field(
@@ -41,76 +41,79 @@ def receptive_field(
 
     ``exact``
         All pixels that can change the cell. One forward is followed operation by operation, and
-        the box of pixels that each number depends on goes along: exact for any graph, for borders,
-        "same" padding, dilation, branches, windows and masks alike. Weights count as if none was
-        zero. After the first squeeze-excite, global norm or attention it is the whole image.
+        each number carries the box of pixels that it depends on. This is exact for any graph, with
+        borders, "same" padding, dilation, branches, windows and masks. All weights are treated as
+        if they were not zero. After the first squeeze-excite, global norm or attention the field is
+        the whole image.
     ``spatial``
-        The same, where an operation that joins *all* rows or all columns of a map at once (the
+        The same, except that an operation that combines *all* rows or all columns of a map (the
         pooling of a squeeze-excite, global response norm, group norm, attention or mixing over all
-        tokens) passes on only what its inputs have in common. So gates count for nothing, and a
-        token of a ViT sees its own patch. Windowed attention is local and counts.
+        tokens) passes on only the pixels that all its inputs have in common. So gates add nothing,
+        and a token of a ViT sees its own patch. Windowed attention is local, so it counts.
     ``effective``
         The box with 95 % of the gradient's energy, ``|d unit / d pixel|^2`` summed over colours and
-        averaged over images, with as much energy cut off at each of the four sides (Luo et al.,
-        NeurIPS 2016). Measured at one cell an image; other cells get the same box, moved.
+        averaged over images, with the same energy cut off at each of the four sides (Luo et al.,
+        NeurIPS 2016). It is measured at one cell per image; other cells get the same box, shifted.
 
     A layer without a grid (a vector) sees the whole image in every kind. Exact and spatial fields
-    are found once for a model and layer.
+    are computed once for a model and layer.
 
     Args:
-        model: the model, left as it was.
+        model: the model; it is not changed.
         layer: name of a layer.
-        kind: one of the three.
-        images: of an effective field, `(B, C, H, W)` in [0, 1]; by default eight of uniform noise,
-            always the same.
-        unit: of an effective field; by default the energies of all units are summed, by random
-            signs with a fixed seed.
-        positions: of an effective field, the cell to measure at, one an image; by default the
-            middle of the grid, where no border cuts the field.
+        kind: ``exact``, ``spatial`` or ``effective``.
+        images: `(B, C, H, W)` in [0, 1], only for an effective field; by default eight images of
+            uniform noise, always the same.
+        unit: the unit of an effective field; by default the energies of all units are summed, by
+            random signs with a fixed seed.
+        positions: row and column of the cell at which an effective field is measured, one per
+            image; by default the middle of the grid, where no border cuts the field.
 
     Raises:
-        LayerNotFound: no such layer.
-        ParameterError: no such kind, unit or cell, or images where none are used.
-        UnsupportedModel: an effective field of a unit that is silent on these images.
+        LayerNotFound: there is no such layer.
+        ParameterError: there is no such kind, unit or cell; images, unit or positions are given for
+            another kind than effective; or the model's images are too large.
+        ImageError: the images have a wrong shape or values outside [0, 1].
+        UnsupportedModel: the unit of an effective field is silent on these images.
     """
     if kind not in KINDS:
         raise ParameterError(
             f"there is no receptive field of kind {kind!r}; choose exact, spatial or effective",
             parameter="kind",
         )
-    found = model.layers[layer]
+    resolved = model.layers[layer]
     size = model.input_size[1:]
     if kind == "effective":
-        used = noise(model).to(model.device) if images is None else model.check_images(images)
-        if positions is not None and len(positions) != len(used):
+        images = noise(model).to(model.device) if images is None else model.check_images(images)
+        if positions is not None and len(positions) != len(images):
             raise ParameterError(
-                f"{len(positions)} positions for {len(used)} images: give one each",
+                f"{len(positions)} positions for {len(images)} images: give one each",
                 parameter="positions",
             )
-        if found.grid is None:
-            return whole_image(found.name, kind, (int(used.shape[2]), int(used.shape[3])))
-        return effective(model, found, used, positions, unit)
+        if resolved.grid is None:
+            return whole_image(resolved.name, kind, (int(images.shape[2]), int(images.shape[3])))
+        return effective(model, resolved, images, positions, unit)
     if images is not None or unit is not None or positions is not None:
         raise ParameterError(
             f"images, unit and positions change nothing about {kind} receptive fields; "
             "leave them out, or ask for kind='effective'",
             parameter="kind",
         )
-    if found.grid is None:
-        return whole_image(found.name, kind, (size[0], size[1]))
-    known = _found.setdefault(model, {})
-    if (found.name, kind) not in known:
-        known[found.name, kind] = _follow(model, found, kind)
-    return replace(known[found.name, kind])
+    if resolved.grid is None:
+        return whole_image(resolved.name, kind, (size[0], size[1]))
+    fields = _cache.setdefault(model, {})
+    if (resolved.name, kind) not in fields:
+        fields[resolved.name, kind] = _follow(model, resolved, kind)
+    return replace(fields[resolved.name, kind])
 
 
 def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField:
-    """Trace one forward; the random numbers of the caller stay as they were."""
+    """Follow one forward of the model; the caller's random state does not change."""
     height, width = model.input_size[1:]
-    if max(height, width) > FURTHEST // 4:
+    if max(height, width) > MAX_COORDINATE // 4:
         raise ParameterError(
-            f"the model takes images of {height}x{width} px; receptive fields are found up to "
-            f"{FURTHEST // 4} px",
+            f"the model takes images of {height}x{width} px; receptive fields can be found up to "
+            f"{MAX_COORDINATE // 4} px",
             parameter="model",
         )
     generator = torch.Generator().manual_seed(0)
@@ -120,23 +123,23 @@ def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField
         torch.inference_mode(False),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
-        _attention_in_parts(),
+        _no_attention_fastpath(),
         trace,
     ):
         trace.start(image)
         with model.record(layer.name) as recording:
             model(image)
         cells = layer.spatial(recording[layer.name])
-    shadow = trace.shadows.of(cells)
-    if shadow is None:
+    boxes = trace.dependencies.of(cells)
+    if boxes is None:
         return whole_image(layer.name, kind, (height, width))
-    planes = shadow[:, 0].amax(1).cpu().numpy().astype("int64")  # (8, h, w)
+    planes = boxes[:, 0].amax(1).cpu().numpy().astype("int64")  # (8, h, w)
     return from_planes(layer.name, kind, (height, width), planes, tuple(trace.unknown))
 
 
 @contextmanager
-def _attention_in_parts() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` and its like from running as one operation without a rule."""
+def _no_attention_fastpath() -> Iterator[None]:
+    """Turn off PyTorch's fast path of `nn.MultiheadAttention`, an operation without a rule."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,12 +1,12 @@
-"""What every number of a forward depends on: a box of pixels beside each element of each tensor.
+"""`DependencyBoxes` keeps, for each element of each tensor, the box of pixels it depends on.
 
-Tensors have shadows. A shadow holds, for each element, eight small integers: the outermost columns
-and rows of the image that the element can depend on, once exactly and once by arithmetic, where
-padding counts as if the image went on. Left and upper edges are stored with their sign changed, so
-that the box of whatever combines two elements is the larger of each of their eight numbers.
+The boxes of a tensor are eight small integers for each element: the outermost columns and rows of
+the image that the element can depend on, once exactly and once by arithmetic, which treats padding
+as if the image continued there. Left and upper edges are stored with the opposite sign, so that the
+box of a combination of elements is the elementwise maximum of their boxes.
 
-A shadow lies over the tensor's *storage*, not the tensor: views, slices and writes through them
-then need no bookkeeping at all.
+The boxes are kept for a tensor's *storage*, not for the tensor, so that views, slices and writes
+through them need no further work.
 """
 
 from __future__ import annotations
@@ -16,84 +16,83 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 PLANES = 8
-"""-left, right, -upper, lower edge; the same by arithmetic."""
+"""-left, right, -upper, lower edge; then the same by arithmetic."""
 EXACT, ARITHMETIC = slice(0, 4), slice(4, 8)
-ACROSS, DOWN = (0, 1, 4, 5), (2, 3, 6, 7)
-"""Planes of columns, and of rows."""
-NONE = -(2**15)
-"""In every plane: depends on no pixel."""
-FURTHEST = 2**15 - 1
-"""Coordinates end here, on either side."""
+COLUMN_PLANES, ROW_PLANES = (0, 1, 4, 5), (2, 3, 6, 7)
+"""Planes of left and right edges, and of upper and lower ones."""
+NO_PIXEL = -(2**15)
+"""Value in every plane of an element that depends on no pixel."""
+MAX_COORDINATE = 2**15 - 1
+"""Largest coordinate; larger ones are clipped to it."""
 
-_Kept = dict[int, tuple[StorageWeakRef, int, Tensor]]
-"""By address of the storage: whether it lives, bytes an element, its shadow."""
+_Table = dict[int, tuple[StorageWeakRef, int, Tensor]]
+"""By address of a storage: a weak reference to it, bytes per element, values for each element."""
 
 
-class Shadows:
-    """The shadows of the tensors that are alive. Memory: 16 bytes an element."""
+class DependencyBoxes:
+    """The boxes of all tensors that are alive; they take 16 bytes per element."""
 
     def __init__(self) -> None:
-        self._kept: _Kept = {}
-        self._masks: _Kept = {}
+        self._boxes: _Table = {}
+        self._masks: _Table = {}
 
     def of(self, tensor: Tensor) -> Tensor | None:
-        """Shadow `(8, *shape)` int16 of a tensor, a view; None if it depends on no pixel."""
-        found = self._find(self._kept, tensor)
-        if found is None:
+        """Boxes `(8, *shape)` int16 of a tensor, as a view; None if it depends on no pixel."""
+        boxes = self._find(self._boxes, tensor)
+        if boxes is None:
             return None
-        return found.as_strided(
+        return boxes.as_strided(
             (PLANES, *tensor.shape),
-            (found.shape[1], *tensor.stride()),
+            (boxes.shape[1], *tensor.stride()),
             tensor.storage_offset(),
         )
 
-    def put(self, tensor: Tensor, shadow: Tensor | None) -> None:
-        """Give a tensor a shadow `(8, *shape)`, or take it away."""
+    def set(self, tensor: Tensor, boxes: Tensor | None) -> None:
+        """Set the boxes `(8, *shape)` of a tensor; None if it depends on no pixel."""
         current = self.of(tensor)
         if current is None:
-            if shadow is None:
+            if boxes is None:
                 return
             count = _elements(tensor)
-            whole = tensor.numel() == count
             blank = torch.empty((PLANES, count), dtype=torch.int16, device=tensor.device)
-            if not whole:
-                blank.fill_(NONE)
-            self._keep(self._kept, tensor, blank)
+            if tensor.numel() != count:  # the tensor is only a part of its storage
+                blank.fill_(NO_PIXEL)
+            self._keep(self._boxes, tensor, blank)
             current = self.of(tensor)
             assert current is not None
-        if shadow is None:
-            current.fill_(NONE)
+        if boxes is None:
+            current.fill_(NO_PIXEL)
         else:
-            current.copy_(shadow)
+            current.copy_(boxes)
 
-    def mask(self, tensor: Tensor, hidden: Tensor) -> None:
-        """Note which elements of a tensor an attention mask hides."""
+    def set_mask(self, tensor: Tensor, hidden: Tensor) -> None:
+        """Record which elements of a tensor an attention mask hides."""
         flags = torch.zeros((1, _elements(tensor)), dtype=torch.bool, device=tensor.device)
         flags[0].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).copy_(hidden)
         self._keep(self._masks, tensor, flags)
 
-    def masked(self, tensor: Tensor) -> Tensor | None:
-        """Elements hidden by an attention mask, bool in the tensor's shape; None without one."""
-        found = self._find(self._masks, tensor)
-        if found is None:
+    def mask_of(self, tensor: Tensor) -> Tensor | None:
+        """Elements that an attention mask hides, bool in the tensor's shape; None without one."""
+        flags = self._find(self._masks, tensor)
+        if flags is None:
             return None
-        return found[0].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return flags[0].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
-    def _find(self, kept: _Kept, tensor: Tensor) -> Tensor | None:
-        entry = kept.get(tensor.untyped_storage()._cdata)
+    def _find(self, table: _Table, tensor: Tensor) -> Tensor | None:
+        entry = table.get(tensor.untyped_storage()._cdata)
         if entry is None:
             return None
-        _, size, shadow = entry
+        _, size, values = entry
         if tensor.element_size() != size:  # a real view of complex numbers, or the reverse
-            shadow = _resized(shadow, size, tensor.element_size())
-            self._keep(kept, tensor, shadow)
-        return shadow
+            values = _resized(values, size, tensor.element_size())
+            self._keep(table, tensor, values)
+        return values
 
-    def _keep(self, kept: _Kept, tensor: Tensor, shadow: Tensor) -> None:
-        # The weak reference keeps the address from being used again while the entry lives.
+    def _keep(self, table: _Table, tensor: Tensor, values: Tensor) -> None:
+        # The weak reference keeps the address from being reused while the entry exists.
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = (StorageWeakRef(storage), tensor.element_size(), shadow)
-        for entries in (self._kept, self._masks):
+        table[storage._cdata] = (StorageWeakRef(storage), tensor.element_size(), values)
+        for entries in (self._boxes, self._masks):
             for key in [key for key, entry in entries.items() if entry[0].expired()]:
                 del entries[key]
 
@@ -102,7 +101,8 @@ def _elements(tensor: Tensor) -> int:
     return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
-def _resized(shadow: Tensor, size: int, wanted: int) -> Tensor:
-    if wanted < size:
-        return shadow.repeat_interleave(size // wanted, 1)
-    return shadow.view(len(shadow), -1, wanted // size).amax(2)
+def _resized(values: Tensor, size: int, new_size: int) -> Tensor:
+    """Adapt the values to elements of another size in bytes."""
+    if new_size < size:
+        return values.repeat_interleave(size // new_size, 1)
+    return values.view(len(values), -1, new_size // size).amax(2)

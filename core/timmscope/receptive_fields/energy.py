@@ -1,4 +1,4 @@
-"""The effective receptive field: where the gradient of a unit is, not where it could be."""
+"""Measures the effective receptive field: the box that holds most of a unit's gradient energy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from timmscope_registry import ParameterError, UnsupportedModel
 from timmscope_registry.hooks import Layer
 
 SHARE = 0.95
-"""Of the energy, inside the box."""
+"""Share of the energy inside the box."""
 NOISE_IMAGES = 8
-_AT_ONCE = 8
+_BATCH = 8
 
 
 def noise(model: HookedModel) -> Tensor:
-    """The images of an effective field without images: uniform noise, always the same."""
+    """The default images of an effective field: uniform noise, always the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(NOISE_IMAGES, *model.input_size, generator=generator)
 
@@ -33,39 +33,39 @@ def effective(
     positions: Sequence[tuple[int, int]] | None,
     unit: int | None,
 ) -> ReceptiveField:
-    """Measure it: see `receptive_field`."""
+    """Measure an effective receptive field; see `receptive_field`."""
     if unit is not None and not 0 <= unit < layer.channels:
         raise ParameterError(
             f"layer {layer.name} has units 0 to {layer.channels - 1}, there is no unit {unit}",
             parameter="unit",
         )
     height, width = int(images.shape[2]), int(images.shape[3])
-    # Energy by distance from the cell: images whose cells differ are laid over one another.
+    # Energy by distance from the cell, so that images measured at different cells can be added.
     total = np.zeros((2 * height, 2 * width))
     rows = columns = 0
-    for start in range(0, len(images), _AT_ONCE):
-        part = images[start : start + _AT_ONCE]
-        given = None if positions is None else positions[start : start + _AT_ONCE]
-        energy, cells, (rows, columns) = _energy(model, layer, part, given, unit, start)
-        for one, (row, column) in zip(energy, cells, strict=True):
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        at = None if positions is None else positions[start : start + _BATCH]
+        energy, cells, (rows, columns) = _energy(model, layer, batch, at, unit, start)
+        for image_energy, (row, column) in zip(energy, cells, strict=True):
             down, across = height - row * height // rows, width - column * width // columns
-            total[down : down + height, across : across + width] += one
+            total[down : down + height, across : across + width] += image_energy
     if not total.sum() > 0:
-        what = f"{layer.name}[{unit}]" if unit is not None else layer.name
+        label = f"{layer.name}[{unit}]" if unit is not None else layer.name
         raise UnsupportedModel(
-            f"no gradient of {what} reaches these images: the unit is silent there; "
-            "give images and positions that drive it"
+            f"no gradient of {label} reaches these images: the unit is silent there; "
+            "give images and positions that activate it"
         )
     upper, lower, left, right = _box(total)
     offsets = (left - width, upper - height, right - width, lower - height)
     steps_y = np.arange(rows)[:, None] * height // rows
     steps_x = np.arange(columns)[None, :] * width // columns
     edges = [
-        np.broadcast_to(offset + (steps_x, steps_y)[place % 2], (rows, columns))
-        for place, offset in enumerate(offsets)
+        np.broadcast_to(offset + (steps_x, steps_y)[index % 2], (rows, columns))
+        for index, offset in enumerate(offsets)
     ]
-    free = np.stack(edges, -1).astype(np.int64)
-    clipped = free.clip(0, [width, height, width, height])
+    unclipped = np.stack(edges, -1).astype(np.int64)
+    clipped = unclipped.clip(0, [width, height, width, height])
     return ReceptiveField(
         layer.name,
         "effective",
@@ -74,7 +74,7 @@ def effective(
         (lower - upper, right - left),
         (height / rows, width / columns),
         clipped,
-        free,
+        unclipped,
     )
 
 
@@ -86,7 +86,7 @@ def _energy(
     unit: int | None,
     start: int,
 ) -> tuple[NDArray[np.float64], list[tuple[int, int]], tuple[int, int]]:
-    """Energy (B, H, W) summed to 1 an image, the cells, the grid."""
+    """Energy (B, H, W) with the sum 1 per image, the cell of each image, rows and columns."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         with model.record(layer.name) as recording:
@@ -118,7 +118,10 @@ def _energy(
 
 
 def _box(energy: NDArray[np.float64]) -> tuple[int, int, int, int]:
-    """Upper, lower, left, right: the same energy cut off at each side, as much as may be."""
+    """Upper, lower, left and right edge of the smallest box with `SHARE` of the energy.
+
+    The same energy is cut off at each side.
+    """
     energy = energy / energy.sum()
     down, across = np.cumsum(energy.sum(1)), np.cumsum(energy.sum(0))
     corners = np.pad(energy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -140,7 +143,7 @@ def _box(energy: NDArray[np.float64]) -> tuple[int, int, int, int]:
             + corners[upper, left]
         )
 
-    low, high = 0.0, 1 - SHARE  # more than that at one side alone is too much
+    low, high = 0.0, 1 - SHARE  # bisect the share to cut off at each side
     for _ in range(40):
         middle = (low + high) / 2
         if inside(cut(middle)) >= SHARE:

@@ -1,4 +1,4 @@
-"""What a receptive field is, once it has been found: a box of pixels for each cell of a layer."""
+"""`ReceptiveField` holds a box of pixels for each cell of a layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timmscope_registry import ParameterError, UnsupportedModel
 FieldKind = Literal["exact", "spatial", "effective"]
 KINDS: tuple[FieldKind, ...] = ("exact", "spatial", "effective")
 Box = tuple[int, int, int, int]
-"""Left, upper, right, lower edge in pixels; right and lower are the first pixel outside."""
+"""Left, upper, right and lower edge in pixels; right and lower are the first pixels outside."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,18 +21,19 @@ class ReceptiveField:
     """The pixels that the cells of a layer see.
 
     Attributes:
-        layer: its name.
+        layer: name of the layer.
         kind: ``exact``, ``spatial`` or ``effective``; see `receptive_field`.
         image_size: height and width of the image in pixels.
-        grid: rows and columns of cells; None for a layer without a grid, which sees everything.
-        size: height and width of a field in pixels, borders of the image disregarded where
-            arithmetic says how it goes on; else of the largest.
-        stride: pixels from a cell to the next, downwards and across; None without a grid.
+        grid: rows and columns of cells; None for a layer without a grid, which sees the whole
+            image.
+        size: height and width in pixels of one cell's field, continued beyond the image's borders
+            if `unclipped` is known; else of the largest field.
+        stride: pixels from one cell to the next, (vertical, horizontal); None without a grid.
         boxes: `(rows, columns, 4)` int64, clipped to the image.
-        unclipped: the same without regard to the image's borders; None where the field of one cell
-            is not the next one's, moved.
-        unknown: operations that no rule covers; their results were taken to depend on everything
-            that they were given, so the fields may be larger than need be.
+        unclipped: the same, continued beyond the image's borders; None if the fields of
+            neighbouring cells are not shifted copies of each other.
+        unknown: operations without a rule; their results are assumed to depend on all their inputs,
+            so the fields may be too large.
     """
 
     layer: str
@@ -46,20 +47,20 @@ class ReceptiveField:
     unknown: tuple[str, ...] = ()
 
     def box(self, position: tuple[int, int], *, clip: bool = True) -> Box:
-        """Left, upper, right, lower edge of a cell's field in pixels.
+        """Left, upper, right and lower edge of a cell's field in pixels.
 
         Args:
-            position: row and column of the cell; anything for a layer without a grid.
-            clip: keep to the image.
+            position: row and column of the cell; ignored for a layer without a grid.
+            clip: clip the box to the image.
 
         Raises:
             ParameterError: there is no such cell.
-            UnsupportedModel: the unclipped box is asked for, and arithmetic does not define it.
+            UnsupportedModel: `clip` is False, and the layer has no unclipped boxes.
         """
         if not clip and self.unclipped is None:
             raise UnsupportedModel(
                 f"the {self.kind} receptive field of {self.layer} has no size beyond the image: "
-                "something before it joins the whole image; ask for the clipped box"
+                "something before it combines the whole image; ask for the clipped box"
             )
         boxes = self.boxes if clip else self.unclipped
         assert boxes is not None
@@ -75,7 +76,7 @@ class ReceptiveField:
         return left, upper, right, lower
 
     def cell(self, position: tuple[int, int]) -> Box:
-        """The cell's own share of the image, one stride wide and high."""
+        """The cell's part of the image, one stride wide and high."""
         height, width = self.image_size
         if self.grid is None:
             return (0, 0, width, height)
@@ -107,20 +108,24 @@ def from_planes(
     planes: NDArray[np.int64],
     unknown: tuple[str, ...],
 ) -> ReceptiveField:
-    """The field from `(8, rows, columns)` edges: -left, right, -upper, lower; exact, arithmetic.
+    """Build the field from the planes `(8, rows, columns)` of `DependencyBoxes`.
 
-    A cell that depends on no pixel, or in the spatial kind on none in particular (a global pool
-    itself), gets the whole image.
+    A cell that depends on no pixel, or in the spatial kind on no common one (such as the output of
+    global pooling), gets the whole image.
     """
     height, width = image_size
     rows, columns = planes.shape[1:]
-    clipped, free = _boxes(planes[:4]), _boxes(planes[4:])
-    nothing = (clipped[..., 0] >= clipped[..., 2]) | (clipped[..., 1] >= clipped[..., 3])
-    clipped[nothing] = (0, 0, width, height)
-    steps = [_step(free[..., [1, 3]], 0), _step(free[..., [0, 2]], 1)]
-    regular = not nothing.any() and all(step is not None for step in steps)
-    regular = regular and _constant(free[..., [0, 2]], 0) and _constant(free[..., [1, 3]], 1)
-    boxes = free if regular else clipped
+    clipped, unclipped = _boxes(planes[:4]), _boxes(planes[4:])
+    empty = (clipped[..., 0] >= clipped[..., 2]) | (clipped[..., 1] >= clipped[..., 3])
+    clipped[empty] = (0, 0, width, height)
+    steps = [_step(unclipped[..., [1, 3]], 0), _step(unclipped[..., [0, 2]], 1)]
+    regular = (
+        not empty.any()
+        and all(step is not None for step in steps)
+        and _constant(unclipped[..., [0, 2]], 0)
+        and _constant(unclipped[..., [1, 3]], 1)
+    )
+    boxes = unclipped if regular else clipped
     sides = boxes[..., 2:] - boxes[..., :2]
     size = (int(sides[..., 1].max()), int(sides[..., 0].max()))
     stride = (
@@ -135,7 +140,7 @@ def from_planes(
         size,
         (float(stride[0]), float(stride[1])),
         clipped,
-        free if regular else None,
+        unclipped if regular else None,
         unknown,
     )
 
@@ -146,7 +151,7 @@ def _boxes(planes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _step(edges: NDArray[np.int64], axis: int) -> int | None:
-    """By how much both edges move from a cell to the next; 0 of one cell, None if irregular."""
+    """The step of both edges from one cell to the next; 0 for a single cell, None if irregular."""
     steps = np.unique(np.diff(edges, axis=axis))
     if not len(steps):
         return 0

@@ -1,4 +1,4 @@
-"""One operation of a forward, as a rule sees it, and the few things that many rules do."""
+"""`Op` describes one finished operation of a forward to a rule; helpers that many rules share."""
 
 from __future__ import annotations
 
@@ -9,119 +9,124 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timmscope.receptive_fields.dependency_boxes import ACROSS, DOWN, NONE, PLANES, Shadows
+from timmscope.receptive_fields.dependency_boxes import (
+    COLUMN_PLANES,
+    NO_PIXEL,
+    PLANES,
+    ROW_PLANES,
+    DependencyBoxes,
+)
 
 Rule = Callable[["Op"], "Tensor | list[Tensor | None] | None"]
-"""Shadows of the outputs: one for all, or one each. They may have sizes of 1 to be expanded."""
+"""Returns the boxes of the outputs: one tensor for all of them, or one each.
+
+Dimensions of size 1 are expanded to the output's shape.
+"""
 
 
 @dataclass(frozen=True)
 class Op:
-    """A call of an operation that has finished.
+    """One call of an operation that has finished.
 
     Attributes:
-        name: without namespace, overload and the underscore of in-place forms.
-        function: to run it again, on planes of shadows.
-        given: arguments by name.
-        outputs: its tensors.
-        shadows: of all tensors.
-        spatial: whether what joins all positions counts for nothing but its common part.
-        image: height and width.
+        name: name without namespace, overload and the underscore of in-place forms.
+        function: the operation, so that a rule can apply it to planes of boxes.
+        arguments: the arguments by name.
+        outputs: the output tensors.
+        dependencies: the boxes of all tensors.
+        spatial: whether an operation that combines all positions passes on only what they have in
+            common.
+        image: height and width of the image in pixels.
     """
 
     name: str
     function: Callable[..., Any]
-    given: dict[str, Any]
+    arguments: dict[str, Any]
     outputs: list[Tensor]
-    shadows: Shadows
+    dependencies: DependencyBoxes
     spatial: bool
     image: tuple[int, int]
 
-    def shadow(self, name: str) -> Tensor | None:
-        """The shadow of a tensor argument."""
-        value = self.given.get(name)
-        return self.shadows.of(value) if isinstance(value, Tensor) else None
+    def boxes(self, name: str) -> Tensor | None:
+        """Boxes of a tensor argument."""
+        value = self.arguments.get(name)
+        return self.dependencies.of(value) if isinstance(value, Tensor) else None
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Tensor arguments by name, those in lists too."""
-        for name, value in self.given.items():
+        """Tensor arguments with their names, also those inside lists."""
+        for name, value in self.arguments.items():
             if isinstance(value, Tensor):
                 yield name, value
             elif isinstance(value, list | tuple):
                 yield from ((name, item) for item in value if isinstance(item, Tensor))
 
     def dims(self, name: str = "dim") -> list[int]:
-        """The dimensions that an argument names, from 0; all of the first tensor's without any."""
+        """Dimensions named by an argument, counted from 0; by default all of the first tensor."""
         count = next(tensor for _, tensor in self.tensors()).ndim
-        value = self.given.get(name)
+        value = self.arguments.get(name)
         if value is None or value == []:
             return list(range(count))
         return [d % max(count, 1) for d in ([value] if isinstance(value, int) else value)]
 
 
-def union(*shadows: Tensor | None) -> Tensor | None:
-    """The box of what depends on several things; sizes of 1 expand."""
-    found = [shadow for shadow in shadows if shadow is not None]
-    if not found:
+def union(*boxes: Tensor | None) -> Tensor | None:
+    """Boxes of a result that depends on several tensors; dimensions of size 1 are expanded."""
+    known = [each for each in boxes if each is not None]
+    if not known:
         return None
-    total = found[0]
-    for shadow in found[1:]:
-        total = torch.maximum(*_aligned(total, shadow))
+    count = max(each.ndim for each in known)
+    total = with_ndim(known[0], count)
+    for each in known[1:]:
+        total = torch.maximum(total, with_ndim(each, count))
     return total
 
 
-def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with as many dimensions, new ones after the planes, as broadcasting wants it."""
-    count = max(a.ndim, b.ndim)
-    return lengthened(a, count), lengthened(b, count)
+def with_ndim(boxes: Tensor, count: int) -> Tensor:
+    """Reshape boxes to `count` dimensions including the planes, as broadcasting does."""
+    missing = count - boxes.ndim
+    return boxes.reshape(PLANES, *[1] * missing, *boxes.shape[1:])
 
 
-def lengthened(shadow: Tensor, count: int) -> Tensor:
-    """The shadow with `count` dimensions, planes included."""
-    missing = count - shadow.ndim
-    return shadow.reshape(PLANES, *[1] * missing, *shadow.shape[1:])
+def combine(op: Op, parts: list[tuple[Tensor | None, list[int]]]) -> Tensor | None:
+    """Boxes of results that combine all elements along some dimensions, which become 1.
 
+    Each part (boxes and dimensions) is combined, then the parts with one another, broadcast.
 
-def joined(op: Op, parts: list[tuple[Tensor | None, list[int]]]) -> Tensor | None:
-    """What combines all elements along some dimensions, which become 1.
-
-    Several parts are joined separately and then with one another, broadcast.
-
-    In the spatial kind, an operation that joins all columns (or all rows) of what it is given, in
-    each of its results, is global across (or down): only what all joined elements have in common
-    counts there. Of elements that lie apart that is nothing at all.
+    In the spatial kind, an operation whose every result combines all columns (or all rows) of its
+    input is global across (or down): in that direction only what all combined elements have in
+    common counts. Elements that are far apart have nothing in common.
     """
-    known = [(shadow, dims) for shadow, dims in parts if shadow is not None]
+    known = [(boxes, dims) for boxes, dims in parts if boxes is not None]
     if not known:
         return None
-    most = union(*[_over(torch.amax, shadow, dims) for shadow, dims in known])
+    most = union(*[_over(torch.amax, boxes, dims) for boxes, dims in known])
     assert most is not None
     if not op.spatial:
         return most
-    everything = torch.stack([shadow.flatten(1).amax(1) for shadow, _ in known]).amax(0)
-    everywhere = (most == everything.view(-1, *[1] * (most.ndim - 1))).flatten(1)
-    nowhere = (most == NONE).flatten(1)
+    whole = torch.stack([boxes.flatten(1).amax(1) for boxes, _ in known]).amax(0)
+    everywhere = (most == whole.view(-1, *[1] * (most.ndim - 1))).flatten(1)
+    nowhere = (most == NO_PIXEL).flatten(1)
     full = (everywhere | nowhere).all(1)
     least: Tensor | None = None
-    for axis in (ACROSS, DOWN):
+    for axis in (COLUMN_PLANES, ROW_PLANES):
         if bool(full[list(axis[:2])].all()):
             if least is None:
-                least = union(*[_over(torch.amin, shadow, dims) for shadow, dims in known])
+                least = union(*[_over(torch.amin, boxes, dims) for boxes, dims in known])
                 most = most.clone()
                 assert least is not None
             most[list(axis)] = least[list(axis)]
     return most
 
 
-def _over(function: Callable[..., Tensor], shadow: Tensor, dims: list[int]) -> Tensor:
-    return function(shadow, [d + 1 for d in dims], keepdim=True) if dims else shadow
+def _over(function: Callable[..., Tensor], boxes: Tensor, dims: list[int]) -> Tensor:
+    return function(boxes, [d + 1 for d in dims], keepdim=True) if dims else boxes
 
 
-def everything(op: Op) -> Tensor | None:
-    """The shadow of an operation that nothing is known of: all it was given, in every result."""
+def all_inputs(op: Op) -> Tensor | None:
+    """Boxes of an operation without a rule: every result depends on all its inputs."""
     parts = [
-        shadow.flatten(1).amax(1)
+        boxes.flatten(1).amax(1)
         for _, tensor in op.tensors()
-        if (shadow := op.shadows.of(tensor)) is not None and shadow.numel()
+        if (boxes := op.dependencies.of(tensor)) is not None and boxes.numel()
     ]
     return torch.stack(parts).amax(0) if parts else None
