@@ -6,7 +6,7 @@ import contextlib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,16 +95,7 @@ class PluginRecord:
 
     def info(self) -> PluginInfo:
         """Return the public facts."""
-        return PluginInfo(
-            id=self.id,
-            name=self.name,
-            distribution=self.distribution,
-            version=self.version,
-            value=self.value,
-            group=self.group,
-            status=self.status,
-            load_seconds=self.load_seconds,
-        )
+        return PluginInfo(**{each.name: getattr(self, each.name) for each in fields(PluginInfo)})
 
 
 def upgrade_hint(plugin: PluginRecord, newer: bool) -> str:

@@ -210,18 +210,8 @@ class LayerCatalogue(Mapping[str, Layer]):
             stride = f"{layer.stride[0]:g}x{layer.stride[1]:g}" if layer.stride else "-"
             shape = "x".join(map(str, layer.shape))
             prefix = str(layer.prefix_tokens) if layer.layout == "tokens" else "-"
-            rows.append(
-                (
-                    layer.name,
-                    layer.module_type,
-                    layer.layout,
-                    shape,
-                    grid,
-                    prefix,
-                    str(layer.channels),
-                    stride,
-                )
-            )
+            numbers = (shape, grid, prefix, str(layer.channels), stride)
+            rows.append((layer.name, layer.module_type, layer.layout, *numbers))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

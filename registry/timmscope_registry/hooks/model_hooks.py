@@ -37,8 +37,8 @@ class ModelHooks:
     Args:
         module: any module that takes (B, C, H, W) and returns logits; its parts must not be
             replaced afterwards.
-        example: one or more normalised inputs, (B, C, H, W). The catalogue is traced on the first,
-            in a batch of two, when it is first needed.
+        example: one or more normalised inputs, (B, C, H, W). The catalogue is traced on a batch of
+            two, made from them, when it is first needed.
         hidden: modules that are not hook points, by name, with the reason.
 
     Raises:
