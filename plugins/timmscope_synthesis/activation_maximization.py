@@ -225,7 +225,7 @@ class ActivationMaximization(SynthesisTechnique):
         asked = {
             "count": self.count,
             "initial images": len(init) if init is not None else 1,
-            "targets": objective.images_named or 1,
+            "targets": objective.num_targets or 1,
         }
         several = {what: number for what, number in asked.items() if number > 1}
         if len(set(several.values())) > 1:

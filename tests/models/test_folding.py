@@ -1,4 +1,4 @@
-"""Folding batch norms changes speed and nothing else."""
+"""Folding batch norms changes the speed of a model and nothing else."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Plain(nn.Module):
 
 
 class Twice(Plain):
-    """A function uses the convolution's output too, which no module shows."""
+    """A function outside all modules uses the convolution's output too."""
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -49,7 +49,7 @@ class Twice(Plain):
 @pytest.mark.parametrize(
     "name", ["resnet18", "efficientnet_lite0", "mobilenetv3_small_050", "densenet121"]
 )
-def test_the_copy_answers_as_the_model_does_and_the_model_is_left_alone(name: str) -> None:
+def test_the_copy_has_the_models_values_and_the_model_is_not_changed(name: str) -> None:
     model = load_model(f"random:{name}")
     torch.manual_seed(1)
     for part in model.module.modules():
@@ -61,10 +61,10 @@ def test_the_copy_answers_as_the_model_does_and_the_model_is_left_alone(name: st
     folded = fold_batch_norms(model, [last])
     assert fingerprint(model.module).difference(before) == []
     assert folded is not None
-    gone = [name for name in model.layers if name not in folded.layers]
-    assert gone
-    assert all(isinstance(model.module.get_submodule(name), nn.Conv2d) for name in gone)
-    assert [name for name in model.layers if name not in gone] == list(folded.layers)
+    folded_away = [name for name in model.layers if name not in folded.layers]
+    assert folded_away
+    assert all(isinstance(model.module.get_submodule(name), nn.Conv2d) for name in folded_away)
+    assert [name for name in model.layers if name not in folded_away] == list(folded.layers)
     images = torch.rand(3, *model.input_size)
     with torch.no_grad(), model.record(last) as one, folded.record(last) as other:
         model(images)
@@ -73,7 +73,7 @@ def test_the_copy_answers_as_the_model_does_and_the_model_is_left_alone(name: st
     assert 0 < worst <= TOLERANCE * one[last].abs().max()
 
 
-def test_a_convolution_that_is_kept_is_not_folded() -> None:
+def test_a_convolution_among_the_layers_to_keep_is_not_folded() -> None:
     model = made(Plain())
     assert fold_batch_norms(model, ["conv", "fc"]) is None
     folded = fold_batch_norms(model, ["norm", "fc"])
@@ -83,11 +83,11 @@ def test_a_convolution_that_is_kept_is_not_folded() -> None:
     assert folded.module.fc.weight is model.module.fc.weight
 
 
-def test_what_modules_do_not_show_is_found_by_running_the_copy() -> None:
+def test_a_second_use_of_an_output_outside_modules_is_detected() -> None:
     assert fold_batch_norms(made(Twice()), ["fc"]) is None
 
 
-def test_models_that_someone_listens_to_and_others_than_float32_are_left_alone() -> None:
+def test_models_with_hooks_and_models_not_in_float32_are_not_folded() -> None:
     model = made(Plain())
     with model.edit({"norm": torch.clone}):
         assert fold_batch_norms(model, ["fc"]) is None
@@ -100,7 +100,7 @@ def test_models_that_someone_listens_to_and_others_than_float32_are_left_alone()
 
 
 class Stretched(nn.Module):
-    """Two norms, of which the second can be made to cancel almost all that it is given."""
+    """Two norms, of which the second can cancel almost all of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Stretched(nn.Module):
         return self.fc(self.norm2(self.conv2(x)).mean((2, 3)))
 
 
-def test_a_fused_copy_has_the_models_layers_but_for_convolutions_that_are_folded() -> None:
+def test_a_fused_copy_has_the_models_layers_except_folded_convolutions() -> None:
     model = made(Plain())
     before = fingerprint(model.module)
     fused = model.fused()
@@ -145,7 +145,7 @@ def test_a_fused_copy_has_the_same_gradients() -> None:
         assert (fast - slope).abs().max() <= 1e-5 * slope.abs().max()
 
 
-def test_norms_that_cannot_be_folded_exactly_stay_and_the_others_go() -> None:
+def test_only_norms_that_can_be_folded_exactly_are_folded() -> None:
     torch.manual_seed(0)  # what is lost to rounding depends on the weights
     model = made(Stretched())
     model.module.conv2.bias.data += 3e4
@@ -161,7 +161,7 @@ def test_norms_that_cannot_be_folded_exactly_stay_and_the_others_go() -> None:
     torch.testing.assert_close(twice.fused()(images), twice(images), rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_to_gain_gives_the_model_itself() -> None:
+def test_fusing_returns_the_model_itself_if_nothing_is_gained() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -177,7 +177,7 @@ def test_nothing_to_gain_gives_the_model_itself() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_packed_convolutions_are_the_usual_ones(groups: int) -> None:
+def test_packed_convolutions_equal_unpacked_ones(groups: int) -> None:
     from timm.layers import Conv2dSame
 
     torch.manual_seed(0)
@@ -213,8 +213,8 @@ class Shared(nn.Module):
         return self.fc(self.body(self.conv(x).relu() if self.twice else x).mean((2, 3)))
 
 
-class Aside(Plain):
-    """A function takes the convolution's output to a head that the end does not depend on."""
+class SideHead(Plain):
+    """A function passes the convolution's output to a head that the output does not depend on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,22 +226,22 @@ class Aside(Plain):
         return self.fc(self.norm(y).mean((2, 3)))
 
 
-class AsksTheNorm(Plain):
-    """A forward that needs the norm itself."""
+class ReadsTheNorm(Plain):
+    """A forward that reads an attribute of the norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.norm.eps
 
 
-class ByName(Plain):
-    """Parts are called by the names of their arguments."""
+class KeywordCalls(Plain):
+    """Parts are called with keyword arguments."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.norm(input=self.conv(input=x)).mean((2, 3)))
 
 
 class OneByOne(Plain):
-    """The convolution takes images without a batch, and at times none."""
+    """The convolution gets images without a batch axis, and also an empty batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         each = torch.stack([self.conv(image) for image in x])
@@ -249,21 +249,21 @@ class OneByOne(Plain):
 
 
 @pytest.mark.parametrize(
-    ("module", "gone"),
+    ("module", "folded_away"),
     [
         (lambda: Shared(twice=True), []),
         (lambda: Shared(twice=False), ["conv"]),
-        (Aside, []),
-        (AsksTheNorm, []),
-        (ByName, ["conv"]),
+        (SideHead, []),
+        (ReadsTheNorm, []),
+        (KeywordCalls, ["conv"]),
         (OneByOne, []),
     ],
 )
-def test_odd_networks_have_the_same_layers_and_values(module, gone) -> None:
+def test_copies_of_unusual_networks_have_the_same_layers_and_values(module, folded_away) -> None:
     model = made(module())
     fused = model.fused()
     names = list(fused.layers)
-    assert names == [name for name in model.layers if name not in gone]
+    assert names == [name for name in model.layers if name not in folded_away]
     images = torch.rand(3, 3, 9, 8)
     with torch.no_grad(), model.record(*names) as one, fused.record(*names) as other:
         model(images)
@@ -272,7 +272,7 @@ def test_odd_networks_have_the_same_layers_and_values(module, gone) -> None:
         assert (one[name] - other[name]).abs().max() <= 1e-5 * one[name].abs().max(), name
 
 
-def test_weights_of_a_copy_that_change_are_packed_again() -> None:
+def test_changed_weights_of_a_copy_are_packed_again() -> None:
     from timmscope.evaluation.randomisation import cascade
 
     torch.manual_seed(0)
@@ -284,7 +284,7 @@ def test_weights_of_a_copy_that_change_are_packed_again() -> None:
         torch.testing.assert_close(packed[:, 0], usual, rtol=1e-5, atol=1e-6)
 
 
-def test_forward_derivatives_of_a_copy_are_not_lost() -> None:
+def test_a_copy_has_forward_mode_derivatives() -> None:
     from torch.autograd import forward_ad
 
     model, images = made(Plain()), torch.rand(2, 3, 8, 8)

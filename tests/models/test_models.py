@@ -1,4 +1,4 @@
-"""Models by scheme, in pixel units, against timm's own transform and forward."""
+"""Models of every scheme equal timm's own transform and forward, for images in pixel units."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_logits_equal_timms_for_other_architectures_and_shapes(spec, shape):
     assert torch.allclose(model(model.images(pixels)), expected, rtol=0, atol=1e-5)
 
 
-def test_real_weights_see_a_tiger_cat_and_an_espresso(lite0, photos):
+def test_pretrained_weights_recognise_a_tiger_cat_and_an_espresso(lite0, photos):
     probability, index = lite0(photos[:2]).softmax(1).max(1)
     assert [lite0.class_name(int(i)) for i in index] == ["tiger cat", "espresso"]
     assert probability.tolist() == pytest.approx([0.39, 0.95], abs=0.01)
 
 
-def test_random_models_are_the_same_for_the_same_seed_and_leave_the_generator_alone():
+def test_random_models_depend_only_on_the_seed_and_do_not_change_the_generator():
     before = torch.get_rng_state()
     first = load_model("random:resnet18?seed=3&img_size=64")
     second = load_model("random:resnet18?seed=3&img_size=64")
@@ -61,7 +61,7 @@ def test_random_models_are_the_same_for_the_same_seed_and_leave_the_generator_al
     assert first.input_size == (3, 64, 64)
 
 
-def test_img_size_reaches_architectures_that_take_it_and_those_that_do_not():
+def test_img_size_works_for_architectures_with_and_without_such_an_argument():
     vit = load_model("random:vit_tiny_patch16_224?img_size=64")
     assert vit.module.patch_embed.grid_size == (4, 4)
     assert vit(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
@@ -72,7 +72,7 @@ def test_img_size_reaches_architectures_that_take_it_and_those_that_do_not():
     )
 
 
-def test_a_stem_that_rearranges_pixels_into_channels_still_takes_rgb():
+def test_a_model_whose_first_layer_rearranges_pixels_takes_rgb():
     model = load_model("random:tresnet_m?img_size=64&num_classes=5")
     assert model.input_size == (3, 64, 64)
     images = torch.rand(2, 3, 64, 64)
@@ -85,14 +85,14 @@ def test_a_stem_that_rearranges_pixels_into_channels_still_takes_rgb():
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_other_numbers_of_channels_normalise_by_the_mean_of_rgb(channels):
+def test_other_numbers_of_channels_use_the_mean_of_the_rgb_statistics(channels):
     model = load_model(f"random:resnet18?in_chans={channels}&img_size=64")
     assert model.input_size == (channels, 64, 64)
     assert model.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3] * channels)
     assert model.layers["layer1"].grid == (16, 16)
 
 
-def test_a_model_of_four_channels_refuses_pictures_in_one_line(tmp_path: Path):
+def test_a_model_with_four_channels_refuses_pictures_in_one_line(tmp_path: Path):
     model = load_model("random:resnet18?in_chans=4&img_size=64")
     message = "the model takes 4 channels, and pictures have 1 or 3: give it tensors"
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
@@ -119,7 +119,7 @@ def test_weights_from_a_file_give_the_same_logits(tmp_path: Path, suffix):
     assert torch.equal(loaded(image), source(image))
 
 
-def test_a_pickle_that_holds_code_is_refused(tmp_path):
+def test_a_pickle_with_code_is_refused(tmp_path):
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": nn.Linear(2, 2)}, path)
     with pytest.raises(ModelError, match="pickled objects are never loaded"):
@@ -139,20 +139,20 @@ def test_a_pickle_that_holds_code_is_refused(tmp_path):
         ("file:/nowhere.pth", r"add \?arch=NAME"),
     ],
 )
-def test_a_wrong_model_id_is_one_clear_line(spec, message):
+def test_a_wrong_model_id_is_refused_in_one_line(spec, message):
     with pytest.raises(ModelError, match=message) as caught:
         load_model(spec)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_architecture_say_what_does_not_fit(tmp_path):
+def test_the_error_for_weights_of_another_architecture_says_what_does_not_fit(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(timm.create_model("resnet18", num_classes=5).state_dict(), path)
     with pytest.raises(ModelError, match=r"fc.weight is \(5, 512\), expected \(1000, 512\).*num_c"):
         load_model(f"file:{path}?arch=resnet18")
 
 
-def test_a_broken_weights_file_is_named(tmp_path):
+def test_the_error_for_a_damaged_weights_file_names_it(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"\x00" * 40)
     with pytest.raises(ModelError, match=r"weights\.safetensors cannot be read as weights"):
@@ -170,7 +170,7 @@ class Tiny(nn.Module):
         return self.head(self.norm(self.conv(x)).mean((2, 3)))
 
 
-def test_any_module_serves_with_its_preprocessing_and_normalises_inside():
+def test_any_module_can_be_used_and_normalises_inside_its_forward():
     module = Tiny().eval()
     model = HookedModel(
         module, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2), input_size=(3, 8, 8), class_names="ab"
@@ -183,12 +183,12 @@ def test_any_module_serves_with_its_preprocessing_and_normalises_inside():
     assert model.num_classes == 2
 
 
-def test_a_module_without_configuration_says_what_to_pass():
+def test_the_error_for_a_module_without_configuration_names_the_arguments():
     with pytest.raises(ModelError, match="pass input_size, mean, std to HookedModel"):
         HookedModel(Tiny())
 
 
-def test_a_training_module_is_evaluated_and_handed_back_as_it_was():
+def test_a_module_in_train_mode_runs_in_eval_mode_and_is_not_changed():
     module = Tiny().train()
     model = HookedModel(module, mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 8, 8))
     image = torch.rand(4, 3, 8, 8)
@@ -225,7 +225,7 @@ def test_layer_gradient_of_an_objective_before_the_layer_is_refused(lite0, photo
         lite0.layer_gradient(photos, "blocks.1[3]", "blocks.4")
 
 
-def test_passes_are_counted_an_image(lite0, photos):
+def test_passes_are_counted_per_image(lite0, photos):
     with lite0.count_passes(3) as counter:
         lite0.gradient(photos, "class:1")
         with counter.only(torch.tensor([2])), torch.no_grad():
@@ -251,7 +251,7 @@ def test_wrong_images_are_refused_in_one_line(lite0, images, message):
         lite0.images(images)
 
 
-def test_arrays_of_16_bits_are_pictures_and_byte_values_as_floats_are_refused(lite0):
+def test_16_bit_arrays_are_converted_and_floats_up_to_255_are_refused(lite0):
     ramp = np.linspace(0, 255, 80 * 90 * 3).astype(np.uint8).reshape(80, 90, 3)
     expected = lite0.images(Image.fromarray(ramp))
     assert torch.equal(lite0.images(ramp.astype(np.uint16) * 257), expected)
@@ -267,13 +267,13 @@ def test_a_half_precision_model_takes_float_images():
     assert model(torch.ones(1, 3, 64, 64)).float() == pytest.approx(reference, abs=0.05)
 
 
-def test_class_names_are_found_by_synonym_number_of_wordnet_and_any_case(lite0):
+def test_classes_are_found_by_synonym_and_wordnet_id_in_any_case(lite0):
     classes = lite0.classes
     assert classes.find("Tiger  Cat") == classes.find("n02123159") == 282
     assert classes.find("tabby cat") == classes.find("tabby") == 281
 
 
-def test_a_misspelt_or_ambiguous_class_is_explained(lite0):
+def test_the_error_for_a_misspelt_or_ambiguous_class_names_candidates(lite0):
     with pytest.raises(ObjectiveError, match="did you mean 'tiger cat'"):
         lite0.classes.find("tigre cat")
     with pytest.raises(ObjectiveError, match=r"several classes: 134 \(n02012849\), 517 \(n0312"):

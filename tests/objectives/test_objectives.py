@@ -1,4 +1,4 @@
-"""The objective algebra: values by hand, the text form, and what does not fit."""
+"""Objectives have hand-computed values and a text form, and are refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_direction_is_a_dot_product_and_an_axis_is_a_channel(lite0, photos, acti
     assert torch.allclose(axis, lite0.score(photos, channel("blocks.4", 17)), atol=1e-6)
 
 
-def test_class_logits_may_differ_an_image(lite0, photos):
+def test_each_image_may_have_its_own_class(lite0, photos):
     logits = lite0(photos)
     scores = lite0.score(photos, class_logit([282, "espresso", 3]))
     assert torch.equal(scores, logits[[0, 1, 2], [282, 967, 3]])
@@ -130,16 +130,18 @@ def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
         ("global_pool[3,1,0]", "there is no cell"),
         ("blocks.4@[1.0, 2.0]", "2 numbers"),
         ("class:1|2", "2 target classes for 3 image"),
-        ("blocks.4o", "is no layer .nearest: 'blocks.4'"),
+        ("blocks.4o", "is not a layer .nearest: 'blocks.4'"),
     ],
 )
-def test_an_objective_that_does_not_fit_the_model_is_one_clear_line(lite0, photos, text, message):
+def test_an_objective_that_does_not_fit_the_model_is_refused_in_one_line(
+    lite0, photos, text, message
+):
     with pytest.raises(ObjectiveError, match=message) as caught:
         parse_objective(text).bind(lite0, photos)
     assert "\n" not in str(caught.value)
 
 
-def test_a_misspelt_layer_names_the_nearest(lite0, photos):
+def test_the_error_for_a_misspelt_layer_suggests_the_nearest(lite0, photos):
     with pytest.raises(LayerNotFound) as caught:
         parse_objective("blocks.44[1]").bind(lite0, photos)
     assert caught.value.nearest[0] == "blocks.4"
@@ -153,14 +155,14 @@ def test_malformed_text_is_refused(text):
         parse_objective(text)
 
 
-def test_a_class_of_a_model_without_classes_says_what_to_use_instead():
+def test_the_error_for_a_model_without_classes_suggests_a_unit():
     model = load_model("random:resnet18?num_classes=0&img_size=64")
     for text in ("class:3", "top"):
-        with pytest.raises(ObjectiveError, match=r"has no classes: aim at a unit instead"):
+        with pytest.raises(ObjectiveError, match=r"has no classes: choose a unit instead"):
             model.score(torch.rand(1, 3, 64, 64), text)
 
 
-def test_objectives_do_not_multiply_each_other():
+def test_objectives_cannot_be_multiplied_by_each_other():
     with pytest.raises(ObjectiveError):
         _ = top() * top()
     with pytest.raises(ObjectiveError):
@@ -168,31 +170,31 @@ def test_objectives_do_not_multiply_each_other():
 
 
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("make", "reason"),
     [
-        (lambda: top() / 0, "divided by a number but 0"),
+        (lambda: top() / 0, "divided only by a number other than 0"),
         (lambda: top() * float("nan"), "finite number, not nan"),
         (lambda: 3 - top(), "cannot subtract an objective from 3"),
         (lambda: parse_objective("1e999*top"), "finite number, not inf"),
-        (lambda: class_logit(2.7), "a class is a whole number, not 2.7"),
-        (lambda: class_logit(torch.tensor([1.5, 2.0])), "a class is a whole number, not 1.5"),
-        (lambda: class_logit(None), "a class is a whole number, not None"),
+        (lambda: class_logit(2.7), "a class must be a whole number, not 2.7"),
+        (lambda: class_logit(torch.tensor([1.5, 2.0])), "a class must be a whole number, not 1.5"),
+        (lambda: class_logit(None), "a class must be a whole number, not None"),
         (lambda: class_logit([]), "no classes"),
-        (lambda: channel("blocks.4", 1.5), "a unit is a whole number, not 1.5"),
-        (lambda: neuron("blocks.4", 1, 0.5, 0), "a row is a whole number, not 0.5"),
+        (lambda: channel("blocks.4", 1.5), "a unit must be a whole number, not 1.5"),
+        (lambda: neuron("blocks.4", 1, 0.5, 0), "a row must be a whole number, not 0.5"),
         (lambda: direction("blocks.4", "abc"), "one row of finite numbers"),
-        (lambda: as_objective(3.5), "3.5 is no objective"),
-        (lambda: as_objective(None), "None is no objective"),
-        (lambda: as_objective([1, 2]), "is no objective"),
+        (lambda: as_objective(3.5), "3.5 is not an objective"),
+        (lambda: as_objective(None), "None is not an objective"),
+        (lambda: as_objective([1, 2]), "is not an objective"),
     ],
 )
-def test_what_is_no_objective_is_refused_in_one_line_when_it_is_made(make, why):
-    with pytest.raises(ObjectiveError, match=why) as caught:
+def test_an_invalid_objective_is_refused_in_one_line_when_it_is_made(make, reason):
+    with pytest.raises(ObjectiveError, match=reason) as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
-def test_classes_come_as_any_kind_of_whole_number():
+def test_classes_may_be_any_kind_of_integer():
     kinds = [3, np.int64(3), torch.tensor(3), np.array(3), [3], (3,), np.array([3]), range(3, 4)]
     assert {str(class_logit(kind)) for kind in kinds} == {"class:3"}
     assert str(class_logit(torch.tensor([3, 5]))) == "class:3|5"

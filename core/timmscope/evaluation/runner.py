@@ -91,9 +91,9 @@ def evaluate(
             parameter="boxes",
         )
     target = as_objective(objective)
-    if target.images_named not in (None, len(subjects)):
+    if target.num_targets not in (None, len(subjects)):
         raise ParameterError(
-            f"{target} names targets for {target.images_named} images, but there are "
+            f"{target} names targets for {target.num_targets} images, but there are "
             f"{len(subjects)}",
             parameter="objective",
         )
@@ -178,7 +178,7 @@ def _complete(
             if subject is None:
                 record["unreadable"] = reason
             else:
-                own = target.rows(number, number + 1) if target.images_named else target
+                own = target.rows(number, number + 1) if target.num_targets else target
                 name = subjects.names[number]
                 inside = None if boxes is None else boxes.inside(model, name, subject.size)
                 record |= _measure(

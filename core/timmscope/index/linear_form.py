@@ -20,10 +20,10 @@ from torch import Tensor
 from timmscope.objectives.algebra import Objective, WeightedSum
 from timmscope.objectives.kinds import (
     LOGITS,
-    ByName,
     Channel,
     ClassLogit,
     Direction,
+    LayerOrClass,
     as_objective,
 )
 from timmscope.store.model import store_model
@@ -120,7 +120,7 @@ def _terms(
         for weight, term in objective.terms:
             for inner, single in _terms(term, load):
                 yield weight * inner, single
-    elif isinstance(objective, ByName | ClassLogit):
+    elif isinstance(objective, LayerOrClass | ClassLogit):
         yield 1.0, objective.bind(load(), None)
     else:
         yield 1.0, objective

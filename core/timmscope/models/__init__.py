@@ -1,4 +1,4 @@
-"""Models: a timm model with its preprocessing, class names and hook points, got by scheme."""
+"""Loads timm models with their preprocessing, class names and hook points."""
 
 from timmscope.models.classes import ClassNames
 from timmscope.models.hooked_model import HookedModel, PassCounter

@@ -1,4 +1,4 @@
-"""What a model's outputs are called, so that people may write `tiger cat` instead of 282."""
+"""Names of a model's classes, so that users can write `tiger cat` instead of 282."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from timmscope_registry import ObjectiveError, nearest
 
 
 class ClassNames(Sequence[str]):
-    """Names of a model's classes by index, found again by name, synonym or WordNet id.
+    """Names of a model's classes; `find` returns the index of a name, synonym or WordNet id.
 
     Args:
-        names: one name a class; synonyms are separated by a comma and a blank, as ImageNet's are.
-        keys: further unique keys a class, for example WordNet ids (`n02123159`).
+        names: one name per class; synonyms are separated by a comma and a space, as in ImageNet.
+        keys: one further unique key per class, for example the WordNet id (`n02123159`).
     """
 
     def __init__(self, names: Iterable[str], keys: Iterable[str] = ()) -> None:
         self._names = list(names)
         self._keys = list(keys)
-        self._found: dict[str, list[int]] = {}
+        self._indices: dict[str, list[int]] = {}
         for index, name in enumerate(self._names):
             for synonym in {name, *name.split(", ")}:
-                self._found.setdefault(_fold(synonym), []).append(index)
+                self._indices.setdefault(_fold(synonym), []).append(index)
         for index, key in enumerate(self._keys):
-            self._found.setdefault(_fold(key), []).append(index)
+            self._indices.setdefault(_fold(key), []).append(index)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -45,23 +45,23 @@ class ClassNames(Sequence[str]):
         return f"ClassNames({len(self)}: {', '.join(self._names[:3])}, …)"
 
     def short(self, index: int) -> str:
-        """The first synonym of a class: `tabby` for `tabby, tabby cat`."""
+        """Return the first synonym of a class: `tabby` for `tabby, tabby cat`."""
         return self._names[index].split(", ")[0]
 
     def find(self, name: str) -> int:
-        """Index of the class of that name, any case.
+        """Return the index of the class of that name; upper and lower case are the same.
 
         Raises:
             ObjectiveError: no class or several classes have that name.
         """
-        found = self._found.get(_fold(name), [])
-        if len(found) == 1:
-            return found[0]
-        if found:
+        indices = self._indices.get(_fold(name), [])
+        if len(indices) == 1:
+            return indices[0]
+        if indices:
             extra = self._keys or self._names
-            choices = ", ".join(f"{index} ({extra[index]})" for index in found)
-            raise ObjectiveError(f"class {name!r} names several classes: {choices}; use the number")
-        close = nearest(_fold(name), self._found)
+            choices = ", ".join(f"{index} ({extra[index]})" for index in indices)
+            raise ObjectiveError(f"{name!r} names several classes: {choices}; use the number")
+        close = nearest(_fold(name), self._indices)
         hint = f"; did you mean {' or '.join(repr(item) for item in close)}?" if close else ""
         raise ObjectiveError(f"no class is called {name!r}{hint}")
 
@@ -71,9 +71,9 @@ def _fold(name: str) -> str:
 
 
 def imagenet_classes(module: nn.Module) -> ClassNames | None:
-    """Names of the ImageNet variant that a timm model was made for, by timm's own tables.
+    """Class names of the ImageNet variant that a timm model was trained on, from timm's tables.
 
-    None where the number of outputs fits no variant.
+    None if the number of outputs fits no variant.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 

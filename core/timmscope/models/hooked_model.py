@@ -1,8 +1,8 @@
-"""`HookedModel`: a vision model in pixel units, with named layers and hooks that let go.
+"""`HookedModel` is a vision model that takes images in [0, 1] and has named layers and hooks.
 
-All families see a model only through this class. It takes RGB images in [0, 1] and normalises
-inside its forward; it is frozen and in eval mode for the duration of every call, whatever the
-caller's module was, and hands back what it found.
+Techniques use a model only through this class. It takes RGB images in [0, 1] and normalises them in
+its forward. During every call the module is in eval mode and its parameters are frozen; afterwards
+it is as the caller left it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 
 
 class PassCounter:
-    """Counts how often each image of a batch went forward and backward through the model.
+    """Counts the forward and backward passes of each image of a batch.
+
+    Args:
+        batch: number of images.
 
     Attributes:
-        forwards: `(B,)` int64, forward passes an image.
-        backwards: `(B,)` int64, backward passes that reached an image.
+        forwards: `(B,)` int64, forward passes of each image.
+        backwards: `(B,)` int64, backward passes that reached each image.
     """
 
     def __init__(self, batch: int) -> None:
@@ -46,7 +49,7 @@ class PassCounter:
 
     @contextlib.contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Inside, a forward of `len(rows)` images is counted for those rows of the batch."""
+        """Count forwards of `len(rows)` images for those rows of the batch, inside the context."""
         outer, self._rows = self._rows, rows.cpu()
         try:
             yield
@@ -57,7 +60,7 @@ class PassCounter:
         """Count one forward of `inputs`, and each backward that reaches them."""
         rows = self._rows if self._rows is not None else torch.arange(len(self.forwards))
         if len(inputs) % max(len(rows), 1):
-            return  # a forward of something else than these images, as a reference picture
+            return  # a forward of other images, such as a reference image
         times = len(inputs) // max(len(rows), 1)
         self.forwards[rows] += times
         if inputs.requires_grad:
@@ -75,18 +78,18 @@ class HookedModel:
     """A timm model (or any image classifier or encoder) with preprocessing and hook points.
 
     Args:
-        module: the network. timm models carry their own configuration; for others give `mean`,
-            `std` and `input_size`.
-        mean: per channel, pixel units [0, 1].
-        std: per channel, pixel units [0, 1].
-        input_size: channels, height, width in pixels.
+        module: the network. timm models have a configuration; for others give `mean`, `std` and
+            `input_size`.
+        mean: mean per channel, pixel units [0, 1].
+        std: standard deviation per channel, pixel units [0, 1].
+        input_size: channels, and height and width in pixels.
         interpolation: resize filter of `preprocess`.
         crop_pct: share of the resized image that the centre crop keeps.
-        class_names: names of the outputs; by default ImageNet's where the model was made for it.
-        id: how to find the model again, `scheme:name`.
+        class_names: names of the outputs; by default ImageNet's if the model was trained on it.
+        id: id by which the model can be loaded again, `scheme:name`.
 
     Raises:
-        ModelError: the module lacks a configuration, and the arguments do not give one.
+        ModelError: the module has no configuration, and the arguments do not give one.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class HookedModel:
         size = "×".join(str(value) for value in self.input_size)
         return f"HookedModel({self.id!r}, input {size}, {self.num_classes} classes)"
 
-    # What the model is
+    # Properties of the model
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -130,12 +133,12 @@ class HookedModel:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Per-channel mean subtracted inside the model, pixel units."""
+        """Mean per channel that the model subtracts, pixel units."""
         return self.preprocessing.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Per-channel divisor inside the model, pixel units."""
+        """Standard deviation per channel by which the model divides, pixel units."""
         return self.preprocessing.std
 
     @cached_property
@@ -149,12 +152,12 @@ class HookedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self._first_parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters; images are cast to it inside the model."""
+        """Dtype of the parameters; the model casts images to it."""
         return self._first_parameter.dtype
 
     @property
@@ -163,7 +166,7 @@ class HookedModel:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 over names, types, shapes and bytes of all parameters and buffers."""
+        """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -172,25 +175,26 @@ class HookedModel:
         return digest.hexdigest()
 
     def class_name(self, index: int) -> str:
-        """Short name of a class, or its number where the model has no names."""
+        """Short name of a class; `class 3` if the model has no class names."""
         if self.classes is not None and index < len(self.classes):
             return self.classes.short(index)
         return f"class {index}"
 
     def fused(self) -> HookedModel:
-        """A copy for speed, where many images follow: the same answers, but for rounding, sooner.
+        """Make a faster copy with the same results except for rounding, for many images.
 
         Batch norms are folded into the convolutions before them, and on a CPU the convolutions'
-        weights are reordered once instead of at every call. A second's work for a ResNet-50, and
-        its convolutions' weights are in memory three times. A convolution that took a batch norm
-        in is no layer of the copy. The weights are those of now: change none afterwards.
+        weights are reordered once instead of at every call. Making the copy of a ResNet-50 takes a
+        second, and the weights of its convolutions are then in memory three times. A convolution
+        with a folded batch norm is no layer of the copy. Do not change weights after the copy is
+        made.
 
-        A layer differs by about 1e-5 of its largest value, which is as far as the model itself is
-        from its values in float64.
+        A layer differs by about 1e-5 of its largest value, as much as the model itself differs from
+        its values in float64.
 
         Returns:
-            The copy; the model itself where there is nothing to gain, or where it is not in
-            float32, somebody hooked it, or folding would change a layer.
+            The copy; the model itself if a copy gains nothing, or if the model is not in float32,
+            has foreign hooks, or would be changed by folding.
         """
         from timmscope.models.folding import fused
 
@@ -201,21 +205,22 @@ class HookedModel:
         self.module.to(device)
         return self
 
-    # Images in
+    # Images
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """A picture resized and cropped as timm would; float32 in [0, 1], `(C, H, W)`."""
+        """Resize and crop a picture as timm does; float32 in [0, 1], `(C, H, W)`."""
         return self.preprocessing(image)
 
     def images(self, source: Any) -> Tensor:
-        """Images ready for the model: `(B, C, H, W)` in [0, 1], on the model's device.
+        """Prepare images for the model: `(B, C, H, W)` in [0, 1], on the model's device.
 
         Args:
-            source: a path, a PIL picture, a `(H, W, 3)` array (uint8, uint16 or float in [0, 1]),
-                a tensor `(C, H, W)` or `(B, C, H, W)` in [0, 1] taken as it is, or a list of these.
+            source: a path, a PIL picture, a `(H, W, 3)` array (uint8, uint16 or float in [0, 1]) or
+                a tensor `(C, H, W)` in [0, 1], or a list of these; or a tensor `(B, C, H, W)` in
+                [0, 1]. Tensors are neither resized nor cropped.
 
         Raises:
-            ImageError: a file cannot be read, or values are not in [0, 1].
+            ImageError: a file cannot be read, values are not in [0, 1], or sizes differ.
         """
         if isinstance(source, Tensor) and source.ndim == 4:
             return self.check_images(source)
@@ -250,7 +255,7 @@ class HookedModel:
         )
 
     def check_images(self, images: Tensor) -> Tensor:
-        """The same images as float on the model's device, or one clear line on what is wrong.
+        """Check images `(B, C, H, W)` and move them to the model's device.
 
         Raises:
             ImageError: wrong rank, channels or type, or values outside [0, 1] or not finite.
@@ -264,7 +269,7 @@ class HookedModel:
             raise ImageError("the batch is empty: pass at least one image")
         if not images.is_floating_point():
             raise ImageError(f"images are {images.dtype}; expected float in [0, 1]: divide by 255")
-        low, high = (float(value) for value in torch.aminmax(images.detach()))  # NaN if one is
+        low, high = (float(value) for value in torch.aminmax(images.detach()))  # NaN if any is NaN
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ImageError("images hold NaN or infinite values; expected float in [0, 1]")
         if low < -1e-6 or high > 1 + 1e-6:
@@ -277,13 +282,13 @@ class HookedModel:
     # Forward
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits `(B, num_classes)` of RGB images `(B, 3, H, W)` in [0, 1]; differentiable.
+        """Compute logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]; differentiable.
 
-        Inside a `record(..., until_last=True)` that stops the forward early there are no
-        logits to return: the result then has shape `(B, 0)`.
+        If an open `record(..., until_last=True)` stops the forward early, the result has shape
+        `(B, 0)`.
 
         Raises:
-            UnsupportedModel: the module returns something else than one tensor.
+            UnsupportedModel: the module does not return one tensor.
         """
         inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
         counter = _counter.get()
@@ -293,13 +298,17 @@ class HookedModel:
         if not isinstance(outputs, Tensor):
             raise UnsupportedModel(
                 f"{self.id} returns {type(outputs).__name__}; expected a tensor of logits: wrap "
-                "the module in one that returns those alone"
+                "the module in one that returns only the logits"
             )
         return outputs
 
     @contextlib.contextmanager
     def count_passes(self, batch: int) -> Iterator[PassCounter]:
-        """Count forwards and backwards an image for as long as the context is open."""
+        """Count the forwards and backwards of each image while the context is open.
+
+        Args:
+            batch: number of images.
+        """
         counter = PassCounter(batch)
         token = _counter.set(counter)
         try:
@@ -308,7 +317,7 @@ class HookedModel:
             _counter.reset(token)
 
     def as_module(self) -> nn.Module:
-        """The model as an `nn.Module` over [0, 1] images, for libraries that want one."""
+        """Wrap the model as an `nn.Module` over images in [0, 1], for libraries that need one."""
         return _PixelModule(self)
 
     # Hooks
@@ -325,13 +334,13 @@ class HookedModel:
         return self.hooks.record(*points, gradients=gradients, until_last=until_last)
 
     def edit(self, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> AbstractContextManager[None]:
-        """Replace activations in flight; see `ModelHooks.edit`."""
+        """Replace activations during a forward; see `ModelHooks.edit`."""
         return self.hooks.edit(edits)
 
     def watch(
         self, functions: Mapping[str, Callable[[Tensor], None]], *, until_last: bool = True
     ) -> AbstractContextManager[None]:
-        """Call functions with activations in flight, keeping nothing; see `ModelHooks.watch`."""
+        """Call functions with activations during a forward; see `ModelHooks.watch`."""
         return self.hooks.watch(functions, until_last=until_last)
 
     def cut(self, point: str) -> AbstractContextManager[Cut]:
@@ -343,13 +352,18 @@ class HookedModel:
         return self.hooks.backward_rule(rule)
 
     def plain_attention(self) -> AbstractContextManager[tuple[str, ...]]:
-        """Turn fused attention off, so that attention matrices exist; gives the modules' names."""
+        """Turn fused attention off; see `ModelHooks.plain_attention`."""
         return self.hooks.plain_attention()
 
     # Objectives
 
     def score(self, images: Tensor, objective: Objective | str) -> Tensor:
-        """Value of an objective an image, `(B,)` float32; differentiable in the images."""
+        """Compute an objective for each image, `(B,)` float32; differentiable in the images.
+
+        Raises:
+            ObjectiveError: the objective does not fit the model.
+            LayerNotFound: the model has no layer that the objective names.
+        """
         from timmscope.objectives import as_objective
 
         bound = as_objective(objective).bind(self, images)
@@ -358,9 +372,12 @@ class HookedModel:
         return bound(recording)
 
     def gradient(self, images: Tensor, objective: Objective | str) -> tuple[Tensor, Tensor]:
-        """Score `(B,)` and its gradient with respect to the images `(B, C, H, W)`.
+        """Compute the score `(B,)` and its gradient with respect to the images `(B, C, H, W)`.
 
-        Works under `no_grad` and `inference_mode`, on frozen models, and touches no `.grad`.
+        Works under `no_grad` and `inference_mode` and on frozen models, and changes no `.grad`.
+
+        Raises:
+            ObjectiveError: as for `score`, or the objective does not depend on the images.
         """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
@@ -373,26 +390,32 @@ class HookedModel:
     def layer_gradient(
         self, images: Tensor, objective: Objective | str, layer: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Score `(B,)`, a layer's activation and the score's gradient there.
+        """Compute the score `(B,)`, a layer's activation and the score's gradient there.
 
-        The graph starts at the layer, so the cost is one forward and the tail's backward.
-        Both tensors have the layer's own layout; `model.layers[layer].spatial` reshapes them.
+        The graph starts at the layer, so the cost is one forward and a backward through the rest of
+        the model. Both tensors have the layer's own layout; `model.layers[layer].spatial` converts
+        them to (B, C, h, w).
 
         Raises:
-            ObjectiveError: the objective is computed before the layer.
+            ObjectiveError: as for `score`, or the objective does not depend on the layer.
+            LayerNotFound: the model has no such layer.
         """
-        score, found = self.layer_gradients(images, objective, (layer,))
-        if layer not in found:
+        score, gradients = self.layer_gradients(images, objective, (layer,))
+        if layer not in gradients:
             raise _no_graph(f"layer {layer!r}")
-        return score, *found[layer]
+        return score, *gradients[layer]
 
     def layer_gradients(
         self, images: Tensor, objective: Objective | str, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Score `(B,)`, and by layer its activation and the score's gradient there.
+        """Compute the score `(B,)`, and by layer its activation and the score's gradient there.
 
-        One forward and one backward for all, whose graph starts at the first of the layers. Those
-        that the objective does not depend on are missing from the answer.
+        One forward and one backward serve all layers; the graph starts at the first of them. Layers
+        on which the objective does not depend are left out.
+
+        Raises:
+            ObjectiveError: as for `score`.
+            LayerNotFound: the model has no such layer.
         """
         from timmscope.objectives import as_objective
 
@@ -400,8 +423,8 @@ class HookedModel:
         names = list(dict.fromkeys(layers))
         if len(names) > 1:
             names.sort(key=lambda name: self.layers[name].order)
-        # Beside the first layer's branch others may run that start at layers of their own.
-        roots = dict.fromkeys(names[1:], _rooted)
+        # Later layers may be in branches that do not depend on the first layer.
+        roots = dict.fromkeys(names[1:], _with_graph)
         with torch.inference_mode(False), torch.enable_grad():
             inputs = images.detach().clone(memory_format=torch.channels_last)
             with (
@@ -412,24 +435,24 @@ class HookedModel:
                 self(inputs)
             score = bound(recording)
             values = [recording[name] for name in names]
-            slopes: Sequence[Tensor | None] = [None] * len(names)
+            gradients: Sequence[Tensor | None] = [None] * len(names)
             if score.requires_grad:
-                slopes = torch.autograd.grad(score.sum(), values, allow_unused=True)
+                gradients = torch.autograd.grad(score.sum(), values, allow_unused=True)
         return score.detach(), {
-            name: (value.detach(), slope)
-            for name, value, slope in zip(names, values, slopes, strict=True)
-            if slope is not None
+            name: (value.detach(), gradient)
+            for name, value, gradient in zip(names, values, gradients, strict=True)
+            if gradient is not None
         }
 
 
-def _rooted(value: Tensor) -> Tensor:
+def _with_graph(value: Tensor) -> Tensor:
+    """The value itself if it is in the graph, else a leaf that requires grad."""
     return value if value.requires_grad else value.detach().requires_grad_()
 
 
 def _no_graph(place: str) -> ObjectiveError:
     return ObjectiveError(
-        f"the objective does not depend on {place}: choose an earlier layer, or an "
-        "objective computed later"
+        f"the objective does not depend on {place}: choose an earlier layer or a later objective"
     )
 
 
@@ -438,7 +461,7 @@ class _PixelModule(nn.Module):
         super().__init__()
         self.network = model.module
         self._model = model
-        self.training = False  # not eval(): the caller's module keeps its mode
+        self.training = False  # not eval(), so that the caller's module keeps its mode
 
     def forward(self, images: Tensor) -> Tensor:
         return self._model(images)

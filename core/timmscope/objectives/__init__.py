@@ -1,4 +1,4 @@
-"""Objectives: a scalar of the model an image, the target of every family."""
+"""Objectives: one scalar of the model per image, which techniques explain, climb or attack."""
 
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.kinds import (

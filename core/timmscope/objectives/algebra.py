@@ -1,7 +1,7 @@
-"""The algebra of objectives: a value with a text form, that adds and scales.
+"""`Objective` is the base of all objectives, which can be added and scaled and have a text form.
 
-An objective is made without a model (`channel("blocks.4", 17)`), then bound to one, which checks
-it and turns names into numbers; bound, it reads its value off a recording of one forward.
+An objective is made without a model (`channel("blocks.4", 17)`). Binding it to a model checks it
+and resolves names; a bound objective computes its value from the recorded activations of a forward.
 """
 
 from __future__ import annotations
@@ -21,49 +21,53 @@ if TYPE_CHECKING:
 
 
 class Objective(ABC):
-    """A scalar of the model an image. `str(objective)` is its text form and parses back."""
+    """One scalar of the model per image; `parse_objective(str(objective))` gives it back."""
 
     @abstractmethod
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
-        """The same objective for this model: names resolved, layers and units checked.
+        """Return the objective for this model, with names resolved and layers and units checked.
 
         Args:
-            model: the model it will be read from.
-            images: `(B, 3, H, W)`; needed by objectives that depend on the prediction.
+            model: the model.
+            images: `(B, C, H, W)`; needed by objectives that depend on the prediction.
 
         Raises:
-            ObjectiveError: it does not fit the model.
+            ObjectiveError: the objective does not fit the model.
             LayerNotFound: the model has no such layer.
         """
 
     @property
     @abstractmethod
     def points(self) -> tuple[str, ...]:
-        """Hook points whose activations it reads; `logits` is the model's output."""
+        """Hook points whose activations the objective needs; `logits` is the model's output."""
 
     @abstractmethod
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
-        """Value an image, `(B,)` float32; only for bound objectives."""
+        """Compute the value for each image, `(B,)` float32; only for bound objectives.
+
+        Args:
+            recording: activations by hook point, all those in `points`.
+        """
 
     @abstractmethod
     def __str__(self) -> str: ...
 
     @property
-    def images_named(self) -> int | None:
-        """How many images it names a target for; None where it serves any number."""
+    def num_targets(self) -> int | None:
+        """Number of images for which the objective names a target; None if it fits any number."""
         return None
 
     @property
     def classes(self) -> tuple[int, ...] | None:
-        """The class of each image, or one for all, where it is a class logit alone and bound."""
+        """The class of each image, or one for all; None unless it is a bound class logit."""
         return None
 
     def rows(self, start: int, stop: int) -> Objective:
-        """The objective for a part of the batch: per-image targets are cut to those rows."""
+        """Return the objective for a part of the batch, with the targets of those images."""
         return self
 
     def repeated(self, times: int) -> Objective:
-        """The objective for the batch `times` over, as `torch.cat([images] * times)` makes it."""
+        """Return the objective for a batch repeated as by `torch.cat([images] * times)`."""
         return self
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:  # IPython
@@ -88,16 +92,20 @@ class Objective(ABC):
 
     def __mul__(self, factor: float) -> Objective:
         if not isinstance(factor, SupportsFloat):
-            raise ObjectiveError("objectives are multiplied by numbers, not by each other")
+            raise ObjectiveError("an objective can be multiplied only by a number")
         if not math.isfinite(factor):
-            raise ObjectiveError(f"an objective is multiplied by a finite number, not {factor!r}")
+            raise ObjectiveError(
+                f"an objective can be multiplied only by a finite number, not {factor!r}"
+            )
         return _sum(tuple((weight * float(factor), term) for weight, term in _terms(self)))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Objective:
         if not isinstance(divisor, SupportsFloat) or not float(divisor):
-            raise ObjectiveError(f"an objective is divided by a number but 0, not {divisor!r}")
+            raise ObjectiveError(
+                f"an objective can be divided only by a number other than 0, not {divisor!r}"
+            )
         return self * (1.0 / divisor)
 
 
@@ -113,7 +121,7 @@ class WeightedSum(Objective):
 
     @property
     def points(self) -> tuple[str, ...]:
-        """All terms' hook points, each once."""
+        """The hook points of all terms, each once."""
         return tuple(dict.fromkeys(point for _, term in self.terms for point in term.points))
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
@@ -125,23 +133,23 @@ class WeightedSum(Objective):
         return total
 
     @property
-    def images_named(self) -> int | None:
-        """What its terms say.
+    def num_targets(self) -> int | None:
+        """The number of targets that the terms have.
 
         Raises:
-            ObjectiveError: they name different numbers of images.
+            ObjectiveError: terms have different numbers of targets.
         """
-        named = {term.images_named for _, term in self.terms} - {None}
-        if len(named) > 1:
-            raise ObjectiveError(f"terms name targets for {sorted(named)} images: {self}")  # type: ignore[type-var]
-        return named.pop() if named else None
+        numbers = {term.num_targets for _, term in self.terms} - {None}
+        if len(numbers) > 1:
+            raise ObjectiveError(f"terms name targets for {sorted(numbers)} images: {self}")  # type: ignore[type-var]
+        return numbers.pop() if numbers else None
 
     def rows(self, start: int, stop: int) -> Objective:
-        """Cut every term to the rows."""
+        """Apply `rows` to every term."""
         return WeightedSum(tuple((weight, term.rows(start, stop)) for weight, term in self.terms))
 
     def repeated(self, times: int) -> Objective:
-        """Repeat every term's targets."""
+        """Apply `repeated` to every term."""
         return WeightedSum(tuple((weight, term.repeated(times)) for weight, term in self.terms))
 
     def __str__(self) -> str:

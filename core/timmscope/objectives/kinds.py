@@ -1,7 +1,6 @@
 """The kinds of objective: class logit, prediction, channel, neuron, layer energy, direction.
 
-Scores are sums over nothing but the image itself: each image's value depends on that image alone.
-Class objectives read the logit before the softmax.
+The value of each image depends on that image only. Class objectives are logits before the softmax.
 """
 
 from __future__ import annotations
@@ -28,100 +27,115 @@ LOGITS = "logits"
 
 
 def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
-    """Logit of a class, by index or name, or of one class an image (a sequence as long as B)."""
+    """Logit of a class, or of one class per image.
+
+    Args:
+        target: index or name of a class, or a sequence of B indices or names.
+
+    Raises:
+        ObjectiveError: there is no class, or one is neither text nor an integer.
+    """
     if isinstance(target, Tensor | np.ndarray):
         target = target.tolist()
     one = isinstance(target, str) or not isinstance(target, Iterable)
     targets = tuple(
-        value if isinstance(value, str) else _whole(value, "a class")
+        value if isinstance(value, str) else _integer(value, "a class")
         for value in ([target] if one else target)  # type: ignore[union-attr]
     )
     if not targets:
-        raise ObjectiveError("class_logit got no classes: give one, or one an image")
+        raise ObjectiveError("class_logit got no classes: give one, or one per image")
     return ClassLogit(targets)
 
 
 def top() -> Objective:
-    """Logit of the class that the model itself predicts for each image."""
+    """Logit of the class that the model predicts for each image."""
     return Top()
 
 
 def channel(layer: str, unit: int) -> Objective:
     """Mean of a unit over all positions of a layer (without prefix tokens)."""
-    return Channel(layer, _whole(unit, "a unit"))
+    return Channel(layer, _integer(unit, "a unit"))
 
 
 def neuron(layer: str, unit: int, y: int | None = None, x: int | None = None) -> Objective:
     """A unit at one cell of the layer's grid; by default its centre, `(h // 2, w // 2)`."""
     if (y is None) != (x is None):
         raise ObjectiveError(f"neuron of {layer} has y={y}, x={x}: give both or neither")
-    cell = None if y is None or x is None else (_whole(y, "a row"), _whole(x, "a column"))
-    return Neuron(layer, _whole(unit, "a unit"), cell)
+    cell = None if y is None or x is None else (_integer(y, "a row"), _integer(x, "a column"))
+    return Neuron(layer, _integer(unit, "a unit"), cell)
 
 
 def layer_energy(layer: str) -> Objective:
-    """Mean of squares of a whole layer: what DeepDream climbs."""
+    """Mean square of a whole layer, which DeepDream maximises."""
     return LayerEnergy(layer)
 
 
 def direction(layer: str, vector: Sequence[float] | Tensor | np.ndarray[Any, Any]) -> Objective:
     """Dot product of a layer's pooled activation with a vector `(channels,)`.
 
-    The direction of a unit's own axis is that unit's `channel` objective.
+    For a unit vector along one axis it equals the `channel` objective of that unit.
+
+    Raises:
+        ObjectiveError: the vector is not one row of finite numbers.
     """
     if isinstance(vector, Tensor):
         vector = vector.detach().cpu().double().numpy()
     try:
         values = np.asarray(vector, float)
     except (TypeError, ValueError) as error:
-        raise ObjectiveError(f"a direction is one row of finite numbers: {error}") from None
+        raise ObjectiveError(f"a direction must be one row of finite numbers: {error}") from None
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ObjectiveError(
-            f"a direction is one row of finite numbers, not an array of shape {values.shape}"
+            f"a direction must be one row of finite numbers, not an array of shape {values.shape}"
         )
     return Direction(layer, tuple(float(value) for value in values))
 
 
 def as_objective(value: Objective | str | int) -> Objective:
-    """An objective from itself, its text form, or a class index."""
+    """Convert a text form or a class index to an objective; an objective is returned unchanged.
+
+    Raises:
+        ObjectiveError: the value is none of these, or the text cannot be parsed.
+    """
     if isinstance(value, Objective):
         return value
     if isinstance(value, int | np.integer):
         return class_logit(int(value))
     if not isinstance(value, str):
         raise ObjectiveError(
-            f"{value!r} is no objective: expected one, its text form or a class index "
-            "(class_logit([...]) names one an image)"
+            f"{value!r} is not an objective: expected one, its text form or a class index "
+            "(use class_logit([...]) for one class per image)"
         )
     from timmscope.objectives.text import parse_objective
 
     return parse_objective(value)
 
 
-def _whole(value: object, what: str) -> int:
+def _integer(value: object, label: str) -> int:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise ObjectiveError(f"{what} is a whole number, not {value!r}") from None
+        raise ObjectiveError(f"{label} must be a whole number, not {value!r}") from None
 
 
 @dataclass(frozen=True)
 class ClassLogit(Objective):
-    """Logit of one class, or of one class an image."""
+    """Logit of one class, or of one class per image."""
 
     targets: tuple[int | str, ...]
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
-        """Names become indices; a single target serves every image."""
+        """Resolve class names to indices; a single target is for every image."""
         if model.num_classes == 0:
             raise ObjectiveError(
-                f"{model.id} has no classes: aim at a unit instead, for example "
+                f"{model.id} has no classes: choose a unit instead, for example "
                 f"{_example_unit(model)}"
             )
         indices = tuple(_class_index(model, target) for target in self.targets)
         if images is not None and len(indices) not in (1, len(images)):
             raise ObjectiveError(
-                f"{len(indices)} target classes for {len(images)} image(s): give one, or one each"
+                f"{len(indices)} target classes for {len(images)} image(s): give one, or one per "
+                "image"
             )
         return ClassLogit(indices)
 
@@ -132,29 +146,29 @@ class ClassLogit(Objective):
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The logits, before any softmax."""
-        logits = _precise(recording[LOGITS])
+        logits = _at_least_float32(recording[LOGITS])
         if len(self.targets) == 1:
             return logits[:, self.targets[0]]  # type: ignore[index]
         index = torch.tensor(self.targets, device=logits.device)
         return logits.gather(1, index[:, None])[:, 0]
 
     @property
-    def images_named(self) -> int | None:
+    def num_targets(self) -> int | None:
         """The number of targets, if there are several."""
         return len(self.targets) if len(self.targets) > 1 else None
 
     @property
     def classes(self) -> tuple[int, ...] | None:
         """The targets, once they are indices."""
-        known = tuple(target for target in self.targets if isinstance(target, int))
-        return known if len(known) == len(self.targets) else None
+        indices = tuple(target for target in self.targets if isinstance(target, int))
+        return indices if len(indices) == len(self.targets) else None
 
     def rows(self, start: int, stop: int) -> Objective:
         """The targets of those images."""
         return self if len(self.targets) == 1 else ClassLogit(self.targets[start:stop])
 
     def repeated(self, times: int) -> Objective:
-        """The targets of those images, `times` over."""
+        """The targets of those images, repeated."""
         return self if len(self.targets) == 1 else ClassLogit(self.targets * times)
 
     def __str__(self) -> str:
@@ -166,15 +180,16 @@ class Top(Objective):
     """The prediction; binding turns it into class logits."""
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
-        """Predict, and aim at the classes predicted."""
+        """Run the model and return the logits of the predicted classes."""
         if images is None:
             raise ObjectiveError(
-                "'top' is the prediction for an image, and there is none: name a class or a unit"
+                "'top' is the prediction for an image, but there is no image: name a class or a "
+                "unit"
             )
         if model.num_classes == 0:
-            return ClassLogit((0,)).bind(model, images)  # raises, saying what to use instead
+            return ClassLogit((0,)).bind(model, images)  # raises the error that names a unit
         with torch.no_grad():
-            parts = images.detach().split(64)  # a large batch must not go through at once
+            parts = images.detach().split(64)  # a large batch may not fit into memory
             predicted = torch.cat([model(part).argmax(1) for part in parts])
         return ClassLogit(tuple(int(index) for index in predicted))
 
@@ -184,7 +199,7 @@ class Top(Objective):
         return (LOGITS,)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
-        """Refuse: binding turns it into class logits."""
+        """Raise `ObjectiveError`: only the bound objective has a value."""
         raise ObjectiveError("'top' must be bound to a model and images before it has a value")
 
     def __str__(self) -> str:
@@ -192,9 +207,9 @@ class Top(Objective):
 
 
 @dataclass(frozen=True)
-class _OfLayer(Objective):
+class _LayerObjective(Objective):
     layer: str
-    _at: Layer | None = field(default=None, init=False, repr=False, compare=False)
+    _bound_to: Layer | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -204,19 +219,21 @@ class _OfLayer(Objective):
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Find the layer and check the unit."""
         bound = replace(self)
-        object.__setattr__(bound, "_at", model.layers[self.layer])
-        return bound._checked(bound._bound())
+        object.__setattr__(bound, "_bound_to", model.layers[self.layer])
+        return bound._checked(bound._bound_layer())
 
     def _checked(self, layer: Layer) -> Objective:
+        """Check the objective against its layer; returns it, with defaults filled in."""
         return self
 
-    def _bound(self) -> Layer:
-        if self._at is None:
+    def _bound_layer(self) -> Layer:
+        if self._bound_to is None:
             raise ObjectiveError(f"{self} must be bound to a model before it has a value")
-        return self._at
+        return self._bound_to
 
     def _spatial(self, recording: Mapping[str, Tensor]) -> Tensor:
-        return _precise(self._bound().spatial(recording[self.layer]))
+        """The layer's activation as (B, C, h, w)."""
+        return _at_least_float32(self._bound_layer().spatial(recording[self.layer]))
 
 
 def _check_unit(layer: Layer, unit: int) -> None:
@@ -227,7 +244,7 @@ def _check_unit(layer: Layer, unit: int) -> None:
 
 
 @dataclass(frozen=True)
-class Channel(_OfLayer):
+class Channel(_LayerObjective):
     """Mean of a unit over positions."""
 
     unit: int = 0
@@ -245,7 +262,7 @@ class Channel(_OfLayer):
 
 
 @dataclass(frozen=True)
-class Neuron(_OfLayer):
+class Neuron(_LayerObjective):
     """A unit at one position."""
 
     unit: int = 0
@@ -256,7 +273,7 @@ class Neuron(_OfLayer):
         height, width = layer.grid or (1, 1)
         if self.position is None:
             centred = replace(self, position=(height // 2, width // 2))
-            object.__setattr__(centred, "_at", layer)
+            object.__setattr__(centred, "_bound_to", layer)
             return centred
         y, x = self.position
         if not (0 <= y < height and 0 <= x < width):
@@ -278,8 +295,8 @@ class Neuron(_OfLayer):
 
 
 @dataclass(frozen=True)
-class LayerEnergy(_OfLayer):
-    """Mean of squares of a layer."""
+class LayerEnergy(_LayerObjective):
+    """Mean square of a layer."""
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The mean square."""
@@ -290,7 +307,7 @@ class LayerEnergy(_OfLayer):
 
 
 @dataclass(frozen=True)
-class Direction(_OfLayer):
+class Direction(_LayerObjective):
     """Dot product of the pooled activation with a vector."""
 
     vector: tuple[float, ...] = ()
@@ -298,7 +315,7 @@ class Direction(_OfLayer):
     def _checked(self, layer: Layer) -> Objective:
         if len(self.vector) != layer.channels:
             raise ObjectiveError(
-                f"the direction has {len(self.vector)} numbers, layer {layer.name!r} "
+                f"the direction has {len(self.vector)} numbers, but layer {layer.name!r} has "
                 f"{layer.channels} channels"
             )
         return self
@@ -313,8 +330,8 @@ class Direction(_OfLayer):
 
 
 @dataclass(frozen=True)
-class ByName(Objective):
-    """A bare name, for the model to decide: the energy of a layer it has, else a class."""
+class LayerOrClass(Objective):
+    """A name without a form: the energy of the layer of that name if there is one, else a class."""
 
     name: str
 
@@ -330,9 +347,9 @@ class ByName(Objective):
             try:
                 model.layers[self.name]
             except LayerNotFound as no_layer:
-                near = ", ".join(repr(item) for item in no_layer.nearest[:3])
+                names = ", ".join(repr(item) for item in no_layer.nearest[:3])
                 raise ObjectiveError(
-                    f"{self.name!r} is no layer{f' (nearest: {near})' if near else ''}, "
+                    f"{self.name!r} is not a layer{f' (nearest: {names})' if names else ''}, "
                     f"and {no_class}"
                 ) from None
             raise
@@ -343,23 +360,27 @@ class ByName(Objective):
         return ()
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
-        """Refuse: binding turns it into what it names."""
+        """Raise `ObjectiveError`: only the bound objective has a value."""
         raise ObjectiveError(f"{self.name!r} must be bound to a model before it has a value")
 
     def __str__(self) -> str:
         return self.name
 
 
-def _precise(activation: Tensor) -> Tensor:
+def _at_least_float32(activation: Tensor) -> Tensor:
     return activation if activation.dtype == torch.float64 else activation.float()
 
 
 def load_direction(layer: str, path: str) -> Objective:
-    """A direction from a `.npy` file of one row."""
+    """Load a direction from a `.npy` file with one row.
+
+    Raises:
+        ObjectiveError: the file cannot be read or has something else.
+    """
     try:
         return direction(layer, np.load(Path(path), allow_pickle=False))
     except (OSError, ValueError) as error:
-        raise ObjectiveError(f"no direction can be read from {path}: {error}") from error
+        raise ObjectiveError(f"cannot read a direction from {path}: {error}") from error
 
 
 def _class_index(model: ModelLike, target: int | str) -> int:

@@ -1,4 +1,4 @@
-"""`ModelLike` is what an objective asks of a model; objectives depend on no model class."""
+"""`ModelLike` is what an objective needs of a model; objectives depend on no model class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ClassLookup(Protocol):
     """Finds a class by its name."""
 
     def find(self, name: str) -> int:
-        """Index of the class; raises `ObjectiveError` where none or several have the name."""
+        """Index of the class; raises `ObjectiveError` if none or several have the name."""
 
 
 class ModelLike(Protocol):
@@ -22,19 +22,19 @@ class ModelLike(Protocol):
 
     @property
     def id(self) -> str:
-        """What error messages call the model."""
+        """Name of the model in error messages."""
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, 0 where the model is no classifier."""
+        """Number of classes, 0 if the model is no classifier."""
 
     @property
     def classes(self) -> ClassLookup | None:
-        """The classes by name, None where they have no names."""
+        """The classes by name, None if they have no names."""
 
     @property
     def layers(self) -> Mapping[str, Layer]:
         """The layers by name, in execution order."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]."""
+        """Compute logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]."""

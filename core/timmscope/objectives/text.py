@@ -1,15 +1,15 @@
-"""The text form of objectives, for command lines, file names and result files.
+"""Parses the text form of objectives, which command lines, file names and result files use.
 
-============================  ==================================================
+============================  =====================================================
 ``top``                       the model's own prediction
 ``class:281``, ``281``        a class by index
-``class:tiger cat``           a class by name; ``class:3|7|7`` one an image
+``class:tiger cat``           a class by name; ``class:3|7|7`` is one per image
 ``blocks.4[17]``              channel 17 of a layer
-``blocks.4[17,3,5]``          its neuron at row 3, column 5; ``[17,centre]``
+``blocks.4[17,3,5]``          its neuron at row 3, column 5; or ``[17,centre]``
 ``blocks.4``                  energy of the layer
 ``blocks.4@vector.npy``       a direction, from a file or as ``[0.1, …]``
-``0.5*blocks.4[17] - top``    sums and multiples; blanks around + and -
-============================  ==================================================
+``0.5*blocks.4[17] - top``    sums and multiples, with spaces around + and -
+============================  =====================================================
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.kinds import (
-    ByName,
+    LayerOrClass,
     channel,
     class_logit,
     direction,
@@ -35,10 +35,10 @@ _UNIT = re.compile(r"^(?P<layer>[^\[\]@]+)\[(?P<unit>[^\]]*)\]$")
 
 
 def parse_objective(text: str) -> Objective:
-    """The objective a text stands for; names are looked up when it is bound to a model.
+    """Parse the text form of an objective; names are resolved when it is bound to a model.
 
     Raises:
-        ObjectiveError: the text is none of the forms above.
+        ObjectiveError: the text has none of the forms above.
     """
     if not text.strip():
         raise ObjectiveError("the objective is empty: try 'top', 'class:NAME' or 'LAYER[UNIT]'")
@@ -53,7 +53,7 @@ def parse_objective(text: str) -> Objective:
 def _term(piece: str, text: str) -> Objective:
     match = _FACTOR.match(piece)
     if match is None:
-        raise ObjectiveError(f"objective {text!r} lacks a term: expected A + B with both sides")
+        raise ObjectiveError(f"objective {text!r} lacks a term: expected A + B with both terms")
     minus, factor, body = match.groups()
     weight = float(factor or 1) * (-1 if minus else 1)
     objective = _single(body.strip())
@@ -78,11 +78,11 @@ def _single(text: str) -> Objective:
         return _unit(match["layer"].strip(), match["unit"], text)
     if "[" in text or "]" in text:
         raise ObjectiveError(
-            f"{text!r} has an open bracket: expected LAYER[UNIT] or LAYER[UNIT,y,x]"
+            f"{text!r} has an unmatched bracket: expected LAYER[UNIT] or LAYER[UNIT,y,x]"
         )
     if "*" in text:
-        raise ObjectiveError(f"{text!r} multiplies wrongly: expected NUMBER*OBJECTIVE")
-    return ByName(text)
+        raise ObjectiveError(f"{text!r} is not a valid product: expected NUMBER*OBJECTIVE")
+    return LayerOrClass(text)
 
 
 def _unit(layer: str, inside: str, text: str) -> Objective:
@@ -103,4 +103,6 @@ def _direction(layer: str, vector: str) -> Objective:
     try:
         return direction(layer, json.loads(vector))
     except (json.JSONDecodeError, TypeError, ValueError) as error:
-        raise ObjectiveError(f"the direction of {layer!r} is no list of numbers: {error}") from None
+        raise ObjectiveError(
+            f"the direction of {layer!r} is not a list of numbers: {error}"
+        ) from None

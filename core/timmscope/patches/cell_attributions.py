@@ -156,7 +156,7 @@ class _Cells(Objective):
         return picked.to(torch.promote_types(maps.dtype, torch.float32))
 
     @property
-    def images_named(self) -> int | None:
+    def num_targets(self) -> int | None:
         """One per image, unless there is one for all."""
         return len(self.targets) if len(self.targets) > 1 else None
 

@@ -119,8 +119,8 @@ class SynthesisTechnique(Technique):
         require_rgb(model)
         start = model.images(init).detach() if init is not None else None
         goal = as_objective(objective)
-        if start is not None and len(start) == 1 and goal.images_named:
-            start = start.expand(goal.images_named, -1, -1, -1)
+        if start is not None and len(start) == 1 and goal.num_targets:
+            start = start.expand(goal.num_targets, -1, -1, -1)
         bound = goal.bind(model, start)
         facts = self._provenance(model, seed, objective=str(bound))
         with session(seed), restore_state(self, model, facts.weights_sha256):

@@ -19,7 +19,7 @@ class BestOfNoise(SynthesisTechnique):
         self, model: HookedModel, objective: Objective, init: Tensor | None
     ) -> SynthesisOutcome:
         """The best image of each target; a draw is a step."""
-        generators = image_generators(objective.images_named or 1)
+        generators = image_generators(objective.num_targets or 1)
         size = tuple(model.input_size[1:])
         best, scores = [], []
         for _ in self.track(range(self.draws)):
