@@ -1,4 +1,4 @@
-"""`timmscope plugins new`: a package to begin with."""
+"""`timmscope plugins new` writes the package of a new plugin from templates."""
 
 from timmscope.scaffold.kinds import KINDS
 from timmscope.scaffold.new import new_plugin

@@ -1,27 +1,27 @@
-"""What each kind of new plugin says of itself and how it is tested: what its files differ in."""
+"""A table of the kinds of plugins: what the templates insert for each kind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-FAMILIES = ("attribution", "synthesis", "attack", "style", "representation")
 
 
 @dataclass(frozen=True)
 class Kind:
     """One kind of plugin.
 
+    In all texts `{cls}`, `{name}`, `{package}` and `{slug}` stand for the plugin's own names.
+
     Attributes:
-        spec: name of its spec.
-        hook: name of its hook.
-        summary: of the example.
-        implementation: what the import string names; `{cls}` stands for the class.
-        command: how it is tried.
-        named: field of the spec that has the name.
-        more: further fields of the spec, as Python.
+        spec: name of the spec class.
+        hook: name of the hook.
+        summary: one line about the example.
+        command: command that runs the example.
+        test: a test of a value that the example computes, as Python.
+        implementation: name in the import string, after the colon.
+        name_field: name of the spec's field for the name.
+        fields: further fields of the spec, as Python.
         arguments: further arguments of `conformance`, as Python.
-        imports: of the test file.
-        test: a test of what the example computes.
+        imports: import lines of the test file.
     """
 
     spec: str
@@ -30,8 +30,8 @@ class Kind:
     command: str
     test: str
     implementation: str = "{cls}"
-    named: str = "name"
-    more: tuple[str, ...] = ()
+    name_field: str = "name"
+    fields: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     imports: tuple[str, ...] = field(default=("from timmscope.testing import conformance",))
 
@@ -44,7 +44,7 @@ def _technique(
         hook="timmscope_techniques",
         summary=summary,
         command=f"timmscope run {{name}} {command}",
-        more=(f'family="{family}"',),
+        fields=(f'family="{family}"',),
         arguments=arguments,
         imports=tuple(imports.strip().splitlines()),
         test=test,
@@ -56,7 +56,7 @@ KINDS = {
         "attribution",
         "Gradient times input.",
         "pip:efficientnet-lite0 cat.jpg --target top",
-        """def test_a_black_pixel_contributes_nothing() -> None:
+        """def test_black_pixels_contribute_nothing() -> None:
     images = tiny_images(1)
     images[:, :, :8] = 0
     maps = technique("{name}")()(tiny_model(), images, "class:3").maps
@@ -72,8 +72,8 @@ from timmscope.testing import conformance, tiny_images, tiny_model
         "Gradient ascent by sign steps.",
         "pip:efficientnet-lite0 --target 'tiger cat'",
         """def test_the_score_rises() -> None:
-    made = technique("{name}")(steps=8)(tiny_model(), "class:3")
-    assert made.final_scores[0] > made.scores[0, 0]""",
+    result = technique("{name}")(steps=8)(tiny_model(), "class:3")
+    assert result.final_scores[0] > result.scores[0, 0]""",
         """
 from timmscope import technique
 from timmscope.testing import conformance, tiny_model
@@ -82,14 +82,13 @@ from timmscope.testing import conformance, tiny_model
     ),
     "attack": _technique(
         "attack",
-        "Random noise of one size.",
+        "Random noise of a fixed size.",
         "pip:efficientnet-lite0 cat.jpg",
-        """def test_every_value_moves_by_epsilon_where_there_is_room() -> None:
-    images = tiny_images(2) * 0.5 + 0.25
-    attacked = technique("{name}")(epsilon=0.01)(tiny_model(), images)
-    moved = (attacked.images - images).abs()
-    assert abs(float(moved.max()) - 0.01) < 1e-6
-    assert abs(float(moved.min()) - 0.01) < 1e-6""",
+        """def test_every_value_changes_by_epsilon() -> None:
+    images = tiny_images(2) * 0.5 + 0.25  # no value is so near to 0 or 1 that it is clipped
+    change = (technique("{name}")(epsilon=0.01)(tiny_model(), images).images - images).abs()
+    assert abs(float(change.max()) - 0.01) < 1e-6
+    assert abs(float(change.min()) - 0.01) < 1e-6""",
         """
 from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
@@ -99,12 +98,11 @@ from timmscope.testing import conformance, tiny_images, tiny_model
         "style",
         "The colours of one picture on another.",
         "pip:efficientnet-lite0 content.jpg --style painting.jpg",
-        """def test_the_colours_are_the_styles() -> None:
+        """def test_the_result_has_the_styles_mean_colour() -> None:
     content, style = tiny_images(2).split(1)
-    made = technique("{name}")()(tiny_model(), content, style)
-    distance = (made.images.mean((2, 3)) - style.mean((2, 3))).abs().max()
-    assert distance < 0.02
-    assert made.losses[0, -1] < made.losses[0, 0]""",
+    result = technique("{name}")()(tiny_model(), content, style)
+    assert (result.images.mean((2, 3)) - style.mean((2, 3))).abs().max() < 0.02
+    assert result.losses[0, -1] < result.losses[0, 0]""",
         """
 from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
@@ -140,9 +138,9 @@ from timmscope.testing import conformance
         ),
         test="""def test_the_strongest_unit_of_each_image_is_counted() -> None:
     rows = np.array([[1.0, 2.0], [3.0, 0.0], [5.0, 5.0]], np.float32)
-    counted = {cls}()
-    counted.update(LayerBatch(layer="x", ids=np.arange(3), rows={{"max": rows}}))
-    assert counted.state()["wins"].tolist() == [2, 1]""",
+    collector = {cls}()
+    collector.update(LayerBatch(layer="x", ids=np.arange(3), rows={{"max": rows}}))
+    assert collector.state()["wins"].tolist() == [2, 1]""",
     ),
     "model-source": Kind(
         spec="ModelSourceSpec",
@@ -150,14 +148,14 @@ from timmscope.testing import conformance
         summary="Networks of random filters.",
         command="timmscope layers {name}:small",
         implementation="load",
-        named="scheme",
-        more=('example="{name}:small"',),
+        name_field="scheme",
+        fields=('example="{name}:small"',),
         arguments=('kind="model source"',),
         imports=(
             "from timmscope import load_model",
             "from timmscope.testing import conformance",
         ),
-        test="""def test_sizes_differ_in_their_filters() -> None:
+        test="""def test_the_sizes_have_8_and_32_filters() -> None:
     models = [load_model(f"{name}:{{size}}") for size in ("small", "large")]
     assert [model.layers["0"].channels for model in models] == [8, 32]""",
     ),
@@ -166,8 +164,8 @@ from timmscope.testing import conformance
         hook="timmscope_image_sources",
         summary="The frames of an animated file.",
         command="timmscope mine pip:efficientnet-lite0 {name}:film.gif -o film.scope",
-        named="scheme",
-        more=('example="{name}:film.gif"',),
+        name_field="scheme",
+        fields=('example="{name}:film.gif"',),
         arguments=('kind="image source"', "make=film"),
         imports=(
             "from pathlib import Path",
@@ -178,13 +176,13 @@ from timmscope.testing import conformance
             "",
             "",
             "def film(folder: Path) -> str:",
-            '    """Write three frames, red, green and blue; return where they are."""',
+            '    """Write a file with a red, a green and a blue frame; returns its path."""',
             '    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]',
             '    frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:])',
             '    return str(folder / "film.gif")',
             "",
         ),
-        test="""def test_frames_come_in_order(tmp_path: Path) -> None:
+        test="""def test_frames_are_in_order(tmp_path: Path) -> None:
     source = open_images("{name}:" + film(tmp_path))
     colours = [source.load(number).getpixel((0, 0)) for number in range(len(source))]
     assert colours == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]""",
@@ -201,7 +199,7 @@ from timmscope.testing import conformance
             "from timmscope.testing import conformance",
             "from {package}.{slug} import {cls}",
         ),
-        test="""def test_the_nearest_comes_first() -> None:
+        test="""def test_the_nearest_row_comes_first() -> None:
     engine = {cls}(2, "l2", BuildHints())
     engine.add(np.array([[0, 0], [3, 4], [1, 0]], np.float32), np.array([7, 8, 9]))
     values, ids = engine.search(np.zeros((1, 2), np.float32), 3)

@@ -1,4 +1,4 @@
-"""Writes the package of a new plugin: one example that works, its tests, and all around it."""
+"""Writes the package of a new plugin: a working example, its tests and the project files."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
     """Write the package of a new plugin.
 
     Args:
-        name: of the technique, collector, scheme or engine: lower case with hyphens.
-        kind: a family of techniques, or `collector`, `model-source`, `image-source`,
+        name: name of the technique, collector, scheme or engine, in lower case with hyphens.
+        kind: a family of techniques, or `collector`, `model-source`, `image-source` or
             `index-backend`.
-        folder: where; by default a folder of the distribution's name, `timmscope-NAME`.
+        folder: where to write; by default `timmscope-NAME`.
 
     Returns:
-        The files written.
+        Paths of the files written.
 
     Raises:
-        ParameterError: no such kind, a name that no plugin can have, or a folder that is not empty.
+        ParameterError: there is no such kind, no plugin can have the name, or the folder is not
+            empty.
     """
     if kind not in KINDS:
         raise ParameterError(
@@ -44,13 +45,13 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
             parameter="name",
         )
     context = _context(bare, kind)
-    if taken := _taken(bare, kind, context):
+    if conflict := _name_conflict(bare, kind, context):
         raise ParameterError(
-            f"{name!r} cannot be a plugin's name: {taken}; choose another", parameter="name"
+            f"{name!r} cannot be a plugin's name: {conflict}; choose another", parameter="name"
         )
     root = folder or Path(context["distribution"])
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ParameterError(f"{root} is there already: name another folder", parameter="output")
+        raise ParameterError(f"{root} already exists: name another folder", parameter="output")
     package, slug = context["package"], context["slug"]
     files = {
         "pyproject.toml": "pyproject.toml",
@@ -60,7 +61,6 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
         f"src/{package}/{slug}.py": f"{kind}.py",
         f"tests/test_{slug}.py": "test.py",
     }
-    written = []
     texts = {path: _render(template, context) for path, template in files.items()}
     texts[f"src/{package}/__init__.py"] = f'"""{context["summary"]}"""\n'
     texts[f"src/{package}/py.typed"] = ""
@@ -68,12 +68,11 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
         file = root / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-        written.append(file)
-    return written
+    return [root / path for path in texts]
 
 
-def _taken(name: str, kind: str, context: dict[str, Any]) -> str | None:
-    """What else has a name that the package would need; None where nothing has."""
+def _name_conflict(name: str, kind: str, context: dict[str, Any]) -> str | None:
+    """Say why the package cannot have a name; None if it can."""
     slug, package = context["slug"], context["package"]
     if keyword.iskeyword(slug) or slug == "plugin":
         return f"no module of the package can be called {slug}"
@@ -81,16 +80,17 @@ def _taken(name: str, kind: str, context: dict[str, Any]) -> str | None:
         return f"no class can be called {context['cls']}"
     for entry in get_registry().entries():
         if entry.spec.name == name:
-            return f"the {entry.kind} {entry.id} has it"
+            return f"the {entry.kind} {entry.id} has this name"
     if find_spec(package) is not None:
-        return f"there is a package {package} already"
+        return f"a package {package} already exists"
     imports = rf"^(from .* )?import .*\b{context['cls']}\b"
     if re.search(imports, _render(f"{kind}.py", context), re.MULTILINE):
-        return f"its class would be called {context['cls']}, as one that the example imports"
+        return f"its class would be called {context['cls']}, like one that the example imports"
     return None
 
 
 def _context(name: str, kind: str) -> dict[str, Any]:
+    """Return the values that the templates insert."""
     about = KINDS[kind]
     slug = name.replace("-", "_")
     words = {
@@ -101,15 +101,14 @@ def _context(name: str, kind: str) -> dict[str, Any]:
         "distribution": f"timmscope-{name}",
     }
 
-    def filled(text: str) -> str:
+    def fill(text: str) -> str:
         return text.format(**words)
 
-    implementation = filled(about.implementation)
     fields = [
-        f'{about.named}="{name}"',
+        f'{about.name_field}="{name}"',
         f'summary="{about.summary}"',
-        f'impl="{words["package"]}.{slug}:{implementation}"',
-        *map(filled, about.more),
+        f'impl="{words["package"]}.{slug}:{fill(about.implementation)}"',
+        *map(fill, about.fields),
     ]
     return {
         **words,
@@ -118,10 +117,10 @@ def _context(name: str, kind: str) -> dict[str, Any]:
         "spec": about.spec,
         "hook": about.hook,
         "fields": fields,
-        "command": filled(about.command),
+        "command": fill(about.command),
         "conformance": ", ".join([f'"{name}"', *about.arguments]),
-        "test_imports": "\n".join(map(filled, about.imports)),
-        "test": filled(about.test),
+        "test_imports": "\n".join(map(fill, about.imports)),
+        "test": fill(about.test),
     }
 
 
@@ -129,7 +128,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(  # Python and TOML: nothing to escape
+    environment = Environment(  # no autoescape: the files are Python and TOML
         loader=loader, undefined=StrictUndefined, keep_trailing_newline=True
     )
     return environment.get_template(f"{template}.j2").render(context)
