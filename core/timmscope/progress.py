@@ -1,8 +1,8 @@
-"""Progress of long work, reported to whoever cares.
+"""Reports the progress of long work to a reporter, such as the progress bars of the command line.
 
-Library code says what it is doing with `track` or `task`, and where it helps what else is so with
-`remark`. Nothing is shown unless a reporter is in place: the command line installs one that draws
-bars on a terminal, a notebook or server may install its own with `reporting`. Torch-free.
+Library code reports its progress with `track` or `task`, and may add a text with `remark`. Nothing
+is shown unless a reporter is set: the command line sets one that draws bars on a terminal; a
+notebook or server can set its own with `reporting`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Advance = Callable[[int], None]
 
 
 class Reporter(Protocol):
-    """Shows progress; one `open` per piece of work, which may nest.
+    """Shows progress; `open` is called once for each task, and tasks may be nested.
 
-    A reporter may also have a method `remark(text)`, which gets what `remark` is called with.
+    A reporter may also have a method `remark(text)`, which gets the text of `remark`.
     """
 
     def open(self, description: str, total: int | None) -> AbstractContextManager[Advance]:
-        """Begin a piece of work of `total` steps; the context gives a function to count steps."""
+        """Begin a task of `total` steps, None if unknown; gives a function that advances it."""
         ...
 
 
@@ -42,13 +42,17 @@ _reporter: ContextVar[Reporter] = ContextVar("timmscope_reporter", default=_Sile
 
 
 def task(description: str, total: int | None = None) -> AbstractContextManager[Advance]:
-    """Report a piece of work whose steps do not come from an iterable.
+    """Report a task whose steps do not come from an iterable.
 
-    ::
+    The context gives a function that advances the task by a number of steps::
 
         with task("mining images", total=len(images)) as advance:
             for batch in batches:
                 advance(len(batch))
+
+    Args:
+        description: a few words, as in ``"mining images"``.
+        total: number of steps, if it is known.
     """
     return _reporter.get().open(description, total)
 
@@ -57,9 +61,9 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
     """Yield from `iterable` and report every item as one step.
 
     Args:
-        iterable: what to go through.
-        description: a word or two, as in ``"optimising"``.
-        total: number of items, where `iterable` does not know its length.
+        iterable: the items.
+        description: a few words, as in ``"optimising"``.
+        total: number of items; by default the length of `iterable`, if it has one.
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
@@ -70,13 +74,13 @@ def track(iterable: Iterable[T], description: str, total: int | None = None) -> 
 
 
 def remark(text: str) -> None:
-    """Say what else is so about the innermost piece of work, in place of the last remark.
+    """Show a text beside the innermost task; it replaces the task's previous one.
 
-    Reporters without a method `remark` leave it out.
+    Reporters without a method `remark` ignore it.
     """
-    say = getattr(_reporter.get(), "remark", None)
-    if say is not None:
-        say(text)
+    show = getattr(_reporter.get(), "remark", None)
+    if show is not None:
+        show(text)
 
 
 @contextmanager
@@ -90,12 +94,12 @@ def reporting(reporter: Reporter) -> Iterator[None]:
 
 
 def quiet() -> AbstractContextManager[None]:
-    """Report nothing inside: for many short pieces of work within one that is reported."""
+    """Report nothing inside the context, for many short tasks within one that is reported."""
     return reporting(_Silent())
 
 
 class RichReporter:
-    """Bars on a terminal. Finished outer bars stay, inner ones make room."""
+    """Draws progress bars on a terminal; bars of nested tasks disappear when they finish."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -104,7 +108,7 @@ class RichReporter:
 
     @contextmanager
     def open(self, description: str, total: int | None) -> Iterator[Advance]:
-        """Draw a bar, or a spinner when `total` is None."""
+        """Draw a bar, or a moving one if `total` is None."""
         outermost = self._progress is None
         progress = self._progress = self._progress or self._new()
         if outermost:
@@ -122,7 +126,7 @@ class RichReporter:
                 progress.remove_task(bar)
 
     def remark(self, text: str) -> None:
-        """Put a few words behind the innermost bar."""
+        """Show a text behind the innermost bar."""
         if self._progress is not None:
             self._progress.update(self._bars[-1], remark=text)
 
@@ -130,27 +134,27 @@ class RichReporter:
         from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
         from rich.text import Text
 
-        class Told(ProgressColumn):
+        class StatusColumn(ProgressColumn):
             max_refresh = 0.25
 
             def render(self, task: Task) -> Text:
-                return Text(_told(task), no_wrap=True, overflow="ellipsis")
+                return Text(_status(task), no_wrap=True, overflow="ellipsis")
 
         return Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=28 if self._console.width >= _WIDE else 8),
-            Told(),
+            StatusColumn(),
             console=self._console,
             speed_estimate_period=120,
         )
 
 
 _WIDE = 110
-"""Columns of a terminal from which on there is room for long bars."""
+"""Width of a terminal, in columns, from which bars are long."""
 
 
-def _told(task: Task) -> str:
-    """How much is done, how fast, how long the rest will take, and what was remarked."""
+def _status(task: Task) -> str:
+    """Steps done, speed, remaining or elapsed time, and the remark."""
     parts = [f"{task.completed:.0f}{'' if task.total is None else f'/{task.total:.0f}'}"]
     if (speed := task.finished_speed or task.speed) and task.total is not None:
         parts.append(f"{speed:.3g}/s")

@@ -1,6 +1,6 @@
-"""Collectors: mergeable accumulators fed during a pass over a data set.
+"""Collectors are mergeable accumulators that a pass over a data set updates.
 
-Names are imported when they are first used: reading statistics needs no torch, making rows does.
+Names are imported at first use, because only computing rows needs torch, not reading statistics.
 """
 
 import lazy_loader

@@ -1,12 +1,12 @@
-"""What a collector is: a mergeable accumulator fed during a pass over a data set.
+"""`Collector` is a mergeable accumulator that a pass over a data set updates.
 
-``update`` and ``merge`` form one algebra: whatever way the images are split over batches, shards,
-processes or machines, merging the parts gives the same state. Resuming a killed run, repairing a
-shard and joining the work of several machines are then the same operation.
+However the images are split over batches, shards, processes or machines, ``update`` and ``merge``
+give the same state. Resuming a killed run, repairing a shard and combining the work of several
+machines are therefore the same operation.
 
-Two kinds exist. A `RowCollector` turns each activation, on the model's device, into one row per
-image; rows live in the store's shards. A plain `Collector` reduces rows over images; its state
-lives in ``reduced/``, one part a shard and one merged.
+There are two kinds. A `RowCollector` turns each activation, on the model's device, into one row per
+image; the store keeps the rows in its shards. A plain `Collector` reduces rows over images; the
+store keeps its state in ``reduced/``, one part per shard and one merged.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ if TYPE_CHECKING:
     from timmscope_registry.hooks import Layer
 
 State = dict[str, np.ndarray]
+"""A collector's state as named arrays."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBatch:
-    """Rows of some images at one layer; images that could not be read are not among them.
+    """Rows of some images at one layer, without images that could not be read.
 
     Attributes:
         layer: name of the layer.
         ids: image ids, (n,) int64, ascending.
-        rows: row kind (``"pooled"``, ``"max"``, ``"argmax"`` …) to its rows, (n, …).
+        rows: by kind (``"pooled"``, ``"max"``, ``"argmax"`` …) the rows, (n, …).
     """
 
     layer: str
@@ -45,11 +46,11 @@ class LayerBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What one kind of row looks like.
+    """Shape and type of one kind of row.
 
     Attributes:
         shape: shape of one image's row.
-        dtype: NumPy type.
+        dtype: name of the NumPy dtype.
         fill: value in the rows of images that could not be read.
     """
 
@@ -59,21 +60,21 @@ class Column:
 
 
 class Collector(ABC):
-    """A mergeable accumulator; one instance serves one layer.
+    """A mergeable accumulator for one layer.
 
-    Subclasses take their parameters by keyword, keep them in attributes of the same names, and
-    list those names in `settings`; the store records them and makes the collector again from them.
+    A subclass takes its parameters by keyword, keeps them in attributes of the same names, and
+    lists those names in `settings`; the store records them and creates the collector from them.
     """
 
     name: ClassVar[str]
-    """What the store calls it."""
+    """Name of the collector in the store."""
     settings: ClassVar[tuple[str, ...]] = ()
-    """Names of the parameters."""
+    """Names of the constructor's parameters."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Kinds of rows that `update` reads."""
 
     def parameters(self) -> dict[str, Any]:
-        """The parameters, as values that JSON can hold."""
+        """Return the parameters as values that can be stored as JSON."""
         return {name: getattr(self, name) for name in self.settings}
 
     def fresh(self) -> Self:
@@ -82,26 +83,26 @@ class Collector(ABC):
 
     @abstractmethod
     def update(self, batch: LayerBatch) -> None:
-        """Take in some images; each image must come once. Rows cannot be changed."""
+        """Add the rows of some images; each image comes once. The rows are read-only."""
 
     @abstractmethod
     def merge(self, other: Self) -> None:
-        """Take in what another collector of the same kind has seen."""
+        """Add the state of another collector of the same class and parameters."""
 
     @abstractmethod
     def state(self) -> State:
-        """Return all that was seen as named arrays."""
+        """Return the state as named arrays."""
 
     @abstractmethod
     def load(self, state: State) -> None:
-        """Replace what was seen by a saved state."""
+        """Replace the state by a saved one."""
 
 
 class RowCollector(Collector):
     """Turns a layer's activation into rows, on the device where the model runs.
 
-    A subclass writes `columns` and `reduce`. Its algebra is the union of rows, kept in order of
-    image id; a pass over a data set writes the rows to the shards instead of holding them.
+    A subclass implements `columns` and `reduce`. Its state is all rows in the order of image ids; a
+    pass over a data set writes the rows to the shards instead of keeping them in memory.
     """
 
     def __init__(self) -> None:
@@ -110,13 +111,13 @@ class RowCollector(Collector):
 
     @abstractmethod
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """Describe the rows of that layer, by kind."""
+        """Describe the rows of a layer, by kind."""
 
     @abstractmethod
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
         """Turn an activation in the layer's own layout into rows (B, …), by kind.
 
-        The model goes on with that very tensor: it must not be changed in place.
+        The activation must not be changed in place, because the model still uses it.
         """
 
     def update(self, batch: LayerBatch) -> None:
@@ -124,7 +125,7 @@ class RowCollector(Collector):
         self._append(batch.ids, dict(batch.rows))
 
     def merge(self, other: Self) -> None:
-        """Append another's rows."""
+        """Append the rows of another collector."""
         self._append(other._ids, other._rows)
 
     def state(self) -> State:
@@ -137,24 +138,24 @@ class RowCollector(Collector):
         self._rows = {kind: rows for kind, rows in state.items() if kind != "ids"}
 
     def _append(self, ids: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-        if not len(ids):  # an empty collector does not know which kinds of rows there are
+        if not len(ids):  # an empty collector does not know its kinds of rows
             return
         if not len(self._ids):
             self._ids, self._rows = ids.copy(), {kind: part.copy() for kind, part in rows.items()}
             return
-        joined = np.concatenate([self._ids, ids])
-        order = np.argsort(joined, kind="stable")
+        all_ids = np.concatenate([self._ids, ids])
+        order = np.argsort(all_ids, kind="stable")
         self._rows = {
             kind: np.concatenate([part, rows[kind]])[order] for kind, part in self._rows.items()
         }
-        self._ids = joined[order]
+        self._ids = all_ids[order]
 
 
 def check_rows(collector: Collector, batch: LayerBatch) -> None:
-    """Raise `ParameterError` when a batch lacks the rows that the collector reads."""
+    """Raise `ParameterError` if a batch lacks rows that the collector reads."""
     missing = [kind for kind in collector.needs if kind not in batch.rows]
     if missing:
         raise ParameterError(
-            f"collector {collector.name!r} reads {', '.join(missing)} rows, and layer "
+            f"collector {collector.name!r} reads {', '.join(missing)} rows, but layer "
             f"{batch.layer} has {', '.join(batch.rows) or 'none'}; mine those too"
         )

@@ -1,8 +1,8 @@
-"""Names collectors in files by registered id, and makes them again from that id.
+"""Records collectors in files by registered id, and creates them again from that id.
 
-A file never names code: an id is looked up among what plugins contribute, and the class is checked
-before it is called. A collector that no plugin registers is recorded by its name alone, and whoever
-reads its state passes the class.
+A file never names code: an id is looked up among the plugins' contributions, and the class is
+checked before it is called. A collector that no plugin registers is recorded by its name only, and
+the reader of its state must pass the class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STATISTICS_ID = "timmscope:statistics"
 
 
 def registered_id(collector: Collector) -> str | None:
-    """The registered id of a collector, as in ``timmscope:pooled``; None if it has none."""
+    """Return the registered id of a collector, as in ``timmscope:pooled``; None if it has none."""
     entry = entry_of(type(collector), get_registry().collectors())
     return None if entry is None else entry.id
 
@@ -33,22 +33,22 @@ def recorded_collector(
     where: str,
     given: Iterable[Collector | type[Collector]] = (),
 ) -> Collector:
-    """An empty collector with the parameters that a file records.
+    """Create an empty collector with the parameters that a file records.
 
     Args:
-        name: what the file calls it.
-        id_: its registered id, None where the file has none.
-        parameters: by keyword.
+        name: name of the collector in the file.
+        id_: its registered id; None if the file has none.
+        parameters: the constructor's arguments, by keyword.
         where: the file, for messages.
-        given: the caller's collectors, or their classes; one of that name is taken.
+        given: the caller's collectors or their classes; one of that name is used.
 
     Raises:
-        StoreError: it is not registered and not given, or does not take the parameters.
-        PluginError: its plugin is not installed, cannot be loaded, or offers no collector.
+        StoreError: it is neither registered nor given, or does not accept the parameters.
+        PluginError: its plugin is not installed, cannot be loaded, or has no collector of that id.
     """
-    own = next((each for each in given if each.name == name), None)
-    if own is not None:
-        kind, who = own if isinstance(own, type) else type(own), f"collector {name!r}"
+    match = next((each for each in given if each.name == name), None)
+    if match is not None:
+        kind, label = match if isinstance(match, type) else type(match), f"collector {name!r}"
     elif id_ is None:
         raise StoreError(
             f"{where} has a collector {name!r} that no plugin registers: pass its class or an "
@@ -59,13 +59,13 @@ def recorded_collector(
         entry = next((each for each in entries if each.id == id_), None)
         if entry is None:
             raise PluginError(f"{where}: {missing_plugin('collector', id_)}")
-        kind, who = subclass(entry, Collector), described(entry)  # type: ignore[type-abstract]
+        kind, label = subclass(entry, Collector), described(entry)  # type: ignore[type-abstract]
     try:
         collector = kind(**parameters)
     except (TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(
-            f"{where}: the {who} does not take the parameters {parameters} ({reason}); restore "
+            f"{where}: the {label} does not take the parameters {parameters} ({reason}); restore "
             "the manifest from a copy, or mine again"
         ) from error
     if collector.name != name:

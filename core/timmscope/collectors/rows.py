@@ -1,7 +1,7 @@
-"""What a pass keeps of every image by default: pooled value, maximum and its place; maps on demand.
+"""Row collectors: each unit's mean and maximum in every image, and on request its whole map.
 
-Full maps of a ResNet-50 would take 22 TB a million images, these rows 0.2 TB for every layer and
-some gigabytes for a few.
+All maps of a ResNet-50 take 22 TB for a million images. Means and maxima take 0.2 TB for all
+layers, and a few gigabytes for a few layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pooled(RowCollector):
     name = "pooled"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One value a unit."""
+        """One value per unit."""
         return {"pooled": Column(shape=(layer.channels,), dtype="float32", fill=nan)}
 
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
@@ -39,14 +39,14 @@ class Pooled(RowCollector):
 class Extrema(RowCollector):
     """Maximum of every unit and its cell: ``max`` (C,) float32 and ``argmax`` (C,) int32.
 
-    Cells are numbered row by row (y * width + x), the first of equal maxima counts. A map with a
+    Cells are numbered row by row (y * width + x). Of equal maxima the first counts. A map with a
     NaN has the maximum NaN and the cell -1.
     """
 
     name = "extrema"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One value and one cell a unit."""
+        """One value and one cell per unit."""
         return {
             "max": Column(shape=(layer.channels,), dtype="float32", fill=nan),
             "argmax": Column(shape=(layer.channels,), dtype="int32", fill=-1),
@@ -54,18 +54,22 @@ class Extrema(RowCollector):
 
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
         """Maximum over the grid."""
-        value, cell = _maxima(cells(layer, activation))  # (B, C); the first maximum of equals
+        value, cell = _maxima(cells(layer, activation))  # (B, C)
         cell = torch.where(value.isnan(), -1, cell)
         return {"max": value.float(), "argmax": cell.to(torch.int32)}
 
 
 class Maps(RowCollector):
-    """The whole map of every unit: ``maps`` (C, h, w) float32, C * h * w * 4 bytes an image."""
+    """The whole map of every unit: ``maps`` (C, h, w) float32, C * h * w * 4 bytes per image."""
 
     name = "maps"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One map a unit; (C, 1, 1) for a vector."""
+        """One map per unit; (C, 1, 1) for a vector.
+
+        Raises:
+            UnsupportedModel: the layer has tokens without a grid.
+        """
         height, width = layer.grid or (1, 1)
         if layer.layout == "tokens" and layer.grid is None:
             raise UnsupportedModel(f"layer {layer.name} has no grid, so it has no maps")
@@ -76,39 +80,40 @@ class Maps(RowCollector):
         return {"maps": layer.spatial(activation).float()}
 
 
-def _maxima(found: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of (B, C, P) over P and its first place, (B, C) each; NaN wins.
+def _maxima(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum of (B, C, P) over P and its first position, (B, C) each; NaN counts as largest.
 
-    Where channels are innermost, `max` looks at one value at a time; on a CPU the pooling kernel
-    takes a vector of channels, by the same rules and up to ten times as fast.
+    If channels are innermost in memory, `max` reads one value at a time. On a CPU the pooling
+    kernel then reads a vector of channels; it has the same rules and is up to ten times as fast.
     """
-    innermost = found.stride(1) == 1 and found.stride(2) == found.shape[1]
-    if found.device.type == "cpu" and found.is_floating_point() and innermost:
-        column = found.transpose(1, 2).unsqueeze(2).permute(0, 3, 1, 2)  # (B, C, P, 1)
-        value, place = max_pool2d(column, (found.shape[2], 1), return_indices=True)
-        return value.flatten(1), place.flatten(1)
-    value, place = found.max(2)
-    return value, place
+    channels_last = values.stride(1) == 1 and values.stride(2) == values.shape[1]
+    if values.device.type == "cpu" and values.is_floating_point() and channels_last:
+        column = values.transpose(1, 2).unsqueeze(2).permute(0, 3, 1, 2)  # (B, C, P, 1)
+        maximum, cell = max_pool2d(column, (values.shape[2], 1), return_indices=True)
+        return maximum.flatten(1), cell.flatten(1)
+    maximum, cell = values.max(2)
+    return maximum, cell
 
 
 def cells(layer: Layer, activation: Tensor) -> Tensor:
-    """Bring an activation to (B, C, P), its cells in image order; P is 1 for a vector.
+    """Convert an activation to (B, C, P), its cells in image order; P is 1 for a vector.
 
     Raises:
-        UnsupportedModel: the map has another size than the layer's grid, so cells mean nothing.
+        UnsupportedModel: the map has another size than the layer's grid in the catalogue.
     """
     if layer.layout == "tokens" and layer.grid is None:
         return activation.transpose(1, 2)
     if layer.layout == "tokens" and layer.token_order is None:
-        found = activation[:, layer.prefix_tokens :].transpose(1, 2)  # a view, where spatial copies
+        values = activation[:, layer.prefix_tokens :].transpose(1, 2)  # a view; spatial() copies
     elif layer.layout == "NHWC":
-        found = activation.flatten(1, 2).transpose(1, 2)
+        values = activation.flatten(1, 2).transpose(1, 2)
     else:
-        found = layer.spatial(activation).flatten(2)
+        values = layer.spatial(activation).flatten(2)
     height, width = layer.grid or (1, 1)
-    if found.shape[1:] != (layer.channels, height * width):
+    if values.shape[1:] != (layer.channels, height * width):
         raise UnsupportedModel(
             f"layer {layer.name} has {layer.channels} units on a {height}x{width} grid in the "
-            f"catalogue and gave {tuple(activation.shape[1:])}; choose a layer of constant shape"
+            f"catalogue, but returned {tuple(activation.shape[1:])}; choose a layer of constant "
+            "shape"
         )
-    return found
+    return values

@@ -1,8 +1,8 @@
-"""Quantiles of many units at once, from histograms whose bins are the leading bits of a float.
+"""`Sketch` estimates quantiles of many units from histograms over the leading bits of floats.
 
-A bin holds the floats that share sign, exponent and the first five bits of the mantissa, so it is
-at most 1/32 of its value wide, and its middle is within 1/64 (1.6 %) of every value in it. Counts
-are integers: merging is exact, in any order. Only bins that are not empty are kept.
+A bin contains the floats with the same sign, exponent and first five bits of the mantissa. It is at
+most 1/32 of its value wide, so that its middle is within 1/64 (1.6 %) of every value in it. Counts
+are integers, so that merging is exact in any order. Only bins that are not empty are stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ _HALF = np.uint32(_BINS // 2)
 
 
 class Sketch:
-    """Histograms of C units. State: ``offsets`` (C + 1,), ``bins`` and ``counts``, unit by unit."""
+    """Histograms of C units.
+
+    Attributes:
+        offsets: start of each unit in `bins` and `counts`, (C + 1,) int64.
+        bins: numbers of the non-empty bins, unit after unit, ascending in each unit, uint16.
+        counts: number of values in each of them, int64.
+    """
 
     def __init__(self, units: int = 0) -> None:
         self.offsets = np.zeros(units + 1, dtype=np.int64)
@@ -26,7 +32,7 @@ class Sketch:
         self.counts = np.empty(0, dtype=np.int64)
 
     def update(self, values: np.ndarray) -> None:
-        """Count values (C, n) float32; those that are not finite are left out."""
+        """Count values (C, n) float32; NaN and infinities are left out."""
         finite = np.isfinite(values)
         keys = np.where(finite, _bin(values), np.uint16(_BINS))
         keys.sort(axis=1)
@@ -40,55 +46,56 @@ class Sketch:
         self._add(unit[kept], bins[kept], counts[kept], len(values))
 
     def merge(self, other: Sketch) -> None:
-        """Add another's counts."""
+        """Add the counts of another sketch."""
         units = len(other.offsets) - 1
         unit = np.repeat(np.arange(units), np.diff(other.offsets))
         self._add(unit, other.bins, other.counts, units)
 
     def quantile(self, q: float) -> np.ndarray:
-        """Return the order statistic number floor(q * (n - 1)) of every unit, NaN without values.
+        """Return every unit's value number floor(q * (n - 1)) in ascending order, from 0.
 
-        (C,) float64, within `RELATIVE_ERROR` of the exact one.
+        Returns:
+            (C,) float64, within `RELATIVE_ERROR` of the exact values; NaN for units without values.
         """
         result = np.full(len(self.offsets) - 1, np.nan)
         for unit, (start, stop) in enumerate(zip(self.offsets, self.offsets[1:], strict=False)):
             if stop > start:
                 ends = np.cumsum(self.counts[start:stop])
-                place = np.searchsorted(ends, np.floor(q * (ends[-1] - 1)), side="right")
-                result[unit] = _middle(self.bins[start:stop][[place]])[0]
+                index = np.searchsorted(ends, np.floor(q * (ends[-1] - 1)), side="right")
+                result[unit] = _middle(self.bins[start:stop][[index]])[0]
         return result
 
     def positive(self) -> np.ndarray:
-        """Number of values of every unit above zero, (C,) int64; exact beyond 1e-38."""
+        """Number of values above zero of every unit, (C,) int64; exact for values beyond 1e-38."""
         ends = np.concatenate([[0], np.cumsum(np.where(self.bins > _HALF, self.counts, 0))])
         return np.asarray(ends[self.offsets[1:]] - ends[self.offsets[:-1]])
 
     def _add(self, unit: np.ndarray, bins: np.ndarray, counts: np.ndarray, units: int) -> None:
-        own = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-        keys = np.concatenate([own * _BINS + self.bins, unit * _BINS + bins.astype(np.int64)])
-        every = np.concatenate([self.counts, counts])
+        own_unit = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        keys = np.concatenate([own_unit * _BINS + self.bins, unit * _BINS + bins.astype(np.int64)])
+        all_counts = np.concatenate([self.counts, counts])
         units = max(units, len(self.offsets) - 1)
         if not len(keys):
             self.offsets = np.zeros(units + 1, dtype=np.int64)
             return
         order = np.argsort(keys, kind="stable")
-        keys, every = keys[order], every[order]
+        keys, all_counts = keys[order], all_counts[order]
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         keys = keys[starts]
-        self.counts = np.add.reduceat(every, starts).astype(np.int64)
+        self.counts = np.add.reduceat(all_counts, starts).astype(np.int64)
         self.bins = (keys % _BINS).astype(np.uint16)
         self.offsets = np.searchsorted(keys, np.arange(units + 1) * _BINS).astype(np.int64)
 
 
 def _bin(values: np.ndarray) -> np.ndarray:
-    """Number of each value's bin, rising with the value."""
+    """Return the number of each value's bin; larger values have larger numbers."""
     bits = (values.astype(np.float32) + np.float32(0)).view(np.uint32) >> _SHIFT
     negative = bits >= _HALF
     return np.where(negative, np.uint32(_BINS - 1) - bits, bits + _HALF).astype(np.uint16)
 
 
 def _middle(bins: np.ndarray) -> np.ndarray:
-    """Middle of each bin, exactly 0 for the bin of zero."""
+    """Return the middle of each bin, and exactly 0 for the bin of zero."""
     number = bins.astype(np.int64)
     negative = number < int(_HALF)
     bits = np.where(negative, int(_HALF) - 1 - number, number - int(_HALF))

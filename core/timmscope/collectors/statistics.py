@@ -1,8 +1,8 @@
-"""Statistics of every unit over the data set, in one pass and mergeable.
+"""Statistics of every unit over a data set, computed in one pass and mergeable.
 
 Counts, extremes and the quantile sketch merge exactly in any order. Mean and variance follow Chan,
-Golub and LeVeque (1979) in float64: their last bits depend on the order of merging, so a store
-always merges shard by shard in order of id, which makes them reproducible bit for bit.
+Golub and LeVeque (1979) in float64. Their last bits depend on the order of merging, so a store
+always merges its shards in the order of ids, which makes the result reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ KINDS = ("pooled", "max")
 class Statistics(Collector):
     """Count, mean, variance, extremes, share of zeros and quantiles of pooled values and maxima.
 
-    Values that are NaN or infinite are left out of everything and counted.
+    NaN and infinite values are counted as ``nonfinite`` and otherwise left out.
 
     State: for each kind of row (``pooled``, ``max``) arrays of shape (C,): ``count``, ``zeros``,
     ``nonfinite`` (int64), ``mean``, ``m2`` (sum of squared deviations; float64), ``min``, ``max``
-    (float32; infinities before the first value), and the sketch.
+    (float32; infinite before the first value), and the arrays of the `Sketch`.
     """
 
     name = "statistics"
@@ -32,18 +32,18 @@ class Statistics(Collector):
         self._moments: dict[str, Moments] = {kind: Moments() for kind in KINDS}
 
     def update(self, batch: LayerBatch) -> None:
-        """Take in rows ``pooled`` and ``max``, (n, C)."""
+        """Add rows ``pooled`` and ``max``, (n, C)."""
         check_rows(self, batch)
         for kind, moments in self._moments.items():
             moments.merge(Moments.of(batch.rows[kind]))
 
     def merge(self, other: Statistics) -> None:
-        """Take in what another has seen."""
+        """Add the statistics of another collector."""
         for kind, moments in self._moments.items():
             moments.merge(other._moments[kind])
 
     def state(self) -> State:
-        """Return all arrays as ``kind.name``."""
+        """Return all arrays under names ``kind.name``."""
         return {
             f"{kind}.{name}": value
             for kind, moments in self._moments.items()
@@ -51,7 +51,7 @@ class Statistics(Collector):
         }
 
     def load(self, state: State) -> None:
-        """Replace all that was seen."""
+        """Replace all statistics."""
         for kind in KINDS:
             prefix = f"{kind}."
             arrays = {
@@ -60,12 +60,12 @@ class Statistics(Collector):
             self._moments[kind] = Moments.load(arrays)
 
     def of(self, kind: str) -> Moments:
-        """The statistics of one kind of row."""
+        """Return the statistics of one kind of row, ``pooled`` or ``max``."""
         return self._moments[kind]
 
 
 class Moments:
-    """Statistics of one kind of row; arrays have one value a unit."""
+    """Statistics of one kind of row; the arrays have one value per unit, as in `Statistics`."""
 
     def __init__(self, units: int = 0) -> None:
         self.count = np.zeros(units, dtype=np.int64)
@@ -83,14 +83,16 @@ class Moments:
         moments = cls(rows.shape[1])
         if not len(rows):
             return moments
-        kind = np.result_type(rows.dtype, np.float32)  # float64 stays, as an array may hold it
-        values = np.ascontiguousarray(rows.T, dtype=kind)  # (C, n)
+        dtype = np.result_type(
+            rows.dtype, np.float32
+        )  # keeps float64, which a user's rows may have
+        values = np.ascontiguousarray(rows.T, dtype=dtype)  # (C, n)
         finite = np.isfinite(values)
         moments.count = finite.sum(axis=1)
         moments.nonfinite = values.shape[1] - moments.count
         moments.zeros = (values == 0).sum(axis=1)
-        moments.min = np.where(finite, values, kind.type(np.inf)).min(axis=1)
-        moments.max = np.where(finite, values, kind.type(-np.inf)).max(axis=1)
+        moments.min = np.where(finite, values, dtype.type(np.inf)).min(axis=1)
+        moments.max = np.where(finite, values, dtype.type(-np.inf)).max(axis=1)
         exact = np.where(finite, values, 0).astype(np.float64)
         moments.mean = exact.sum(axis=1) / np.maximum(moments.count, 1)
         exact -= moments.mean[:, None]
@@ -100,7 +102,7 @@ class Moments:
         return moments
 
     def merge(self, other: Moments) -> None:
-        """Take in what another has seen."""
+        """Add the statistics of other rows."""
         if not len(self.count):
             self.__dict__.update(Moments(len(other.count)).__dict__)
         if not len(other.count):
@@ -118,13 +120,13 @@ class Moments:
         self.sketch.merge(other.sketch)
 
     def arrays(self) -> State:
-        """Return the state as arrays."""
+        """Return the state as named arrays."""
         own = {name: value for name, value in vars(self).items() if name != "sketch"}
         return own | {f"sketch.{name}": value for name, value in vars(self.sketch).items()}
 
     @classmethod
     def load(cls, arrays: State) -> Moments:
-        """Make statistics from a saved state."""
+        """Create statistics from a saved state."""
         moments = cls()
         for name, value in arrays.items():
             owner: object = moments.sketch if name.startswith("sketch.") else moments

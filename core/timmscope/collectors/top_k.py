@@ -1,8 +1,8 @@
-"""The images that drive every unit highest, independent of how they were split up.
+"""The images with the highest maximum of every unit, whatever the order in which they come.
 
-Each entry is one 64-bit key: the value's bits, flipped so that larger values give smaller keys,
-and below them the image id. Sorting keys therefore sorts by (-value, id), ties are broken by id in
-every order of arrival, and selection is one `argpartition` over integers.
+Each entry is one 64-bit key: the bits of the value, inverted so that larger values give smaller
+keys, followed by the image id. Sorting the keys sorts by (-value, id), so that ties are broken by
+id in every order of arrival, and selecting the best is one `argpartition` over integers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ _IDS = np.uint64(0xFFFF_FFFF)
 class TopK(Collector):
     """The k images with the highest maximum of every unit, with the cell of that maximum.
 
-    Ties go to the smaller image id. Maxima that are NaN or infinite are left out and counted.
+    Of images with equal maxima the one with the smaller id comes first. NaN and infinite maxima are
+    counted as ``nonfinite`` and otherwise left out.
 
-    State: ``values`` (C, m) float32 in falling order, ``ids`` (C, m) int64, ``positions`` (C, m)
+    State: ``values`` (C, m) float32 in descending order, ``ids`` (C, m) int64, ``positions`` (C, m)
     int32, where m <= k is the length of the longest unit's list and shorter ones are padded with
     NaN and -1; ``nonfinite`` (C,) int64.
+
+    Args:
+        k: number of images per unit.
+
+    Raises:
+        ParameterError: k is below 1.
     """
 
     name = "top-k"
@@ -36,12 +43,16 @@ class TopK(Collector):
         if k < 1:
             raise ParameterError(f"k must be at least 1, not {k}", parameter="k")
         self.k = k
-        self._keys = np.empty((0, k), dtype=np.uint64)  # rising: the best entry first
+        self._keys = np.empty((0, k), dtype=np.uint64)  # ascending, so the best entry is first
         self._positions = np.empty((0, k), dtype=np.int32)
         self._nonfinite = np.empty(0, dtype=np.int64)
 
     def update(self, batch: LayerBatch) -> None:
-        """Take in rows ``max`` and ``argmax``, (n, C)."""
+        """Add rows ``max`` and ``argmax``, (n, C).
+
+        Raises:
+            ParameterError: rows are missing, or an image id does not fit into 32 bits.
+        """
         check_rows(self, batch)
         values = np.ascontiguousarray(batch.rows["max"].T, dtype=np.float32)  # (C, n)
         if len(batch.ids) and (batch.ids.min() < 0 or batch.ids.max() > int(_IDS)):
@@ -50,18 +61,17 @@ class TopK(Collector):
         finite = np.isfinite(values)
         self._nonfinite += values.shape[1] - finite.sum(axis=1)
         keys = np.where(finite, _encode(values, batch.ids.astype(np.uint64)), _EMPTY)
-        # Threshold first: late in a run few units still find a better image.
-        open_units = np.flatnonzero((keys < self._keys[:, -1:]).any(axis=1))
-        if len(open_units):
-            positions = batch.rows["argmax"].T[open_units]
-            self._take(open_units, keys[open_units], positions)
+        # Select only units with a better image, because late in a run there are few.
+        changed = np.flatnonzero((keys < self._keys[:, -1:]).any(axis=1))
+        if len(changed):
+            self._add(changed, keys[changed], batch.rows["argmax"].T[changed])
 
     def merge(self, other: TopK) -> None:
-        """Take in another's entries."""
+        """Add the entries of another collector."""
         self._reserve(len(other._keys))
         if len(other._keys):
             self._nonfinite += other._nonfinite
-            self._take(np.arange(len(other._keys)), other._keys, other._positions)
+            self._add(np.arange(len(other._keys)), other._keys, other._positions)
 
     def state(self) -> State:
         """Return values, ids, positions and the count of non-finite maxima."""
@@ -88,12 +98,14 @@ class TopK(Collector):
         self._nonfinite = state["nonfinite"].astype(np.int64)
 
     def _reserve(self, units: int) -> None:
+        """Allocate empty lists when the number of units is first known."""
         if not len(self._keys) and units:
             self._keys = np.full((units, self.k), _EMPTY)
             self._positions = np.full((units, self.k), -1, dtype=np.int32)
             self._nonfinite = np.zeros(units, dtype=np.int64)
 
-    def _take(self, units: np.ndarray, keys: np.ndarray, positions: np.ndarray) -> None:
+    def _add(self, units: np.ndarray, keys: np.ndarray, positions: np.ndarray) -> None:
+        """Add entries (u, n) to some units and keep the k best of each."""
         keys = np.concatenate([self._keys[units], keys], axis=1)  # (u, k + n)
         positions = np.concatenate([self._positions[units], positions], axis=1)
         if keys.shape[1] > self.k:
@@ -103,18 +115,20 @@ class TopK(Collector):
         order = np.argsort(keys, axis=1)
         keys = np.take_along_axis(keys, order, axis=1)
         self._keys[units] = keys
-        chosen = np.take_along_axis(positions, order, axis=1)
-        self._positions[units] = np.where(keys == _EMPTY, -1, chosen)
+        positions = np.take_along_axis(positions, order, axis=1)
+        self._positions[units] = np.where(keys == _EMPTY, -1, positions)
 
 
 def _encode(values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Combine values and image ids into keys."""
     bits = (values + np.float32(0)).view(np.uint32)  # + 0 turns -0 into 0
-    rising = np.where(bits & _SIGN, ~bits, bits | _SIGN)
-    keys: np.ndarray = ((~rising).astype(np.uint64) << np.uint64(32)) | ids
+    ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    keys: np.ndarray = ((~ascending).astype(np.uint64) << np.uint64(32)) | ids
     return keys
 
 
 def _decode(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rising = ~(keys >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(rising & _SIGN, rising ^ _SIGN, ~rising)
+    """Split keys into values and image ids."""
+    ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(ascending & _SIGN, ascending ^ _SIGN, ~ascending)
     return bits.view(np.float32), (keys & _IDS).astype(np.int64)
