@@ -1,4 +1,4 @@
-"""Figures: sizes from their content, labels in their place, nothing of matplotlib's changed."""
+"""Figures are sized by their content, their text fits, and matplotlib's settings do not change."""
 
 import itertools
 import subprocess
@@ -21,10 +21,10 @@ from timmscope.drawing import (
     colourise,
     overlay,
     sheet_figure,
+    style,
     style_figure,
     synthesis_figure,
     table_figure,
-    theme,
 )
 from timmscope.drawing.heat import BY_COLOUR
 from timmscope.drawing.style import fit, number, text_width
@@ -87,7 +87,7 @@ def drawn(figure):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_no_text_leaves_the_page(name):
+def test_all_text_is_inside_the_page(name):
     figure = FIGURES[name]()
     renderer = drawn(figure)
     page = figure.bbox
@@ -102,7 +102,7 @@ def test_no_text_leaves_the_page(name):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_pictures_keep_their_aspect(name):
+def test_pictures_keep_their_aspect_ratio(name):
     figure = FIGURES[name]()
     drawn(figure)
     for axes in figure.axes:
@@ -125,7 +125,7 @@ def test_labels_of_a_sheet_do_not_overlap():
             assert left.x1 < right.x0
 
 
-def test_rows_of_a_sheet_may_be_of_different_lengths():
+def test_rows_of_a_sheet_may_have_different_lengths():
     figure = sheet_figure(
         images(6), list("abcdef"), row_lengths=[1, 3, 2], row_labels=[f"{LONG}\nb", "c", "d\ne"]
     )
@@ -141,7 +141,7 @@ def test_rows_of_a_sheet_may_be_of_different_lengths():
     assert all(label.x1 < left for label in labels)
 
 
-def test_a_sheet_shows_each_picture_whole_in_its_own_place():
+def test_a_sheet_shows_each_picture_whole_at_its_position():
     levels = torch.arange(1, 13) / 16
     figure = sheet_figure(levels[:, None, None, None].expand(12, 3, 8, 8), columns=4)
     pixels, (width, height) = render(figure)
@@ -162,12 +162,12 @@ def test_a_sheet_shows_each_picture_whole_in_its_own_place():
     assert height > width * 0.7
 
 
-def test_more_rows_than_fit_are_counted():
+def test_a_note_counts_the_rows_that_are_left_out():
     figure = attribution_figure(images(30, 4, 4), torch.rand(30, 4, 4), ["x"] * 30)
     assert "6 more images not shown" in [text.get_text() for text in figure.texts]
 
 
-def test_coloured_pixels_have_a_caption_of_their_own_beside_long_labels():
+def test_the_caption_of_coloured_pixels_does_not_overlap_long_labels():
     plain = attribution_figure(images(1), torch.rand(1, 32, 48), [LONG])
     assert BY_COLOUR not in [text.get_text() for text in plain.texts]
     figure = attribution_figure(
@@ -180,7 +180,7 @@ def test_coloured_pixels_have_a_caption_of_their_own_beside_long_labels():
     assert label.get_window_extent().x1 < captions[0].get_window_extent().x0
 
 
-def test_rc_parameters_of_the_caller_neither_change_nor_matter():
+def test_the_callers_rc_parameters_are_neither_used_nor_changed():
     plain = render(FIGURES["synthesis"]())
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "font.family": "serif"}):
         before = dict(matplotlib.rcParams)
@@ -204,7 +204,7 @@ def test_pyplot_is_never_imported():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_dollar_signs_are_no_formulas_and_unknown_letters_are_boxes():
+def test_dollar_signs_start_no_formula_and_unknown_characters_are_boxes():
     unknown = "\U000f1234"  # for private use: no typeface has it
     figure = attribution_figure(images(1), torch.ones(1, 32, 48), [f"a$b^c$ {unknown}"])
     texts = [text.get_text() for text in figure.texts]
@@ -214,7 +214,7 @@ def test_dollar_signs_are_no_formulas_and_unknown_letters_are_boxes():
     assert text_width(unknown, 8) == text_width("□", 8)
 
 
-def test_letters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_path, monkeypatch):
+def test_characters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_path, monkeypatch):
     builder = FontBuilder(1000)
     builder.setupGlyphOrder([".notdef", "cat"])
     builder.setupCharacterMap({ord("猫"): "cat"})
@@ -229,21 +229,21 @@ def test_letters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_path,
     builder.setupOS2()
     builder.setupPost()
     builder.save(tmp_path / "cat.ttf")
-    caches = (theme._families, theme._font_of, theme._advance)
-    monkeypatch.setattr(theme, "_FURTHER", ("Not Installed", "One Cat"))
+    caches = (style._families, style._font_of, style._advance)
+    monkeypatch.setattr(style, "_FALLBACKS", ("Not Installed", "One Cat"))
     known = list(fontManager.ttflist)
     try:
         fontManager.addfont(tmp_path / "cat.ttf")
         for cache in caches:
             cache.cache_clear()
-        assert theme.printable("a 猫") == "a 猫"
+        assert style.printable("a 猫") == "a 猫"
         assert text_width("猫", 72) == pytest.approx(1.03)  # one em, and the allowance of hinting
         figure = sheet_figure(images(1), ["猫"], cell_in=1)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # matplotlib's, that a glyph is missing
             drawn(figure)
         assert figure.texts[0].get_text() == "猫"
-        assert figure.texts[0].get_fontfamily() == [theme.TYPEFACE, "One Cat"]
+        assert figure.texts[0].get_fontfamily() == [style.TYPEFACE, "One Cat"]
     finally:
         fontManager.ttflist[:] = known
         for cache in caches:
@@ -257,7 +257,7 @@ def test_titles_and_notes_of_one_picture_are_not_cut_off():
     assert " ".join(text.get_text() for text in figure.texts).split() == f"{title} {note}".split()
 
 
-def test_fit_cuts_at_words_then_letters():
+def test_fit_cuts_between_words_and_else_inside_them():
     assert fit("one two", 10.0) == "one two"
     lines = fit("one two three four five six", 0.6, 8, lines=2).split("\n")
     assert len(lines) == 2
@@ -284,11 +284,11 @@ def test_fit_keeps_the_ends_of_names():
         (2e7, "2.0e+07"),
     ],
 )
-def test_numbers_are_short(value, text):
+def test_numbers_have_three_digits(value, text):
     assert number(value) == text
 
 
-def test_magnified_change_reaches_the_ends_of_the_range():
+def test_a_magnified_change_spans_the_whole_range():
     change = torch.zeros(3, 2, 2)
     change[0, 0, 0], change[1, 1, 1] = 4 / 255, -2 / 255
     shown, factor = magnified(change)
@@ -301,18 +301,18 @@ def test_magnified_change_reaches_the_ends_of_the_range():
     assert magnified(change)[1] == pytest.approx(0.5 * 255)
 
 
-def test_sheets_refuse_what_does_not_match():
+def test_sheets_refuse_labels_that_do_not_match():
     with pytest.raises(ParameterError, match="at least one"):
         sheet_figure([])
     with pytest.raises(ParameterError, match="2 titles for 3"):
         sheet_figure(images(3), ["a", "b"])
     with pytest.raises(ParameterError, match="row labels"):
         sheet_figure(images(4), columns=2, row_labels=["a"])
-    with pytest.raises(ParameterError, match="rows of 3 pictures for 4"):
+    with pytest.raises(ParameterError, match="lengths for 3 pictures, but there are 4"):
         sheet_figure(images(4), row_lengths=[2, 1])
 
 
-def test_a_map_far_above_zero_begins_its_colours_at_its_smallest_value():
+def test_the_colours_of_a_map_far_above_zero_start_at_its_smallest_value():
     high = HeatScale.of(torch.linspace(0.8, 1.0, 1000).view(10, 100))
     assert high.low == pytest.approx(0.8)
     assert high.high == pytest.approx(0.999, abs=1e-3)
@@ -322,7 +322,7 @@ def test_a_map_far_above_zero_begins_its_colours_at_its_smallest_value():
     assert (flat.low, flat.high) == (0.0, pytest.approx(0.3))
 
 
-def test_a_comparison_lays_smooth_maps_over_the_image_and_shows_grainy_ones_alone():
+def test_a_comparison_overlays_smooth_maps_and_shows_grainy_ones_without_the_image():
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     grainy = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
     smooth = torch.linspace(0, 1, 32).expand(1, 32, 32)

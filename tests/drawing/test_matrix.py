@@ -1,4 +1,4 @@
-"""Matrices show their numbers on one scale; captions keep what tells names apart."""
+"""Matrices show their numbers on one scale, and shortened names stay distinguishable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from timmscope.drawing import matrix_figure
 from timmscope.drawing.style import fit_middle, text_width, with_error
 
 
-def test_a_name_that_is_too_long_loses_its_middle() -> None:
+def test_the_middle_of_a_long_name_is_cut_out() -> None:
     name = "generated-sample-at-guidance-00017"
     short = fit_middle(name, 1.0, 7.5)
     assert short.startswith("gen")
@@ -37,13 +37,11 @@ def test_a_name_that_is_too_long_loses_its_middle() -> None:
         (0.5, 0.0, "0.5 ± 0"),
     ],
 )
-def test_a_value_has_as_many_digits_as_its_error_allows(
-    value: float, error: float, text: str
-) -> None:
+def test_a_value_has_as_many_digits_as_its_error(value: float, error: float, text: str) -> None:
     assert with_error(value, error) == text
 
 
-def test_both_matrices_share_a_scale_from_zero_or_the_lowest_number() -> None:
+def test_all_matrices_share_a_scale_from_zero_or_the_lowest_number() -> None:
     first, second = torch.eye(3), torch.eye(3) - 0.25 * (1 - torch.eye(3))
     figure = matrix_figure({"A": first, "B": second}, ["x", "y", "z"])
     images = [axes.images[0] for axes in figure.axes]
@@ -53,7 +51,7 @@ def test_both_matrices_share_a_scale_from_zero_or_the_lowest_number() -> None:
     assert alone.axes[0].images[0].get_clim() == (0.0, 1.0)
 
 
-def test_numbers_stand_out_from_their_cell() -> None:
+def test_numbers_contrast_with_their_cell() -> None:
     matrix = torch.linspace(0, 1, 16).view(4, 4)
     figure = matrix_figure({"": matrix}, list("abcd"))
     axes = figure.axes[0]
@@ -80,7 +78,7 @@ def test_groups_have_letters_a_key_and_lines_between_them() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 12, 13, 60])
-def test_nothing_runs_over_the_edge_or_into_another(count: int, tmp_path: Path) -> None:
+def test_no_text_leaves_the_page_or_overlaps_another(count: int, tmp_path: Path) -> None:
     labels = [f"stages.{n}.blocks.{n}.a_long_name_of_a_layer.act{n}" for n in range(count)]
     figure = matrix_figure(
         {"CKA": torch.rand(count, count), "RSA": torch.rand(count, count)},

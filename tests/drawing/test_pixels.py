@@ -1,4 +1,4 @@
-"""Pixels in files and heat-map colours, checked by hand-computed values."""
+"""Pixels in files and heat-map colours equal hand-computed values."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from timmscope.drawing.diverging import diverging, oklab
 from timmscope_registry import ImageError
 
 
-def test_png_holds_the_nearest_of_256_levels(tmp_path):
+def test_png_contains_the_nearest_of_256_levels(tmp_path):
     image = torch.tensor([0.0, 0.5, 1.0])[:, None, None].expand(3, 2, 4)
     path = write_png(image, tmp_path / "x.png")
     array = np.asarray(Image.open(path))
@@ -25,7 +25,7 @@ def test_png_round_trip_keeps_8_bit_values_exactly(tmp_path):
     assert path.read_bytes()[:8] == png_bytes(values / 255)[:8]
 
 
-def test_values_outside_are_clipped_and_grey_becomes_rgb():
+def test_values_are_clipped_and_grey_becomes_rgb():
     assert to_array(torch.tensor([[-1.0, 2.0]])).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
@@ -65,7 +65,7 @@ def test_equal_steps_of_the_signed_colours_look_equally_large():
 
 
 @pytest.mark.parametrize("side", [5, 10, 35])
-def test_colours_span_the_same_values_however_small_the_part_that_has_some(side):
+def test_the_range_of_colours_does_not_depend_on_the_share_of_zeros(side):
     part = torch.rand(35, 35, generator=torch.Generator().manual_seed(0)) + 0.1
     heat = torch.zeros(224, 224)
     heat[:side, :35] = part[:side]
@@ -73,7 +73,7 @@ def test_colours_span_the_same_values_however_small_the_part_that_has_some(side)
     assert scale.high == pytest.approx(float(np.quantile(part[:side], 0.995)))
 
 
-def test_an_isolated_spike_on_nothing_keeps_its_colour():
+def test_an_isolated_peak_among_zeros_keeps_its_colour():
     heat = torch.zeros(100, 100)
     heat[3, 3] = 1.0
     assert HeatScale.of(heat).high == 1.0
@@ -92,7 +92,7 @@ def test_maps_with_nan_still_give_an_image():
     assert torch.isfinite(colourise(heat)).all()
 
 
-def test_overlay_without_heat_is_the_paled_image():
+def test_overlay_without_heat_is_the_pale_image():
     image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))
     shown = overlay(image, torch.zeros(8, 8))
     luma = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]

@@ -1,8 +1,8 @@
-"""Drawing in the house style: figures sized from their content, safe for colour-blind readers.
+"""Draws figures in timmscope's style, sized by their content and safe for colour-blind readers.
 
-A plugin draws with these functions so that its results look like all others. They take tensors or
-arrays and return matplotlib `Figure` objects, image tensors or an HTML page; pyplot and the global
-rc settings are never touched.
+A plugin draws with these functions so that its figures look like all others. They take tensors or
+arrays and return matplotlib `Figure` objects, image tensors or an HTML page. They never use pyplot
+or change the global rc settings.
 """
 
 from .canvas import Canvas, line_height

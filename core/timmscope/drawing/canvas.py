@@ -1,4 +1,4 @@
-"""A page measured in inches from its top left corner, so that pictures and labels align exactly."""
+"""`Canvas` places axes and text on a figure by inches from its top left corner."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from timmscope.drawing.style import ASCENT, INK, LABEL_PT, LINE, RULE, printable
 
 
 class Canvas:
-    """Places axes and text on a new figure; make it inside `theme()`.
+    """Places axes and text on a new figure; create it inside `theme()`.
+
+    All positions and sizes are in inches, from the top left corner of the figure.
 
     Args:
-        width: inches.
-        height: inches.
+        width: width of the figure.
+        height: height of the figure.
     """
 
     def __init__(self, width: float, height: float) -> None:
@@ -29,16 +31,10 @@ class Canvas:
         self.figure = Figure(figsize=(width, height))
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes whose frame has this place and size, inches from the top left."""
-        bottom = self.height - top - height
-        return self.figure.add_axes(
-            (
-                left / self.width,
-                bottom / self.height,
-                width / self.width,
-                height / self.height,
-            )
-        )
+        """Add axes whose frame has this position and size."""
+        wide, high = self.width, self.height
+        bottom = high - top - height
+        return self.figure.add_axes((left / wide, bottom / high, width / wide, height / high))
 
     def picture(
         self,
@@ -49,15 +45,15 @@ class Canvas:
         height: float,
         **options: Any,
     ) -> Axes:
-        """An image `(3, H, W)` in [0, 1], as large as fits the place with its own aspect."""
+        """Add an image `(3, H, W)` in [0, 1], as large as fits with its own aspect ratio."""
         return self.array(to_array(image), left, top, width, height, **options)
 
     def array(
         self, array: Any, left: float, top: float, width: float, height: float, **options: Any
     ) -> Axes:
-        """An array as `imshow` takes it, centred in the place with its own aspect."""
+        """Add an array that `imshow` accepts, centred, as large as fits with its aspect ratio."""
         axes = self.axes(*_fitted(array, left, top, width, height))
-        # Shrinking averages (antialiased), enlarging keeps the pixels visible.
+        # "antialiased" averages when it shrinks an image and keeps pixels when it enlarges one.
         axes.imshow(array, aspect="auto", interpolation="antialiased", **options)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -66,10 +62,10 @@ class Canvas:
             spine.set(visible=True, color=RULE, linewidth=0.6)
         return axes
 
-    def many(self, places: Iterable[tuple[Any, float, float, float, float]]) -> Axes:
-        """Arrays as `array` shows them, each with its left, top, width and height.
+    def arrays(self, places: Iterable[tuple[Any, float, float, float, float]]) -> Axes:
+        """Add many arrays, as `array` does, each with its left, top, width and height.
 
-        They share one axes that covers the page: axes of their own cost 40 times as much time.
+        All share one axes that covers the page, because an axes for each takes 40 times as long.
         """
         axes = self.axes(0, 0, self.width, self.height)
         axes.set(xlim=(0, self.width), ylim=(self.height, 0))
@@ -103,9 +99,19 @@ class Canvas:
         align: str = "left",
         bold: bool = False,
     ) -> None:
-        """Lines of text whose top is at `top`; `left` is the edge or centre that `align` names."""
+        """Add lines of text.
+
+        Args:
+            text: the lines.
+            left: the left edge, the centre or the right edge, as `align` says.
+            top: top of the first line.
+            size: font size in points.
+            colour: any matplotlib colour.
+            align: `left`, `center` or `right`.
+            bold: whether the text is bold.
+        """
         for number, line in enumerate(printable(text).split("\n")):
-            # A baseline for each line: matplotlib's `top` depends on the letters.
+            # Place each line by its baseline, because matplotlib's `top` depends on the letters.
             baseline = top + (number * LINE + ASCENT) * size / 72
             self.figure.text(
                 left / self.width,
@@ -120,7 +126,7 @@ class Canvas:
             )
 
     def rule(self, left: float, top: float, width: float, colour: str = RULE) -> None:
-        """A thin horizontal line."""
+        """Add a thin horizontal line."""
         from matplotlib.lines import Line2D
 
         y = 1 - top / self.height
@@ -133,13 +139,13 @@ class Canvas:
 def _fitted(
     array: Any, left: float, top: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """The place an array takes in the middle of another, with its own aspect."""
-    high, wide = array.shape[:2]
-    scale = min(width / wide, height / high)
-    shown_w, shown_h = wide * scale, high * scale
-    return left + (width - shown_w) / 2, top + (height - shown_h) / 2, shown_w, shown_h
+    """Left, top, width and height of an array centred in a frame with its own aspect ratio."""
+    rows, columns = array.shape[:2]
+    scale = min(width / columns, height / rows)
+    fitted_w, fitted_h = columns * scale, rows * scale
+    return left + (width - fitted_w) / 2, top + (height - fitted_h) / 2, fitted_w, fitted_h
 
 
 def line_height(size_pt: float, lines: int = 1) -> float:
-    """Height of lines of text in inches."""
+    """Return the height of lines of text in inches, for a font size in points."""
     return lines * size_pt * LINE / 72

@@ -1,4 +1,4 @@
-"""Optimisations: the pictures they made beside the course of their scores or losses."""
+"""Figures of optimisations: the images, beside curves of scores or losses over the steps."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from timmscope.drawing.style import (
 
 _PLOT_W, _PLOT_H = 3.6, 2.3
 _AXIS_LEFT, _AXIS_BOTTOM = 0.55, 0.42
-_LEGEND_LEFT = 0.45  # room for a piece of the line, before its name
+_LEGEND_LEFT = 0.45  # width of the line sample before a name
 
 
 def synthesis_figure(
     images: Tensor, scores: Tensor, final_scores: Tensor, labels: Sequence[str]
 ) -> Figure:
-    """Synthesised images beside the objective's course.
+    """Draw synthesised images beside the objective over the steps.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(steps, B)` objective at each step.
-        final_scores: `(B,)` objective of the images as returned.
-        labels: what each image's objective is called.
+        final_scores: `(B,)` objective of the returned images.
+        labels: name of each image's objective.
     """
     count = min(len(images), MAX_ROWS)
     captions = [
         (str(labels[row]), f"objective {number(float(final_scores[row]))}") for row in range(count)
     ]
     names = [f"{index + 1}" for index in range(count)] if count > 1 else [""]
-    if count > 1:  # the number is what the legend calls the picture
+    if count > 1:  # the legend names each image by its number
         captions = [
             (f"{name}  {first}", second)
             for name, (first, second) in zip(names, captions, strict=True)
@@ -59,13 +59,13 @@ def synthesis_figure(
 def style_figure(
     content: Tensor | None, styles: Tensor, images: Tensor, losses: Mapping[str, Tensor]
 ) -> Figure:
-    """Content, styles and the result beside the losses' course.
+    """Draw content, styles and result beside the losses over the steps.
 
     Args:
         content: `(1, 3, H, W)` in [0, 1], or None for a texture.
         styles: `(S, 3, h, w)` in [0, 1].
-        images: `(1, 3, H, W)` in [0, 1], the result.
-        losses: name → `(steps,)`.
+        images: the result, `(1, 3, H, W)` in [0, 1].
+        losses: losses `(steps,)` by name.
     """
     pictures = [] if content is None else [content[0]]
     captions = [] if content is None else [("content", "")]
@@ -117,23 +117,21 @@ def _beside(
 
 
 def _draw(axes: Axes, curves: Mapping[str, Tensor], value: str, *, log: bool) -> None:
-    drawn = {name: values.detach().double().cpu() for name, values in curves.items()}
-    positive = all(bool((values > 0).any()) for values in drawn.values())
-    ends = []
-    for index, (name, values) in enumerate(drawn.items()):
+    curves = {name: values.detach().double().cpu() for name, values in curves.items()}
+    log = log and all(bool((values > 0).any()) for values in curves.values())
+    for index, (name, values) in enumerate(curves.items()):
         steps = torch.arange(1, len(values) + 1)
-        shown = values.where(values > 0, torch.nan) if log and positive else values
+        shown = values.where(values > 0, torch.nan) if log else values
         colour = SERIES[index % len(SERIES)]
         line = (0, (4, 2)) if index >= len(SERIES) else "-"
         axes.plot(steps.numpy(), shown.numpy(), color=colour, linestyle=line, label=name)
-        ends.append(name)
-    if log and positive:
+    if log:
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel(value)
-    axes.set_xlim(1, max(2, *(len(values) for values in drawn.values())))
+    axes.set_xlim(1, max(2, *(len(values) for values in curves.values())))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(length=3, width=0.6)
-    if any(ends):
-        # Beside the axes: inside it would cover the curves.
+    if any(curves):
+        # Beside the axes, because inside it would cover the curves.
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handlelength=1.4)

@@ -1,8 +1,9 @@
-"""A colour map for signed values: equal steps look equally large, on both sides of zero.
+"""A colour map for signed values, in which equal steps look equally large on both sides of zero.
 
-matplotlib's own diverging maps are either not uniform in perception or dark in the middle, where an
-overlay should vanish. This one runs in straight lines through Oklab, a space made so that distances
-are differences seen (Ottosson, "A perceptual color space for image processing", 2020).
+matplotlib's own diverging maps are either not perceptually uniform or dark in the middle, where an
+overlay should vanish. This map is made of straight lines in Oklab, a colour space in which
+distances correspond to perceived differences (Ottosson, "A perceptual color space for image
+processing", 2020).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
 BELOW, MIDDLE, ABOVE = (0.05, 0.25, 0.60), (0.97, 0.97, 0.97), (0.65, 0.08, 0.13)
-"""sRGB of the lowest value (blue), of zero (almost white) and of the highest (red)."""
+"""sRGB colours of the lowest value (blue), of zero (almost white) and of the highest (red)."""
 
 _TO_CONES = np.array(
     [
@@ -34,7 +35,10 @@ _TO_LAB = np.array(
 
 @cache
 def diverging() -> ListedColormap:
-    """Blue below zero, almost white at zero, red above; 257 colours, so that zero has its own."""
+    """Return a map that is blue below zero, almost white at zero and red above.
+
+    It has 257 colours, so that zero has a colour of its own.
+    """
     below, middle, above = (oklab(np.array(colour)) for colour in (BELOW, MIDDLE, ABOVE))
     half = np.linspace(0, 1, 129)[:, None]
     line = np.concatenate([below + half * (middle - below), middle + half[1:] * (above - middle)])
@@ -42,13 +46,13 @@ def diverging() -> ListedColormap:
 
 
 def oklab(colours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sRGB `(…, 3)` in [0, 1] to Oklab."""
+    """Convert sRGB `(…, 3)` in [0, 1] to Oklab."""
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     return np.asarray(np.cbrt(linear @ _TO_CONES.T) @ _TO_LAB.T)
 
 
 def srgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Oklab `(…, 3)` to sRGB."""
+    """Convert Oklab `(…, 3)` to sRGB."""
     linear = (lab @ np.linalg.inv(_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_CONES).T
     steep = 1.055 * linear.clip(0.0031308) ** (1 / 2.4) - 0.055
     return np.where(linear <= 0.0031308, 12.92 * linear, steep)

@@ -1,10 +1,9 @@
-"""Heat maps: their range, their colours, overlays and the attribution figure.
+"""Colours for heat maps, overlays on images, and the attribution figure.
 
-A signed map is drawn with a diverging colour map centred at zero.
-A map without sign begins at zero, or at its smallest value where that is far from zero (RISE).
-A few extreme pixels (saliency has them) would leave the rest black, so colours end at a quantile of
-the magnitudes above zero and the colour bar says so with an arrow; the numbers themselves are
-untouched.
+A signed map has a diverging colour map centred at zero. An unsigned map starts at zero, or at its
+smallest value if that is far from zero (RISE). Because a few extreme pixels (as in saliency maps)
+would leave the rest black, the colours end at a quantile of the non-zero magnitudes, which the
+colour bar shows with an arrow. The values themselves are not changed.
 """
 
 from __future__ import annotations
@@ -38,20 +37,20 @@ from timmscope.drawing.style import (
 )
 
 BY_COLOUR = "by colour, grey is 0"
-"""What stands above the coloured pixels."""
+"""Label above the coloured pixels."""
 QUANTILE = 0.995
-"""Share of the magnitudes that the colours span."""
+"""Share of the non-zero magnitudes within the range of the colours."""
 
 
 @dataclass(frozen=True)
 class HeatScale:
-    """Which values a map's colours stand for.
+    """The range of values that a heat map's colours show.
 
     Attributes:
         low: value of the first colour.
         high: value of the last colour; above `low`, also for a constant map.
-        signed: whether zero is the middle.
-        clipped: whether some values lie beyond the colours.
+        signed: whether zero is in the middle.
+        clipped: whether some values are outside the range.
     """
 
     low: float
@@ -61,11 +60,11 @@ class HeatScale:
 
     @classmethod
     def of(cls, heat: Tensor, *, signed: bool | None = None) -> HeatScale:
-        """The range of a map `(H, W)`; NaN and infinities are left out of account.
+        """Choose the range for a map `(H, W)`; NaN and infinities are ignored.
 
         Args:
             heat: the map.
-            signed: whether zero is the middle; by default where there are values below zero.
+            signed: whether zero is in the middle; by default if there are values below zero.
         """
         values = heat.detach().double().flatten()
         values = values[torch.isfinite(values)]
@@ -73,63 +72,63 @@ class HeatScale:
         if top == 0:
             return cls(-1.0 if signed else 0.0, 1.0, signed=bool(signed), clipped=False)
         low = float(values.min())
-        there = values.abs()[values != 0].numpy()  # a unit's receptive field may be a small part
-        edge = float(np.quantile(there, QUANTILE))
-        # A quantile far below the maximum belongs to a few isolated cells on nothing: keep all.
+        nonzero = values.abs()[values != 0].numpy()  # a unit's map may be zero almost everywhere
+        edge = float(np.quantile(nonzero, QUANTILE))
+        # A quantile far below the maximum means a few isolated cells: use the whole range.
         edge = edge if edge > top / 20 else top
         signed = low < -1e-6 * top if signed is None else signed
         beyond = top > edge * 1.001
         if signed:
             return cls(-edge, edge, signed=True, clipped=beyond)
-        if top / 4 < low < edge:  # masks and attention give something to every place
+        if top / 4 < low < edge:  # masks and attention give every position a value
             return cls(low, edge, signed=False, clipped=beyond)
         return cls(0.0, edge, signed=False, clipped=beyond)
 
     @property
     def colours(self) -> Colormap:
-        """Perceptually uniform for magnitudes, diverging for signed values."""
+        """Colour map: perceptually uniform for unsigned values, diverging for signed ones."""
         return diverging() if self.signed else matplotlib.colormaps[SEQUENTIAL]
 
     def unit(self, heat: Tensor) -> Tensor:
-        """A map's values as places on the colour map, in [0, 1]."""
+        """Return the values as positions on the colour map, in [0, 1]."""
         scaled = (heat.detach().float() - self.low) / (self.high - self.low)
         return scaled.nan_to_num(0.0, 1.0, 0.0).clamp(0, 1)
 
     def strength(self, heat: Tensor) -> Tensor:
-        """Magnitude of the values in [0, 1]: 0 shows nothing, 1 the last colour."""
-        place = self.unit(heat)
-        return (place * 2 - 1).abs() if self.signed else place
+        """Return the magnitudes in [0, 1]: 0 is invisible in an overlay, 1 is the last colour."""
+        position = self.unit(heat)
+        return (position * 2 - 1).abs() if self.signed else position
 
 
 def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
-    """A map `(H, W)` in colours, `(3, H, W)` in [0, 1]."""
+    """Colour a map `(H, W)` as an image `(3, H, W)` in [0, 1]; by default with its own range."""
     scale = scale or HeatScale.of(heat)
     rgba = scale.colours(scale.unit(heat).cpu().numpy())
     return torch.from_numpy(np.ascontiguousarray(rgba[..., :3].transpose(2, 0, 1))).float()
 
 
 def around_grey(change: Tensor) -> Tensor:
-    """A signed picture `(3, H, W)` in colours around mid-grey: `0.5 + g / (2 m)`, clamped.
+    """Show signed values `(3, H, W)` as colours around mid-grey: `0.5 + g / (2 m)`, clamped.
 
-    `m` is the quantile of the magnitudes above zero that heat maps' colours span too: a gradient
-    has a few extreme pixels, and beside their maximum all others would be grey.
+    `m` is the quantile of the non-zero magnitudes that heat maps use too: a gradient has a few
+    extreme pixels, and relative to their maximum all others would be grey.
     """
     values = change.detach().float().cpu()
-    there = values.abs()[values != 0].numpy()
-    edge = float(np.quantile(there, QUANTILE)) if there.size else 1.0
+    nonzero = values.abs()[values != 0].numpy()
+    edge = float(np.quantile(nonzero, QUANTILE)) if nonzero.size else 1.0
     return (0.5 + values / (2 * max(edge, 1e-30))).clamp(0, 1)
 
 
 def overlay(
     image: Tensor, heat: Tensor, *, opacity: float = 0.8, signed: bool | None = None
 ) -> Tensor:
-    """A map's colours over a pale grey version of the image.
+    """Lay a map's colours over a pale grey version of the image.
 
     Args:
         image: `(3, H, W)` in [0, 1].
-        heat: `(h, w)`, any scale; resized bilinearly where the size differs.
-        opacity: of the strongest colours, in [0, 1]; the others fade with their magnitude.
-        signed: whether the map's zero is the middle; by default where it has values below zero.
+        heat: `(h, w)` on any scale; resized bilinearly to the image's size.
+        opacity: opacity of the strongest colours, in [0, 1]; others fade with their magnitude.
+        signed: whether zero is in the middle; by default if there are values below zero.
 
     Returns:
         `(3, H, W)` in [0, 1].
@@ -154,22 +153,23 @@ def attribution_figure(
     signed: bool | None = None,
     pixels: Tensor | None = None,
 ) -> Figure:
-    """A row an image: the image, the map with its colour bar, the overlay, the coloured pixels.
+    """Draw one row per image: the image, the map with its colour bar, and the overlay.
 
     Args:
         images: `(B, 3, H, W)` in [0, 1].
-        maps: `(B, H, W)`, any scale; each has a colour bar of its own.
-        labels: what each map explains.
-        title: of the whole figure, usually the technique's name.
-        signed: whether zero is the middle; by default for maps with values below zero.
-        pixels: `(B, 3, H, W)` signed values by colour channel, shown around grey.
+        maps: `(B, H, W)` on any scale; each has its own colour bar.
+        labels: name of what each map explains.
+        title: title of the figure, usually the technique's name.
+        signed: whether zero is in the middle; by default for maps with values below zero.
+        pixels: `(B, 3, H, W)` signed values per colour channel, drawn around grey at the end of the
+            row.
     """
     count = min(len(images), MAX_ROWS)
     height_px, width_px = images.shape[2:]
     side = 2.3
     height = side * height_px / width_px
     bar, bar_text = 0.09, 0.52
-    heads = MARGIN_IN + (line_height(TITLE_PT) + 0.1 if title else 0)
+    head = MARGIN_IN + (line_height(TITLE_PT) + 0.1 if title else 0)
     row_height = height + line_height(LABEL_PT) + 0.22
     lefts = [MARGIN_IN, MARGIN_IN + side + GAP_IN]
     lefts.append(lefts[1] + side + 0.07 + bar + bar_text)
@@ -180,12 +180,12 @@ def attribution_figure(
     with theme():
         page = Canvas(
             lefts[-1] + side + MARGIN_IN,
-            heads + count * row_height + MARGIN_IN - 0.15 + foot,
+            head + count * row_height + MARGIN_IN - 0.15 + foot,
         )
         if title:
             page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         for row in range(count):
-            top = heads + row * row_height
+            top = head + row * row_height
             page.text(fit(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
             if pixels is not None:
                 page.text(BY_COLOUR, lefts[3], top, colour=MUTED)
@@ -208,14 +208,14 @@ def _colour_bar(
     page: Canvas, scale: HeatScale, left: float, top: float, width: float, height: float
 ) -> None:
     axes = page.axes(left, top, width, height)
-    ends = ("both" if scale.signed else "max") if scale.clipped else "neither"
+    arrows = ("both" if scale.signed else "max") if scale.clipped else "neither"
     mappable = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)
     formatter = ScalarFormatter(useMathText=False)
     formatter.set_powerlimits((-2, 3))
     bar = page.figure.colorbar(
         mappable,
         cax=axes,
-        extend=ends,
+        extend=arrows,
         extendfrac=0.04,
         ticks=MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]),
         format=formatter,

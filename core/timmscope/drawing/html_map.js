@@ -1,5 +1,5 @@
 "use strict";
-// Draws the points of a map into a canvas, pixel by pixel, and shows what is under the pointer.
+// Draws the points of a map into a canvas, pixel by pixel, and shows the image under the pointer.
 (() => {
 const by = id => document.getElementById(id);
 const data = JSON.parse(by("data").textContent);
@@ -22,7 +22,7 @@ const DISC = "disc", SHAPES = {
   },
 };
 
-// Dark ends of the colours of numbers are lifted on dark paper, where they could not be seen.
+// On a dark background the dark end of the colours for numbers is made lighter, to be visible.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const lifted = data.ramp.map((colour, step) => {
   const share = 0.45 * (1 - step / (data.ramp.length - 1));
@@ -30,7 +30,7 @@ const lifted = data.ramp.map((colour, step) => {
 });
 const ramp = () => dark.matches ? lifted : data.ramp;
 
-// What colours the points: for each its group, and of each group its look and whether it is shown.
+// Colourings: the group of each point, and the colour, shape and visibility of each group.
 const colourings = data.colourings.map(each => each.classes
   ? { ...each, codes: new Int32Array(bytes(each.codes)), member: new Int32Array(bytes(each.member)),
       shown: each.groups.map(() => true) }
@@ -47,7 +47,7 @@ for (const each of colourings) if (each.values) {
 }
 let now = colourings[0];
 
-// The view: the middle and scale of the map, and for three dimensions how it is turned.
+// The view: middle and scale of the map, and in three dimensions its rotation.
 const map = by("map"), canvas = by("points"), above = by("above"), tip = by("tip");
 const brush = canvas.getContext("2d"), pen = above.getContext("2d");
 const middle = new Float64Array(3);
@@ -58,7 +58,7 @@ for (let d = 0; d < D; d++) {
   middle[d] = (low + high) / 2;
   half = Math.max(half, (high - low) / 2);
 }
-if (D === 3) { // turned in any way, all points stay in sight
+if (D === 3) { // all points are visible in every rotation
   for (let i = 0; i < flat.length; i += 3) {
     half = Math.max(half, Math.hypot(flat[i] - middle[0], flat[i + 1] - middle[1], flat[i + 2] - middle[2]));
   }
@@ -69,7 +69,7 @@ let view = { ...start };
 let wide = 0, high = 0, dense = 1, frame = null, pixels = null, paper = 0, waiting = false, under = -1;
 const sx = new Float32Array(ALL), sy = new Float32Array(ALL), depth = new Float32Array(ALL);
 let order = Uint32Array.from({ length: N }, (_, i) => i);
-for (let i = N - 1, state = 12345; i > 0; i--) { // shuffled, so that no class lies over another
+for (let i = N - 1, state = 12345; i > 0; i--) { // shuffle, so that no class covers another
   state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
   const j = state % (i + 1), kept = order[i];
   order[i] = order[j]; order[j] = kept;
@@ -80,7 +80,7 @@ const packed = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0; // littl
 const style = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const visible = i => i >= N || now.shown[now.member[i]];
 
-function sprite(shape, radius) { // how much of each pixel the shape covers, 0 to 256
+function sprite(shape, radius) { // coverage of each pixel by the shape, 0 to 256
   const side = 2 * Math.ceil(radius) + 1, fine = 4, cover = new Uint16Array(side * side);
   for (let y = 0; y < side; y++) for (let x = 0; x < side; x++) {
     let inside = 0;
@@ -99,7 +99,7 @@ function stamp(shape, radius) {
   return sprites.get(key);
 }
 
-function place() { // where on the canvas every point is
+function place() { // computes the position of every point on the canvas
   const scale = Math.min(wide, high) / 2 * 0.94 / half * view.zoom;
   const left = wide / 2 + view.x, top = high / 2 + view.y;
   if (D === 2) {
@@ -115,7 +115,7 @@ function place() { // where on the canvas every point is
     const a = x * cy - y * ny, b = x * ny + y * cy;
     sx[i] = left + a * scale;
     sy[i] = top - (z * cp - b * np) * scale;
-    depth[i] = b * cp + z * np; // away from the eye
+    depth[i] = b * cp + z * np; // larger is farther away
   }
 }
 
@@ -172,7 +172,7 @@ function draw() {
   canvas.dataset.frames = Number(canvas.dataset.frames || 0) + 1;
 }
 
-function drawAbove() { // pictures, names, and a ring around the point under the pointer
+function drawAbove() { // draws pictures, names, and a ring around the point under the pointer
   pen.clearRect(0, 0, wide, high);
   if (by("pictures").checked) drawPictures();
   if (by("names").checked) drawNames();
@@ -199,7 +199,7 @@ function write(text, x, y, bold) {
   return pen.measureText(shown).width;
 }
 
-const anchors = new Map(); // of each group of a colouring the point nearest to its median
+const anchors = new Map(); // by colouring: for each group the point nearest to its median
 function anchorsOf(colouring) {
   if (!anchors.has(colouring)) {
     const members = colouring.groups.map(() => []);
@@ -245,7 +245,7 @@ function drawNames() {
 }
 const short = name => name.split("/").pop();
 
-// Small pictures: sheets are decoded when the first picture on them is asked for.
+// Thumbnails: a sheet is decoded when its first thumbnail is needed.
 const sheets = [];
 const perSheet = data.columns * data.rows;
 function sheet(number, then) {
@@ -259,7 +259,7 @@ function sheet(number, then) {
   return null;
 }
 const shotOf = [], cut = document.createElement("canvas");
-function tile(i, then) { // image, left, top, side of the picture of a point; null until it is decoded
+function tile(i, then) { // [image, left, top, side] of a point's thumbnail; null until it is decoded
   if (i >= N) {
     if (!data.queries[i - N]) return undefined;
     let image = shotOf[i];
@@ -291,7 +291,7 @@ function drawPictures() {
     pen.strokeRect(x - side / 2, y - side / 2, side, side);
   };
   for (let i = N; i < ALL; i++) paint(i);
-  for (let k = N - 1; k >= 0; k--) if (visible(order[k])) paint(order[k]); // the nearest first
+  for (let k = N - 1; k >= 0; k--) if (visible(order[k])) paint(order[k]); // nearest first
 }
 
 function request() {
@@ -311,11 +311,11 @@ function resize() {
 }
 
 // Pointing
-function nearest(x, y, reach) { // the point nearest to a place, and at most so many pixels away
+function nearest(x, y, reach) { // the point nearest to a position, at most `reach` pixels away
   let best = -1, least = (reach * dense) ** 2;
   for (let k = 0; k < ALL; k++) {
     const i = k < N ? order[k] : k, dx = sx[i] - x, dy = sy[i] - y, off = dx * dx + dy * dy;
-    if (off <= least && visible(i)) { least = off; best = i; } // of equals the one drawn last
+    if (off <= least && visible(i)) { least = off; best = i; } // of equally near points the one drawn last
   }
   return best;
 }
@@ -342,7 +342,7 @@ function show(i) {
   picture.hidden = found === undefined;
   if (found) {
     const side = picture.width = picture.height = Math.max(found[3], 192);
-    // Cut out before it is enlarged, or its neighbours on the sheet would bleed into its edges.
+    // Cut the tile out before enlarging it, because otherwise its neighbours would show at its edges.
     cut.width = cut.height = found[3];
     cut.getContext("2d").drawImage(found[0], -found[1], -found[2]);
     const paint = picture.getContext("2d");
@@ -358,8 +358,8 @@ function show(i) {
 }
 
 const MOUSE = 14, FINGER = 24; // reach in pixels
-const held = new Map(); // where each finger or button is that is down
-let tapped = null; // where the only one went down, as long as it has not been dragged
+const held = new Map(); // position of each finger or button that is down
+let tapped = null; // where the only finger went down, until it is dragged
 const at = event => {
   const box = map.getBoundingClientRect();
   return [(event.clientX - box.left) * dense, (event.clientY - box.top) * dense];
@@ -383,7 +383,7 @@ map.addEventListener("pointermove", event => {
   tapped = null;
   held.set(event.pointerId, to);
   const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
-  if (held.size > 1) { // two fingers zoom and move: each moves by half, around the other
+  if (held.size > 1) { // two fingers zoom and move; each contributes half of the movement
     const [x, y] = [...held].find(([id]) => id !== event.pointerId)[1];
     const apart = Math.hypot(from[0] - x, from[1] - y);
     view.x += dx / 2;
@@ -405,7 +405,7 @@ for (const kind of ["pointerup", "pointercancel"]) map.addEventListener(kind, ev
   tapped = null;
 });
 map.addEventListener("pointerleave", event => {
-  if (!held.size && event.pointerType !== "touch") show(-1); // a finger that is lifted leaves too
+  if (!held.size && event.pointerType !== "touch") show(-1); // lifting a finger also fires this event
 });
 function zoom(by, x, y) {
   const to = Math.max(0.2, Math.min(2000, view.zoom * by)), ratio = to / view.zoom;
@@ -421,7 +421,7 @@ map.addEventListener("wheel", event => {
   zoom(Math.exp(-Math.max(-400, Math.min(400, step)) * 0.0025), ...at(event));
 }, { passive: false });
 map.addEventListener("dblclick", event => zoom(2, ...at(event)));
-map.addEventListener("keydown", event => { // and shows what is in the middle, without a pointer
+map.addEventListener("keydown", event => { // without a pointer, shows the image in the middle
   const step = 60 * dense, moves = {
     ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step],
   };
@@ -437,7 +437,7 @@ map.addEventListener("keydown", event => { // and shows what is in the middle, w
   show(nearest(wide / 2, high / 2, Math.max(wide, high)));
 });
 
-// Beside the map
+// Controls beside the map
 function glyph(group) {
   const side = 15, image = document.createElement("canvas"), paint = image.getContext("2d");
   image.width = image.height = 2 * side;

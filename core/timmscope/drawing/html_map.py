@@ -1,8 +1,8 @@
-"""Draws a map of images as one HTML page to explore, with its points and small pictures.
+"""Draws a map of images as one interactive HTML page with points and thumbnails.
 
-It draws into a canvas pixel by pixel, without WebGL: 100,000 points take a few milliseconds, also
-on machines without a graphics card, where plotly's three-dimensional scatter plot of as many needs
-seconds to say what is under the pointer.
+The page draws into a canvas pixel by pixel, without WebGL: 100,000 points take a few milliseconds
+even on a machine without a graphics card. There plotly's three-dimensional scatter plot takes
+seconds to find the point under the pointer.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _STEPS = 64
+"""Number of colours for numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointMap:
-    """What a page needs of a map.
+    """A map of images and what its page shows.
 
     Attributes:
-        points: `(n, 2)` or `(n, 3)`, the images' places.
-        names: what each image is called.
-        title: what is shown, in a line.
+        points: positions of the images, `(n, 2)` or `(n, 3)`.
+        names: name of each image.
+        title: title of the page, one line.
         note: how the map was made.
-        colourings: dictionaries with `title`, and `classes`, the names that `values` count, or None
-            where the values are numbers.
-        values: `(colourings, n)`.
-        query_points: `(q, 2)` or `(q, 3)`, places of query images.
-        query_names: what each query image is called.
-        query_images: `(q, 3, t, t)` in [0, 1], or None.
-        sheets: JPEG files with the small pictures of the images, in their order.
-        tile_px: side of a small picture in pixels.
-        sheet_columns: small pictures per row of a sheet.
+        colourings: dictionaries with `title` and `classes`: the names of the classes if `values`
+            are their indices, or None if `values` are numbers.
+        values: values of each colouring, `(colourings, n)`; -1 for an image without a class.
+        query_points: positions of the query images, `(q, 2)` or `(q, 3)`.
+        query_names: name of each query image.
+        query_images: thumbnails of the query images, `(q, 3, t, t)` in [0, 1], or None.
+        sheets: JPEG files with the images' thumbnails, in the order of the images.
+        tile_px: side of a thumbnail in pixels.
+        sheet_columns: thumbnails per row of a sheet.
         sheet_rows: rows per sheet.
     """
 
@@ -65,31 +66,29 @@ class PointMap:
     sheet_rows: int = 0
 
 
-def map_page(found: PointMap) -> str:
-    """The page as HTML; every text is escaped, and a policy forbids it to load anything."""
-    sheets = [base64.b64encode(sheet).decode("ascii") for sheet in found.sheets]
-    head = {
-        "names": [*found.names, *found.query_names],
-        "count": len(found.points),
-        "dimensions": found.points.shape[1],
-        "colourings": [
-            _colouring(colouring, values)
-            for colouring, values in zip(found.colourings, found.values.numpy(), strict=True)
-        ],
+def map_page(point_map: PointMap) -> str:
+    """Return the page as HTML; every text is escaped, and a policy forbids it to load anything."""
+    sheets = [base64.b64encode(sheet).decode("ascii") for sheet in point_map.sheets]
+    points = np.concatenate([point_map.points.numpy(), point_map.query_points.numpy()])
+    pairs = zip(point_map.colourings, point_map.values.numpy(), strict=True)
+    images = () if point_map.query_images is None else point_map.query_images
+    data = {
+        "names": [*point_map.names, *point_map.query_names],
+        "count": len(point_map.points),
+        "dimensions": points.shape[1],
+        "colourings": [_colouring(colouring, values) for colouring, values in pairs],
         "ramp": [to_hex(colormaps[CONTINUOUS](step / (_STEPS - 1))) for step in range(_STEPS)],
-        "tile": found.tile_px,
-        "columns": found.sheet_columns,
-        "rows": found.sheet_rows,
-        "points": _encoded(np.concatenate([found.points.numpy(), found.query_points.numpy()])),
-        "queries": []
-        if found.query_images is None
-        else [_data_uri(image) for image in found.query_images],
+        "tile": point_map.tile_px,
+        "columns": point_map.sheet_columns,
+        "rows": point_map.sheet_rows,
+        "points": _encoded(points),
+        "queries": [_data_uri(image) for image in images],
     }
     page: str = _template().render(
-        turns=found.points.shape[1] == 3,
-        title=_valid(found.title),
-        note=_valid(found.note),
-        head=_script_json(head),
+        turns=points.shape[1] == 3,
+        title=_valid(point_map.title),
+        note=_valid(point_map.note),
+        data=_script_json(data),
         sheets=sheets,
         script=_asset("html_map.js"),
         style=_asset("html_map.css"),
@@ -98,7 +97,7 @@ def map_page(found: PointMap) -> str:
 
 
 def _colouring(colouring: dict[str, Any], values: Any) -> dict[str, Any]:
-    """What the page needs to paint points by a colouring and to say what a point has."""
+    """Return what the page needs to colour the points and to show the value of each."""
     if colouring["classes"] is None:
         low, high = float(values.min()), float(values.max())
         return {
@@ -130,7 +129,7 @@ def _colouring(colouring: dict[str, Any], values: Any) -> dict[str, Any]:
 
 
 def _encoded(values: Any) -> str:
-    """Little-endian float32, or int32 of whole numbers, as base64."""
+    """Encode numbers as base64 of little-endian float32, or int32 for integers."""
     kind = "<i4" if values.dtype.kind == "i" else "<f4"
     return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode("ascii")
 
@@ -140,13 +139,13 @@ def _data_uri(image: Any) -> str:
 
 
 def _script_json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever names it holds."""
+    """Encode as JSON in which no name can end the script element around it."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _valid(text: str) -> str:
-    """Text in UTF-8, with a mark for bytes of file names that are none."""
+    """Replace bytes of file names that are not valid UTF-8 by a replacement character."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""How points of a map are told apart: colour and shape a class, the same in picture and page."""
+"""Colours and shapes that distinguish the classes on a map, the same in the figure and the page."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from timmscope.drawing.style import SERIES
 
 COLOURS = (*SERIES[:6], "#7b4fa3", "#8c6d31", "#b2182b", "#4d9221", "#35978f")
 OTHER = "#a3a9b2"
+"""Colour of rare classes and of points without a class."""
 SHAPES = ("disc", "square", "triangle", "diamond", "wedge", "plus", "pentagon", "cross")
-"""With 11 colours, no two classes share both, and neighbours in the list share neither."""
+"""Shapes; with 11 colours no two classes share both, and adjacent classes share neither."""
 CONTINUOUS = "viridis"
+"""matplotlib's colour map for numbers."""
 MOST = len(COLOURS)
+"""Largest number of classes with a colour of their own."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Points that look the same.
+    """Points with the same colour and shape: a class, all rarer classes, or points without one.
 
     Attributes:
-        name: of the class; of all rarer ones together; of those without a class.
+        name: name in the legend.
         colour: `#rrggbb`.
         shape: one of `SHAPES`.
-        members: positions of its points, rising.
-        named: whether it is one class, which may be written on the map.
+        members: indices of its points, ascending.
+        named: whether it is a single class, whose name may be written on the map.
     """
 
     name: str
@@ -39,31 +42,34 @@ class Group:
 
 
 def groups_of(classes: Sequence[str], codes: npt.ArrayLike) -> list[Group]:
-    """The most frequent classes, in their order, then the rest as one, then those without.
+    """Group points by class: the `MOST` most frequent classes, all others, and points without one.
 
     Args:
-        classes: names.
-        codes: `(n,)` numbers of classes, -1 for none.
+        classes: names of the classes.
+        codes: `(n,)` class of each point, as an index; -1 for none.
+
+    Returns:
+        Groups with points, the classes in the order of `classes`.
     """
     codes = np.asarray(codes).astype(np.int64)
     counts = Counter(codes[codes >= 0].tolist())
-    often = sorted(counts, key=lambda code: (-counts[code], code))
-    kept = sorted(often[:MOST] if len(often) > MOST else often)
-    found = [
+    by_frequency = sorted(counts, key=lambda code: (-counts[code], code))
+    frequent = sorted(by_frequency[:MOST])
+    groups = [
         Group(
             classes[code],
-            COLOURS[place],
-            SHAPES[place % len(SHAPES)],
+            COLOURS[index],
+            SHAPES[index % len(SHAPES)],
             np.flatnonzero(codes == code),
             True,
         )
-        for place, code in enumerate(kept)
+        for index, code in enumerate(frequent)
     ]
-    rest = np.flatnonzero((codes >= 0) & ~np.isin(codes, kept))
+    rest = np.flatnonzero((codes >= 0) & ~np.isin(codes, frequent))
     if len(rest):
-        name = f"{len(often) - len(kept)} other classes"
-        found.append(Group(name, OTHER, "disc", rest, False))
+        name = f"{len(by_frequency) - len(frequent)} other classes"
+        groups.append(Group(name, OTHER, "disc", rest, False))
     without = np.flatnonzero(codes < 0)
     if len(without):
-        found.append(Group("no class", OTHER, "cross", without, False))
-    return found
+        groups.append(Group("no class", OTHER, "cross", without, False))
+    return groups

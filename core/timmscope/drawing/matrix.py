@@ -1,4 +1,4 @@
-"""Square matrices of how alike things are, side by side, with one scale."""
+"""Draws square similarity matrices side by side with a common scale."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from timmscope.drawing.style import (
 )
 
 _NUMBERED = 12
-"""Rows up to which cells have their number in them."""
+"""Largest number of rows for which each cell shows its number."""
 _CELL, _NARROW = 0.42, 0.135
-"""Side of a cell in inches: with a number, and with a line of small print beside it."""
+"""Side of a cell in inches: with a number in it, and without."""
 _LARGEST = 7.2
 _LABEL = 2.0
 _GAP, _BAR, _BAR_LABEL = 0.35, 0.14, 0.5
@@ -45,16 +45,15 @@ def matrix_figure(
     subtitle: str = "",
     notes: Sequence[str] = (),
 ) -> Figure:
-    """Matrices `(L, L)` of numbers up to 1, from 0 or the lowest number there is.
+    """Draw matrices `(L, L)` of numbers up to 1; the scale starts at 0 or the lowest number.
 
     Args:
-        matrices: by name.
-        labels: of the L rows and columns.
-        groups: what each of them belongs to; where there are several groups, they get letters, a
-            key, and white lines between them.
-        title: of the figure.
-        subtitle: below the title.
-        notes: small print below.
+        matrices: the matrices by name.
+        labels: labels of the L rows and columns.
+        groups: group of each row; several groups get letters, a key, and white lines between them.
+        title: title of the figure.
+        subtitle: text below the title.
+        notes: small print below the matrices.
     """
     count = len(labels)
     letters = _letters(groups or [])
@@ -96,20 +95,20 @@ def matrix_figure(
         left = MARGIN_IN + room + columns * (side + _GAP) - _GAP + 0.2
         _bar(page, left, top + line_height(LABEL_PT) + 0.08, min(side, 3.0), lowest)
         if small:
-            place_of_notes = page.height - MARGIN_IN - foot + 0.1
-            page.text(small, MARGIN_IN, place_of_notes, size=SMALL_PT, colour=MUTED)
+            notes_top = page.height - MARGIN_IN - foot + 0.1
+            page.text(small, MARGIN_IN, notes_top, size=SMALL_PT, colour=MUTED)
     return page.figure
 
 
 def _side(count: int) -> float:
-    """Of a matrix, in inches."""
+    """Side of a matrix in inches."""
     if count <= _NUMBERED:
         return count * (_CELL if count > 3 else 0.6)
     return min(max(_NUMBERED * _CELL, count * _NARROW), _LARGEST)
 
 
 def _letters(groups: Sequence[str]) -> dict[str, str]:
-    """A short sign for each group: a letter, after the alphabet a number."""
+    """A letter for each group; after the alphabet a number."""
     distinct = list(dict.fromkeys(groups))
     signs = [
         chr(ord("A") + place) if place < 26 else f"{place + 1}" for place in range(len(distinct))
@@ -118,7 +117,7 @@ def _letters(groups: Sequence[str]) -> dict[str, str]:
 
 
 def _matrix(axes: Axes, matrix: np.ndarray, lowest: float, side: float) -> None:
-    """Colours, and numbers where there is room for them."""
+    """Draw the colours, and the numbers if there is room for them."""
     axes.imshow(
         matrix, cmap=SEQUENTIAL, vmin=lowest, vmax=1, aspect="auto", interpolation="nearest"
     )
@@ -142,7 +141,7 @@ def _matrix(axes: Axes, matrix: np.ndarray, lowest: float, side: float) -> None:
 
 
 def _labels(axes: Axes, labels: Sequence[str], side: float, *, beside: bool) -> None:
-    """Names below, upright, and at the left of the first matrix; only some where they are many."""
+    """Write names below and at the left of the first matrix; every n-th if there are many."""
     step = math.ceil(line_height(SMALL_PT) * len(labels) / side - 1e-6)
     shown = range(0, len(labels), step)
     axes.set_xticks(shown, [labels[place] for place in shown], rotation=90)
@@ -153,7 +152,7 @@ def _labels(axes: Axes, labels: Sequence[str], side: float, *, beside: bool) -> 
 
 
 def _lines(axes: Axes, groups: Sequence[str]) -> None:
-    """White lines where one group ends and the next begins."""
+    """Draw white lines between groups."""
     for place in range(1, len(groups)):
         if groups[place] != groups[place - 1]:
             axes.axhline(place - 0.5, color=PAPER, linewidth=2)
@@ -161,7 +160,7 @@ def _lines(axes: Axes, groups: Sequence[str]) -> None:
 
 
 def _bar(page: Canvas, left: float, top: float, height: float, lowest: float) -> None:
-    """What the colours mean."""
+    """Draw the colour bar."""
     axes = page.axes(left, top, _BAR, height)
     strip = np.linspace(1, lowest, 256)[:, None]
     axes.imshow(strip, cmap=SEQUENTIAL, aspect="auto", extent=(0, 1, lowest, 1))

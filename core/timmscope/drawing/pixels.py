@@ -1,4 +1,4 @@
-"""From image tensors to pixels in a file, rounded in one place."""
+"""Converts image tensors to 8-bit pixels and PNG files, so that rounding is the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from timmscope_registry import ImageError
 
 
 def to_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
-    """An image `(3, H, W)`, `(1, H, W)` or `(H, W)` in [0, 1] as `(H, W, 3)` 8-bit values.
+    """Convert an image `(3, H, W)`, `(1, H, W)` or `(H, W)` in [0, 1] to `(H, W, 3)` uint8.
 
-    Values outside are clipped, and values round to the nearest of 256 levels.
+    Values are clipped to [0, 1] and rounded to the nearest of 256 levels.
 
     Raises:
-        ImageError: another shape, or NaN.
+        ImageError: the image has another shape, or NaN.
     """
     values = image.detach().float().cpu().numpy() if isinstance(image, Tensor) else image
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise ImageError(f"a picture has shape (3, H, W) or (H, W); this array is {values.shape}")
+        raise ImageError(f"expected an image of shape (3, H, W) or (H, W), not {values.shape}")
     if np.isnan(values).any():
-        raise ImageError("a picture holds NaN: expected values in [0, 1]")
+        raise ImageError("the image contains NaN: expected values in [0, 1]")
     levels = np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
     pixels = levels.transpose(1, 2, 0)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
@@ -39,7 +39,7 @@ def write_png(image: Tensor | NDArray[Any], path: str | Path) -> Path:
     """Write an image `(3, H, W)` in [0, 1] as a PNG file; returns the path.
 
     Raises:
-        ImageError: another shape, or NaN.
+        ImageError: the image has another shape, or NaN.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -48,7 +48,11 @@ def write_png(image: Tensor | NDArray[Any], path: str | Path) -> Path:
 
 
 def png_bytes(image: Tensor | NDArray[Any]) -> bytes:
-    """The PNG file of an image `(3, H, W)` in [0, 1]."""
+    """Return the PNG file of an image `(3, H, W)` in [0, 1] as bytes.
+
+    Raises:
+        ImageError: the image has another shape, or NaN.
+    """
     buffer = io.BytesIO()
     Image.fromarray(to_array(image)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""One number an image: how the numbers spread, and the images that have the highest."""
+"""Draws a histogram of one score per image, with the images of the highest scores below it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _WIDTH = 2 * MARGIN_IN + _COLUMNS * (_CELL + GAP_IN) - GAP_IN
 _PLOT_LEFT, _PLOT_H, _PLOT_BELOW = 0.55, 1.5, 0.5
 _BINS = 60
 _DECADES = 20
-"""Images of a bin from which on powers of ten are ticks enough."""
+"""Largest count from which the axis has ticks only at powers of ten."""
 
 
 def scores_figure(
@@ -47,31 +47,31 @@ def scores_figure(
     title: str,
     note: str,
 ) -> Figure:
-    """A histogram of all scores with the shown ones marked, and below it their images.
+    """Draw a histogram of all scores with the highest marked, and the images of those below it.
 
     Args:
-        scores: `(n,)` of all images.
-        best: scores of the images that are shown, highest first.
-        titles: a caption each, two lines.
-        images: `(len(best), 3, h, w)` in [0, 1]; None lists the captions alone.
-        score_name: of the axis.
-        title: of the page.
-        note: small print below.
+        scores: `(n,)` scores of all images.
+        best: scores of the images to show, highest first.
+        titles: a caption of two lines for each of these images.
+        images: these images, `(len(best), 3, h, w)` in [0, 1]; None lists only the captions.
+        score_name: label of the axis.
+        title: title of the figure.
+        note: small print below the images.
     """
-    room = _WIDTH - 2 * MARGIN_IN
-    heading = fit(title, room, TITLE_PT, lines=2, bold=True)
-    small = fit(note, room, SMALL_PT, lines=3)
+    inner = _WIDTH - 2 * MARGIN_IN
+    heading = fit(title, inner, TITLE_PT, lines=2, bold=True)
+    small = fit(note, inner, SMALL_PT, lines=3)
     head = MARGIN_IN + line_height(TITLE_PT, heading.count("\n") + 1) + 0.15
     top = head + _PLOT_H + _PLOT_BELOW
     columns = _LISTED if images is None else _COLUMNS
     rows = math.ceil(len(best) / columns)
-    step_x = (room + GAP_IN) / columns
+    step_x = (inner + GAP_IN) / columns
     step_y = line_height(SMALL_PT, 2) + 0.08 + (0.0 if images is None else _CELL + GAP_IN)
     foot = line_height(SMALL_PT, small.count("\n") + 1) + 0.1 if note else 0.0
     with theme():
         page = Canvas(_WIDTH, top + rows * step_y - GAP_IN + foot + MARGIN_IN)
         page.text(heading, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
-        axes = page.axes(MARGIN_IN + _PLOT_LEFT, head, room - _PLOT_LEFT, _PLOT_H)
+        axes = page.axes(MARGIN_IN + _PLOT_LEFT, head, inner - _PLOT_LEFT, _PLOT_H)
         _histogram(axes, np.asarray(scores, np.float64), np.asarray(best), score_name)
         corners = [
             (MARGIN_IN + column * step_x, top + row * step_y)
@@ -81,7 +81,7 @@ def scores_figure(
             for text, (left, upper) in zip(titles, corners, strict=True):
                 page.text(fit(text, step_x - GAP_IN, SMALL_PT), left, upper, size=SMALL_PT)
         else:
-            page.many(
+            page.arrays(
                 (to_array(image), *corner, _CELL, _CELL)
                 for image, corner in zip(images, corners, strict=True)
             )
@@ -96,7 +96,7 @@ def scores_figure(
 
 def _histogram(axes: Axes, scores: Any, best: Any, name: str) -> None:
     low, high = float(scores.min()), float(scores.max())
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # equal but for rounding
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # equal except for rounding
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     counts, edges = np.histogram(scores, _BINS, (low, high))
     axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=SERIES[5], linewidth=0)

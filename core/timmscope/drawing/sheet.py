@@ -1,4 +1,4 @@
-"""A sheet: many pictures in a grid, each with its label."""
+"""Draws a sheet: many pictures in a grid, each with a label."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from timmscope.drawing.style import (
 from timmscope_registry import ParameterError
 
 _READABLE_IN = 4.8
-"""Width of a page, however few its pictures, on which titles and notes are not cut off."""
+"""Smallest width of a page with a title or a note, so that these are not cut off."""
 _KERNEL_PX = 16
-"""Width of pictures that gain nothing by being large."""
+"""Largest width of pictures that are drawn small, such as convolution kernels."""
 
 
 def sheet_figure(
@@ -41,22 +41,22 @@ def sheet_figure(
     cell_in: float | None = None,
     gap_in: float = GAP_IN,
 ) -> Figure:
-    """Pictures in a grid, row by row.
+    """Draw pictures in a grid, row by row.
 
     Args:
         images: `(N, 3, h, w)` in [0, 1], or a list of `(3, h, w)` of any sizes.
-        titles: a label below each picture; two lines at most, `\\n` starts a new part.
-        columns: pictures a row; by default nearly a square, at most 8.
-        title: of the whole sheet; two lines at most.
-        row_labels: a label at the left of each row; `\\n` starts a new part.
-        row_lengths: pictures of each row, where rows are not all full.
-        note: small print below; six lines at most.
-        cell_in: width of a picture in inches; by default from the number of columns, and half as
-            wide at most where pictures are no wider than 16 px.
-        gap_in: between pictures, in inches.
+        titles: a label below each picture; each line of it is wrapped to at most two.
+        columns: pictures per row; by default nearly a square, at most 8.
+        title: title of the sheet; at most two lines.
+        row_labels: a label at the left of each row; it may have several lines.
+        row_lengths: number of pictures in each row; by default all rows are full.
+        note: small print below the pictures; at most six lines.
+        cell_in: width of a picture in inches; by default it depends on the number of columns, and
+            is half as large at most for pictures of up to 16 px.
+        gap_in: gap between pictures in inches.
 
     Raises:
-        ParameterError: no images, or labels that do not match them.
+        ParameterError: there are no images, or titles, row labels or row lengths do not fit them.
     """
     pictures = list(images)
     if not pictures:
@@ -70,11 +70,11 @@ def sheet_figure(
         cells = [divmod(index, columns) for index in range(len(pictures))]
         rows = math.ceil(len(pictures) / columns)
     else:
-        cells = [(row, at) for row, length in enumerate(row_lengths) for at in range(length)]
+        cells = [(row, col) for row, length in enumerate(row_lengths) for col in range(length)]
         columns, rows = max(row_lengths), len(row_lengths)
         if len(cells) != len(pictures):
             raise ParameterError(
-                f"rows of {len(cells)} pictures for {len(pictures)}: their lengths do not match",
+                f"row lengths for {len(cells)} pictures, but there are {len(pictures)}",
                 parameter="row_lengths",
             )
     if row_labels is not None and len(row_labels) != rows:
@@ -106,7 +106,7 @@ def sheet_figure(
         corners = [
             (MARGIN_IN + side + column * step_x, head + row * step_y) for row, column in cells
         ]
-        page.many(
+        page.arrays(
             (to_array(picture), *corner, cell, tall)
             for picture, corner in zip(pictures, corners, strict=True)
         )

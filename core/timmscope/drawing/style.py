@@ -1,4 +1,4 @@
-"""The one visual style: typeface, sizes, colours, colour maps, and text that fits its place."""
+"""timmscope's visual style: typeface, sizes and colours, and functions that fit text to a width."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
 TYPEFACE = "DejaVu Sans"
-"""Ships with matplotlib, so that pictures are the same everywhere."""
-_FURTHER = (
+"""Comes with matplotlib, so that figures look the same everywhere."""
+_FALLBACKS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans SC",
     "Noto Sans KR", "Source Han Sans", "IPAexGothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
     "Droid Sans Fallback", "Hiragino Sans", "PingFang SC", "Hiragino Sans GB",
     "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
     "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS",
 )  # fmt: skip
-"""Asked for letters that the typeface lacks, where they are installed."""
+"""Typefaces for characters that the first one lacks, if they are installed."""
 
 TITLE_PT = 11.0
 LABEL_PT = 8.5
 SMALL_PT = 7.5
 LINE = 1.3
-"""Distance of text lines, in font sizes."""
+"""Distance between lines of text, in font sizes."""
 ASCENT = 0.93
-"""From the top of a line to its baseline, in font sizes."""
+"""Distance from the top of a line to its baseline, in font sizes."""
 
 PAPER = "#ffffff"
 INK = "#1b1e23"
@@ -40,15 +40,15 @@ RULE = "#d4d8de"
 GOOD = "#00734f"
 BAD = "#a8430a"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's colours, told apart by colour-blind readers."""
+"""Okabe and Ito's colours, which colour-blind readers can distinguish."""
 
 SEQUENTIAL = "inferno"
-"""Perceptually uniform; for maps without sign."""
+"""Perceptually uniform colour map for unsigned maps."""
 
 MARGIN_IN = 0.25
 GAP_IN = 0.14
 MAX_ROWS = 24
-"""Rows of pictures in one figure; what is left out is said below them."""
+"""Most rows of pictures in one figure; a note below says how many are left out."""
 
 _STYLE = {
     "font.size": LABEL_PT,
@@ -81,27 +81,27 @@ _STYLE = {
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """matplotlib's defaults with this style inside; the caller's settings afterwards."""
+    """Use matplotlib's defaults with this style inside the context."""
     with matplotlib.style.context(["default", _STYLE, {"font.family": _families()}]):
         yield
 
 
-_LACKING = "□"
+_MISSING = "□"
 _HINTING = 1.03
-"""Letters drawn at screen resolutions are wider than the typeface says, by about as much."""
+"""Factor by which characters at screen resolution are wider than the typeface's metrics."""
 
 
 @lru_cache
 def _families() -> list[str]:
-    """The typeface, and those that stand in for it."""
+    """The typeface and the installed fallbacks."""
     installed = set(fontManager.get_font_names())
-    return [TYPEFACE, *(name for name in _FURTHER if name in installed)]
+    return [TYPEFACE, *(name for name in _FALLBACKS if name in installed)]
 
 
 @lru_cache
 def _font(family: str, bold: bool) -> FT2Font:
     weight = "bold" if bold else "normal"
-    # Not matplotlib's get_font, which shares a font whose size drawing changes.
+    # Not matplotlib's get_font: it returns a shared font, whose size changes while drawing.
     font = FT2Font(findfont(FontProperties(family=family, weight=weight)))
     font.set_size(100, 72)
     return font
@@ -109,7 +109,7 @@ def _font(family: str, bold: bool) -> FT2Font:
 
 @lru_cache(4096)
 def _font_of(letter: str, bold: bool) -> FT2Font | None:
-    """The first font that has a letter; None where none does."""
+    """The first font that has a character; None if no font has it."""
     fonts = (_font(family, bold) for family in _families())
     return next((font for font in fonts if font.get_char_index(ord(letter))), None)
 
@@ -118,29 +118,37 @@ def _font_of(letter: str, bold: bool) -> FT2Font | None:
 def _advance(letter: str, bold: bool) -> float:
     font = _font_of(letter, bold)
     if font is None:
-        return _advance(" " if letter.isspace() else _LACKING, bold)
+        return _advance(" " if letter.isspace() else _MISSING, bold)
     return float(font.load_char(ord(letter)).linearHoriAdvance) / 65536 / 100
 
 
 def text_width(text: str, size_pt: float, *, bold: bool = False) -> float:
-    """Width of one line of text in inches, without kerning."""
+    """Return the width of one line of text in inches, without kerning."""
     return sum(_advance(letter, bold) for letter in text) * _HINTING * size_pt / 72
 
 
 def printable(text: str) -> str:
-    """The text with a box for each character that all typefaces lack."""
-    known = (letter.isspace() or _font_of(letter, False) is not None for letter in text)
-    return "".join(letter if some else _LACKING for letter, some in zip(text, known, strict=True))
+    """Replace each character that no typeface has by a box."""
+    return "".join(
+        letter if letter.isspace() or _font_of(letter, False) is not None else _MISSING
+        for letter in text
+    )
 
 
 def fit(
     text: str, width_in: float, size_pt: float = LABEL_PT, *, lines: int = 1, bold: bool = False
 ) -> str:
-    """Text wrapped at blanks to at most `lines` lines of a width, the rest cut off with `…`.
+    """Wrap text at spaces to at most `lines` lines of a width; the rest is cut off with `…`.
 
-    Where the name of a file or layer fills more than half of a line, what is too long loses its
-    middle instead: names differ at their ends. Line breaks in the text are kept, each part having
-    `lines` lines of its own.
+    If the name of a file or layer fills more than half of a line, the middle is cut out instead,
+    because names differ at their ends. Each line of a text with line breaks is wrapped separately.
+
+    Args:
+        text: the text.
+        width_in: width in inches.
+        size_pt: font size in points.
+        lines: most lines.
+        bold: whether the text is bold.
     """
     parts = (_fit_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
     return "\n".join(parts)
@@ -175,7 +183,7 @@ def _cut(text: str, width_in: float, size_pt: float, bold: bool) -> str:
 
 
 def fit_middle(text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: bool = False) -> str:
-    """One line of a width; what is too long loses its middle: names differ at their ends."""
+    """Fit text to one line of a width by cutting out its middle: names differ at their ends."""
     text = " ".join(printable(text).split())
     if text_width(text, size_pt, bold=bold) <= width_in:
         return text
@@ -188,7 +196,7 @@ def fit_middle(text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: b
 
 
 def number(value: float) -> str:
-    """A short number for captions: `0.93`, `12.4`, `1.2e-05`."""
+    """Format a number for a caption with three digits: `0.93`, `12.4`, `1.2e-05`."""
     if value != value:
         return "NaN"
     if value == 0 or 1e-3 <= abs(value) < 1e5:
@@ -197,7 +205,7 @@ def number(value: float) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """A number and its standard error to two digits of the error: `0.048 ± 0.0031`."""
+    """Format a number and its standard error to two digits of the error: `0.048 ± 0.0031`."""
     if not error > 0 or not math.isfinite(error):
         return f"{number(value)} ± {number(error)}"
     digits = max(0, 1 - math.floor(math.log10(error)))

@@ -1,4 +1,4 @@
-"""Plain rows as a drawn table, for results that are tables."""
+"""Draws rows of values as a table."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _GAP_IN = 0.25
 
 
 def table_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Rows as a table: the columns are the keys, numbers are aligned right.
+    """Draw a table whose columns are the keys of the rows; numbers are aligned right.
 
     Args:
-        rows: dictionaries; a key that one lacks leaves its cell empty. The first 40 are shown.
+        rows: the rows; a missing key gives an empty cell. The first 40 rows are shown.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = list(rows[:_MAX_ROWS])

@@ -196,7 +196,7 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
         head, _, title = label.partition("\n")
         label = f"{head}\n{fit_middle(title, _SIDE - 0.1, SMALL_PT)}"
         page.text(label, MARGIN_IN, top, size=SMALL_PT, colour=colour)
-        page.many(
+        page.arrays(
             (to_array(result.pictures_of[which, row, column]), place, top, _CELL, _CELL)
             for column, place in enumerate(places)
         )
