@@ -17,19 +17,19 @@ from matplotlib.font_manager import fontManager
 
 from timmscope.drawing import (
     HeatScale,
-    attribution_figure,
     colourise,
     overlay,
     sheet_figure,
     style,
-    style_figure,
-    synthesis_figure,
     table_figure,
 )
 from timmscope.drawing.heat import BY_COLOUR
 from timmscope.drawing.style import fit, number, text_width
 from timmscope.evaluation.comparison_figure import comparison_figure
+from timmscope.results import Provenance
+from timmscope.techniques import Stylization, Synthesis
 from timmscope.techniques.attack_figure import attack_figure, magnified
+from timmscope.techniques.attribution_figure import attribution_figure
 from timmscope_registry import ParameterError
 
 LONG = "American black bear, black bear, Ursus americanus, Euarctos americanus " * 3
@@ -58,6 +58,36 @@ def adversarial(count=2):
         linf=torch.full((count,), 4 / 255),
         l2=torch.full((count,), 1.0),
     )
+
+
+def provenance():
+    return Provenance(
+        technique="timmscope:x", family="", parameters={}, model=None, weights_sha256=None, seed=0
+    )
+
+
+def synthesis_figure(images, scores, final_scores, labels):
+    return Synthesis(
+        provenance=provenance(),
+        images=images,
+        scores=scores,
+        best_step=torch.zeros(len(images), dtype=torch.long),
+        final_scores=final_scores,
+        objective="x",
+        labels=labels,
+    ).figure()
+
+
+def style_figure(content, styles, images, losses):
+    return Stylization(
+        provenance=provenance(),
+        images=images,
+        content=content,
+        styles=styles,
+        losses=torch.stack(list(losses.values())),
+        loss_names=list(losses),
+        weights=[1 / len(styles)] * len(styles),
+    ).figure()
 
 
 FIGURES = {

@@ -6,22 +6,22 @@ or change the global rc settings.
 """
 
 from .canvas import Canvas, line_height
-from .curves import style_figure, synthesis_figure
-from .heat import HeatScale, around_grey, attribution_figure, colourise, overlay
+from .curves import curves_figure
+from .heat import BY_COLOUR, HeatScale, around_grey, colour_bar, colourise, overlay
 from .html_map import PointMap, map_page
 from .map_colours import CONTINUOUS, OTHER, Group, groups_of
-from .matrix import matrix_figure
 from .pixels import png_bytes, to_array, write_png
-from .scores import scores_figure
 from .sheet import sheet_figure
 from .style import (
     GAP_IN,
     INK,
     LABEL_PT,
     MARGIN_IN,
+    MAX_ROWS,
     MUTED,
     PAPER,
     RULE,
+    SEQUENTIAL,
     SERIES,
     SMALL_PT,
     TITLE_PT,
@@ -36,15 +36,18 @@ from .style import (
 from .table import table_figure
 
 __all__ = [
+    "BY_COLOUR",
     "CONTINUOUS",
     "GAP_IN",
     "INK",
     "LABEL_PT",
     "MARGIN_IN",
+    "MAX_ROWS",
     "MUTED",
     "OTHER",
     "PAPER",
     "RULE",
+    "SEQUENTIAL",
     "SERIES",
     "SMALL_PT",
     "TITLE_PT",
@@ -53,22 +56,19 @@ __all__ = [
     "HeatScale",
     "PointMap",
     "around_grey",
-    "attribution_figure",
+    "colour_bar",
     "colourise",
+    "curves_figure",
     "fit",
     "fit_middle",
     "groups_of",
     "line_height",
     "map_page",
-    "matrix_figure",
     "number",
     "overlay",
     "png_bytes",
     "printable",
-    "scores_figure",
     "sheet_figure",
-    "style_figure",
-    "synthesis_figure",
     "table_figure",
     "text_width",
     "theme",

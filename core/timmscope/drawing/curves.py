@@ -1,4 +1,4 @@
-"""Figures of optimisations: the images, beside curves of scores or losses over the steps."""
+"""Draws the images of an optimisation beside curves of scores or losses over the steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from timmscope.drawing.style import (
     GAP_IN,
     LABEL_PT,
     MARGIN_IN,
-    MAX_ROWS,
     MUTED,
     SERIES,
     SMALL_PT,
     fit,
-    number,
     text_width,
     theme,
 )
@@ -31,61 +29,23 @@ _AXIS_LEFT, _AXIS_BOTTOM = 0.55, 0.42
 _LEGEND_LEFT = 0.45  # width of the line sample before a name
 
 
-def synthesis_figure(
-    images: Tensor, scores: Tensor, final_scores: Tensor, labels: Sequence[str]
-) -> Figure:
-    """Draw synthesised images beside the objective over the steps.
-
-    Args:
-        images: `(B, 3, H, W)` in [0, 1].
-        scores: `(steps, B)` objective at each step.
-        final_scores: `(B,)` objective of the returned images.
-        labels: name of each image's objective.
-    """
-    count = min(len(images), MAX_ROWS)
-    captions = [
-        (str(labels[row]), f"objective {number(float(final_scores[row]))}") for row in range(count)
-    ]
-    names = [f"{index + 1}" for index in range(count)] if count > 1 else [""]
-    if count > 1:  # the legend names each image by its number
-        captions = [
-            (f"{name}  {first}", second)
-            for name, (first, second) in zip(names, captions, strict=True)
-        ]
-    curves = {name: scores[:, row] for row, name in enumerate(names)}
-    return _beside(list(images[:count]), captions, curves, "objective", log=False)
-
-
-def style_figure(
-    content: Tensor | None, styles: Tensor, images: Tensor, losses: Mapping[str, Tensor]
-) -> Figure:
-    """Draw content, styles and result beside the losses over the steps.
-
-    Args:
-        content: `(1, 3, H, W)` in [0, 1], or None for a texture.
-        styles: `(S, 3, h, w)` in [0, 1].
-        images: the result, `(1, 3, H, W)` in [0, 1].
-        losses: losses `(steps,)` by name.
-    """
-    pictures = [] if content is None else [content[0]]
-    captions = [] if content is None else [("content", "")]
-    for index, style in enumerate(styles):
-        pictures.append(style)
-        captions.append((f"style {index + 1}" if len(styles) > 1 else "style", ""))
-    for image in images:
-        pictures.append(image)
-        captions.append(("result" if content is not None else "texture", ""))
-    return _beside(pictures, captions, dict(losses), "loss", log=True)
-
-
-def _beside(
-    pictures: list[Tensor],
-    captions: list[tuple[str, str]],
+def curves_figure(
+    pictures: Sequence[Tensor],
+    captions: Sequence[tuple[str, str]],
     curves: Mapping[str, Tensor],
     value: str,
     *,
-    log: bool,
+    log: bool = False,
 ) -> Figure:
+    """Draw pictures beside curves over the steps of an optimisation.
+
+    Args:
+        pictures: each `(3, H, W)` in [0, 1].
+        captions: two lines for each picture; the second may be empty.
+        curves: `(steps,)` each, by name; one curve may have the name "".
+        value: what the curves show, the label of the axis.
+        log: draw the values on a logarithmic axis, where any is positive.
+    """
     columns = min(len(pictures), 4)
     rows = math.ceil(len(pictures) / columns)
     cell = 2.3 if columns < 3 else 2.0

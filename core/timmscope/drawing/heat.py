@@ -1,4 +1,4 @@
-"""Colours for heat maps, overlays on images, and the attribution figure.
+"""Colours heat maps, lays them over images, and draws their colour bars.
 
 A signed map has a diverging colour map centred at zero. An unsigned map starts at zero, or at its
 smallest value if that is far from zero (RISE). Because a few extreme pixels (as in saliency maps)
@@ -8,7 +8,6 @@ colour bar shows with an arrow. The values themselves are not changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -16,24 +15,15 @@ import numpy as np
 import torch
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from torch import Tensor
 from torch.nn import functional
 
-from timmscope.drawing.canvas import Canvas, line_height
+from timmscope.drawing.canvas import Canvas
 from timmscope.drawing.diverging import diverging
 from timmscope.drawing.style import (
-    GAP_IN,
-    LABEL_PT,
-    MARGIN_IN,
-    MAX_ROWS,
-    MUTED,
     SEQUENTIAL,
     SMALL_PT,
-    TITLE_PT,
-    fit,
-    theme,
 )
 
 BY_COLOUR = "by colour, grey is 0"
@@ -144,69 +134,10 @@ def overlay(
     return ((1 - alpha) * ground + alpha * colourise(values, scale)).clamp(0, 1)
 
 
-def attribution_figure(
-    images: Tensor,
-    maps: Tensor,
-    labels: Sequence[str],
-    *,
-    title: str = "",
-    signed: bool | None = None,
-    pixels: Tensor | None = None,
-) -> Figure:
-    """Draw one row per image: the image, the map with its colour bar, and the overlay.
-
-    Args:
-        images: `(B, 3, H, W)` in [0, 1].
-        maps: `(B, H, W)` on any scale; each has its own colour bar.
-        labels: name of what each map explains.
-        title: title of the figure, usually the technique's name.
-        signed: whether zero is in the middle; by default for maps with values below zero.
-        pixels: `(B, 3, H, W)` signed values per colour channel, drawn around grey at the end of the
-            row.
-    """
-    count = min(len(images), MAX_ROWS)
-    height_px, width_px = images.shape[2:]
-    side = 2.3
-    height = side * height_px / width_px
-    bar, bar_text = 0.09, 0.52
-    head = MARGIN_IN + (line_height(TITLE_PT) + 0.1 if title else 0)
-    row_height = height + line_height(LABEL_PT) + 0.22
-    lefts = [MARGIN_IN, MARGIN_IN + side + GAP_IN]
-    lefts.append(lefts[1] + side + 0.07 + bar + bar_text)
-    if pixels is not None:
-        lefts.append(lefts[2] + side + GAP_IN)
-    left_out = len(images) - count
-    foot = line_height(SMALL_PT) + 0.1 if left_out else 0.0
-    with theme():
-        page = Canvas(
-            lefts[-1] + side + MARGIN_IN,
-            head + count * row_height + MARGIN_IN - 0.15 + foot,
-        )
-        if title:
-            page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
-        for row in range(count):
-            top = head + row * row_height
-            page.text(fit(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
-            if pixels is not None:
-                page.text(BY_COLOUR, lefts[3], top, colour=MUTED)
-            top += line_height(LABEL_PT) + 0.04
-            scale = HeatScale.of(maps[row], signed=signed)
-            page.picture(images[row], lefts[0], top, side, height)
-            page.picture(colourise(maps[row], scale), lefts[1], top, side, height)
-            _colour_bar(page, scale, lefts[1] + side + 0.07, top, bar, height)
-            over = overlay(images[row], maps[row], signed=signed)
-            page.picture(over, lefts[2], top, side, height)
-            if pixels is not None:
-                page.picture(around_grey(pixels[row]), lefts[3], top, side, height)
-        if left_out:
-            text = f"{left_out} more image{'s' if left_out > 1 else ''} not shown"
-            page.text(text, MARGIN_IN, page.height - foot - 0.1, size=SMALL_PT, colour=MUTED)
-    return page.figure
-
-
-def _colour_bar(
+def colour_bar(
     page: Canvas, scale: HeatScale, left: float, top: float, width: float, height: float
 ) -> None:
+    """Draw the colour bar of a heat map beside it; all places and sizes are in inches."""
     axes = page.axes(left, top, width, height)
     arrows = ("both" if scale.signed else "max") if scale.clipped else "neither"
     mappable = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)

@@ -47,8 +47,9 @@ class Scores(Result):
 
     def figure(self) -> Figure:
         """The spread of all scores, and the images that have the highest."""
-        from timmscope.drawing import scores_figure
         from timmscope.drawing.style import number
+
+        from .scores_figure import scores_figure
 
         places = self.ranking()[: self.top]
         titles = []

@@ -67,7 +67,7 @@ class Attribution(Result):
 
         Where there are `pixels`, they are shown in colour as well.
         """
-        from timmscope.drawing import attribution_figure
+        from .attribution_figure import attribution_figure
 
         return attribution_figure(
             self.images,

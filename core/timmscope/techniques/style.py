@@ -60,9 +60,23 @@ class Stylization(Result):
 
     def figure(self) -> Figure:
         """Content, styles, result and the losses' course."""
-        from timmscope.drawing import style_figure
+        from timmscope.drawing import curves_figure
 
-        return style_figure(self.content, self.styles, self.images, self.loss_curves())
+        content = [] if self.content is None else [("content", self.content[0])]
+        several = len(self.styles) > 1
+        styles = [
+            (f"style {number}" if several else "style", picture)
+            for number, picture in enumerate(self.styles, 1)
+        ]
+        made = [("result" if content else "texture", picture) for picture in self.images]
+        shown = [*content, *styles, *made]
+        return curves_figure(
+            [picture for _, picture in shown],
+            [(caption, "") for caption, _ in shown],
+            self.loss_curves(),
+            "loss",
+            log=True,
+        )
 
     def loss_curves(self) -> dict[str, Tensor]:
         """Losses by name, each `(steps + 1,)`."""

@@ -53,7 +53,7 @@ class LayerSimilarity(Result):
 
     def figure(self) -> Figure:
         """CKA and RSA as matrices."""
-        from timmscope.drawing import matrix_figure
+        from timmscope_representation.distances.matrix_figure import matrix_figure
 
         of_one = len(set(self.groups)) == 1 and any(self.layers)
         sample = f"{self.sampled:,} images" if self.sampled < self.images else "the same images"

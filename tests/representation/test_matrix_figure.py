@@ -11,8 +11,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from timmscope.drawing import matrix_figure
 from timmscope.drawing.style import fit_middle, text_width, with_error
+from timmscope_representation.distances.matrix_figure import matrix_figure
 
 
 def test_the_middle_of_a_long_name_is_cut_out() -> None:

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.style import (
+from timmscope.drawing import (
     INK,
     LABEL_PT,
     MARGIN_IN,
@@ -21,8 +20,10 @@ from timmscope.drawing.style import (
     SEQUENTIAL,
     SMALL_PT,
     TITLE_PT,
+    Canvas,
     fit,
     fit_middle,
+    line_height,
     text_width,
     theme,
 )

@@ -12,9 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from timmscope.drawing.canvas import Canvas, line_height
-from timmscope.drawing.pixels import to_array
-from timmscope.drawing.style import (
+from timmscope.drawing import (
     GAP_IN,
     INK,
     LABEL_PT,
@@ -23,9 +21,12 @@ from timmscope.drawing.style import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
+    Canvas,
     fit,
+    line_height,
     number,
     theme,
+    to_array,
 )
 
 _COLUMNS, _LISTED = 8, 3
