@@ -1,4 +1,4 @@
-"""Patches: the receptive fields of a unit's strongest cells, and the sheet that shows them."""
+"""Patches show the receptive fields of a unit's strongest cells, alone and on a sheet."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def images_of(model: HookedModel, store: Store, patches: UnitPatches) -> torch.T
 
 
 @pytest.mark.parametrize("kind", ["exact", "spatial"])
-def test_patches_are_the_fields_of_the_cells_of_the_maxima(
+def test_patches_are_the_receptive_fields_of_the_cells_with_the_maxima(
     model: HookedModel, store: Store, kind: str
 ) -> None:
     patches = top(store, model, "layer1", 5, 6, field=kind)
@@ -105,10 +105,9 @@ def test_patches_are_the_fields_of_the_cells_of_the_maxima(
     assert whole
 
 
-def test_what_is_outside_the_patch_does_not_change_the_unit(
+def test_pixels_outside_the_patch_do_not_change_the_maximum(
     model: HookedModel, store: Store
 ) -> None:
-    """The reason for cutting there: paint over the rest, and the maximum stays."""
     patches = top(store, model, "layer1", 3, 4, field="exact")
     images = images_of(model, store, patches)
     for rank, (left, upper, right, lower) in enumerate(patches.boxes[0].tolist()):
@@ -123,7 +122,7 @@ def test_what_is_outside_the_patch_does_not_change_the_unit(
         assert before == pytest.approx(float(patches.values[0, rank]), abs=1e-4)
 
 
-def test_effective_patches_are_measured_on_the_very_images(
+def test_effective_patches_are_measured_on_the_same_images(
     model: HookedModel, store: Store
 ) -> None:
     patches = top(store, model, "layer2", 9, 5, field="effective")

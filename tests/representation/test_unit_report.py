@@ -188,7 +188,7 @@ def test_an_array_of_float64_is_judged_in_float64() -> None:
     assert units[2]["correlation"] is None
 
 
-def test_few_images_are_told_to_leave_much_to_chance() -> None:
+def test_a_report_over_few_images_warns_of_chance() -> None:
     rows = np.random.default_rng(0).random((120, 4))
     assert "chance" not in JudgeUnits()(rows).sentence
     few = JudgeUnits()(rows[:99])
@@ -196,9 +196,7 @@ def test_few_images_are_told_to_leave_much_to_chance() -> None:
     assert any("over 99 images" in text.get_text() for text in few.figure().texts)
 
 
-def test_rows_of_a_store_that_are_no_numbers_are_refused_and_named(
-    store: Store, tmp_path: Path
-) -> None:
+def test_rows_of_a_store_that_hold_nan_are_refused_and_named(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "nan.scope"
     shutil.copytree(store.path, path)
     (shard,) = (path / "shards").iterdir()
