@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 from pydantic import Field
 
@@ -175,6 +178,26 @@ class LeavesAHookOnAParameter(_Plain):
         return super().attribute(model, images, objective)
 
 
+class ChangesTheDefaultDevice(_Plain):
+    """Leaves a setting behind that the whole process shares."""
+
+    def attribute(self, model, images, objective):
+        outcome = super().attribute(model, images, objective)
+        torch.set_default_device("meta")
+        return outcome
+
+
+class ChangesTheFolderWhenBroken(_Plain):
+    """Returns to the working directory only where all goes well."""
+
+    def attribute(self, model, images, objective):
+        before = Path.cwd()
+        os.chdir(before.parent)
+        outcome = super().attribute(model, images, objective)
+        os.chdir(before)
+        return outcome
+
+
 TECHNIQUES = [
     Good,
     LeavesAHook,
@@ -194,6 +217,8 @@ TECHNIQUES = [
     ConvertsTheModel,
     ReplacesAForward,
     LeavesAHookOnAParameter,
+    ChangesTheDefaultDevice,
+    ChangesTheFolderWhenBroken,
 ]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from timmscope.testing import checks, conformance
 from timmscope.testing.conformance import Case, NotApplicable
+from timmscope.testing.process_settings import restored_settings
 from timmscope_registry import (
     ParameterError,
     PluginError,
@@ -72,6 +76,8 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
         ("converts-the-model", "works-in-bfloat16", "dtype"),
         ("replaces-a-forward", "model-is-untouched", "the model's forward"),
         ("leaves-a-hook-on-a-parameter", "model-is-untouched", "conv1.weight"),
+        ("changes-the-default-device", "process-settings-are-untouched", "torch's default device"),
+        ("changes-the-folder-when-broken", "process-settings-are-untouched", "working directory"),
     ],
 )
 def test_a_broken_technique_is_found_by_the_check_of_its_promise(
@@ -79,6 +85,27 @@ def test_a_broken_technique_is_found_by_the_check_of_its_promise(
 ):
     found = failing(registry.technique(name), tmp_path, check)
     assert words in found[check]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda: torch.set_default_dtype(torch.float64), "torch's default dtype"),
+        (lambda: torch.set_default_device("meta"), "torch's default device"),
+        (lambda: torch.set_num_threads(3), "torch's number of threads"),
+        (lambda: torch.use_deterministic_algorithms(True), "torch's determinism"),
+        (lambda: torch.autograd.set_detect_anomaly(True), "torch's anomaly detection"),
+        (lambda: setattr(sys, "stdout", sys.stderr), "sys.stdout"),
+        (lambda: setattr(sys, "stderr", sys.stdout), "sys.stderr"),
+        (lambda: os.chdir(Path.cwd().parent), "the working directory"),
+    ],
+)
+def test_settings_of_the_process_are_named_and_restored(change, name):
+    with restored_settings() as outer:
+        with restored_settings() as changed:
+            change()
+        assert changed == [name]
+    assert outer == []
 
 
 @pytest.mark.parametrize(

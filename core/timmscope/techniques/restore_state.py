@@ -1,47 +1,20 @@
-"""What a technique leaves behind is taken away or put back, and its name is told."""
+"""Undoes what a technique leaves behind on the model, and names the technique.
+
+Settings of the whole process (torch's default dtype, `sys.stdout`, the working directory …) are
+checked by `timmscope.testing` instead, because asking for them at every chunk costs time.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
-
-import torch
+from collections.abc import Iterator
 
 from timmscope.models import HookedModel
 from timmscope.techniques.base import Technique, named
 from timmscope_registry import TechniqueError
 
 _NAMED = 5
-
-
-def _folder() -> str:
-    try:
-        return os.getcwd()  # noqa: PTH109 (as text, which it is compared by)
-    except OSError:  # it was deleted
-        return "."
-
-
-_SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "torch's default device": (
-        torch.get_default_device,
-        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
-    ),
-    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
-    "torch's determinism": (
-        torch.get_deterministic_debug_mode,
-        torch.set_deterministic_debug_mode,
-    ),
-    "torch's anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
-    "sys.stdout": (lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
-    "sys.stderr": (lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
-    "the working directory": (_folder, os.chdir),
-}
-"""What belongs to the whole process: how to ask for it, and how to set it."""
 
 
 class StateWarning(UserWarning):
@@ -52,11 +25,11 @@ class StateWarning(UserWarning):
 def restore_state(
     technique: Technique, model: HookedModel | None, weights_sha256: str | None = None
 ) -> Iterator[None]:
-    """Undo afterwards what a technique did to the model and to the process's settings.
+    """Undo afterwards what a technique did to the model.
 
     Args:
         technique: whose method runs inside.
-        model: what it was lent, if anything.
+        model: the model passed to it, if any.
         weights_sha256: of that model, before.
 
     Warns:
@@ -65,27 +38,22 @@ def restore_state(
     Raises:
         TechniqueError: weights have other values than before, which cannot be undone.
     """
-    settings = {name: read() for name, (read, _) in _SETTINGS.items()}
-    snapshot = model.hooks.snapshot() if model is not None else None
+    if model is None:
+        yield
+        return
+    snapshot = model.hooks.snapshot()
     try:
         yield
     finally:
-        removed: list[str] = []
-        changed: list[str] = []
-        if model is not None and snapshot is not None:
-            removed, changed = model.hooks.restore(snapshot)
-        for name, (read, write) in _SETTINGS.items():
-            if read() != settings[name]:
-                write(settings[name])
-                changed.append(name)
-        if removed:  # told when all is undone: a warning may be an error
+        removed, changed = model.hooks.restore(snapshot)
+        if removed:  # after everything is undone: a warning may be an error
             _warn(
                 f"{named(technique)} left {len(removed)} hook(s) behind, on {_few(removed)}; "
                 "they were removed"
             )
         if changed:
             _warn(f"{named(technique)} changed {', '.join(changed)}; it was put back")
-    if model is not None and snapshot is not None and (written := snapshot.written()):
+    if written := snapshot.written():
         vars(model).pop("weights_sha256", None)  # kept since it was first asked for
         if weights_sha256 not in (None, model.weights_sha256):
             raise TechniqueError(

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from timmscope.techniques import RepresentationTechnique, Technique
 from timmscope.techniques.lookup import technique
 from timmscope.testing.conformance import Case, NotApplicable
 from timmscope.testing.models import Tripwire, tiny_images, tiny_model
+from timmscope.testing.process_settings import restored_settings
 from timmscope_registry import ParameterError
 
 IMAGES = 3
@@ -40,11 +41,13 @@ class Subject:
         technique: the technique.
         model: the model.
         folder: an empty folder for stores.
+        changed_settings: settings of the process that the last run changed; they are restored.
     """
 
     technique: Technique
     model: HookedModel
     folder: Path
+    changed_settings: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, case: Case, kind: str = "cnn", *, defaults: bool = False) -> Subject:
@@ -68,6 +71,10 @@ class Subject:
             batch_size: for families that split batches.
             call: what a result's provenance says of the call, to make it again.
         """
+        with restored_settings() as self.changed_settings:
+            return self._run(seed, batch_size, call)
+
+    def _run(self, seed: int, batch_size: int | None, call: dict[str, Any]) -> Result:
         used, family = self.technique, self.technique.family
         images = self.images
         result: Any

@@ -113,6 +113,21 @@ def model_is_untouched_after_a_fault(case: Case) -> None:
 
 
 @check("technique")
+def process_settings_are_untouched(case: Case) -> None:
+    """Default dtype and device, threads, standard streams and folder stay, after a fault too."""
+    subject = _working(case)
+    before = subject.tripwire.passed
+    subject.run()
+    count = subject.tripwire.passed - before
+    _no_setting_changed(subject)
+    if count:
+        subject.tripwire.passed, subject.tripwire.armed = 0, (count + 1) // 2
+        with contextlib.suppress(RuntimeError, TimmscopeError):
+            subject.run()
+        _no_setting_changed(subject)
+
+
+@check("technique")
 def same_seed_same_result(case: Case) -> None:
     """Two runs give the same bits, whatever the global random states are."""
     subject = _working(case)
@@ -264,6 +279,11 @@ def _nothing_left() -> Iterator[None]:
         finally:
             left = [each for each in caught if issubclass(each.category, StateWarning)]
             assert not left, str(left[0].message)
+
+
+def _no_setting_changed(subject: Subject) -> None:
+    changed = ", ".join(subject.changed_settings)
+    assert not changed, f"it changed {changed}, which the whole process shares"
 
 
 def _is_one_line(refusal: TimmscopeError) -> None:

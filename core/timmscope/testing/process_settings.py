@@ -1,0 +1,47 @@
+"""Settings of the whole process that a technique must leave as they are.
+
+A technique's call does not ask for them, because that costs time at every chunk of every call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "torch's default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "torch's determinism": (
+        torch.get_deterministic_debug_mode,
+        torch.set_deterministic_debug_mode,
+    ),
+    "torch's anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "sys.stdout": (lambda: sys.stdout, lambda stream: setattr(sys, "stdout", stream)),
+    "sys.stderr": (lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
+    "the working directory": (Path.cwd, os.chdir),
+}
+"""How to ask for each setting, and how to set it."""
+
+
+@contextlib.contextmanager
+def restored_settings() -> Iterator[list[str]]:
+    """Restore all settings afterwards; the list then names those that were changed inside."""
+    before = {name: read() for name, (read, _) in SETTINGS.items()}
+    changed: list[str] = []
+    try:
+        yield changed
+    finally:
+        for name, (read, write) in SETTINGS.items():
+            if read() != before[name]:
+                write(before[name])
+                changed.append(name)
