@@ -1,4 +1,4 @@
-"""What plugins offer, called and checked: what is wrong is said of the plugin and its version."""
+"""Finds what a plugin contributes, calls it, and checks that it is what the plugin promised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from timmscope_registry.errors import PluginError
 from timmscope_registry.loading import stdout_to_stderr
+from timmscope_registry.plugin_faults import brief, fault, with_article
 
 if TYPE_CHECKING:
     from timmscope_registry.registry import Entry
@@ -16,12 +17,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Spec", covariant=True)
-
-
-def described(entry: Entry[Any]) -> str:
-    """How to speak of a contribution, as in ``technique 'ripple' of timmscope-foo:main 1.2``."""
-    plugin = entry.plugin
-    return f"{entry.kind} {entry.spec.name!r} of {plugin.id} {plugin.version}".rstrip()
 
 
 def missing_plugin(kind: str, id_: str) -> str:
@@ -45,6 +40,12 @@ def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:
     path = f"{found.__module__}:{found.__qualname__}"
     leading = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, found))
     return next(leading, None)
+
+
+def culprit(found: type, entries: Iterable[Entry[S]], name: str) -> Entry[S] | str:
+    """Whom to name for what a class did: someone else's contribution, or else the name given."""
+    entry = entry_of(found, entries)
+    return name if entry is None or entry.plugin.distribution == "timmscope" else entry
 
 
 def _leads_to(impl: str, wanted: type) -> bool:
@@ -90,11 +91,10 @@ def instantiate(entry: Entry[Any], location: str, expected: type[T]) -> T:
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # in its own code
-        raise PluginError(f"{described(entry)} cannot be called with text: {error}") from error
+        raise PluginError(fault(entry, f"cannot be called with text: {error}")) from error
     if not isinstance(found, expected):
-        raise PluginError(
-            f"{described(entry)} returned {type(found).__name__}, expected {expected.__name__}"
-        )
+        wanted = with_article(expected.__name__)
+        raise PluginError(fault(entry, f"returned {brief(found)}", expected=wanted))
     return found
 
 
@@ -106,9 +106,8 @@ def subclass(entry: Entry[Any], base: type[T]) -> type[T]:
     """
     found = entry.load()
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise PluginError(
-            f"{described(entry)} is {found!r}, expected a subclass of timmscope.{base.__name__}"
-        )
+        wanted = f"a subclass of timmscope.{base.__name__}"
+        raise PluginError(fault(entry, f"is {found!r}", expected=wanted))
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise PluginError(f"{described(entry)} has no method {', '.join(missing)}")
+        raise PluginError(fault(entry, f"has no method {', '.join(missing)}"))
     return found

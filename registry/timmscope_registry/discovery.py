@@ -11,13 +11,13 @@ from pathlib import Path
 from types import ModuleType
 from zlib import crc32
 
-from timmscope_registry.plugin_record import (
-    PluginRecord,
+from timmscope_registry.plugin_faults import (
     authors_hint,
     one_line,
     plugin_traceback,
     upgrade_hint,
 )
+from timmscope_registry.plugin_record import PluginRecord
 from timmscope_registry.specs import API_VERSION, GROUP, api_text
 
 

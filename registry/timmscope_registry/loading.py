@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterable, Iterator
 import pluggy
 
 from timmscope_registry import hookspecs
-from timmscope_registry.plugin_record import (
-    PluginRecord,
+from timmscope_registry.plugin_faults import (
     authors_hint,
-    named_warnings,
+    brief,
+    described,
     one_line,
     plugin_traceback,
     upgrade_hint,
 )
+from timmscope_registry.plugin_record import PluginRecord, named_warnings
 from timmscope_registry.resolve import did_you_mean
 from timmscope_registry.specs import (
     API_VERSION,
@@ -62,11 +63,10 @@ def load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
     before = set(sys.modules)
     start = time.perf_counter()
     try:
-        who = f"{plugin.id} {plugin.version}".rstrip()
-        with stdout_to_stderr(), warnings.catch_warnings(), named_warnings(who):
+        with stdout_to_stderr(), warnings.catch_warnings(), named_warnings(described(plugin)):
             _load(plugin, manager)
     except KeyboardInterrupt as error:
-        error.add_note(f"while loading the plugin {plugin.id} {plugin.version}".rstrip())
+        error.add_note(f"while loading the plugin {described(plugin)}")
         raise
     finally:
         plugin.load_seconds = time.perf_counter() - start
@@ -162,14 +162,12 @@ def _call(plugin: PluginRecord, hook: str, call: Callable[[], list[object]]) -> 
     """Call one hook of one plugin and keep the good specs."""
     expected = HOOKS[hook]
     try:
-        results = call()
-        if not results:
-            raise TypeError(f"{hook} returned None, expected an iterable of {expected.__name__}")
-        for result in results:
+        for result in call() or [None]:
             if not isinstance(result, Iterable) or isinstance(result, str | bytes):
-                raise TypeError(
-                    f"{hook} returned {_brief(result)}, expected an iterable of {expected.__name__}"
-                )
+                came = f"{hook} returned {brief(result)}"
+                wanted = f"expected an iterable of {expected.__name__}"
+                plugin.report("call", f"{came}; {wanted}", hint=authors_hint(plugin))
+                continue
             for item in result:
                 _accept(plugin, hook, item)
     except KeyboardInterrupt:
@@ -189,7 +187,7 @@ def _accept(plugin: PluginRecord, hook: str, item: object) -> None:
     if not isinstance(item, expected):
         plugin.report(
             "spec",
-            f"{hook} yielded {_brief(item)}, expected a {expected.__name__}",
+            f"{hook} yielded {brief(item)}; expected a {expected.__name__}",
             hint=authors_hint(plugin),
         )
         return
@@ -209,7 +207,7 @@ def _accept(plugin: PluginRecord, hook: str, item: object) -> None:
 
 def _import_hint(plugin: PluginRecord, error: BaseException) -> str:
     if not plugin.group:
-        return f"mend {plugin.value}"
+        return f"fix {plugin.value}"
     if isinstance(error, ModuleNotFoundError) and error.name:
         top = error.name.partition(".")[0]
         if top != plugin.value.partition(".")[0]:
@@ -228,10 +226,6 @@ def _call_hint(plugin: PluginRecord, error: BaseException) -> str:
 
 def _meant(name: str) -> str:
     return did_you_mean(name, HOOKS, 1) or f"the hooks are {', '.join(HOOKS)}"
-
-
-def _brief(value: object) -> str:
-    return f"a {type(value).__name__}"
 
 
 class _Aside(io.TextIOBase):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 from timmscope_registry.specs import Spec
@@ -98,33 +96,6 @@ class PluginRecord:
         return PluginInfo(**{each.name: getattr(self, each.name) for each in fields(PluginInfo)})
 
 
-def upgrade_hint(plugin: PluginRecord, newer: bool) -> str:
-    """Say which package to upgrade: timmscope if the plugin is newer, else the plugin."""
-    package = "timmscope" if newer else plugin.distribution
-    return f"upgrade it: python -m pip install --upgrade {package}"
-
-
-def authors_hint(plugin: PluginRecord) -> str:
-    """Say who should fix the plugin, and how to hide it until then."""
-    if not plugin.group:
-        return f"fix {plugin.value}"
-    return (
-        f"tell the authors of {plugin.distribution} {plugin.version}, "
-        f"or hide it: TIMMSCOPE_BLOCK={plugin.distribution}"
-    )
-
-
-def one_line(error: BaseException) -> str:
-    """Return the error's type and message without line breaks."""
-    if isinstance(error, SystemExit):
-        return f"it calls sys.exit({error.code!r})"
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # the plugin's own exception class may have a broken __str__
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 @contextlib.contextmanager
 def named_warnings(name: str) -> Iterator[None]:
     """Put `name` before every warning that is shown inside the context.
@@ -142,18 +113,3 @@ def named_warnings(name: str) -> Iterator[None]:
     finally:
         if warnings.showwarning is show:
             warnings.showwarning = original
-
-
-def plugin_traceback(error: BaseException) -> str:
-    """Format the traceback without the frames of the registry, importlib and pluggy."""
-    report = traceback.TracebackException.from_exception(error)
-    frames = [
-        frame
-        for frame in report.stack
-        if Path(frame.filename).parent != Path(__file__).parent
-        and not frame.filename.startswith("<frozen importlib")
-        and "importlib" not in Path(frame.filename).parts
-        and "pluggy" not in Path(frame.filename).parts
-    ]
-    report.stack = traceback.StackSummary.from_list(frames)
-    return "".join(report.format())

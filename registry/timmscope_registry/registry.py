@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar, cast
 import pluggy
 
 from timmscope_registry import discovery, loading
-from timmscope_registry.contributions import described
 from timmscope_registry.errors import PluginError
+from timmscope_registry.plugin_faults import described, fault, one_line
 from timmscope_registry.plugin_record import PluginInfo, PluginRecord, Problem, named_warnings
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
@@ -65,21 +65,19 @@ class Entry(Generic[S]):
         Raises:
             PluginError: a requirement is not installed, or the import fails; the cause is chained.
         """
-        label = described(self)
         needs = getattr(self.spec, "needs", ())
         if missing := [need for need in needs if not _is_installed(need)]:
             quoted = " ".join(f'"{need}"' for need in missing)
-            raise PluginError(f"{label} needs {', '.join(missing)}: python -m pip install {quoted}")
+            remedy = f"python -m pip install {quoted}"
+            raise PluginError(fault(self, f"needs {', '.join(missing)}", advice=remedy))
         try:
-            with loading.stdout_to_stderr(), named_warnings(label):
+            with loading.stdout_to_stderr(), named_warnings(described(self)):
                 return import_string(self.spec.impl)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(
-                f"{label} cannot be loaded from {self.spec.impl}: {reason}"
-            ) from error
+            did = f"cannot be loaded from {self.spec.impl}: {one_line(error)}"
+            raise PluginError(fault(self, did)) from error
 
 
 class Registry:

@@ -90,7 +90,7 @@ def test_what_a_method_warns_of_is_told_with_its_plugin_and_what_we_say_of_it_as
         "loud.py: straight",
         "loud.py: told of its caller",
         "loud.py: from a library",
-        "loud.py:loud changed the model's train mode; it was put back: tell its authors",
+        "technique 'loud' of loud.py changed the model's train mode; it was put back; fix loud.py",
     ]
 
 

@@ -58,7 +58,7 @@ def test_an_implementation_that_is_slow_at_first_use_is_noted_with_its_time(
     assert outcome.status == 0
     told = json.loads(outcome.out)
     (note,) = [note for note in told["notes"] if "late.py" in note]
-    assert note.startswith("the technique 'hollow' of late.py takes ")
+    assert note.startswith("technique 'hollow' of late.py takes ")
     assert note.endswith("ms to import at first use (sleepy_implementation:X)")
     assert told["plugins"]["late.py"]["import_ms"] >= 300
 

@@ -97,7 +97,7 @@ def test_a_broken_plugin_file_is_one_line_that_leads_to_doctor(cli: Cli, tmp_pat
     doctor = cli("--plugin", broken, "doctor")
     assert doctor.status == 2
     assert "1 / 0" in doctor.out
-    assert "what to do: mend" in doctor.out
+    assert "what to do: fix" in doctor.out
     plugins = cli("--plugin", broken, "plugins")
     assert plugins.status == 0
     assert "failed" in plugins.out
@@ -116,20 +116,24 @@ def test_a_field_with_the_name_of_an_own_flag_is_the_plugins_fault(
 ) -> None:
     plugin.write_text(plugin.read_text().replace("power:", f"{name}:"))
     flag = f"--{name.replace('_', '-')}"
-    refuse(cli("--plugin", plugin, "run", "contrast", "--help"), "contrast.py:con", flag, "rename")
+    refuse(cli("--plugin", plugin, "run", "contrast", "--help"), "of contrast.py", flag, "rename")
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("int | None = Field(default=None", "int = Field(default='x'", "default of --steps is not"),
+        (
+            "int | None = Field(default=None",
+            "int = Field(default='x'",
+            "default of --steps that is not",
+        ),
         ("mean = images", "open('/no/file')  #", "in contrast.py, line 28: FileNotFoundError: "),
         (
             "    def attribute",
             "    async def attribute",
-            "its attribute is async; expected a",
+            "has an async attribute; expected a plain method; fix contrast.py",
         ),
-        ("norm: Literal", "Power: int = 1\n    norm: Literal", "of the same name as --power; its"),
+        ("norm: Literal", "Power: int = 1\n    norm: Literal", "named like --power; its"),
     ],
 )
 def test_what_goes_wrong_in_a_plugin_is_told_with_its_name(
@@ -168,7 +172,7 @@ def test_a_parameter_may_be_a_tensor_but_not_in_a_result(
     plugin.write_text("import torch\n" + text.replace("    power: float = Field", field))
     assert "--power" in cli("--plugin", plugin, "run", "contrast", "--help").out
     outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture)
-    refuse(outcome, "parameters of contrast.py:contrast cannot be recorded as JSON")
+    refuse(outcome, "'contrast' of contrast.py has parameters that cannot be recorded as JSON")
 
 
 def test_a_plugin_file_whose_every_offer_is_refused_says_why(cli: Cli, plugin: Path) -> None:

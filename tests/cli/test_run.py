@@ -159,7 +159,7 @@ def test_a_parameter_called_like_a_global_flag_is_refused() -> None:
         def attribute(self, model, images, objective):
             return images[:, 0]
 
-    with pytest.raises(PluginError, match="fields of the same name as --block"):
+    with pytest.raises(PluginError, match="fields named like --block"):
         command(families.for_technique(Blocked), Blocked, "blocked")
 
 

@@ -111,7 +111,7 @@ def test_a_failing_collector_is_named_and_loses_no_shard_and_the_pass_resumes_on
     monkeypatch.setitem(broken, "at", at)
     with pytest.raises(PluginError, match=line) as caught:
         run("broken")
-    assert "(ZeroDivisionError: a plugin's mistake); mend it" in str(caught.value)
+    assert "(ZeroDivisionError: a plugin's mistake); fix it" in str(caught.value)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert list(Store.open(tmp_path / "broken").manifest.shards) == kept
     assert not list(tmp_path.rglob("*.tmp"))

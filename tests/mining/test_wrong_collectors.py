@@ -73,13 +73,13 @@ def run(model: HookedModel, pictures: Path, out: Path, *collectors: Any) -> None
         (lambda n: {"q": torch.zeros(n, 3), "z": torch.zeros(n)}, "rows q, z, its columns say q"),
         (lambda n: {}, "rows none, its columns say q"),  # rows would hold whatever memory held
         (lambda n: None, "nothing, its columns say q"),
-        (lambda n: {"q": np.zeros((n, 3))}, "'q' is an array of type float64, expected a tensor"),
+        (lambda n: {"q": np.zeros((n, 3))}, "'q' is an array of type float64; expected a tensor"),
     ],
 )
 def test_rows_that_differ_from_their_columns_are_refused_by_name(
     small_model: HookedModel, pictures: Path, tmp_path: Path, rows: Any, what: str
 ) -> None:
-    line = rf"^the collector wrong failed in layer layer1, images 0 to 3 \(TypeError: .*{what}.*\)"
+    line = rf"^collector wrong failed in layer layer1, images 0 to 3 \(TypeError: .*{what}.*\)"
     with pytest.raises(PluginError, match=line):
         run(small_model, pictures, tmp_path / "s", Rows(rows))
     assert not list((tmp_path / "s").rglob("*.h5"))
@@ -102,7 +102,7 @@ def test_rows_that_differ_from_their_columns_are_refused_by_name(
 def test_columns_that_no_shard_can_hold_are_refused_before_the_first_image(
     small_model: HookedModel, pictures: Path, tmp_path: Path, columns: Any, what: str
 ) -> None:
-    line = rf"^the collector wrong has no usable columns for layer layer1 \(.*{what}"
+    line = rf"^collector wrong has no usable columns for layer layer1 \(.*{what}"
     with pytest.raises(PluginError, match=line):
         run(small_model, pictures, tmp_path / "s", Rows(lambda n: {}, columns))
     assert not (tmp_path / "s/manifest.json").exists()
@@ -122,7 +122,7 @@ def test_columns_that_no_shard_can_hold_are_refused_before_the_first_image(
 def test_a_state_that_hdf5_cannot_hold_is_refused_by_name(
     small_model: HookedModel, pictures: Path, tmp_path: Path, state: Any, what: str
 ) -> None:
-    line = rf"^the collector wrong failed in layer layer1, images 0 to 11 \(.*{what}"
+    line = rf"^collector wrong failed in layer layer1, images 0 to 11 \(.*{what}"
     with pytest.raises(PluginError, match=line):
         run(small_model, pictures, tmp_path / "s", State(state))
     assert not list((tmp_path / "s").rglob("*.h5*"))
@@ -141,7 +141,7 @@ class Meddling(State):
 def test_a_collector_cannot_change_the_rows_that_are_stored(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
-    line = r"^the collector wrong failed in layer layer1, images 0 to 11 \(ValueError: .*read-only"
+    line = r"^collector wrong failed in layer layer1, images 0 to 11 \(ValueError: .*read-only"
     with pytest.raises(PluginError, match=line):
         run(small_model, pictures, tmp_path / "s", Meddling({}))
 
@@ -168,7 +168,7 @@ def test_an_error_of_a_plugins_collector_names_the_plugin(
     set_registry(None)
     get_registry().load_file(tmp_path / "foo.py")
     try:
-        with pytest.raises(PluginError, match=r"^the collector .odd. of foo\.py failed in layer"):
+        with pytest.raises(PluginError, match=r"^collector .odd. of foo\.py failed in layer"):
             run(small_model, pictures, tmp_path / "s", State(None))
     finally:
         set_registry(None)

@@ -131,9 +131,9 @@ def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> No
 @pytest.mark.parametrize(
     ("load", "location", "words"),
     [
-        (load_model, "make:x", "'make' of one:main 1.5 returned str, expected HookedModel"),
-        (open_images, "make:x", "'make' of one:main 1.5 returned str, expected ImageSource"),
-        (open_images, "film.zz", "'make' of one:main 1.5 returned str, expected ImageSource"),
+        (load_model, "make:x", "'make' of one:main 1.5 returned a str; expected a HookedModel"),
+        (open_images, "make:x", "'make' of one:main 1.5 returned a str; expected an ImageSource"),
+        (open_images, "film.zz", "'make' of one:main 1.5 returned a str; expected an ImageSource"),
         (open_images, "listed:abba", "1.5 gives images 1 and 2 the same name, 'b'; expected uniq"),
         (open_images, "listed:minus", "'listed' of one:main 1.5 has no valid number of images: __"),
         (open_images, "listed:half", "of one:main 1.5 has no valid number of images: 'float' obj"),
@@ -164,7 +164,7 @@ def test_a_backend_that_cannot_be_created_or_returns_nonsense_is_named_with_its_
     forms = (None, [values, ids], (values, ids, ids), (values[:1], ids), (values, values))
     doubtful = ((-values, ids), (values, ids - 1), (values, ids + 1), (values, ids // 4))
     for found in (*forms, *doubtful):
-        with pytest.raises(PluginError, match=rf"what {words} found .* arrays of shape \(2, 3\)"):
+        with pytest.raises(PluginError, match=rf"{words} found .* arrays of shape \(2, 3\)"):
             validated_hits("strange", found, (2, 3), "ip", 6)
 
 
@@ -181,7 +181,7 @@ def test_a_backend_that_cannot_be_created_or_returns_nonsense_is_named_with_its_
 )
 def test_a_collector_that_cannot_be_created_is_named_with_its_version(name, words):
     assert made(get_registry().collector("odd")).needs == ("max",)
-    with pytest.raises(PluginError, match=f"the collector '{name}' of one:main 1.5 {words}"):
+    with pytest.raises(PluginError, match=f"collector '{name}' of one:main 1.5 {words}"):
         made(get_registry().collector(name))
 
 

@@ -256,12 +256,12 @@ def test_a_hook_with_an_unknown_argument_is_reported(distribution: Make) -> None
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("yield 'grad-cam'", "yielded a str, expected a TechniqueSpec"),
-        ("return None", "returned None, expected an iterable of TechniqueSpec"),
-        ("return 'abc'", "returned a str, expected an iterable of TechniqueSpec"),
+        ("yield 'grad-cam'", "yielded a str; expected a TechniqueSpec"),
+        ("return None", "returned nothing; expected an iterable of TechniqueSpec"),
+        ("return 'abc'", "returned a str; expected an iterable of TechniqueSpec"),
         (
             "return [CollectorSpec(name='a', summary='', impl='a:b')]",
-            "yielded a CollectorSpec, expected a TechniqueSpec",
+            "yielded a CollectorSpec; expected a TechniqueSpec",
         ),
         (
             "yield TechniqueSpec(name='a', family='poetry', summary='', impl='a:b')",

@@ -121,11 +121,11 @@ def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
 @pytest.mark.parametrize(
     ("act", "where"),
     [
-        (lambda m: nn.init.zeros_(m.module.head.weight), "as head.weight: load the model again"),
+        (lambda m: nn.init.zeros_(m.module.head.weight), "as head.weight; load the model again"),
         (learn, "as norm.num_batches_tracked"),
-        (batch_norm, "as norm.running_mean, norm.running_var: load"),
-        (lambda m: m.module.norm.running_var.data.mul_(2), "as norm.running_var: load"),
-        (shorten, "as buffers of another size: load"),
+        (batch_norm, "as norm.running_mean, norm.running_var; load"),
+        (lambda m: m.module.norm.running_var.data.mul_(2), "as norm.running_var; load"),
+        (shorten, "as buffers of another size; load"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*put back")

@@ -85,7 +85,7 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
     ("family", "value", "words"),
     [
         ("attribution", None, "Maps returned nothing for maps; expected a tensor (2, h, w)"),
-        ("attribution", MAPS.numpy(), "returned type ndarray for maps"),
+        ("attribution", MAPS.numpy(), "returned an array of type float32 for maps"),
         ("attribution", MAPS[:1], "maps of shape (1, 4, 4); expected a tensor (2, h, w)"),
         ("attribution", MAPS[:, :0], "maps of shape (2, 0, 4)"),
         ("attribution", MAPS + 1j, "maps of torch.complex64; expected real numbers"),
@@ -95,15 +95,15 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("attribution", MAPS.double() * 1e38, "NaN or infinite maps"),
         ("attribution", (), "returned 0 tensors; expected maps, (maps, scores) or"),
         ("attribution", (MAPS, SCORES[:, None]), "scores of shape (2, 1); expected a tensor (2)"),
-        ("attribution", (MAPS, 3.0), "returned type float for scores"),
+        ("attribution", (MAPS, 3.0), "returned a float for scores"),
         ("attribution", (MAPS, SCORES * NAN), "NaN or infinite scores"),
         ("attribution", (MAPS, SCORES, MAPS), "pixels of shape (2, 4, 4); expected a tensor (2, 3"),
-        ("synthesis", PICTURE, "Pictures returned type Tensor; expected a SynthesisOutcome"),
+        ("synthesis", PICTURE, "Pictures returned a Tensor; expected a SynthesisOutcome"),
         ("synthesis", SynthesisOutcome(PICTURE * 3, STEPS, BEST), "pixels from 1.5 to 1.5;"),
         ("synthesis", SynthesisOutcome(PICTURE[:0], STEPS, BEST), "images of shape (0, 3, 4, 4)"),
         ("synthesis", SynthesisOutcome(PICTURE, STEPS[:, 0], BEST), "expected a tensor (steps, 1)"),
-        ("synthesis", SynthesisOutcome(PICTURE, STEPS * NAN, BEST), "scores: lower the step size"),
-        ("synthesis", SynthesisOutcome(PICTURE, STEPS, 3), "returned type int for best steps"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS * NAN, BEST), "scores; lower the step size"),
+        ("synthesis", SynthesisOutcome(PICTURE, STEPS, 3), "returned an int for best steps"),
         ("synthesis", SynthesisOutcome(PICTURE, STEPS, BEST + 5), "best steps [5]; expected whole"),
         ("synthesis", SynthesisOutcome(PICTURE, STEPS, BEST + 0.5), "best steps [0.5]; expected"),
         ("attack", None, "Changes returned nothing for images"),
@@ -117,13 +117,13 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         (
             "style",
             StyleOutcome(PICTURE, {"a": torch.ones(2) * NAN}),
-            "'a': lower the learning rate",
+            "'a'; lower the learning rate",
         ),
         ("representation", None, "Sheets returned nothing; expected a Result"),
         ("representation", (False, []), "Sheets returned nothing; expected a Provenance"),
-        ("representation", (True, "abc"), "Sheets returned type str; expected a list"),
+        ("representation", (True, "abc"), "Sheets returned a str; expected a list"),
         ("representation", (True, [{3: 4}]), "Sheets returned columns [3]; expected names"),
-        ("representation", (True, ["abc"]), "Sheets returned type str; expected a dict"),
+        ("representation", (True, ["abc"]), "Sheets returned a str; expected a dict"),
         ("representation", PICTURE[[0, 0]], "Sheets returned 1 titles for 2 pictures; expected"),
         ("style", StyleOutcome(PICTURE, {3: torch.ones(2)}), "losses [3]; expected names"),
         ("representation", PICTURE + 1, "Sheets returned pixels from 1.5 to 1.5; expected [0, 1]"),
@@ -218,14 +218,14 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
         ("whole", "technique 'whole' of hollow.py has a __call__ of its own"),
         (
             "short",
-            "'short' of hollow.py: its attribute is called with model, images, objective: too many",
+            "'short' of hollow.py cannot have its attribute called with model, images, objective: too",
         ),
         (
             "long",
-            "of hollow.py: its attribute is called with .*: missing a required argument: 'obj",
+            "of hollow.py cannot have its attribute called with .*: missing a required argument: 'obj",
         ),
         ("reader", "'reader' of hollow.py reads 'models'; expected 'store', 'stores' or 'model'"),
-        ("shadow", "'shadow' of hollow.py has parameters called like what .* base has: track"),
+        ("shadow", "'shadow' of hollow.py has parameters named like what .* base has: track"),
     ],
 )
 def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):
@@ -300,7 +300,9 @@ class Odd(ForgetfulMaps):
 
 
 def test_a_parameter_that_json_cannot_hold_is_one_line_before_anything_is_computed(linear_model):
-    with pytest.raises(TechniqueError, match=r"parameters of .*Odd cannot be recorded as JSON: "):
+    with pytest.raises(
+        TechniqueError, match=r"technique .*Odd has parameters that cannot be recorded as JSON: "
+    ):
         Odd()(linear_model, torch.rand(1, 3, 4, 4), 0)
 
 

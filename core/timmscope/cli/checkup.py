@@ -18,9 +18,8 @@ from timmscope_registry import (
     TimmscopeError,
     get_registry,
 )
-from timmscope_registry.contributions import described
 from timmscope_registry.loading import SLOW_S
-from timmscope_registry.plugin_record import plugin_traceback
+from timmscope_registry.plugin_faults import described, plugin_traceback
 
 _OPENMP = re.compile(
     r"/(lib(?:gomp|omp|iomp5)[^/]*\.so[^/\s]*|[^/]*(?:libiomp5md|vcomp)[^/]*\.dll)$"
@@ -83,7 +82,7 @@ def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
         spent[plugin.id] = spent.get(plugin.id, 0.0) + took
         if took > SLOW_S:
             notes.append(
-                f"the {described(entry)} takes {1000 * took:.0f} ms to import at first use "
+                f"{described(entry)} takes {1000 * took:.0f} ms to import at first use "
                 f"({entry.spec.impl})"
             )
     return spent, notes, problems

@@ -12,8 +12,9 @@ from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from timmscope.cli.text import plain_text
-from timmscope.techniques.base import named
+from timmscope.techniques.base import blamed
 from timmscope_registry import PluginError
+from timmscope_registry.plugin_faults import fault
 
 if TYPE_CHECKING:
     from timmscope.techniques import Technique
@@ -44,10 +45,8 @@ def command(
             clash.append(flag)
         taken.add(flag)
     if clash:
-        raise PluginError(
-            f"{named(technique)} cannot be run from the command line: it has fields of "
-            f"the same name as {', '.join(clash)}; its authors should rename them"
-        )
+        did = f"cannot be run from the command line: it has fields named like {', '.join(clash)}"
+        raise PluginError(fault(blamed(technique), did, advice="its authors should rename them"))
     group = Group(f"Parameters of {title}", sort_key=2)
     fields = [_parameter(name, info, group) for name, info in technique.model_fields.items()]
     signature = inspect.Signature(

@@ -1,4 +1,4 @@
-"""Whose doing an exception or a warning is: timmscope's, or a plugin's, named with its version."""
+"""Finds which plugin caused an exception or a warning, and names it with its version."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 
 import timmscope_registry
 from timmscope_registry import PluginError, PluginInfo, Registry
-from timmscope_registry.plugin_record import one_line
+from timmscope_registry.plugin_faults import described, fault, one_line
 
 DEFECT = 1
 """Exit status of a defect, as against wrong input."""
@@ -30,10 +30,9 @@ def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | N
     if found is None:
         return None
     plugin, file, line = found
-    failure = PluginError(
-        f"{_name(plugin)} failed in {file}, line {line}: {one_line(error)}; tell its authors, "
-        "everything else works (--debug shows the traceback)"
-    )
+    did = f"failed in {file}, line {line}: {one_line(error)}"
+    remedy = "tell its authors, everything else works (--debug shows the traceback)"
+    failure = PluginError(fault(plugin, did, advice=remedy))
     if not (isinstance(error, OSError) and error.errno is not None):
         failure.exit_status = DEFECT  # a file or a disk may be at fault instead
     return failure
@@ -54,7 +53,7 @@ def with_its_plugin(warning: str, raised_in: FrameType | None, registry: Registr
     while raised_in is not None:
         plugin = _owner(raised_in, owners)
         if plugin is not None:
-            return warning if plugin.distribution == _OURS else f"{_name(plugin)}: {warning}"
+            return warning if plugin.distribution == _OURS else f"{described(plugin)}: {warning}"
         raised_in = raised_in.f_back
     return warning
 
@@ -74,7 +73,3 @@ def _owners(registry: Registry) -> dict[str, PluginInfo]:
 def _owner(frame: FrameType, owners: dict[str, PluginInfo]) -> PluginInfo | None:
     module = str(frame.f_globals.get("__name__", ""))
     return owners.get(module) or owners.get(module.partition(".")[0])
-
-
-def _name(plugin: PluginInfo) -> str:
-    return f"{plugin.id} {plugin.version}".rstrip()

@@ -16,7 +16,7 @@ from timmscope_registry import (
     TechniqueSpec,
     get_registry,
 )
-from timmscope_registry.contributions import described
+from timmscope_registry.plugin_faults import described, fault
 
 HELP = ("--help", "-h")
 
@@ -43,7 +43,7 @@ def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)
     try:
         _run(entry, name, rest)
     except Exception as error:
-        error.add_note(f"in the technique {entry.id} {entry.plugin.version}".rstrip())
+        error.add_note(f"in {described(entry)}")
         raise
 
 
@@ -81,10 +81,8 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
             first = error.__cause__.errors()[0]
             flag = ".".join(map(str, [error.argument.name, *first["loc"]]))
             raise ParameterError(f"{flag} is {first['input']!r}: {first['msg']}") from error
-        raise PluginError(
-            f"{described(entry)}: the default of {error.argument.name} is not what its type says; "
-            "its authors should correct it"
-        ) from error
+        did = f"has a default of {error.argument.name} that is not what its type says"
+        raise PluginError(fault(entry, did)) from error
 
 
 def _given(argument: Argument) -> bool:

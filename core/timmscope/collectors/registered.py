@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from timmscope_registry import PluginError, StoreError, get_registry
-from timmscope_registry.contributions import described, entry_of, missing_plugin, subclass
+from timmscope_registry.contributions import entry_of, missing_plugin, subclass
+from timmscope_registry.plugin_faults import described
 
 from .base import Collector
 

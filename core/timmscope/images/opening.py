@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from timmscope_registry import Entry, ImageError, ImageSourceSpec, PluginError, get_registry
-from timmscope_registry.contributions import by_scheme, described, instantiate
+from timmscope_registry.contributions import by_scheme, instantiate
+from timmscope_registry.plugin_faults import fault
 
 from .files import IMAGE_SUFFIXES, FileSource, FolderSource
 from .source import ImageSource
@@ -40,7 +41,7 @@ def open_images(location: Images) -> ImageSource:
     """
     if isinstance(location, ImageSource):
         if wrong := _fault(location):
-            raise ImageError(f"{type(location).__name__} {wrong}")
+            raise ImageError(fault(type(location).__name__, wrong))
         return location
     if not isinstance(location, str | os.PathLike):
         files = [Path(path) for path in location]
@@ -61,9 +62,9 @@ def open_images(location: Images) -> ImageSource:
     if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():
         return FileSource([path.name], root=path.resolve().parent, location=str(path.resolve()))
     schemes = ", ".join(f"{entry.spec.scheme}:" for entry in entries)
-    fault = "no image source reads this file" if path.exists() else "no such file or folder"
+    reason = "no image source reads this file" if path.exists() else "no such file or folder"
     raise ImageError(
-        f"{text}: {fault}; name a folder, an image, or a location with one of {schemes}", path=text
+        f"{text}: {reason}; name a folder, an image, or a location with one of {schemes}", path=text
     )
 
 
@@ -105,5 +106,5 @@ def _fault(source: ImageSource) -> str:
 def _plugin_source(entry: Entry[ImageSourceSpec], location: str) -> ImageSource:
     source = instantiate(entry, location, ImageSource)  # type: ignore[type-abstract]
     if wrong := _fault(source):
-        raise PluginError(f"{described(entry)} {wrong}; tell its authors")
+        raise PluginError(fault(entry, wrong))
     return source

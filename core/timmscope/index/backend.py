@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from timmscope_registry import PluginError, VectorIndexError, get_registry
-from timmscope_registry.contributions import described, missing_plugin
+from timmscope_registry.contributions import missing_plugin
+from timmscope_registry.plugin_faults import fault
 
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -194,7 +195,7 @@ def new_backend(name: str, dim: int, space: Space, hints: BuildHints) -> Backend
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
             raise  # the error is in the backend's own code
         entry = get_registry().index_backend(name)
-        raise PluginError(f"{described(entry)} cannot be made: {error}") from error
+        raise PluginError(fault(entry, f"cannot be made: {error}")) from error
 
 
 def validated_hits(
@@ -225,11 +226,11 @@ def validated_hits(
             if not (unordered.any() or twice.any() or unknown.any()):
                 return values, ids
     entry = get_registry().index_backend(name)
-    raise PluginError(
-        f"what {described(entry)} found is not what was asked for: expected a tuple of values and "
-        f"ids, arrays of shape {shape} of floats and of integers, best first, each row that there "
-        "is at most once"
+    wanted = (
+        f"a tuple of values and ids, arrays of shape {shape} of floats and of integers, best "
+        "first, each row that there is at most once"
     )
+    raise PluginError(fault(entry, "found something else than was asked for", expected=wanted))
 
 
 def find_backend(name: str) -> type[Backend]:
@@ -251,5 +252,5 @@ def find_backend(name: str) -> type[Backend]:
     backend: type[Backend] = entry.load()
     needed = [*(name for name in vars(Backend) if not name.startswith("_")), "__len__"]
     if lacking := [name for name in needed if not hasattr(backend, name)]:
-        raise PluginError(f"{described(entry)} has no {', '.join(lacking)}")
+        raise PluginError(fault(entry, f"has no {', '.join(lacking)}"))
     return backend

@@ -1,6 +1,6 @@
-"""Collectors are other people's code: what fails in one is said in one line, with its name.
+"""Reports in one line what fails in a collector, and checks what it returns.
 
-So is what one returns that is not what it declared: cast or broadcast in silence, it would fill a
+Rows that are not what the collector declared would be cast or broadcast in silence, and fill a
 store with numbers that nobody computed.
 """
 
@@ -16,7 +16,8 @@ from torch import OutOfMemoryError, Tensor
 
 from timmscope.collectors import Collector, Column, RowCollector, State
 from timmscope_registry import CollectorSpec, Entry, PluginError, TimmscopeError, get_registry
-from timmscope_registry.contributions import described, entry_of, subclass
+from timmscope_registry.contributions import culprit, subclass
+from timmscope_registry.plugin_faults import brief, fault, one_line
 
 if TYPE_CHECKING:
     from timmscope_registry.hooks import Layer
@@ -42,18 +43,15 @@ def collector_errors(
     except (TimmscopeError, MemoryError, OutOfMemoryError):
         raise
     except Exception as error:
-        raise PluginError(
-            f"the {_named(collector)} failed in layer {layer}, images {start} to "
-            f"{stop - 1} ({_reason(error)}); mend it and start again: finished shards are kept"
-        ) from error
+        did = f"failed in layer {layer}, images {start} to {stop - 1} ({one_line(error)})"
+        remedy = "fix it and start again: finished shards are kept"
+        raise PluginError(fault(_blamed(collector), did, advice=remedy)) from error
 
 
-def _named(collector: Collector | RowCollector) -> str:
-    """A collector's name; someone else's with the plugin that offers it and its version."""
-    entry = entry_of(type(collector), get_registry().collectors())
-    if entry is None or entry.plugin.distribution == "timmscope":
-        return f"collector {collector.name}"
-    return described(entry)
+def _blamed(collector: Collector | RowCollector) -> Entry[CollectorSpec] | str:
+    """Whom to name: someone else's contribution, or the collector's own name."""
+    name = f"collector {collector.name}"
+    return culprit(type(collector), get_registry().collectors(), name)
 
 
 def instantiate(entry: Entry[CollectorSpec]) -> Collector:
@@ -68,11 +66,11 @@ def instantiate(entry: Entry[CollectorSpec]) -> Collector:
         TypeAdapter(dict[str, Any]).dump_json(collector.parameters())
         name, needs = collector.name, collector.needs
     except Exception as error:
-        raise PluginError(f"the {described(entry)} cannot be made: {_reason(error)}") from error
+        raise PluginError(fault(entry, f"cannot be made: {one_line(error)}")) from error
     if not (isinstance(name, str) and name):
-        raise PluginError(f"the {described(entry)} has the name {name!r}; expected text")
+        raise PluginError(fault(entry, f"has the name {name!r}", expected="text"))
     if not (isinstance(needs, tuple) and all(isinstance(kind, str) for kind in needs)):
-        raise PluginError(f"the {described(entry)} needs {needs!r}; expected a tuple of text")
+        raise PluginError(fault(entry, f"needs {needs!r}", expected="a tuple of text"))
     return collector
 
 
@@ -85,14 +83,14 @@ def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]
     try:
         columns: Any = collector.columns(layer)
         if not isinstance(columns, Mapping):
-            raise TypeError(f"returned {_kind(columns)}, expected a dict of Column")
+            raise TypeError(f"returned {brief(columns)}; expected a dict of Column")
         for kind, column in columns.items():
             _check_name(kind)
             if not isinstance(column, Column):
-                raise TypeError(f"{kind!r} is {_kind(column)}, expected a Column")
+                raise TypeError(f"{kind!r} is {brief(column)}; expected a Column")
             dtype = np.dtype(column.dtype)
             if dtype.kind not in "biufc":
-                raise TypeError(f"{kind!r} has the type {column.dtype}, expected numbers")
+                raise TypeError(f"{kind!r} has the type {column.dtype}; expected numbers")
             if any(not isinstance(size, int | np.integer) or size < 0 for size in column.shape):
                 raise ValueError(f"{kind!r} has the shape {column.shape}")
             if dtype.kind in "biu" and not _fits(column.fill, dtype):
@@ -100,17 +98,16 @@ def declared_columns(collector: RowCollector, layer: Layer) -> dict[str, Column]
     except TimmscopeError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"the {_named(collector)} has no usable columns for layer {layer.name} "
-            f"({_reason(error)}); mend it and start again"
-        ) from error
+        did = f"has no usable columns for layer {layer.name} ({one_line(error)})"
+        remedy = "fix it and start again"
+        raise PluginError(fault(_blamed(collector), did, advice=remedy)) from error
     return dict(columns)
 
 
 def declared_rows(
     rows: Mapping[str, Tensor], columns: Mapping[str, Column], count: int
 ) -> Mapping[str, Tensor]:
-    """Return a collector's rows if they are what its columns say; to be called inside `blame`.
+    """Return a collector's rows if they are what its columns say; call it in `collector_errors`.
 
     Args:
         rows: what `reduce` returned.
@@ -119,12 +116,12 @@ def declared_rows(
     """
     given: Any = rows
     if not isinstance(given, Mapping) or given.keys() != columns.keys():
-        what = f"rows {', '.join(given) or 'none'}" if isinstance(given, dict) else _kind(given)
+        what = f"rows {', '.join(given) or 'none'}" if isinstance(given, dict) else brief(given)
         raise TypeError(f"returned {what}, its columns say {', '.join(columns)}")
     for kind, column in columns.items():
         found = given[kind]
         if not isinstance(found, Tensor):
-            raise TypeError(f"{kind!r} is {_kind(found)}, expected a tensor")
+            raise TypeError(f"{kind!r} is {brief(found)}; expected a tensor")
         shape, dtype = (count, *column.shape), np.dtype(column.dtype).name
         if tuple(found.shape) != shape or str(found.dtype) != f"torch.{dtype}":
             raise TypeError(
@@ -135,20 +132,20 @@ def declared_rows(
 
 
 def storable_state(state: State) -> dict[str, np.ndarray]:
-    """Return a collector's state if HDF5 can hold it; to be called inside `blame`."""
+    """Return a collector's state if HDF5 can hold it; call it in `collector_errors`."""
     given: Any = state
     if not isinstance(given, Mapping):
-        raise TypeError(f"its state is {_kind(given)}, expected a dict of NumPy arrays")
+        raise TypeError(f"its state is {brief(given)}; expected a dict of NumPy arrays")
     for name, value in given.items():
         _check_name(name)
         if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "biufcS":
-            raise TypeError(f"{name!r} of its state is {_kind(value)}, expected numbers in NumPy")
+            raise TypeError(f"{name!r} of its state is {brief(value)}; expected numbers in NumPy")
     return {name: np.asarray(value) for name, value in given.items()}
 
 
 def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name.strip(".") or "/" in name:
-        raise ValueError(f"{name!r} is no name, expected text without a slash")
+        raise ValueError(f"{name!r} is no name; expected text without a slash")
 
 
 def _fits(value: float, dtype: np.dtype[Any]) -> bool:
@@ -156,13 +153,3 @@ def _fits(value: float, dtype: np.dtype[Any]) -> bool:
         return value in (0, 1)
     limits = np.iinfo(dtype)
     return float(value).is_integer() and limits.min <= value <= limits.max
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, np.ndarray):
-        return f"an array of type {value.dtype}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

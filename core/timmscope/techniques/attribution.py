@@ -15,12 +15,13 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
-from timmscope.techniques.base import Technique, named, require_rgb
+from timmscope.techniques.base import Technique, blamed, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
 from timmscope.techniques.shared_gradients import sharing
 from timmscope.techniques.validate_output import checked_numbers
 from timmscope_registry import TechniqueError
+from timmscope_registry.plugin_faults import described
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -257,23 +258,19 @@ def _checked(
 ) -> _Chunk:
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
     if not 1 <= len(parts) <= 3:
-        raise TechniqueError(
-            f"{named(technique)} returned {len(parts)} tensors; expected maps, (maps, scores) or "
-            "(maps, scores, pixels)"
+        raise technique_error(
+            technique,
+            f"returned {len(parts)} tensors",
+            expected="maps, (maps, scores) or (maps, scores, pixels)",
         )
     raw = _kept(checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model)
-    title = named(technique)
     empty = (raw.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
     if empty:
-        rows = ", ".join(str(start + row) for row in empty[:5])
-        raise TechniqueError(
-            f"the map of {title} is zero everywhere for image {rows}: {technique.why_zero()}"
-        )
+        raise _useless(technique, "zero", [start + row for row in empty], technique.why_zero())
     flat = _flat(raw).nonzero().flatten().tolist()
     if flat and raw.shape[1:] != images.shape[2:]:  # over a layer's grid
-        rows = ", ".join(str(start + row) for row in flat[:5])
         why = _why_flat(raw, images[flat[0]])
-        raise TechniqueError(f"the map of {title} is the same everywhere for image {rows}: {why}")
+        raise _useless(technique, "the same", [start + row for row in flat], why)
     if len(parts) > 1:
         scores = checked_numbers(technique, parts[1], "scores", (len(images),))
     else:
@@ -283,6 +280,14 @@ def _checked(
         return _Chunk(raw, _kept(scores, model), None)
     pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
     return _Chunk(raw, _kept(scores, model), _kept(pixels, model))
+
+
+def _useless(
+    technique: AttributionTechnique, like: str, images: list[int], why: str
+) -> TechniqueError:
+    rows = ", ".join(map(str, images[:5]))
+    name = described(blamed(technique))
+    return TechniqueError(f"the map of {name} is {like} everywhere for image {rows}: {why}")
 
 
 def _flat(maps: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from timmscope_registry import (
     get_registry,
     nearest,
 )
-from timmscope_registry.contributions import entry_of
+from timmscope_registry.contributions import culprit, entry_of
+from timmscope_registry.plugin_faults import fault, one_line
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a hook point; command lines complete it and check it against the model."""
@@ -84,10 +85,8 @@ class Technique(BaseModel, ABC):
         try:
             return self.model_dump(mode="json")
         except Exception as error:  # a serialiser of a plugin's own raises what it likes
-            reason = " ".join(str(error).split())
-            raise TechniqueError(
-                f"parameters of {named(self)} cannot be recorded as JSON: {reason}"
-            ) from error
+            did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
+            raise technique_error(self, did) from error
 
     def _provenance(self, model: HookedModel | None, seed: int, **facts: Any) -> Provenance:
         return Provenance.now(
@@ -101,12 +100,17 @@ class Technique(BaseModel, ABC):
         )
 
 
-def named(technique: Technique | type[Technique]) -> str:
-    """How to speak of a technique that did wrong: someone else's with its plugin and version."""
-    entry = _entry(technique if isinstance(technique, type) else type(technique))
-    if entry is None or entry.plugin.distribution == "timmscope":
-        return technique.title()
-    return f"{entry.id} {entry.plugin.version}".rstrip()
+def technique_error(
+    technique: Technique, did: str, *, expected: str = "", advice: str | None = None
+) -> TechniqueError:
+    """The error about what a technique did, which names it as `blamed` does."""
+    return TechniqueError(fault(blamed(technique), did, expected=expected, advice=advice))
+
+
+def blamed(technique: Technique | type[Technique]) -> Entry[TechniqueSpec] | str:
+    """Whom to name for what a technique did: someone else's contribution, or the class itself."""
+    kind = technique if isinstance(technique, type) else type(technique)
+    return culprit(kind, get_registry().techniques(), f"technique {kind.title()}")
 
 
 def require_rgb(model: HookedModel) -> None:

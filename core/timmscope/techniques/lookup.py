@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from timmscope_registry import ParameterError, PluginError, get_registry
-from timmscope_registry.contributions import described, subclass
+from timmscope_registry.contributions import subclass
+from timmscope_registry.plugin_faults import fault
 
 from .attack import AttackTechnique
 from .attribution import AttributionTechnique
@@ -48,30 +49,23 @@ def technique(name: str) -> type[Technique]:
     base = BASES[entry.spec.family]
     found = subclass(entry, base)
     if found.__call__ is not base.__call__:
-        raise PluginError(
-            f"{described(entry)} has a __call__ of its own, which its family's base has to do"
-        )
+        raise PluginError(fault(entry, "has a __call__ of its own", expected="its family's"))
     for method in sorted(base.__abstractmethods__):
-        wanted = _parameters(base, method)
+        called = _parameters(base, method)
         try:
-            _signature(found, method).bind(*wanted)
+            _signature(found, method).bind(*called)
         except TypeError as error:
-            raise PluginError(
-                f"{described(entry)}: its {method} is called with {', '.join(wanted)}: {error}"
-            ) from error
+            did = f"cannot have its {method} called with {', '.join(called)}: {error}"
+            raise PluginError(fault(entry, did)) from error
         if inspect.iscoroutinefunction(getattr(found, method)):
-            raise PluginError(f"{described(entry)}: its {method} is async; expected a plain method")
+            raise PluginError(fault(entry, f"has an async {method}", expected="a plain method"))
     reads = getattr(found, "reads", None)
     if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
-        raise PluginError(
-            f"{described(entry)} reads {reads!r}; expected 'store', 'stores' or 'model'"
-        )
-    shadowing = [name for name in found.model_fields if name in _names(base)]
-    if shadowing:
-        raise PluginError(
-            f"{described(entry)} has parameters called like what its family's base has: "
-            f"{', '.join(shadowing)}; its authors should rename them"
-        )
+        wanted = "'store', 'stores' or 'model'"
+        raise PluginError(fault(entry, f"reads {reads!r}", expected=wanted))
+    if shadowing := [name for name in found.model_fields if name in _names(base)]:
+        did = f"has parameters named like what its family's base has: {', '.join(shadowing)}"
+        raise PluginError(fault(entry, did, advice="its authors should rename them"))
     return found
 
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.results import Provenance, Result, Sheet, Table
 from timmscope.store.model import store_model
-from timmscope.techniques.base import Technique, named
+from timmscope.techniques.base import Technique, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import session
 from timmscope.techniques.validate_output import checked_pixels, checked_type
-from timmscope_registry import ParameterError, TechniqueError
+from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from timmscope.images import Images
@@ -126,16 +126,12 @@ class RepresentationTechnique(Technique):
         if isinstance(result, Table | Sheet):
             for row in checked_type(self, result.rows, list):
                 if not all(isinstance(name, str) for name in checked_type(self, row, dict)):
-                    raise TechniqueError(
-                        f"{named(self)} returned columns {list(row)}; expected names"
-                    )
+                    raise technique_error(self, f"returned columns {list(row)}", expected="names")
         if isinstance(result, Sheet) and len(result.images):
             checked_pixels(self, result.images)
             if len(result.titles) != len(result.images):
-                raise TechniqueError(
-                    f"{named(self)} returned {len(result.titles)} titles for "
-                    f"{len(result.images)} pictures; expected one each"
-                )
+                did = f"returned {len(result.titles)} titles for {len(result.images)} pictures"
+                raise technique_error(self, did, expected="one each")
         return result
 
     def model_of(self, layer: StoreLayer) -> HookedModel:

@@ -11,8 +11,8 @@ import warnings
 from collections.abc import Iterator
 
 from timmscope.models import HookedModel
-from timmscope.techniques.base import Technique, named
-from timmscope_registry import TechniqueError
+from timmscope.techniques.base import Technique, blamed, technique_error
+from timmscope_registry.plugin_faults import fault
 
 _NAMED = 5
 
@@ -47,23 +47,22 @@ def restore_state(
     finally:
         removed, changed = model.hooks.restore(snapshot)
         if removed:  # after everything is undone: a warning may be an error
-            _warn(
-                f"{named(technique)} left {len(removed)} hook(s) behind, on {_few(removed)}; "
-                "they were removed"
-            )
+            many = f"{len(removed)} hook(s) behind, on {_few(removed)}"
+            _warn(technique, f"left {many}; they were removed")
         if changed:
-            _warn(f"{named(technique)} changed {', '.join(changed)}; it was put back")
+            _warn(technique, f"changed {', '.join(changed)}; it was put back")
     if written := snapshot.written():
         vars(model).pop("weights_sha256", None)  # kept since it was first asked for
         if weights_sha256 not in (None, model.weights_sha256):
-            raise TechniqueError(
-                f"{named(technique)} wrote into weights of the model, as {_few(written)}: "
-                "load the model again; a technique changes activations, with model.edit"
+            raise technique_error(
+                technique,
+                f"wrote into weights of the model, as {_few(written)}",
+                advice="load the model again; a technique changes activations, with model.edit",
             )
 
 
-def _warn(what: str) -> None:
-    warnings.warn(f"{what}: tell its authors", StateWarning, stacklevel=4)
+def _warn(technique: Technique, did: str) -> None:
+    warnings.warn(fault(blamed(technique), did), StateWarning, stacklevel=4)
 
 
 def _few(names: list[str]) -> str:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from timmscope.models import HookedModel
 from timmscope.results.result import Result
-from timmscope.techniques.base import Technique, named, require_rgb
+from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
-from timmscope_registry import ParameterError, TechniqueError
+from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,9 +176,9 @@ def _losses(technique: StyleTechnique, outcome: StyleOutcome) -> dict[str, Tenso
     """Losses by name, all over the same number of steps."""
     values = checked_type(technique, outcome.losses, dict)
     if not values:
-        raise TechniqueError(f"{named(technique)} returned no losses; expected at least 'total'")
+        raise technique_error(technique, "returned no losses", expected="at least 'total'")
     if not all(isinstance(name, str) for name in values):
-        raise TechniqueError(f"{named(technique)} returned losses {list(values)}; expected names")
+        raise technique_error(technique, f"returned losses {list(values)}", expected="names")
     steps: int | str = "steps + 1"
     losses: dict[str, Tensor] = {}
     for name, value in values.items():

@@ -13,11 +13,10 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.results.result import Result
 from timmscope.techniques.attribution import describe
-from timmscope.techniques.base import Technique, named, require_rgb
+from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
-from timmscope_registry import TechniqueError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -143,10 +142,8 @@ class SynthesisTechnique(Technique):
         )
         best = checked_numbers(self, outcome.best_step, "best steps", (len(images),))
         if best.is_floating_point() or not bool(((best >= 0) & (best < len(scores))).all()):
-            raise TechniqueError(
-                f"{named(self)} returned best steps {best.tolist()}; "
-                f"expected whole numbers from 0 to {len(scores) - 1}"
-            )
+            wanted = f"whole numbers from 0 to {len(scores) - 1}"
+            raise technique_error(self, f"returned best steps {best.tolist()}", expected=wanted)
         final = _scores(model, images, bound)
         return Synthesis(
             provenance=facts,

@@ -1,6 +1,6 @@
-"""What a technique's method hands back, checked before anything is made of it.
+"""Checks what a technique's method returned, before anything is made of it.
 
-Whatever is wrong with it is told as the technique's fault, with its plugin and version: the user of
+Whatever is wrong is reported as the technique's fault, with its plugin and version: the user of
 someone else's plugin sees nothing but that line.
 """
 
@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from timmscope.techniques.base import Technique, named
-from timmscope_registry import TechniqueError
+from timmscope.techniques.base import Technique, technique_error
+from timmscope_registry.plugin_faults import brief, with_article
 
 T = TypeVar("T")
 
@@ -24,14 +24,17 @@ def checked_type(technique: Technique, value: object, expected: type[T]) -> T:
         TechniqueError: it is of another type.
     """
     if not isinstance(value, expected):
-        raise TechniqueError(
-            f"{named(technique)} returned {_brief(value)}; expected a {expected.__name__}"
-        )
+        wanted = with_article(expected.__name__)
+        raise technique_error(technique, f"returned {brief(value)}", expected=wanted)
     return value
 
 
 def checked_numbers(
-    technique: Technique, value: object, what: str, shape: tuple[int | str, ...], advice: str = ""
+    technique: Technique,
+    value: object,
+    what: str,
+    shape: tuple[int | str, ...],
+    advice: str | None = None,
 ) -> Tensor:
     """The same tensor, out of its graph.
 
@@ -40,30 +43,25 @@ def checked_numbers(
         value: what it returned.
         what: what that should be, in the plural.
         shape: the sizes expected; a name stands for any size but zero.
-        advice: what may help against values that are not finite.
+        advice: what to do where values are not finite; by default to tell the plugin's authors.
 
     Raises:
         TechniqueError: it is no tensor of finite real numbers of that shape.
     """
-    who = named(technique)
     wanted = f"a tensor ({', '.join(map(str, shape))})"
     if not isinstance(value, Tensor):
-        raise TechniqueError(f"{who} returned {_brief(value)} for {what}; expected {wanted}")
+        raise technique_error(technique, f"returned {brief(value)} for {what}", expected=wanted)
     if kind := _strange(value):
-        raise TechniqueError(
-            f"{who} returned {what} of {kind}; expected real numbers, none left out"
-        )
+        wanted = "real numbers, none left out"
+        raise technique_error(technique, f"returned {what} of {kind}", expected=wanted)
     if value.ndim != len(shape) or not all(
         size > 0 if isinstance(wish, str) else size == wish
         for size, wish in zip(value.shape, shape, strict=True)
     ):
-        raise TechniqueError(
-            f"{who} returned {what} of shape {tuple(value.shape)}; expected {wanted}"
-        )
+        did = f"returned {what} of shape {tuple(value.shape)}"
+        raise technique_error(technique, did, expected=wanted)
     if not bool(torch.isfinite(value.float()).all()):  # results are float32
-        raise TechniqueError(
-            f"{who} returned NaN or infinite {what}" + (f": {advice}" if advice else "")
-        )
+        raise technique_error(technique, f"returned NaN or infinite {what}", advice=advice)
     return value.detach()
 
 
@@ -83,9 +81,8 @@ def checked_pixels(
     pixels = checked_numbers(technique, images, "images", shape).float().cpu()
     low, high = (float(value) for value in torch.aminmax(pixels))
     if low < 0 or high > 1:
-        raise TechniqueError(
-            f"{named(technique)} returned pixels from {low:.3g} to {high:.3g}; expected [0, 1]"
-        )
+        did = f"returned pixels from {low:.3g} to {high:.3g}"
+        raise technique_error(technique, did, expected="[0, 1]")
     return pixels
 
 
@@ -96,7 +93,3 @@ def _strange(value: Tensor) -> str:
     if value.is_nested or value.is_meta:
         return "a nested tensor" if value.is_nested else "the meta device"
     return "" if value.layout is torch.strided else str(value.layout)
-
-
-def _brief(value: object) -> str:
-    return "nothing" if value is None else f"type {type(value).__name__}"
