@@ -21,8 +21,9 @@ from cyclopts import App, Parameter
 
 import timmscope
 import timmscope_registry
-from timmscope.cli import families, flags
+from timmscope.cli import flags
 from timmscope.cli.main import app as command_line
+from timmscope.cli.technique_command import command
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
 SAMPLES = Path(__file__).parent / "images" / "techniques"
@@ -155,10 +156,10 @@ def technique_page(entry: Entry[TechniqueSpec]) -> str:
 def command_of(name: str, kind: type[timmscope.Technique]) -> str:
     """Describe the arguments of `timmscope run NAME` besides the technique's parameters."""
     program = f"timmscope run {name}"
-    function = flags.command(families.for_technique(kind), kind, name)
-    command = App(name=program, version_flags=(), default_parameter=Parameter(negative=""))
-    command.default(function)
-    _, _, text = command.generate_docs(heading_level=2).partition("\n```\n")
+    function = command(kind, name)
+    app = App(name=program, version_flags=(), default_parameter=Parameter(negative=""))
+    app.default(function)
+    _, _, text = app.generate_docs(heading_level=2).partition("\n```\n")
     sections = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", text)[1:]
     kept = [part.strip() for part in sections if not part.startswith(f"**Parameters of {name}")]
     usage = flags.usage(program, function).removeprefix("Usage: ")

@@ -67,7 +67,6 @@ def refuse(outcome: Any, *words: str) -> None:
         (["run", "grad-cam", MODEL, "--layr", "x"], ["--layr", "Did you mean --layer?"]),
         (["run", "activation-maximization", MODEL], ["error: --target is missing"]),
         (["run", "pgd", MODEL, "x.png", "--steps", "0"], ["steps", "greater than or equal to 1"]),
-        (["run", "pgd", MODEL, "a", "b", "c", *["--label", "1"] * 2], ["2 times --label", "3"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -77,6 +76,13 @@ def test_wrong_input_is_one_line_and_status_2(
     outcome = cli(*arguments)
     refuse(outcome, *words)
     assert outcome.out == ""
+
+
+def test_numbers_of_flags_and_images_that_do_not_fit_are_one_line(cli: Cli, picture: Path) -> None:
+    labels = ["--label", "1"] * 2
+    refuse(cli("run", "pgd", MODEL, *[picture] * 3, *labels), "2 labels for 3 images: give one")
+    weights = ["--style", picture, "--weight", "1", "--weight", "2"]
+    refuse(cli("run", "neural-style", MODEL, *weights), "2 weights for 1 style images: give one")
 
 
 def test_debug_shows_the_traceback_as_well(cli: Cli) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 from pydantic import BaseModel, Field, PositiveInt
 
 from timmscope import AttributionTechnique, PluginError, load_model, technique
-from timmscope.cli import families
-from timmscope.cli.flags import GLOBAL_FLAGS, bounds, command
+from timmscope.cli.flags import GLOBAL_FLAGS, bounds
+from timmscope.cli.technique_command import command
 from timmscope.cli.text import plain_text
 from timmscope_registry import get_registry
 
@@ -160,7 +160,7 @@ def test_a_parameter_called_like_a_global_flag_is_refused() -> None:
             return images[:, 0]
 
     with pytest.raises(PluginError, match="fields named like --block"):
-        command(families.for_technique(Blocked), Blocked, "blocked")
+        command(Blocked, "blocked")
 
 
 def test_a_range_is_checked_and_named(cli: Cli, plugin: Path, picture: Path) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from tests.docs.pages import ROOT, blocks, commands, name, pages
 
 from timmscope import technique
-from timmscope.cli import families, flags, main
+from timmscope.cli import main
+from timmscope.cli.technique_command import command
 from timmscope_registry import set_registry
 
 WITH_PYTHON = [page for page in pages() if blocks(page, "python")]
@@ -105,6 +106,6 @@ def parse(words: list[str]) -> None:
             return
         kind = technique(words[1])
         app = App(default_parameter=Parameter(negative=""))
-        app.default(flags.command(families.for_technique(kind), kind, words[1]))
+        app.default(command(kind, words[1]))
         rest = words[2:]
     app.parse_args(rest, exit_on_error=False, print_error=False)

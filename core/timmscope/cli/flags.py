@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from timmscope.cli.text import plain_text
 from timmscope.techniques.base import blamed
 from timmscope_registry import PluginError
 from timmscope_registry.plugin_faults import fault
@@ -23,82 +21,64 @@ GLOBAL_FLAGS = ("block", "plugin", "debug", "help")
 """Taken out of the command line before a technique sees it."""
 
 
-def command(
-    function: Callable[..., None], technique: type[Technique], title: str
-) -> Callable[..., None]:
-    """Return a command with the flags of `function` and those of the technique's fields.
+def of_fields(
+    technique: type[Technique], title: str, own: Iterable[inspect.Parameter]
+) -> list[inspect.Parameter]:
+    """The flags of a technique's fields.
 
-    `function` is called with the technique, made from its flags, and with its own arguments; its
-    first parameter, the technique, is no flag.
+    Args:
+        technique: whose fields they are.
+        title: what the technique is called.
+        own: what else the command takes.
 
     Raises:
-        PluginError: a field has the name of one of the function's own or of the global flags, or
-            of another field but for its case.
+        PluginError: a field has the name of what else the command takes, of one of the global
+            flags, or of another field but for its case.
     """
-    own = list(inspect.signature(function).parameters.values())[1:]
-    hints = typing.get_type_hints(function, include_extras=True)
     taken = {f"--{name}" for name in GLOBAL_FLAGS}
-    taken.update(flag for parameter in own for flag in _flags(parameter.name, hints))
+    for other in own:
+        taken.add(flag(other.name))
+        for note in getattr(other.annotation, "__metadata__", ()):
+            taken.update(note.name or ())
     clash = []
     for name in technique.model_fields:
-        if (flag := _flag(name)) in taken:
-            clash.append(flag)
-        taken.add(flag)
+        if flag(name) in taken:
+            clash.append(flag(name))
+        taken.add(flag(name))
     if clash:
         did = f"cannot be run from the command line: it has fields named like {', '.join(clash)}"
         raise PluginError(fault(blamed(technique), did, advice="its authors should rename them"))
     group = Group(f"Parameters of {title}", sort_key=2)
-    fields = [_parameter(name, info, group) for name, info in technique.model_fields.items()]
-    signature = inspect.Signature(
-        [*(parameter.replace(annotation=hints[parameter.name]) for parameter in own), *fields]
-    )
-
-    def run(*positional: Any, **flags: Any) -> None:
-        chosen = {name: flags.pop(name) for name in technique.model_fields if name in flags}
-        function(technique(**chosen), *positional, **flags)
-
-    run.__signature__ = signature  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    run.__doc__ = _document(function, technique)
-    return run
+    return [_of_field(name, info, group) for name, info in technique.model_fields.items()]
 
 
-def _flag(name: str) -> str:
-    return f"--{name.lower().replace('_', '-')}"
-
-
-def _flags(name: str, hints: Mapping[str, Any]) -> set[str]:
-    """A parameter's own name as a flag, and the flags that are written for it."""
-    found = {_flag(name)}
-    for note in getattr(hints[name], "__metadata__", ()):
-        if isinstance(note, Parameter):
-            found.update(note.name or ())
-    return found
-
-
-def _parameter(name: str, info: FieldInfo, group: Group) -> inspect.Parameter:
-    text = " ".join((info.description or "").replace("`", "").split())
+def _of_field(name: str, info: FieldInfo, group: Group) -> inspect.Parameter:
     limits = bounds(info)
     default: Any = inspect.Parameter.empty
     if not info.is_required():
         default = info.get_default(call_default_factory=True, validated_data={})
+    text = " ".join((info.description or "").replace("`", "").split())
+    text = " ".join(filter(None, [text, f"[{limits}]" if limits else ""]))
+    return parameter(name, plain(info.annotation), default, text, group=group)
+
+
+def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:
+    """A flag of a type, with its help; `more` is for cyclopts."""
     shown: bool | Callable[[Any], str] = not any(
         default is nothing for nothing in (None, False, inspect.Parameter.empty)
     )
     if isinstance(default, tuple | list):
         shown = _words if default else False
-    flag = Parameter(
-        help=" ".join(filter(None, [text, f"[{limits}]" if limits else ""])),
-        group=group,
-        show_default=shown,
-        negative=_flag(f"no_{name}") if default is True else "",
-    )
+    negative = flag(f"no_{name}") if default is True else ""
+    note = Parameter(help=text, show_default=shown, negative=negative, **more)
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[plain(info.annotation), flag],
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, note]
     )
+
+
+def flag(name: str) -> str:
+    """The flag of a field: ``"--step-size"``."""
+    return f"--{name.lower().replace('_', '-')}"
 
 
 def usage(program: str, function: Callable[..., None]) -> str:
@@ -163,12 +143,3 @@ def _metadata(info: FieldInfo) -> list[Any]:
 
     visit(info.annotation)
     return found
-
-
-def _document(function: Callable[..., None], technique: type[Technique]) -> str:
-    """The technique's description over the help of the function's own parameters."""
-    about = inspect.cleandoc(technique.__doc__ or "")
-    own = inspect.cleandoc(function.__doc__ or "")
-    _, marker, parameters = own.partition("Parameters\n---")
-    about = about.partition("\nArgs:")[0].partition("\nAttributes:")[0].strip()
-    return plain_text(f"{about}\n\n{marker}{parameters}")

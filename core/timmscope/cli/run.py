@@ -51,12 +51,12 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
     """Run one technique with the flags that its fields make."""
     from pydantic import ValidationError as PartError
 
-    from timmscope.cli import families, flags
+    from timmscope.cli import flags, technique_command
     from timmscope.techniques import technique
 
     kind = technique(entry.id)
     program = f"timmscope run {name}"
-    function = flags.command(families.for_technique(kind), kind, entry.spec.name)
+    function = technique_command.command(kind, entry.spec.name)
     command = App(
         name=program,
         usage=flags.usage(program, function),

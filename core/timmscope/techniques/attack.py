@@ -7,7 +7,7 @@ and once rounded to 8 bits as a saved picture would be.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from torch import Tensor
 from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
 from timmscope.results.result import Provenance, Result
+from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session, usable
@@ -165,11 +166,11 @@ class AttackTechnique(Technique):
     @final
     def __call__(
         self,
-        model: HookedModel,
-        images: Any,
-        labels: int | str | Sequence[int | str] | Tensor | None = None,
+        model: arguments.Model,
+        images: arguments.Images,
+        labels: arguments.Classes = None,
         *,
-        targets: int | str | Sequence[int | str] | Tensor | None = None,
+        targets: arguments.Classes = None,
         seed: int = 0,
         batch_size: int | None = None,
     ) -> Adversarial:
@@ -178,11 +179,12 @@ class AttackTechnique(Technique):
         Args:
             model: to be fooled.
             images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
-            labels: true classes, by index or name, one or one an image; by default the model's
-                own predictions.
-            targets: classes to aim at; by default any other than the label.
+            labels: true class, by name or index; once, or once for each image; by default the
+                model's own prediction.
+            targets: class to aim at; once, or once for each image; by default any other than the
+                label.
             seed: of random starts.
-            batch_size: images a pass; by default what fits the memory budget.
+            batch_size: images per pass; by default what fits the memory budget.
 
         Raises:
             ImageError: the images are not RGB in [0, 1].

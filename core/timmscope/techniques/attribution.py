@@ -15,6 +15,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
+from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, blamed, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
@@ -147,9 +148,9 @@ class AttributionTechnique(Technique):
     @final
     def __call__(
         self,
-        model: HookedModel,
-        images: Any,
-        objective: Objective | str | int = "top",
+        model: arguments.Model,
+        images: arguments.Images,
+        objective: arguments.Objective = "top",
         *,
         seed: int = 0,
         batch_size: int | None = None,
@@ -159,9 +160,11 @@ class AttributionTechnique(Technique):
         Args:
             model: the model to explain.
             images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
-            objective: an objective, its text or a class index; `top` is the model's prediction.
-            seed: of techniques that draw random numbers.
-            batch_size: images a pass; by default what fits the memory budget.
+            objective: what to explain: `tiger cat`, `class:282`, a unit `blocks.4[17]`, or `top`,
+                the model's own prediction for each image. In Python also an `Objective` or a class
+                index.
+            seed: of random numbers.
+            batch_size: images per pass; by default what fits the memory budget.
 
         Raises:
             ImageError: the images are not RGB in [0, 1].

@@ -16,6 +16,7 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.results import Provenance, Result, Sheet, Table
 from timmscope.store.model import store_model
+from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
@@ -71,12 +72,12 @@ class RepresentationTechnique(Technique):
     @final
     def __call__(
         self: _Analyses[ResultT],
-        source: Any,
-        images: Any = None,
+        source: arguments.Source,
+        images: arguments.Queries = None,
         *,
-        layer: str | Sequence[str] | None = None,
-        where: str | npt.ArrayLike | None = None,
-        location: Images | Sequence[Images] | None = None,
+        layer: arguments.Layers = None,
+        where: arguments.Where = None,
+        location: arguments.Location = None,
         model: HookedModel | None = None,
         seed: int = 0,
     ) -> ResultT:
@@ -86,17 +87,18 @@ class RepresentationTechnique(Technique):
             source: a store or its folder, one of its layers, an array of rows `(N, d)`; several
                 of these for techniques that read several stores; or a model, for techniques that
                 read one.
-            images: query images, for techniques that take some.
+            images: images to ask about, for techniques that take some. Anything that
+                `HookedModel.images` takes.
             layer: which layer of a store; needed when it holds several. Techniques that read
                 several stores take several names, and by default all layers of each store; those
                 that look at one layer, the only one that all stores hold.
             where: only these images of a store: a condition, a mask (N,) or ids; see
                 `ImageTable.where`.
-            location: where the store's images are now, if they have moved; of several stores a
-                list, one for each.
+            location: where the store's images are now, if they have moved since; once for each of
+                several stores.
             model: the model that the store was mined with, for techniques that take images; by
                 default it is loaded by the id that the store remembers.
-            seed: of techniques that draw random numbers.
+            seed: of random numbers.
 
         Raises:
             ParameterError: the source is not what the technique reads, or the condition is wrong.
@@ -191,11 +193,11 @@ class RepresentationTechnique(Technique):
         if layer is not None:
             names = list(dict.fromkeys([layer] if isinstance(layer, str) else layer))
         several = self.reads == "stores"
-        given = list(source) if several and isinstance(source, list | tuple) else [source]
-        sources = [self._opened(each) for each in given]
+        listed = several and isinstance(source, list | tuple)
+        sources = [self._opened(each) for each in (source if listed else [source])]
         if not several or self.one_layer:
             names = [self._one_layer(sources, names)]
-        places = _one_each(location, len(sources))
+        places = _one_each(location, len(sources)) if listed else [location]
         rows = [
             Rows(found, where, location=place)
             for each, place in zip(sources, places, strict=True)
@@ -257,13 +259,13 @@ def _layers(source: Any, names: list[str] | None) -> list[Any]:
 
 def _one_each(location: Any, stores: int) -> list[Any]:
     """Where the images of each store are now."""
-    if location is None or stores == 1:
-        return [location] * stores
+    if location is None:
+        return [None] * stores
     places = list(location) if isinstance(location, list | tuple) else [location]
     if len(places) != stores:
         raise ParameterError(
             f"{len(places)} location{'' if len(places) == 1 else 's'} of images for {stores} "
-            "stores: give one for each",
+            "stores: give one for each, with location= in Python, --images on the command line",
             parameter="location",
         )
     return places

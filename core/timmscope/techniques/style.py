@@ -14,6 +14,7 @@ from torch import Tensor
 
 from timmscope.models import HookedModel
 from timmscope.results.result import Result
+from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
@@ -120,9 +121,9 @@ class StyleTechnique(Technique):
     @final
     def __call__(
         self,
-        model: HookedModel,
-        content: Any,
-        styles: Any,
+        model: arguments.Model,
+        content: arguments.Image | None,
+        styles: arguments.OtherImages,
         *,
         weights: Sequence[float] | None = None,
         seed: int = 0,
@@ -131,9 +132,9 @@ class StyleTechnique(Technique):
 
         Args:
             model: the model whose layers say what style and content are.
-            content: one image, as `model.images` takes it, or None for a texture of the style.
-            styles: one image or a list of them.
-            weights: how much of each style, any positive scale; equal by default.
+            content: image to render; without one, a texture of the style. None in Python.
+            styles: image whose manner to take; may be repeated. In Python one image or a list.
+            weights: share of each style, in their order; equal by default. Any positive scale.
             seed: of the initial noise.
 
         Raises:

@@ -12,6 +12,7 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.results.result import Result
+from timmscope.techniques import arguments
 from timmscope.techniques.attribution import describe
 from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
@@ -103,19 +104,20 @@ class SynthesisTechnique(Technique):
     @final
     def __call__(
         self,
-        model: HookedModel,
-        objective: Objective | str | int,
+        model: arguments.Model,
+        objective: arguments.Objective,
         *,
-        init: Any = None,
+        init: arguments.Image = None,
         seed: int = 0,
     ) -> Synthesis:
         """Make images that raise an objective.
 
         Args:
             model: the model to ask.
-            objective: an objective, its text or a class index.
-            init: images to start from, as `model.images` takes them; by default noise. One serves
-                every target of the objective.
+            objective: what to maximise: `tiger cat`, `class:282`, a unit `blocks.4[17]`, a layer.
+                In Python also an `Objective` or a class index.
+            init: image to start from; by default noise. In Python also several, as `model.images`
+                takes them; one serves every target of the objective.
             seed: of the noise and the random transformations.
 
         Raises:

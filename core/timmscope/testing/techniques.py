@@ -48,10 +48,9 @@ def parameters_survive_json(case: Case) -> None:
 @check("technique")
 def has_a_command(case: Case) -> None:
     """`timmscope run` can make flags of its fields."""
-    from timmscope.cli import families, flags
+    from timmscope.cli.technique_command import command
 
-    kind = technique(case.entry.id)
-    flags.command(families.for_technique(kind), kind, case.entry.spec.name)
+    command(technique(case.entry.id), case.entry.spec.name)
 
 
 def _runs_on(layout: str) -> Callable[[Case], None]:

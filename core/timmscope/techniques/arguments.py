@@ -1,0 +1,124 @@
+"""Describes what a technique's call takes, so that a command line or a form can ask for it.
+
+A family's base annotates the arguments of its `__call__` with the kinds below. An argument of a
+plain type (`int`, `str | None`, `Sequence[float]` …) needs no kind; one of any other type is for
+Python alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import numpy.typing as npt
+from torch import Tensor
+
+from timmscope.models import HookedModel
+from timmscope.objectives import Objective as AnyObjective
+
+if TYPE_CHECKING:
+    from timmscope.techniques.base import Technique
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """What an argument stands for, where its type does not say.
+
+    Attributes:
+        name: what those who ask for the argument know the kind by.
+        by_reads: instead, a name for each of what an analysis `reads`; one that reads something
+            else does not take the argument.
+    """
+
+    name: str = ""
+    by_reads: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, technique: type[Technique]) -> str:
+        """The name for this technique; empty where it does not take the argument."""
+        return self.name or self.by_reads.get(getattr(technique, "reads", ""), "")
+
+
+Model = Annotated[HookedModel, Kind("model")]
+Images = Annotated[Any, Kind("images")]
+"""One or several, as `HookedModel.images` takes them."""
+Image = Annotated[Any, Kind("image")]
+OtherImages = Annotated[Any, Kind("other images")]
+"""Images that play a second part, beside those that the technique works on."""
+Objective = Annotated[AnyObjective | str | int, Kind("objective")]
+Classes = Annotated[int | str | Sequence[int | str] | Tensor | None, Kind("classes")]
+"""One for all images, or one for each."""
+Source = Annotated[Any, Kind(by_reads={"store": "store", "stores": "stores", "model": "model"})]
+Queries = Annotated[Any, Kind(by_reads={"store": "queries", "model": "optional images"})]
+Layers = Annotated[
+    str | Sequence[str] | None, Kind(by_reads={"store": "layers", "stores": "layers"})
+]
+Where = Annotated[str | npt.ArrayLike | None, Kind(by_reads={"store": "where", "stores": "where"})]
+Location = Annotated[Any, Kind(by_reads={"store": "location", "stores": "locations"})]
+
+
+class Argument(NamedTuple):
+    """One argument of a technique's call.
+
+    Attributes:
+        parameter: name, type and default, which is None where the type allows None.
+        kind: the name of its kind; empty where its type is plain.
+        about: the first sentence of what the call's `Args` say; what follows is for Python.
+    """
+
+    parameter: inspect.Parameter
+    kind: str
+    about: str
+
+
+def call_arguments(technique: type[Technique]) -> Iterator[Argument]:
+    """What a technique's call takes that can be given as text, in the order of its signature."""
+    call = technique.__call__
+    hints = get_type_hints(call, include_extras=True)
+    about = _first_sentences(inspect.getdoc(call) or "")
+    for name, parameter in list(inspect.signature(call).parameters.items())[1:]:
+        hint = hints[name]
+        kind = _kind(hint)
+        known = kind.of(technique) if kind else ""
+        if not (known or (kind is None and _is_plain(hint))):
+            continue
+        if parameter.default is parameter.empty and NoneType in get_args(hint):
+            parameter = parameter.replace(default=None)
+        yield Argument(parameter.replace(annotation=hint), known, about.get(name, ""))
+
+
+def _kind(hint: Any) -> Kind | None:
+    """The kind in an annotation, also in `Image | None`."""
+    notes = (n for part in (hint, *get_args(hint)) for n in getattr(part, "__metadata__", ()))
+    return next((note for note in notes if isinstance(note, Kind)), None)
+
+
+def _is_plain(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType, Sequence, tuple):
+        return all(part is ... or _is_plain(part) for part in get_args(hint))
+    return get_origin(hint) is Literal or hint in (int, float, bool, str, Path, NoneType)
+
+
+def _first_sentences(docstring: str) -> dict[str, str]:
+    """Of each entry under `Args`."""
+    section = docstring.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
+    texts = ((name, " ".join(text.replace("`", "").split())) for name, text in entries)
+    return {
+        name: f"{text[:1].upper()}{re.split(r'[.](?: (?=[A-Z])|$)', text[1:])[0]}."
+        for name, text in texts
+    }
