@@ -218,11 +218,11 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
         ("whole", "technique 'whole' of hollow.py has a __call__ of its own"),
         (
             "short",
-            "'short' of hollow.py cannot have its attribute called with model, images, objective: too",
+            "'short' of hollow.py cannot have its attribute called with model, images, objective: ",
         ),
         (
             "long",
-            "of hollow.py cannot have its attribute called with .*: missing a required argument: 'obj",
+            "of hollow.py cannot have its attribute called with .*: missing a required argument",
         ),
         ("reader", "'reader' of hollow.py reads 'models'; expected 'store', 'stores' or 'model'"),
         ("shadow", "'shadow' of hollow.py has parameters named like what .* base has: track"),

@@ -142,7 +142,8 @@ def test_broken_it_takes_nothing_down_and_is_named_with_its_version(
         (
             "        return images",
             2,
-            "'centre-bias' of timmscope-example:example 0.3.0 returned maps of shape (1, 3, 16, 16)",
+            "'centre-bias' of timmscope-example:example 0.3.0 returned maps of shape "
+            "(1, 3, 16, 16)",
         ),
         ("        raise SystemExit(0)", 1, "attribution.py, line 18: it calls sys.exit(0)"),
     ],
