@@ -44,75 +44,73 @@ def logits(model, store):
 
 
 def everything(store):
-    return np.asarray(store.images.readable)
+    return np.flatnonzero(store.images.readable).tolist()
 
 
 def test_a_guess_is_the_softmax_of_the_model(store, logits):
-    for image_id, row in logits.items():
-        found = choose.guess(store, image_id, count=3)
-        expected = row.softmax(0).topk(3)
-        assert [index for index, _ in found.top] == expected.indices.tolist()
-        assert [share for _, share in found.top] == pytest.approx(
-            expected.values.tolist(), rel=1e-4
-        )
+    found = choose.guesses(store, everything(store), 20)
+    assert sorted(guess.image_id for guess in found) == sorted(logits)
+    for guess in found:
+        expected = logits[guess.image_id].softmax(0).topk(5)
+        assert guess.classes == expected.indices.tolist()
+        assert guess.probabilities == pytest.approx(expected.values.tolist(), rel=1e-4)
 
 
 def test_guesses_are_distinct_before_they_repeat_and_confident_first(store, logits):
     found = choose.guesses(store, everything(store), 12)
     assert len(found) == 12
-    classes = [guess.top[0][0] for guess in found]
+    classes = [guess.classes[0] for guess in found]
     kinds = len({int(row.argmax()) for row in logits.values()})
     assert len(set(classes[:kinds])) == kinds
-    confident = [guess.confidence for guess in found[:kinds]]
+    confident = [guess.probabilities[0] for guess in found[:kinds]]
     assert confident == sorted(confident, reverse=True)
-    assert found[0].confidence == pytest.approx(
+    assert found[0].probabilities[0] == pytest.approx(
         max(float(row.softmax(0).max()) for row in logits.values()), rel=1e-4
     )
 
 
 def test_named_images_come_first_and_unreadable_ones_never(store):
     found = choose.guesses(store, everything(store), 20, first=("cat", "nobody", "ant"))
-    assert [guess.path for guess in found[:1]] == ["cat/cat.png"]
-    assert len(found) == 12
-    assert all("broken" not in guess.path for guess in found)
+    names = [store.images.paths[guess.image_id] for guess in found]
+    assert names[0] == "cat/cat.png"
+    assert len(names) == 12
+    assert "ant/broken.png" not in names
 
 
-def test_best_logit_is_the_largest_of_all_images(store, logits):
-    for label in range(7):
-        score, image_id = choose.best_logit(store, label)
-        values = {key: float(row[label]) for key, row in logits.items()}
-        assert score == pytest.approx(max(values.values()), rel=1e-4)
-        assert image_id == max(values, key=values.__getitem__)
+def test_only_candidates_are_chosen(store, logits):
+    candidates = everything(store)[1::3]
+    found = choose.guesses(store, candidates, 3)
+    assert {guess.image_id for guess in found} <= set(candidates)
+    best = max(candidates, key=lambda image_id: float(logits[image_id].softmax(0).max()))
+    assert found[0].image_id == best
 
 
-@pytest.mark.parametrize("by_photograph", [True, False])
-def test_units_stand_out_by_their_weakest_patch(store, by_photograph):
+@pytest.mark.parametrize("where", [None, "'-1' not in name"])
+def test_units_stand_out_by_their_weakest_patch(store, where):
     layer, patches = "layer2", 5
-    found = choose.units(store, layer, 3, patches, by_photograph=by_photograph)
-    maximum = np.asarray(store.layer(layer).maximum[:])
+    found = choose.units(store, layer, 128, patches, where)
+    maximum = np.asarray(store.layer(layer).maximum[:]).astype(float)
+    paths, labels = store.images.paths, store.images.labels
     readable = np.flatnonzero(store.images.readable)
-    heights = {}
+    allowed = [i for i in readable.tolist() if where is None or "-1" not in paths[i]]
+    heights, first = {}, {}
     for unit in range(maximum.shape[1]):
-        order = sorted(readable.tolist(), key=lambda i: (-maximum[i, unit], i))
-        kept, taken = [], {}
-        for image_id in order:
-            name = store.images.labels[image_id] if by_photograph else image_id
-            taken[name] = taken.get(name, 0) + 1
-            if taken[name] <= choose.PER_PHOTOGRAPH and len(kept) < patches:
-                kept.append(image_id)
-        column = maximum[readable, unit].astype(float)
+        order = sorted(allowed, key=lambda i: (-maximum[i, unit], i))
+        column = maximum[readable, unit]
         if column.std() > 0:
-            heights[unit] = (
-                (maximum[kept[-1], unit] - column.mean()) / column.std(),
-                kept,
-            )
-    best = max(heights, key=lambda unit: (heights[unit][0], -unit))
-    assert found[0][0] == best
-    for unit, entries in found:
-        assert [entry.image_id for entry in entries] == heights[unit][1]
-        assert [entry.value for entry in entries] == pytest.approx(
-            [float(maximum[i, unit]) for i in heights[unit][1]]
-        )
+            heights[unit] = (maximum[order[patches - 1], unit] - column.mean()) / column.std()
+            first[unit] = labels[order[0]]
+    ranked = sorted(heights, key=lambda unit: (-heights[unit], unit))
+    fresh = [u for at, u in enumerate(ranked) if first[u] not in {first[v] for v in ranked[:at]}]
+    assert len(fresh) > 1
+    assert found == [*fresh, *(unit for unit in ranked if unit not in fresh)]
+    assert choose.units(store, layer, 2, patches, where) == found[:2]
+
+
+def test_one_image_has_no_unit_that_stands_out(model, tmp_path):
+    Image.new("RGB", (32, 32), (200, 90, 30)).save(tmp_path / "one.png")
+    store = mine(model, tmp_path, tmp_path / "x.scope", layers=["layer2"], workers=0)
+    assert choose.units(store, "layer2", 4, 6) == []
 
 
 def test_share_of_same_photograph_equals_a_slow_count(store, model):
@@ -120,8 +118,7 @@ def test_share_of_same_photograph_equals_a_slow_count(store, model):
 
     from timmscope.images import open_images
 
-    shares = choose.same_photograph(store, "layer4", model)
-    assert shares is not None
+    shares = choose.same_photograph(store, "layer4")
     source = open_images(store.manifest.images.location)
     ids = np.flatnonzero(store.images.readable).tolist()
     small = {
@@ -140,16 +137,12 @@ def test_share_of_same_photograph_equals_a_slow_count(store, model):
     assert shares == pytest.approx((pixels / len(ids), features / len(ids)))
 
 
-def test_least_similar_has_the_smallest_cosine(store):
-    rows = {
-        i: torch.tensor(store.layer("layer4").pooled[i])
-        for i in np.flatnonzero(store.images.readable).tolist()
-    }
+def test_least_similar_has_the_smallest_cosine_to_the_first(store):
+    rows = {i: torch.tensor(store.layer("layer4").pooled[i]) for i in everything(store)}
     for image_id in rows:
-        found = choose.least_similar(store, "layer4", image_id, everything(store))
+        others = [i for i in rows if i != image_id]
+        found = choose.least_similar(store, "layer4", [image_id, *others])
         cosines = {
-            j: float(torch.cosine_similarity(rows[image_id], rows[j], dim=0))
-            for j in rows
-            if j != image_id
+            i: float(torch.cosine_similarity(rows[image_id], rows[i], dim=0)) for i in others
         }
         assert cosines[found] == pytest.approx(min(cosines.values()), abs=1e-6)

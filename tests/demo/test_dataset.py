@@ -7,8 +7,9 @@ import pytest
 
 from timmscope.demo import dataset
 from timmscope.demo.dataset import boxes, photographs, require_extras, write_data_set
+from timmscope.demo.sections import NO_CROPS
 from timmscope.images import open_image
-from timmscope_registry import ModelError
+from timmscope_registry import ModelError, TimmscopeError
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,11 @@ def digests(folder):
 
 
 def test_photographs_are_those_of_both_packages_without_drawings():
-    names = [photograph.name for photograph in photographs()]
+    names = list(photographs())
     assert {"chelsea", "coffee", "astronaut", "retina", "china", "flower"} <= set(names)
     assert not {"logo", "phantom", "multipage", "no_time_for_that_tiny", "page"} & set(names)
     assert names == sorted(names)
+    assert all(path.stem == name for name, path in photographs().items())
 
 
 def test_about_300_images_are_written(written):
@@ -42,6 +44,18 @@ def test_writing_again_gives_the_same_bytes_and_touches_nothing(written, tmp_pat
     write_data_set(written)
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*.*")} == before
     assert digests(write_data_set(tmp_path / "again")) == digests(written)
+
+
+def test_the_condition_on_names_leaves_the_whole_photographs(written):
+    kept = [name for name in digests(written) if "-" not in name.rpartition("/")[2]]
+    assert NO_CROPS == '"-" not in name'
+    assert [Path(name).stem for name in kept] == list(photographs())
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TimmscopeError, match=r"cannot write .*: .*Not a directory"):
+        write_data_set(tmp_path / "file" / "images")
 
 
 def test_a_lost_file_comes_back_as_it_was(written):
@@ -59,6 +73,12 @@ def test_crops_of_a_600_by_400_picture():
     assert found["small-01"] == (0, 0, 240, 160)
     assert found["small-04"] == (360, 0, 600, 160)
     assert found["small-12"] == (360, 240, 600, 400)
+
+
+def test_crops_of_an_upright_picture_are_those_of_a_wide_one_turned():
+    wide, upright = dict(boxes(600, 400)), dict(boxes(400, 600))
+    assert upright["large-03"] == (50, 150, 350, 600)
+    assert {(box[1], box[0], box[3], box[2]) for box in wide.values()} == set(upright.values())
 
 
 @pytest.mark.parametrize("size", [(600, 400), (550, 660), (512, 512)])

@@ -1,43 +1,37 @@
-"""What each step of the demo costs, in seconds and memory."""
+"""Measures the cost of each step of the demo, in seconds and memory."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from timmscope.progress import task
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One step.
-
-    Attributes:
-        title: what it did.
-        seconds: wall-clock time.
-        peak_mb: largest resident memory of this process meanwhile, MiB; None where unknown.
-    """
+class Cost(NamedTuple):
+    """What a step did, its wall-clock time, and the largest resident memory meanwhile, in MiB."""
 
     title: str
     seconds: float
     peak_mb: float | None
 
 
-@dataclass
 class Clock:
     """Times steps one after another, and shows each one's title as progress."""
 
-    steps: list[Cost] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
+    def __init__(self) -> None:
+        self.steps: list[Cost] = []
+        self._started = time.perf_counter()
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
         """Time the body; a step that fails is not listed."""
-        _reset_peak()
+        with suppress(OSError):  # on Linux the peak is measured anew, elsewhere since the start
+            Path("/proc/self/clear_refs").write_text("5")
         begun = time.perf_counter()
         with task(title, total=1) as advance:
             yield
@@ -47,27 +41,16 @@ class Clock:
     def total(self) -> Cost:
         """All steps since the clock was made."""
         peaks = [step.peak_mb for step in self.steps if step.peak_mb is not None]
-        return Cost("all of it", time.perf_counter() - self.started, max(peaks, default=None))
-
-
-def _reset_peak() -> None:
-    """Let Linux measure the peak anew; elsewhere it is the peak since the process began."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+        return Cost("all of it", time.perf_counter() - self._started, max(peaks, default=None))
 
 
 def _peak_mb() -> float | None:
-    try:
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 1024
+    with suppress(ImportError):  # which is missing on Windows
         import resource
-    except ImportError:  # Windows
-        return None
-    units = 1024 * 1024 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return None

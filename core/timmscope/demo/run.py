@@ -1,46 +1,48 @@
-"""The demo: real weights, real photographs, every family once, as a report that explains itself."""
+"""The demo runs every family once with real weights, on photographs, and writes a report."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from timmscope.demo import looks, makes
+from timmscope.demo import sections
 from timmscope.demo.cost import Clock
-from timmscope.demo.dataset import require_extras, write_data_set
-from timmscope.demo.page import write_page
-from timmscope.demo.tour import FEATURES, LAYERS, MODEL, Tour
-from timmscope.demo.view import Page
+from timmscope.demo.dataset import require_extras, write_data_set, write_whole
+from timmscope.demo.tour import FEATURES, LAYERS, MODEL, Tour, in_python, in_shell
+from timmscope.drawing.table import cell_text
 from timmscope.images import FolderSource
 from timmscope.index import VectorIndex
 from timmscope.mining import mine
 from timmscope.models import HookedModel, load_model
 from timmscope.results.result import environment_versions
 from timmscope.store import Store
-from timmscope_registry import StoreCorrupted, StoreMismatch, TimmscopeError
+from timmscope_registry import StoreCorrupted, StoreMismatch
 
-SECTIONS = (
-    ("predictions", looks.predictions),
-    ("top patches", looks.units),
-    ("nearest neighbours", looks.neighbours),
-    ("map", looks.whole_map),
-    ("saliency, Grad-CAM", makes.explanations),
-    ("class visualisation", makes.synthesis),
-    ("attack", makes.attack),
-    ("style transfer", makes.style),
-)
+SECTIONS = {
+    "predictions": sections.predictions,
+    "units": sections.units,
+    "neighbours": sections.neighbours,
+    "map": sections.whole_map,
+    "explanations": sections.explanations,
+    "synthesis": sections.synthesis,
+    "attack": sections.attack,
+    "style": sections.style,
+}
 
 
 def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
     """Mine images, run a technique of every family, and write ``OUT/report.html``.
 
-    ``OUT/demo.scope`` is the store and ``OUT/results`` holds what the techniques returned; a second
-    run takes both up again, as far as model, images and settings are the same.
+    ``OUT/demo.scope`` is the store, which a second run takes up as far as model, images and layers
+    are the same; ``OUT/results`` holds what the techniques returned.
 
     Args:
         out: folder to write to.
@@ -56,12 +58,7 @@ def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
         TimmscopeError: something cannot be written.
     """
     require_extras(photographs=images is None)
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TimmscopeError(f"cannot write to {out}: {error}") from error
-    clock = Clock()
+    out, clock = Path(out), Clock()
     with clock.step("model"):
         model = load_model(MODEL)
     with clock.step("images"):
@@ -71,74 +68,69 @@ def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
         store = _store(model, source, out / "demo.scope")
     with clock.step("index"):
         VectorIndex.of(store.layer(FEATURES), keep=True)
-    tour = Tour(
-        model=model, store=store, source=source, folder=folder, out=out, own=images is not None
+    tour = Tour(model, store, source, out, own=images is not None)
+    shown = {}
+    for name, make in SECTIONS.items():
+        with clock.step(name):
+            shown[name] = make(tour)
+    flags = [word for layer in LAYERS for word in ("--layer", layer)]
+    page = render(
+        facts=_facts(tour),
+        own=tour.own,
+        classes=len(tour.labels),
+        levels=round(sections.EPSILON * 255),
+        needed=3 * sections.PERPLEXITY + 1,
+        shown=shown,
+        steps=clock.steps,
+        total=clock.total(),
+        model=in_python(MODEL),
+        store=in_python(store.path),
+        mined=in_shell("mine", MODEL, folder, "--output", store.path, *flags),
+        unreadable=store.images.unreadable(),
+        made=_made(),
     )
-    sections = []
-    for title, make in SECTIONS:
-        with clock.step(title):
-            sections.append(make(tour))
-    return write_page(
-        Page(
-            subtitle=(
-                "A microscope for vision models. This report looks at one model through a data "
-                "set: what it answers, what its units look for, why it decides, what it dreams "
-                "of, and how it breaks."
-            ),
-            facts=_facts(tour),
-            setup=_setup(tour),
-            mined=_mined(tour),
-            sections=sections,
-            steps=clock.steps,
-            total=clock.total(),
-            unreadable=[(name, reason) for _, name, reason in store.images.unreadable()],
-            made=_made(),
-        ),
-        out / "report.html",
+    report = out / "report.html"
+    write_whole(report, page.encode("utf-8", "backslashreplace"))
+    return report
+
+
+def render(**values: Any) -> str:
+    """The report as HTML; every text is escaped."""
+    environment = Environment(
+        loader=PackageLoader("timmscope.demo", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters["cell"] = cell_text
+    return environment.get_template("report.html.j2").render(values)
 
 
 def _store(model: HookedModel, source: FolderSource, folder: Path) -> Store:
     """The store of these images; one of other images or settings makes room, it is the demo's."""
-    try:
+    with suppress(StoreMismatch, StoreCorrupted):
         store = mine(model, source, folder, layers=LAYERS)
         store.layer(FEATURES).statistics()
-        return store
-    except (StoreMismatch, StoreCorrupted):
-        shutil.rmtree(folder)
-        return mine(model, source, folder, layers=LAYERS)
+        if store.manifest.images.location == source.location:
+            return store
+    shutil.rmtree(folder)
+    return mine(model, source, folder, layers=LAYERS)
 
 
-def _facts(tour: Tour) -> list[tuple[str, str]]:
+def _facts(tour: Tour) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in tour.model.module.parameters())
     height, width = tour.model.input_size[1:]
     units = sum(record.channels for record in tour.store.layers.values())
-    lost = len(tour.store.images.unreadable())
-    images = f"{len(tour.store) - lost}" + (f", {lost} unreadable" if lost else "")
-    return [
-        ("model", tour.model.id),
-        ("parameters", f"{parameters / 1e6:.1f} million"),
-        ("input", f"{height}×{width} px"),
-        ("classes", f"{tour.model.num_classes}"),
-        ("images", images),
-        ("units recorded", f"{units:,}".replace(",", " ")),
-    ]
-
-
-def _setup(tour: Tour) -> str:
-    return (
-        "from timmscope import Store, load_model, technique\n\n"
-        f'model = load_model("{MODEL}")\n'
-        f"store = Store.open({tour.quoted(tour.store.path)})"
-    )
-
-
-def _mined(tour: Tour) -> str:
-    layers = " ".join(f"--layer {name}" for name in LAYERS)
-    return (
-        f"timmscope mine {MODEL} {tour.typed(tour.folder)} "
-        f"--output {tour.typed(tour.store.path)} {layers}"
-    )
+    lost = int((~tour.store.images.readable).sum())
+    return {
+        "model": tour.model.id,
+        "parameters": f"{parameters / 1e6:.1f} million",
+        "input": f"{height}×{width} px",
+        "classes": f"{tour.model.num_classes}",
+        "images": f"{len(tour.store) - lost}" + (f", {lost} unreadable" if lost else ""),
+        "units recorded": f"{units:,}".replace(",", " "),
+    }
 
 
 def _made() -> str:

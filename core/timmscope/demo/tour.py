@@ -1,24 +1,28 @@
-"""What all sections of the report share: the model, the store and the images behind it."""
+"""What all sections of the report share: model, store and images, and how results are shown."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+import torch
+from PIL import Image
 
 from timmscope.demo import choose
-from timmscope.demo.inline import data_uri
-from timmscope.demo.view import Bars, Card, Picture
 from timmscope.images import FolderSource
 from timmscope.models import HookedModel
+from timmscope.results import Provenance, Result, Sheet
 from timmscope.store import Store
+from timmscope.techniques import technique
 from timmscope_registry import ObjectiveError
 
 MODEL = "pip:efficientnet-lite0"
@@ -30,6 +34,34 @@ LAYERS = (MIDDLE, LATE, FEATURES, choose.LOGITS)
 FIRST = ("chelsea", "coffee", "motorcycle_left", "camera", "rocket", "china")
 """Photographs of things that ImageNet has a class for; most others are textures."""
 EXAMPLES = 6
+_SCALE = 0.8
+"""CSS pixels for each pixel of a figure: its captions are then as large as the page's."""
+_FLAGS = {"objective": "target", "targets": "target", "styles": "style"}
+"""What a command line calls the arguments of a call."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A result as the report shows it.
+
+    Attributes:
+        title: what the figure shows, for readers who cannot see it.
+        result: the result.
+        folder: where it is saved, relative to the report.
+        figure: its figure as a `data:` address, a sixth as large as the PNG file.
+        width_px: of the figure on a page that is wide enough, in CSS pixels.
+        python, shell: lines that make it again, where there are any.
+        note: small print.
+    """
+
+    title: str
+    result: Result
+    folder: str
+    figure: str
+    width_px: int
+    python: str = ""
+    shell: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +72,6 @@ class Tour:
         model: the model.
         store: of the images, with `LAYERS`.
         source: the images.
-        folder: where they lie.
         out: folder of the report.
         own: whether the images are the user's, not the demo's photographs and their crops.
     """
@@ -48,19 +79,15 @@ class Tour:
     model: HookedModel
     store: Store
     source: FolderSource
-    folder: Path
     out: Path
     own: bool
 
     @cached_property
-    def candidates(self) -> NDArray[np.bool_]:
-        """Which images may stand for the data set: readable ones, and no crops."""
-        whole = [
-            self.own or (label is not None and PurePath(path).stem == label)
-            for path, label in zip(self.store.images.paths, self._labels, strict=True)
-        ]
-        readable: NDArray[np.bool_] = self.store.images.readable
-        return np.asarray(whole, dtype=np.bool_) & readable
+    def candidates(self) -> list[int]:
+        """Ids of the images that may stand for the data set: readable ones, and no crops."""
+        paths, labels = self.store.images.paths, self.store.images.labels
+        ids: list[int] = np.flatnonzero(self.store.images.readable).tolist()
+        return [i for i in ids if self.own or PurePath(paths[i]).stem == labels[i]]
 
     @cached_property
     def examples(self) -> list[choose.Guess]:
@@ -68,62 +95,107 @@ class Tour:
         first = () if self.own else FIRST
         return choose.guesses(self.store, self.candidates, EXAMPLES, first=first)
 
-    @cached_property
-    def pair(self) -> list[choose.Guess]:
+    @property
+    def pair(self) -> list[Path]:
         """The two images that are explained and attacked; one where there is only one."""
-        return self.examples[:2]
+        return [self.source.file(guess.image_id) for guess in self.examples[:2]]
 
     @property
-    def _labels(self) -> list[str | None]:
-        return list(self.store.images.labels)
-
-    def file(self, image_id: int) -> Path:
-        """Where an image lies."""
-        return self.source.file(image_id)
-
-    def shown_path(self, path: Path) -> str:
-        """A path as one would type it: relative where it lies below the working directory."""
-        absolute = path.resolve()
-        here = Path.cwd()
-        near = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
-        return os.fspath(near)
-
-    def typed(self, *paths: Path) -> str:
-        """Paths for a shell line."""
-        return " ".join(shlex.quote(self.shown_path(path)) for path in paths)
-
-    def quoted(self, path: Path) -> str:
-        """A path for a Python line."""
-        return json.dumps(self.shown_path(path), ensure_ascii=False)
+    def labels(self) -> list[int]:
+        """The distinct classes of these two."""
+        return list(dict.fromkeys(guess.classes[0] for guess in self.examples[:2]))
 
     def name(self, image_id: int) -> str:
-        """What to call an image in a caption."""
+        """What to call an image."""
         return PurePath(self.store.images.paths[image_id]).stem
-
-    def pixels(self, image_id: int) -> Tensor:
-        """An image as the model sees it, `(3, H, W)` in [0, 1]."""
-        return self.model.preprocess(self.source.load(image_id))
-
-    def picture(self, image_id: int, caption: str | None = None, detail: str = "") -> Picture:
-        """An image as the model sees it, with its name."""
-        name = self.name(image_id)
-        return Picture(
-            data_uri(self.pixels(image_id)), name if caption is None else caption, detail, name
-        )
-
-    def bars(self, top: list[tuple[int, float]]) -> Bars:
-        """Class names with probabilities."""
-        return Bars([(self.model.class_name(index), share) for index, share in top])
-
-    def card(self, guess: choose.Guess) -> Card:
-        """An image with its most probable classes."""
-        return Card(self.picture(guess.image_id), self.bars(guess.top))
 
     def class_text(self, index: int) -> str:
         """How to type a class: its name, or its number where the name stands for several."""
-        name = self.model.class_name(index)
+        name, names = self.model.class_name(index), self.model.classes
         try:
-            found = self.model.classes.find(name) if self.model.classes is not None else None
+            return name if names is not None and names.find(name) == index else str(index)
         except ObjectiveError:
-            found = None
-        return name if found == index else str(index)
+            return str(index)
+
+    def show(
+        self,
+        title: str,
+        name: str,
+        subject: HookedModel | Store,
+        files: Sequence[Path] = (),
+        fields: Mapping[str, object] | None = None,
+        call: Mapping[str, object] | None = None,
+        note: str = "",
+    ) -> Exhibit:
+        """Run a technique, save its result and show it: the lines printed are what was run.
+
+        Args:
+            title, note: of the exhibit.
+            name: of the technique.
+            subject: the model or the store.
+            files: image files that it is given.
+            fields: parameters of the technique.
+            call: further arguments; None stands for the default.
+        """
+        fields, call = fields or {}, call or {}
+        of_store = isinstance(subject, Store)
+        images = [list(files)] if files else []
+        kind: type[Any] = technique(name)
+        loaded = {"model": self.model} if of_store else {}  # so that it is not loaded again
+        result = kind(**fields)(subject, *images, **call, **loaded)
+        given = ["store" if of_store else "model"]
+        given += [in_python(files[0] if len(files) == 1 else files)] if files else []
+        python = f"technique({in_python(name)})({_keywords(fields)})("
+        python += ", ".join([*given, *filter(None, [_keywords(call)])]) + ")"
+        words: list[object] = ["run", name, self.store.path if of_store else MODEL, *files]
+        for key, value in {**call, **fields}.items():
+            for each in value if isinstance(value, list) else [value]:
+                words += [] if each is None else [f"--{_FLAGS.get(key, key)}", each]
+        folder = f"{name}-{call['layer']}" if name == "top-patches" else name
+        return self.exhibit(result, title, folder, python=python, shell=in_shell(*words), note=note)
+
+    def exhibit(self, result: Result, title: str, folder: str, **lines: str) -> Exhibit:
+        """Save a result below `results`, and show it."""
+        figure = io.BytesIO()
+        with Image.open(result.save(self.out / "results" / folder) / "figure.png") as picture:
+            picture.convert("RGB").save(figure, "WebP", quality=88)
+            width = round(picture.width * _SCALE)
+        address = f"data:image/webp;base64,{base64.b64encode(figure.getvalue()).decode('ascii')}"
+        return Exhibit(title, result, f"results/{folder}", address, width, **lines)
+
+    def sheet(
+        self, image_ids: list[int], titles: list[str], rows: list[dict[str, Any]], columns: int
+    ) -> Sheet:
+        """Images as the model sees them, each with a text, as a result of the demo's own."""
+        pictures = [self.model.preprocess(self.source.load(image_id)) for image_id in image_ids]
+        facts = {"model": self.model.id, "weights_sha256": self.model.weights_sha256}
+        made = Provenance.now(technique="demo", family="", parameters={}, seed=0, **facts)
+        images = torch.stack(pictures)
+        return Sheet(provenance=made, images=images, titles=titles, rows=rows, columns=columns)
+
+
+def in_python(value: object) -> str:
+    """A value as one writes it in Python."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(in_python, value))}]"
+    text = _typed(value)
+    if isinstance(value, str | Path) and '"' not in text:
+        return json.dumps(text, ensure_ascii=False)
+    return repr(text if isinstance(value, Path) else value)
+
+
+def in_shell(*words: object) -> str:
+    """A command of timmscope as one types it."""
+    return shlex.join(["timmscope", *map(_typed, words)])
+
+
+def _typed(value: object) -> str:
+    """A value as text; a path is relative where it lies below the working directory."""
+    if not isinstance(value, Path):
+        return str(value)
+    path, here = value.resolve(), Path.cwd()
+    return os.fspath(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def _keywords(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{k}={in_python(value)}" for k, value in values.items() if value is not None)

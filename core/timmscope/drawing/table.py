@@ -34,7 +34,7 @@ def table_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     shown = list(rows[:_MAX_ROWS])
     right = [_numeric(shown, column) for column in columns]
-    cells = [[_text(row.get(column, "")) for column in columns] for row in shown]
+    cells = [[cell_text(row.get(column, "")) for column in columns] for row in shown]
     heads = [column.replace("_", " ") for column in columns]
     widths = [
         min(
@@ -84,7 +84,8 @@ def _numeric(rows: Sequence[Mapping[str, Any]], column: str) -> bool:
     )
 
 
-def _text(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A value of a row as short text: numbers rounded, lists with commas, `–` for None."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -92,5 +93,5 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
     if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
+        return ", ".join(cell_text(item) for item in value)
     return " ".join(str(value).split())
