@@ -42,6 +42,7 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m tests.docs.example_types
+	$(BIN)/mypy tests/packaging/typed_plugins.py
 
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports

@@ -24,6 +24,7 @@ import timmscope_registry
 from timmscope.cli import flags
 from timmscope.cli.main import app as command_line
 from timmscope.cli.technique_command import command
+from timmscope.cli.text import sections
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
 SAMPLES = Path(__file__).parent / "images" / "techniques"
@@ -113,7 +114,7 @@ def technique_pages(problems: list[str]) -> dict[str, str]:
             name = entry.spec.name
             index.append(f"| [{name}](techniques/{name}.md) | {entry.spec.summary} |")
             try:
-                pages[f"techniques/{name}.md"] = technique_page(entry)
+                pages[f"techniques/{name}.md"] = technique_page(entry, problems)
             except Exception as error:
                 problems.append(f"technique {name}: {type(error).__name__}: {error}")
                 pages[f"techniques/{name}.md"] = f"# {name}\n\n{entry.spec.summary}\n"
@@ -122,16 +123,21 @@ def technique_pages(problems: list[str]) -> dict[str, str]:
     return {"techniques.md": "\n".join(index) + "\n", **pages}
 
 
-def technique_page(entry: Entry[TechniqueSpec]) -> str:
-    """Describe one technique and its parameters, with types, defaults and help."""
+def technique_page(entry: Entry[TechniqueSpec], problems: list[str]) -> str:
+    """Describe one technique: formula, papers, parameters, errors, result and command line."""
     spec = entry.spec
     kind = timmscope.technique(entry.id)
-    lines = [f"# {spec.name}", "", spec.summary, ""]
-    lines += [markdown(inspect.cleandoc(kind.__doc__ or "")), ""]
+    parts = sections(inspect.cleandoc(kind.__doc__ or ""))
+    package = kind.__module__.partition(".")[0]
+    result = result_name(kind)
+    own_result = result in importlib.import_module(package).__all__
+    about = "below" if own_result else "in [the API](../api-timmscope.md)"
+    lines = [f"# {spec.name}", "", spec.summary, "", markdown(parts[""]), ""]
     lines += [f"- Family: {spec.family}"]
-    lines += [f"- Source: {spec.paper}"] if spec.paper else []
+    lines += [f"- Paper: {paper}" for paper in papers(parts)]
     lines += [f"- Needs: {', '.join(f'`{need}`' for need in spec.needs)}"] if spec.needs else []
-    lines += [f'- Python: `technique("{spec.name}")`, class `{kind.__module__}.{kind.__name__}`']
+    lines += [f'- Python: `from {package} import {kind.__name__}`, or `technique("{spec.name}")`']
+    lines += [f"- Result: `{result}`, described {about}"]
     picture = SAMPLES / f"{spec.name}.webp"
     if picture.is_file():
         lines += ["", f"![A figure of {spec.name}](../../../images/techniques/{picture.name})"]
@@ -149,8 +155,31 @@ def technique_page(entry: Entry[TechniqueSpec]) -> str:
         shown = type_text(info.annotation) + (f", {limits}" if limits else "")
         cells = (f"`{name}`", shown, default, " ".join((info.description or "").split()))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", "## Errors", "", *errors_of(parts)]
     lines += ["", "## Command line", "", command_of(spec.name, kind)]
+    if own_result:
+        module = importlib.import_module(package)
+        problems += [f"{each} has no docstring" for each in undocumented(module, result)]
+        lines += ["", "## Result", "", "```{eval-rst}", *directive(module, result), "```"]
     return "\n".join(lines) + "\n"
+
+
+def result_name(kind: type[timmscope.Technique]) -> str:
+    """Name the class of a technique's result."""
+    method = getattr(kind, "analyse", kind.__call__)
+    return str(method.__annotations__["return"])
+
+
+def papers(parts: dict[str, str]) -> list[str]:
+    """List the papers that a docstring names, one line each."""
+    listed = f"\n{parts.get('Paper', '').removeprefix('- ')}".split("\n- ")
+    return [" ".join(paper.split()) for paper in listed if paper.strip()]
+
+
+def errors_of(parts: dict[str, str]) -> list[str]:
+    """List the errors that a docstring names, one bullet each."""
+    text = re.sub(r"\n +", " ", parts.get("Raises", ""))
+    return [re.sub(r"^(\w+):", r"- `\1`:", line) for line in text.splitlines()]
 
 
 def command_of(name: str, kind: type[timmscope.Technique]) -> str:
@@ -160,8 +189,8 @@ def command_of(name: str, kind: type[timmscope.Technique]) -> str:
     app = App(name=program, version_flags=(), default_parameter=Parameter(negative=""))
     app.default(function)
     _, _, text = app.generate_docs(heading_level=2).partition("\n```\n")
-    sections = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", text)[1:]
-    kept = [part.strip() for part in sections if not part.startswith(f"**Parameters of {name}")]
+    groups = re.split(r"\n(?=\*\*[^*\n]+\*\*:\n)", text)[1:]
+    kept = [part.strip() for part in groups if not part.startswith(f"**Parameters of {name}")]
     usage = flags.usage(program, function).removeprefix("Usage: ")
     body = "\n\n".join([f"```text\n{usage}\n```", *kept])
     return single_backticks(body).replace(" *[default: ()]*", "")
@@ -419,7 +448,7 @@ def tree(error: type[Exception], indent: str = "") -> list[str]:
 
 def markdown(docstring: str) -> str:
     """Convert a docstring to Markdown: `::` blocks become code, argument sections are omitted."""
-    text = re.split(r"\n(?:Args|Attributes|Raises|Returns):\n", docstring)[0]
+    text = sections(docstring)[""]
     lines: list[str] = []
     block: list[str] | None = None
     for line in [*text.splitlines(), "end"]:

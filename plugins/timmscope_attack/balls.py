@@ -1,4 +1,4 @@
-"""The ball an attack must stay in: steepest step, projection and uniform points, for each norm.
+"""The ball of changes that an attack may make: steepest step, projection and uniform points.
 
 The arithmetic is foolbox's to the last bit (same operations in the same order), so that results
 can be compared exactly. Changes and gradients are `(B, 3, H, W)` in pixel units [0, 1].
@@ -30,10 +30,10 @@ class Ball:
 
     @classmethod
     def of(cls, norm: Norm, epsilon: float | None, images: Tensor) -> Ball:
-        """The ball of that radius; without one, the usual radius for images of that size.
+        """The ball of a radius; by default the usual radius for images of that size.
 
-        8/255 for L∞. For L2 it is 3.0 at 224×224, as the RobustBench leaderboard has it, and the
-        same mean change of a pixel at other sizes (0.43 at 32×32).
+        The default is 8/255 for L∞. For L2 it is 3.0 at 224×224, as on the RobustBench leaderboard,
+        and the same mean change per pixel at other sizes (0.43 at 32×32).
         """
         if epsilon is None:
             side = (images.shape[-2] * images.shape[-1]) ** 0.5
@@ -41,7 +41,7 @@ class Ball:
         return cls(norm=norm, epsilon=epsilon)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of unit norm along which a linear function rises fastest."""
+        """The direction of unit norm in which a linear function rises fastest."""
         if self.norm == "linf":
             return gradient.sign()
         return gradient * (1 / _l2(gradient))
@@ -53,9 +53,10 @@ class Ball:
         return change * (self.epsilon / _l2(change)).clamp(max=1)
 
     def sample(self, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Changes drawn uniformly from the ball, each image's from its own generator.
+        """Changes drawn uniformly from the ball, for each image from its own generator.
 
-        L2: a uniform direction times `epsilon · u^(1/d)`; `u` alone would crowd the centre.
+        L2: a uniform direction times `epsilon · u^(1/d)`; without the root, most points would be
+        near the centre.
         """
         if self.norm == "linf":
             return (2 * noise_like(images, "uniform", generators) - 1) * self.epsilon

@@ -1,4 +1,4 @@
-"""Fast gradient sign method."""
+"""FGSM: one step along the sign of the gradient."""
 
 from __future__ import annotations
 
@@ -12,17 +12,33 @@ from timmscope_attack.gradient import GradientAttack
 
 
 class FGSM(GradientAttack):
-    """FGSM (Goodfellow et al., ICLR 2015): one step of length epsilon up the cross-entropy.
+    """FGSM takes one step of length epsilon that raises the cross-entropy of the label.
 
-    `x' = clip(x + ε · sign(∇ CE(f(x), y)))`; with `norm="l2"` the sign gives way to the gradient of
-    unit length, with targets the step goes down their cross-entropy. One forward and one backward
-    an image. On a linear model no other change within epsilon does better.
+    `x' = clip(x + ε · sign(∇ CE(f(x), y)))`. With `norm="l2"` the gradient is scaled to length ε
+    instead of taking its sign; with a target the step lowers the target's cross-entropy. On a
+    linear model no other change within ε does better. Cost: one forward and one backward pass per
+    image.
+
+    Paper:
+        Goodfellow, Shlens & Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015,
+        arXiv:1412.6572.
+
+    Inherited parameters:
+        norm: norm of the change: `linf`, its largest value, or `l2`, its Euclidean length.
+        epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at
+            224×224) for l2.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: a label or target is no class of the model, or the model has no classes.
+        ParameterError: a parameter or `batch_size` is out of range, or a target equals its label.
+        TechniqueError: the gradient is not finite.
     """
 
     def perturb(
         self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """Take the step."""
+        """One step from each image."""
         ball = Ball.of(self.norm, self.epsilon, images)
         goal = Goal(labels=labels, targets=targets, loss="cross-entropy")
         rows = torch.arange(len(images), device=images.device)

@@ -1,4 +1,4 @@
-"""What an attack climbs, and when it has arrived."""
+"""The loss that an attack raises, and the test whether the model is fooled."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Loss = Literal["cross-entropy", "margin"]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """Away from labels, or towards targets.
+    """The aim of an attack: away from labels, or towards targets.
 
     Attributes:
         labels: `(B,)` classes to leave.
         targets: `(B,)` classes to reach, or None for any other than the label.
-        loss: which loss measures the way.
+        loss: the loss that the attack raises.
     """
 
     labels: Tensor
@@ -27,21 +27,21 @@ class Goal:
     loss: Loss
 
     def rows(self, index: Tensor) -> Goal:
-        """The goal of some images."""
+        """The goal for some of the images."""
         targets = self.targets[index] if self.targets is not None else None
         return Goal(labels=self.labels[index], targets=targets, loss=self.loss)
 
     def fooled(self, logits: Tensor) -> Tensor:
-        """Whether each image's prediction is where the attack wants it, `(B,)`."""
+        """Whether each image fools the model, `(B,)`."""
         predicted = logits.argmax(1)
         return predicted != self.labels if self.targets is None else predicted == self.targets
 
     def value(self, logits: Tensor) -> Tensor:
-        """`(B,)`, greater the nearer to the goal; summed, so no image feels its neighbours.
+        """The loss `(B,)` to raise, one value per image, so that images do not affect each other.
 
-        `cross-entropy`: of the label, or minus that of the target. `margin`: the best other logit
-        minus the label's, or the target's minus the best other; its gradient does not vanish where
-        the softmax saturates.
+        `cross-entropy`: of the label, or minus that of the target. `margin`: the largest other
+        logit minus the label's, or the target's minus the largest other; its gradient does not
+        vanish where the softmax saturates.
         """
         logits = logits if logits.dtype == torch.float64 else logits.float()
         classes = self.labels if self.targets is None else self.targets

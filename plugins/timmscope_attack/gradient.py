@@ -1,4 +1,4 @@
-"""Gradient ascent inside a ball: what FGSM and PGD share."""
+"""Gradient ascent inside a ball, which FGSM and PGD share."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from timmscope_attack.goals import Goal
 
 
 class GradientAttack(AttackTechnique):
-    """Base of attacks that climb a loss step by step within `epsilon` of the image."""
+    """Base of attacks that raise a loss by gradient steps within `epsilon` of the image."""
 
     norm: Norm = "linf"
-    """How the change is measured: its largest value, or its Euclidean length."""
+    """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Radius in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at 224×224) for l2."""
 
@@ -23,7 +23,7 @@ class GradientAttack(AttackTechnique):
     def _pixel_units(self) -> GradientAttack:
         if self.norm == "linf" and self.epsilon is not None and self.epsilon > 1:
             raise ValueError(
-                f"epsilon is {self.epsilon:g}, pixel values only span 0 to 1: "
+                f"epsilon is {self.epsilon:g}, but pixel values are in [0, 1]: "
                 f"{self.epsilon:g}/255 is {self.epsilon / 255:.4g}"
             )
         return self
@@ -44,41 +44,41 @@ class GradientAttack(AttackTechnique):
         """`x ← clip(project(x + step_size · steepest(gradient)))`, `steps` times.
 
         Projection comes before clipping to [0, 1], as in foolbox; the clipped change is still in
-        the ball, because the image is in the box.
+        the ball, because the image is in [0, 1].
 
         Args:
-            model: to be fooled.
-            images: `(B, 3, H, W)`, centres of the balls.
-            start: `(n, 3, H, W)`, where to begin.
-            rows: `(n,)` int64, which images `start` belongs to.
-            goal: of all B images.
-            ball: around each image.
-            step_size: in the ball's norm.
+            model: the model to fool.
+            images: `(B, 3, H, W)`, the centres of the balls.
+            start: `(n, 3, H, W)`, the images to start from.
+            rows: `(n,)` int64, index in `images` of each row of `start`.
+            goal: the goal for all B images.
+            ball: the ball around each image.
+            step_size: length of a step in the ball's norm.
             steps: number of steps.
-            stop_when_fooled: leave an image alone from the first step at which it fools the model.
+            stop_when_fooled: stop changing an image at the first step at which it fools the model.
         """
         changed = start.clone()
-        going = torch.arange(len(rows), device=rows.device)
+        active = torch.arange(len(rows), device=rows.device)
         for _ in self.track(range(steps), f"{self.title()} steps"):
-            here = rows[going]
-            with self.only(here):
-                logits, gradient = loss_gradient(model, changed[going], goal.rows(here))
+            current = rows[active]
+            with self.only(current):
+                logits, gradient = loss_gradient(model, changed[active], goal.rows(current))
             if stop_when_fooled:
-                open_ = ~goal.rows(here).fooled(logits)
-                going, here, gradient = going[open_], here[open_], gradient[open_]
-                if not len(going):
+                unbroken = ~goal.rows(current).fooled(logits)
+                active, current, gradient = active[unbroken], current[unbroken], gradient[unbroken]
+                if not len(active):
                     break
-            origin = images[here]
-            moved = changed[going] + step_size * ball.steepest(gradient)
+            origin = images[current]
+            moved = changed[active] + step_size * ball.steepest(gradient)
             moved = origin + ball.project(moved - origin)
-            changed[going] = moved.clamp(0, 1)
+            changed[active] = moved.clamp(0, 1)
         return changed
 
 
 def loss_gradient(model: HookedModel, images: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
-    """Logits `(B, K)` and the gradient of the goal's value in the images `(B, 3, H, W)`.
+    """Logits `(B, K)` and the gradient `(B, 3, H, W)` of the goal's loss in the images.
 
-    Works under `no_grad` and `inference_mode`; touches no `.grad`.
+    It works under `no_grad` and `inference_mode`, and changes no `.grad`.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Projected gradient descent."""
+"""PGD: many small gradient steps, each projected back into the ball."""
 
 from __future__ import annotations
 
@@ -13,54 +13,73 @@ from timmscope_attack.gradient import GradientAttack
 
 
 class PGD(GradientAttack):
-    """PGD (Madry et al., ICLR 2018): many small steps, each projected back into the ball.
+    """PGD takes many small gradient steps, and projects each back into the ball around the image.
 
-    `x ← clip(Π(x + α · steepest(∇ loss)))`, from a random point of the ball. It returns the last
-    iterate, as other implementations do, unless `stop_when_fooled`. `steps` forwards and backwards
-    an image; with several restarts one more forward each, to see which images remain.
+    `x ← clip(Π(x + α · steepest(∇ loss)))` from a random point of the ball, where Π is the
+    projection and `steepest` the sign (linf) or the gradient at unit length (l2). It returns the
+    last iterate, as other implementations do, unless `stop_when_fooled`. Cost: `steps` forward and
+    backward passes per image and restart; with several restarts one more forward pass each, to find
+    the images that do not fool the model yet.
+
+    Paper:
+        Madry, Makelov, Schmidt, Tsipras & Vladu, "Towards Deep Learning Models Resistant to
+        Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
+
+    Inherited parameters:
+        norm: norm of the change: `linf`, its largest value, or `l2`, its Euclidean length.
+        epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at
+            224×224) for l2.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: a label or target is no class of the model, or the model has no classes.
+        ParameterError: a parameter or `batch_size` is out of range, or a target equals its label.
+        TechniqueError: the gradient is not finite.
     """
 
     steps: int = Field(default=40, ge=1)
     """Number of steps."""
     step_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Length of a step in the norm, pixel units; by default 2.5 · epsilon / steps."""
+    """Length of a step in the norm, in pixel units; by default 2.5 · epsilon / steps."""
     loss: Loss = "cross-entropy"
-    """What is climbed; margin does not vanish where the softmax saturates."""
+    """Loss to raise; the gradient of `margin` does not vanish where the softmax saturates."""
     random_start: bool = True
-    """Begin at a random point of the ball, the same for an image however a batch is split."""
+    """Start at a random point of the ball; it does not depend on how a batch is split."""
     restarts: int = Field(default=1, ge=1)
-    """Random starts; images already broken are not attacked again."""
+    """Number of random starts; images that already fool the model are not attacked again."""
     stop_when_fooled: bool = False
-    """Stop at the first step that fools the model: cheaper, but with no margin to spare, so fewer
+    """Stop at the first step that fools the model: cheaper, but without a margin, so that fewer
     results survive rounding to 8 bits."""
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> PGD:
         if self.restarts > 1 and not self.random_start:
-            raise ValueError("restarts without random_start would all be the same: set it to true")
+            raise ValueError(
+                "restarts without random_start are all the same: set random_start to true"
+            )
         return self
 
     def perturb(
         self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """Climb from each start; keep what fools, else what came nearest."""
+        """Attack from each start; keep what fools the model, else the image of the largest loss."""
         ball = Ball.of(self.norm, self.epsilon, images)
         goal = Goal(labels=labels, targets=targets, loss=self.loss)
         generators = image_generators(len(images))
         best = images.clone()
-        nearest = torch.full((len(images),), -torch.inf, device=images.device)
+        highest = torch.full((len(images),), -torch.inf, device=images.device)
         rows = torch.arange(len(images), device=images.device)
         for _ in range(self.restarts):
-            reached = self._climb_once(model, images, rows, goal, ball, generators)
+            changed = self._climb_once(model, images, rows, goal, ball, generators)
             if self.restarts == 1:
-                return reached
+                return changed
             with self.only(rows), torch.no_grad():
-                logits = model(reached)
+                logits = model(changed)
             fooled = goal.rows(rows).fooled(logits)
             value = goal.rows(rows).value(logits).float()
-            better = fooled | (value > nearest[rows])
-            best[rows[better]] = reached[better]
-            nearest[rows] = torch.maximum(nearest[rows], value)
+            better = fooled | (value > highest[rows])
+            best[rows[better]] = changed[better]
+            highest[rows] = torch.maximum(highest[rows], value)
             rows = rows[~fooled]
             if not len(rows):
                 break

@@ -1,4 +1,4 @@
-"""What this package offers, listed without importing torch."""
+"""Lists the attack techniques without importing torch."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Ablation-CAM: channels weighted by what the score loses without them."""
+"""Ablation-CAM: channels weighted by the drop of the score without them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,32 @@ from timmscope_registry.hooks import Layer
 
 
 class AblationCAM(AttributionTechnique):
-    """Ablation-CAM (Desai & Ramaswamy, WACV 2020): `ReLU(Σ_k (S − S_k) / |S| · A_k)`.
+    """Ablation-CAM weighs each channel by how much the score drops without it.
 
-    S_k is the score with channel k of the layer set to 0 on its grid. The paper divides by S, which
-    turns the map's sign where S is negative; here it keeps its sign. One forward a channel, unless
-    all that follows the layer is linear, as average pooling and a linear classifier are: then the
-    loss is `w_k · mean(A_k)` in closed form, one forward in all.
+    `ReLU(Σ_k (S − S_k) / |S| · A_k)` with the activation A of the layer, where S is the objective
+    and S_k the objective with channel k set to 0 on the grid. The paper divides by S, which inverts
+    the map where S is negative; dividing by |S| does not. Where S is 0, the drop is not divided.
+    Cost: one forward pass per channel. If everything after the layer is linear, such as average
+    pooling and a linear classifier, `S − S_k = Σ_ij ∂S/∂A_kij · A_kij` is exact, and one forward
+    pass is enough.
+
+    Paper:
+        Desai & Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
+        Gradient-free Localization", WACV 2020.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        LayerNotFound: there is no such layer.
+        ParameterError: `batch_size` is less than 1.
+        TechniqueError: the layer has no grid or comes after the objective, or the map is zero
+            everywhere, the same in all cells or not finite.
     """
 
     layer: LayerName | None = None
     """Layer to weigh; by default the last one whose grid the objective still depends on."""
     relu: bool = True
-    """Keep only evidence for the objective."""
+    """Set negative values to 0, so that only evidence for the objective is shown."""
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
@@ -43,34 +57,34 @@ class AblationCAM(AttributionTechnique):
             TechniqueError: the layer has no grid, or comes after the objective.
         """
         layer = grid_layer(model, objective, self.layer)
-        found = _linear_losses(model, images, objective, layer)
-        if found is None:
+        closed_form = _linear_drops(model, images, objective, layer)
+        if closed_form is None:
             cells, scores = activations(model, images, objective, layer)
             ablated = [
                 _ablated(model, image, objective.rows(index, index + 1), layer)
                 for index, image in enumerate(images)
             ]
-            losses = torch.stack([row[0] - row[1:] for row in ablated])
+            drops = torch.stack([row[0] - row[1:] for row in ablated])
         else:
-            cells, scores, losses = found
-        size = scores.abs()[:, None].to(losses)
-        weights = losses / torch.where(size > 0, size, torch.ones_like(size))
+            cells, scores, drops = closed_form
+        size = scores.abs()[:, None].to(drops)
+        weights = drops / torch.where(size > 0, size, torch.ones_like(size))
         maps = torch.einsum("bk,bkhw->bhw", weights.to(cells), cells)
         return (maps.relu() if self.relu else maps), scores
 
     def is_signed(self) -> bool:
-        """Signed unless the ReLU takes what speaks against the objective away."""
+        """Signed unless the ReLU removes negative values."""
         return not self.relu
 
     def why_zero(self) -> str:
-        """After the ReLU, the usual reason is that nothing was positive."""
+        """After the ReLU, the usual reason is that no value was positive."""
         if self.relu:
-            return "all evidence at the layer speaks against the objective: see it with relu=False"
+            return "all evidence at the layer is against the objective: see it with relu=False"
         return super().why_zero()
 
 
 def _ablated(model: HookedModel, image: Tensor, objective: Objective, layer: Layer) -> Tensor:
-    """Score of the image, then with each channel of the layer set to 0 on its grid, `(1 + C,)`."""
+    """Scores `(1 + C,)`: of the image, then with each channel of the layer set to 0 on its grid."""
     units: range = range(0)
 
     def make(start: int, stop: int) -> Tensor:
@@ -78,31 +92,31 @@ def _ablated(model: HookedModel, image: Tensor, objective: Objective, layer: Lay
         units = range(start - 1, stop - 1)
         return image.expand(stop - start, *image.shape)
 
-    def silence(activation: Tensor) -> Tensor:
-        silenced = activation.clone()
+    def zero_channels(activation: Tensor) -> Tensor:
+        ablated = activation.clone()
         for row, unit in enumerate(units):
             if unit < 0:
                 continue
             if layer.layout == "NCHW":
-                silenced[row, unit] = 0
+                ablated[row, unit] = 0
             elif layer.layout == "NHWC":
-                silenced[row, ..., unit] = 0
+                ablated[row, ..., unit] = 0
             else:
-                silenced[row, layer.prefix_tokens :, unit] = 0
-        return silenced
+                ablated[row, layer.prefix_tokens :, unit] = 0
+        return ablated
 
-    with model.edit({layer.name: silence}):
+    with model.edit({layer.name: zero_channels}):
         return perturbed_scores(
             model, image, objective, 1 + layer.channels, make, description="ablating"
         )
 
 
-def _linear_losses(
+def _linear_drops(
     model: HookedModel, images: Tensor, objective: Objective, layer: Layer
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Activations, scores and losses `(B, C)` where the score is linear in the layer, else None.
+    """Activations, scores and drops `(B, C)` if the score is linear in the layer, else None.
 
-    If `S = b + Σ w · A`, then `S − S_k = Σ_ij ∂S/∂A_kij · A_kij`: exact, whatever the weights.
+    If `S = b + Σ w · A`, then `S − S_k = Σ_ij ∂S/∂A_kij · A_kij`: exact for any weights.
     """
     with torch.enable_grad():
         with model.cut(layer.name) as cut, model.record(*objective.points) as recording:
@@ -132,9 +146,9 @@ _PRODUCTS = ("Addmm", "Mm", "Mul", "Div")
 
 
 def _is_linear(end: Any) -> bool:
-    """Whether an autograd graph computes a linear function (and an offset) of its leaves.
+    """Whether an autograd graph computes an affine function of its leaves.
 
-    Products count where one factor alone has a graph: the other is a constant.
+    A product is linear if only one of its factors has a graph, because the other is a constant.
     """
     nodes, seen = [end], set()
     while nodes:

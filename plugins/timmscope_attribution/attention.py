@@ -1,9 +1,9 @@
 """Attention matrices of a vision transformer, as its blocks apply them.
 
-timm's fused kernels never form the matrix, so they are switched off for the call. What the
+timm's fused kernels never form the matrix, so they are switched off for the call. Which tokens the
 classifier reads (the class token, a distillation token too, or all patches) is found by the
-gradient of the objective at the last block's tokens: what models say of themselves is not always
-so.
+gradient of the objective at the last block's tokens, because models' own attributes are not always
+right.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch import Tensor
 from timmscope import HookedModel, Objective, TechniqueError, UnsupportedModel
 from timmscope_registry.hooks import Layer
 
-INSTEAD = "use grad-cam, layer-cam or occlusion, which need no attention"
+ALTERNATIVES = "use grad-cam, layer-cam or occlusion, which need no attention"
 
-Look = Callable[[str, Tensor], None]
+MatrixCallback = Callable[[str, Tensor], None]
 """Called with the name of a hook point and its matrix, `(B, heads, T, T)`."""
 
 
 def attention_points(model: HookedModel) -> dict[str, Layer]:
-    """Hook points of the attention matrices, in order, each with the layer of its block.
+    """Hook points of the attention matrices in order, each with the layer of its block.
 
     Raises:
-        UnsupportedModel: the model is no plain vision transformer; the message says why.
+        UnsupportedModel: the model is not a plain vision transformer; the message says why.
     """
     parts = [
         name for name, part in model.module.named_modules() if hasattr(part, "num_heads") and name
     ]
     if not parts:
-        raise UnsupportedModel(f"{model.id} has no attention to map; {INSTEAD}")
+        raise UnsupportedModel(f"{model.id} has no attention to map; {ALTERNATIVES}")
     points: dict[str, Layer] = {}
     for name in parts:
         if type(model.module.get_submodule(name)).__name__.startswith("AttentionPool"):
-            continue  # reads the tokens after the last block, as `tokens_read` finds
+            continue  # reads the tokens after the last block; `tokens_read` covers it
         block = name.rpartition(".")[0]
         layer = model.layers.get(block)
         point = f"{name}.attn_drop"
@@ -46,14 +46,14 @@ def attention_points(model: HookedModel) -> dict[str, Layer]:
             kind = type(model.module.get_submodule(name)).__name__
             raise UnsupportedModel(
                 f"{model.id} has attention ({kind} at {name}) that is not one matrix over all "
-                f"tokens of the image; {INSTEAD}"
+                f"tokens of the image; {ALTERNATIVES}"
             )
         assert layer is not None
         points[point] = layer
     if len({layer.shape[0] for layer in points.values()}) > 1:
         raise UnsupportedModel(
-            f"the tokens of {model.id} are not the same from block to block, so its attention "
-            f"does not multiply; {INSTEAD}"
+            f"the number of tokens of {model.id} changes between blocks, so its attention matrices "
+            f"cannot be multiplied; {ALTERNATIVES}"
         )
     return points
 
@@ -63,9 +63,9 @@ def attend(
     images: Tensor,
     objective: Objective,
     points: Mapping[str, Layer],
-    look: Look,
+    callback: MatrixCallback,
 ) -> Tensor:
-    """Run the model with fused attention off, showing each matrix `(B, heads, T, T)` in flight.
+    """Run the model with fused attention off, and call back with each matrix `(B, heads, T, T)`.
 
     Returns:
         Scores `(B,)` of the objective.
@@ -75,7 +75,7 @@ def attend(
     """
 
     def watch(point: str, layer: Layer) -> Callable[[Tensor], None]:
-        def see(matrix: Tensor) -> None:
+        def check(matrix: Tensor) -> None:
             tokens = layer.shape[0]
             values = matrix if matrix.dtype == torch.float64 else matrix.float()
             square = matrix.ndim == 4 and tuple(matrix.shape[2:]) == (tokens, tokens)
@@ -83,11 +83,11 @@ def attend(
                 raise UnsupportedModel(
                     f"{model.id} attends in windows, over channels or with weights that do not "
                     f"sum to 1 ({point} gives {tuple(matrix.shape[1:])} for {tokens} tokens); "
-                    f"{INSTEAD}"
+                    f"{ALTERNATIVES}"
                 )
-            look(point, values)
+            callback(point, values)
 
-        return see
+        return check
 
     watched = {point: watch(point, layer) for point, layer in points.items()}
     with (
@@ -101,12 +101,12 @@ def attend(
 
 
 def tokens_read(model: HookedModel, images: Tensor, objective: Objective, layer: Layer) -> Tensor:
-    """Share that each of a layer's tokens has in what the objective reads, `(B, T)`, sum 1.
+    """Weights `(B, T)`, sum 1, of the tokens of a layer that the objective depends on.
 
-    Every token with a gradient counts alike.
+    Every token with a gradient gets the same weight.
 
     Raises:
-        TechniqueError: the objective reads none of them.
+        TechniqueError: the objective depends on none of them.
     """
     _, _, gradient = model.layer_gradient(images, objective, layer.name)
     read = (gradient.abs().amax(2) > 0).float()
@@ -119,19 +119,19 @@ def tokens_read(model: HookedModel, images: Tensor, objective: Objective, layer:
 
 
 def require_output(name: str, objective: Objective) -> None:
-    """Attention is followed from the model's output back, so the objective must be there.
+    """Refuse an objective inside the model, because attention is followed from the output back.
 
     Raises:
-        TechniqueError: it is inside the model.
+        TechniqueError: the objective is inside the model.
     """
     if objective.points != ("logits",):
         raise TechniqueError(
-            f"{name} follows what the classifier reads, and has no map for {objective}; "
-            "explain a class, or use grad-cam or occlusion"
+            f"{name} starts at the tokens that the classifier reads, and has no map for "
+            f"{objective}; explain a class, or use grad-cam or occlusion"
         )
 
 
 def as_grid(layer: Layer, tokens: Tensor) -> Tensor:
-    """Values of all tokens `(B, T)` as a map `(B, h, w)`, without the prefix tokens."""
+    """Values `(B, T)` of all tokens as a map `(B, h, w)`, without the prefix tokens."""
     one = replace(layer, channels=1, shape=(tokens.shape[1], 1))
     return one.spatial(tokens[..., None])[:, 0]

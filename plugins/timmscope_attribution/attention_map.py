@@ -1,4 +1,4 @@
-"""Raw attention: what one block of a vision transformer looks at."""
+"""Attention map: the patches that one block of a vision transformer attends to."""
 
 from __future__ import annotations
 
@@ -17,17 +17,31 @@ from timmscope_attribution.attention import (
 
 
 class AttentionMap(AttributionTechnique):
-    """The attention of one block as applied: `softmax(Q Kᵀ / √d)` of the tokens that matter.
+    """Shows which patches one block of a vision transformer attends to.
 
-    The rows of the tokens that the classifier reads (the class token, or all patches), at the
-    patches. Vaswani et al. (NeurIPS 2017) define it; Caron et al. (ICCV 2021) show its heads. The
-    same for every class.
+    `softmax(Q Kᵀ / √d)` as the block applies it: the rows of the tokens that the classifier reads
+    (the class token, or all patches), averaged, at the columns of the patches. It uses no class, so
+    the map is the same for every class.
+
+    Paper:
+        - Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser & Polosukhin, "Attention Is All
+          You Need", NeurIPS 2017, arXiv:1706.03762, defines the matrix.
+        - Caron, Touvron, Misra, Jégou, Mairal, Bojanowski & Joulin, "Emerging Properties in
+          Self-Supervised Vision Transformers", ICCV 2021, arXiv:2104.14294, shows its heads.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: there is no such block or head, or `batch_size` is less than 1.
+        UnsupportedModel: the model has no attention that is one matrix over all tokens.
+        TechniqueError: the objective is not at the model's output, it depends on no token, or the
+            map is the same in all cells.
     """
 
     block_index: int = -1
-    """Which block's, from 0; -1 is the last."""
+    """Index of the block, from 0; -1 is the last."""
     head: int | None = Field(default=None, ge=0)
-    """Which head's, from 0; by default the mean of all."""
+    """Index of the head, from 0; by default the mean of all."""
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
@@ -36,8 +50,8 @@ class AttentionMap(AttributionTechnique):
 
         Raises:
             ParameterError: there is no such block or head.
-            UnsupportedModel: the model has no attention over all tokens.
-            TechniqueError: the objective is not of the model's output.
+            UnsupportedModel: the model has no attention that is one matrix over all tokens.
+            TechniqueError: the objective is not at the model's output.
         """
         require_output(self.title(), objective)
         points = attention_points(model)
@@ -48,22 +62,22 @@ class AttentionMap(AttributionTechnique):
                 f"there is no block {self.block_index}",
                 parameter="block_index",
             )
-        chosen = names[self.block_index]
-        seen: list[Tensor] = []
+        block = names[self.block_index]
+        matrices: list[Tensor] = []
 
         def keep(point: str, matrix: Tensor) -> None:
             if self.head is None:
-                seen.append(matrix.mean(1))
+                matrices.append(matrix.mean(1))
             elif self.head < matrix.shape[1]:
-                seen.append(matrix[:, self.head].clone())
+                matrices.append(matrix[:, self.head].clone())
             else:
                 raise ParameterError(
                     f"{point} has heads 0 to {matrix.shape[1] - 1}, there is no head {self.head}",
                     parameter="head",
                 )
 
-        layer = points[chosen]
-        score = attend(model, images, objective, {chosen: layer}, keep)
+        layer = points[block]
+        score = attend(model, images, objective, {block: layer}, keep)
         last = points[names[-1]]
-        read = tokens_read(model, images, objective, last).to(seen[0])
-        return as_grid(layer, torch.einsum("bt,bts->bs", read, seen[0])), score
+        read = tokens_read(model, images, objective, last).to(matrices[0])
+        return as_grid(layer, torch.einsum("bt,bts->bs", read, matrices[0])), score

@@ -1,4 +1,4 @@
-"""Attention rollout: where the classifier's information comes from, through all blocks."""
+"""Attention rollout: the attention of all blocks of a vision transformer, multiplied."""
 
 from __future__ import annotations
 
@@ -16,11 +16,24 @@ from timmscope_attribution.attention import (
 
 
 class AttentionRollout(AttributionTechnique):
-    """Attention rollout (Abnar & Zuidema, ACL 2020): `Π_l rownorm(mean_heads(A_l) + I)`.
+    """Attention rollout multiplies the attention matrices of all blocks of a vision transformer.
 
-    The rows of the tokens that the classifier reads (the class token, or all patches), at the
-    patches. It follows where information comes from and not what it means, so every class has the
-    same map. Prefix tokens take part in the product and have no place in the map.
+    `Π_l rownorm(mean_heads(A_l) + I)`: the rows of the tokens that the classifier reads (the class
+    token, or all patches), averaged, at the columns of the patches. The identity I stands for the
+    residual connection. Rollout follows where information comes from and not what it means, so the
+    map is the same for every class. Prefix tokens take part in the product but have no place in the
+    map.
+
+    Paper:
+        Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, arXiv:2005.00928.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: `batch_size` is less than 1.
+        UnsupportedModel: the model has no attention that is one matrix over all tokens.
+        TechniqueError: the objective is not at the model's output, it depends on no token, or the
+            map is the same in all cells.
     """
 
     def attribute(
@@ -29,8 +42,8 @@ class AttentionRollout(AttributionTechnique):
         """Maps `(B, h, w)` and scores `(B,)`.
 
         Raises:
-            UnsupportedModel: the model has no attention over all tokens.
-            TechniqueError: the objective is not of the model's output.
+            UnsupportedModel: the model has no attention that is one matrix over all tokens.
+            TechniqueError: the objective is not at the model's output.
         """
         require_output(self.title(), objective)
         points = attention_points(model)

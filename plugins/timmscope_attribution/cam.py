@@ -1,4 +1,4 @@
-"""CAM: what a linear classifier sees in the feature map it pools."""
+"""CAM: a feature map weighted by the weights of the linear classifier that reads it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,32 @@ from torch import Tensor
 
 from timmscope import CamTechnique, HookedModel, Objective, TechniqueError, direction
 
-_pooled: WeakKeyDictionary[HookedModel, dict[str, bool]] = WeakKeyDictionary()
+_feeds_classifier: WeakKeyDictionary[HookedModel, dict[str, bool]] = WeakKeyDictionary()
 
 
 class CAM(CamTechnique):
-    """CAM (Zhou et al., CVPR 2016): the feature map weighted by the class's own weights, signed.
+    """CAM weighs the last feature map by the class's own weights in the linear classifier.
 
-    `Σ_k w_k^c · A_k` at the layer that a global average pool and a linear classifier read. Its mean
-    over the grid plus the class's bias is the logit. It is defined for such models and for classes
-    (and sums of classes) alone; anything else is refused. The weights are read off the gradient, so
-    an affine head of several modules (a batch norm and a linear layer) counts as one.
+    `Σ_k w_k^c · A_k` at the layer that goes through global average pooling and a linear classifier.
+    The mean of the map plus the class's bias is the logit. CAM is defined only for such models and
+    for classes or sums of classes; anything else is refused. The weights are read from the
+    gradient, so that an affine head of several modules (batch norm and linear layer) counts as one.
+
+    Paper:
+        Zhou, Khosla, Lapedriza, Oliva & Torralba, "Learning Deep Features for Discriminative
+        Localization", CVPR 2016, arXiv:1512.04150.
+
+    Inherited parameters:
+        layer: layer to weigh; by default the last one whose grid the objective still depends on.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        LayerNotFound: there is no such layer.
+        ParameterError: `batch_size` is less than 1.
+        TechniqueError: the objective is no class, the layer does not feed global average pooling
+            and a linear classifier, or the map is zero everywhere, the same in all cells or not
+            finite.
     """
 
     relu: bool = False
@@ -35,15 +51,15 @@ class CAM(CamTechnique):
 
         Raises:
             LayerNotFound: there is no such layer.
-            TechniqueError: the objective is no class, or the layer is not what a global average
-                pool and a linear classifier read.
+            TechniqueError: the objective is no class, or the layer does not feed global average
+                pooling and a linear classifier.
         """
         layer = self.mapped_layer(model, objective)
         if not _is_linear_in_logits(objective, len(images), model.num_classes):
             raise TechniqueError(
                 f"CAM is defined for classes and their sums, and {objective} is none; use grad-cam"
             )
-        known = _pooled.setdefault(model, {})
+        known = _feeds_classifier.setdefault(model, {})
         if layer.name not in known:
             known[layer.name] = _feeds_pool_and_linear(model, layer.name)
         if not known[layer.name]:

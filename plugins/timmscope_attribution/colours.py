@@ -1,4 +1,4 @@
-"""From a gradient by colour channel to one value a pixel."""
+"""Reduces a gradient by colour channel to one value per pixel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 Reduction = Literal["sum", "abs-max", "l2"]
-"""`sum` over colours keeps the sign; `abs-max` is the largest magnitude, as in Simonyan et al.;
-`l2` the Euclidean length."""
+"""`sum` over the colours keeps the sign; `abs-max` is the largest magnitude, as in Simonyan et al.;
+`l2` is the Euclidean length."""
 
 
 def reduce_colours(gradient: Tensor, how: Reduction) -> Tensor:

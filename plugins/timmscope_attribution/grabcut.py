@@ -1,4 +1,4 @@
-"""GrabCut: the object in an image, cut out along what a saliency map points at."""
+"""GrabCut: the object in an image, segmented from a saliency map."""
 
 from __future__ import annotations
 
@@ -23,25 +23,42 @@ from timmscope import (
 
 
 class GrabCut(AttributionTechnique):
-    """Segmentation from saliency (Simonyan et al., 2014, §3.2): graph cut between colour models.
+    """GrabCut segments the object that a saliency map points at, with a graph cut.
 
-    The colours of pixels from the map's 95th percentile up make a model of the object, those up to
-    the 30th a model of the background. A graph cut finds the border between them, and the
-    largest connected part is the object. More iterations fit models and cut to each other, as in
-    GrabCut (Rother et al., 2004).
-    The map is a mask: 1 on the object, 0 elsewhere. Any attribution's map will do.
+    Pixels with `map ≥ q_0.95` give the colours of the object, pixels with `map ≤ q_0.30` those of
+    the background, where `q_p` is a quantile of the map; each is modelled by a mixture of
+    Gaussians. A graph cut finds the border between them, and the largest connected part is the
+    object. With more iterations models and cut are fitted to each other, as in the GrabCut paper.
+    The map is a mask: 1 on the object, 0 elsewhere. Any attribution can give the saliency map.
+
+    Paper:
+        - Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks: Visualising Image
+          Classification Models and Saliency Maps", ICLR workshop 2014, arXiv:1312.6034, section
+          3.2.
+        - Rother, Kolmogorov & Blake, "GrabCut: Interactive Foreground Extraction using Iterated
+          Graph Cuts", ACM Transactions on Graphics 2004.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: `saliency` names no other attribution, or a parameter or `batch_size` is out
+            of range.
+        PluginError: OpenCV is not installed.
+        TechniqueError: the map does not separate object and background, or the cut leaves no
+            object.
     """
 
     saliency: str = "saliency"
-    """The attribution whose map to start from, as in `grad-cam`; with its default parameters."""
+    """Attribution that gives the map, as in `grad-cam`; with its default parameters."""
     foreground: float = Field(default=0.95, gt=0, lt=1)
-    """Quantile of the map from which on pixels give the object's colours."""
+    """Quantile of the map; pixels at or above it give the object's colours."""
     background: float = Field(default=0.30, gt=0, lt=1)
-    """Quantile up to which they give the background's."""
+    """Quantile of the map; pixels at or below it give the background's colours."""
     iterations: int = Field(default=1, ge=1)
-    """Cuts; after the first, the one of the paper, models and cut are fitted to each other."""
+    """Number of cuts: 1 as in the paper; in each further one, models and cut are fitted to each
+    other."""
     largest: bool = True
-    """Keep the largest connected part alone, as the paper does."""
+    """Keep only the largest connected part, as in the paper."""
 
     @model_validator(mode="after")
     def _ordered(self) -> GrabCut:
@@ -57,7 +74,7 @@ class GrabCut(AttributionTechnique):
 
         Raises:
             ParameterError: `saliency` names no other attribution.
-            TechniqueError: a map does not tell object from background.
+            TechniqueError: a map does not separate object and background.
         """
         outcome = self._source().attribute(model, images, objective)
         maps = outcome[0] if isinstance(outcome, tuple) else outcome
@@ -67,7 +84,7 @@ class GrabCut(AttributionTechnique):
         return self.segment(images, maps)
 
     def segment(self, images: Tensor, maps: Tensor) -> Tensor:
-        """Masks from maps of any origin.
+        """Masks from given maps.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
@@ -77,7 +94,7 @@ class GrabCut(AttributionTechnique):
             `(B, H, W)`, 1 on the object and 0 elsewhere.
 
         Raises:
-            TechniqueError: a map does not tell object from background.
+            TechniqueError: a map does not separate object and background.
         """
         masks = [
             self._cut(image, heat, int(generator.initial_seed()) % 2**31)
@@ -88,10 +105,10 @@ class GrabCut(AttributionTechnique):
         return torch.stack(masks).to(images.device)
 
     def why_zero(self) -> str:
-        """The cut left nothing."""
+        """The cut left no pixel of the object."""
         return (
-            "the colours of its most salient pixels are the background's too, so the cut left "
-            "nothing; use another saliency, a lower foreground or a lower background"
+            "the colours of the most salient pixels are the background's too, so the cut left no "
+            "object; use another saliency, a lower foreground or a lower background"
         )
 
     def _source(self) -> AttributionTechnique:
@@ -109,21 +126,21 @@ class GrabCut(AttributionTechnique):
 
         values = heat.detach().double().cpu().numpy()
         high, low = np.quantile(values, [self.foreground, self.background])
-        sure, never = values >= high, values <= low
+        object_seed, background_seed = values >= high, values <= low
         if high <= low:
             raise TechniqueError(
-                f"the quantiles {self.background:g} and {self.foreground:g} of the map are the "
-                "same: so much of it is of one value that object and background cannot be told "
-                "apart; use another saliency, or a higher foreground"
+                f"the quantiles {self.background:g} and {self.foreground:g} of the map are equal: "
+                "too many of its values are the same to separate object and background; use "
+                "another saliency, or a higher foreground"
             )
         pixels = (image.detach().float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-        mask = np.where(sure, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        mask = np.where(object_seed, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         cv2.setRNGSeed(seed)
-        behind, before = _colour_models(cv2, pixels, sure, never)
+        background, foreground = _colour_models(cv2, pixels, object_seed, background_seed)
         for step in range(self.iterations):
-            # First with the models of the seeds alone, as the paper has it; then refined.
+            # The first cut uses the seeds' models, as in the paper; others refit them.
             mode = cv2.GC_EVAL if step else cv2.GC_EVAL_FREEZE_MODEL
-            cv2.grabCut(np.ascontiguousarray(pixels), mask, None, behind, before, 1, mode)
+            cv2.grabCut(np.ascontiguousarray(pixels), mask, None, background, foreground, 1, mode)
         found = (mask == cv2.GC_PR_FGD).astype(np.uint8)
         if self.largest and found.any():
             _, parts, facts, _ = cv2.connectedComponentsWithStats(found, connectivity=4)
@@ -132,15 +149,19 @@ class GrabCut(AttributionTechnique):
 
 
 def _colour_models(
-    cv2: Any, pixels: NDArray[np.uint8], sure: NDArray[np.bool_], never: NDArray[np.bool_]
+    cv2: Any,
+    pixels: NDArray[np.uint8],
+    object_seed: NDArray[np.bool_],
+    background_seed: NDArray[np.bool_],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mixtures of Gaussians of the colours behind and of the object, from the sure pixels alone.
+    """Mixtures of Gaussians of the background's and the object's colours, from the seeds only.
 
-    OpenCV fits them on whole images, so these pixels are laid out as one.
+    OpenCV fits them on whole images, so the pixels are laid out as one.
     """
-    strip = np.concatenate([pixels[never], pixels[sure]])[None]
+    strip = np.concatenate([pixels[background_seed], pixels[object_seed]])[None]
     mask = np.full(strip.shape[:2], cv2.GC_BGD, np.uint8)
-    mask[0, int(never.sum()) :] = cv2.GC_FGD
-    behind, before = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(np.ascontiguousarray(strip), mask, None, behind, before, 0, cv2.GC_INIT_WITH_MASK)
-    return behind, before
+    mask[0, int(background_seed.sum()) :] = cv2.GC_FGD
+    background, foreground = np.zeros((1, 65)), np.zeros((1, 65))
+    whole = np.ascontiguousarray(strip)
+    cv2.grabCut(whole, mask, None, background, foreground, 0, cv2.GC_INIT_WITH_MASK)
+    return background, foreground

@@ -1,4 +1,4 @@
-"""The layer of a class activation map that needs no gradient, and its activations."""
+"""Layer and activations of the class activation maps that need no gradient."""
 
 from __future__ import annotations
 

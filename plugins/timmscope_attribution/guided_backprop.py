@@ -1,4 +1,4 @@
-"""Guided backpropagation."""
+"""Guided backpropagation: the gradient through active units only, without negative values."""
 
 from __future__ import annotations
 
@@ -10,13 +10,29 @@ from timmscope_registry.hooks import guided
 
 
 class GuidedBackprop(RectifierTechnique):
-    """Guided backpropagation (Springenberg et al., ICLR workshop 2015).
+    """Guided backpropagation passes only positive gradients back, and only through active units.
 
-    The gradient of the score, where each ReLU passes back only what is positive and arrived at an
-    active unit: `g_in = g_out · 1[x > 0] · 1[g_out > 0]`. The rule acts on the autograd graph, so
-    functions, methods, in-place and reused ReLUs all count; ReLU6 likewise. A model with neither is
-    refused. It makes sharp pictures of what a unit sees, but hardly depends on the class (Nie et
-    al., 2018): for a class, put it beside saliency or Grad-CAM.
+    `g_in = g_out · 1[x > 0] · 1[g_out > 0]` at every ReLU, and with `1[0 < x < 6]` at every ReLU6;
+    elsewhere the gradient `∂S/∂I` as usual. The rule acts on the autograd graph, so it covers
+    modules, functions, methods, in-place and reused ReLUs. A model with neither activation is
+    refused, because the rule would change nothing. The map shows sharply what a unit responds to,
+    but hardly depends on the class (Nie, Zhang & Patel, ICML 2018): for a class, compare it with
+    saliency or Grad-CAM.
+
+    Paper:
+        Springenberg, Dosovitskiy, Brox & Riedmiller, "Striving for Simplicity: The All
+        Convolutional Net", ICLR workshop 2015, arXiv:1412.6806.
+
+    Inherited parameters:
+        reduce: how the three colours become one value: signed sum, largest magnitude or Euclidean
+            length.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: the backward pass has no ReLU or ReLU6, or other activations than the rule
+            covers, or no positive gradient reaches the image.
     """
 
     def attribute(
@@ -25,6 +41,7 @@ class GuidedBackprop(RectifierTechnique):
         """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`.
 
         Raises:
-            TechniqueError: the way back has no ReLU, or activations that the rule is not made for.
+            TechniqueError: the backward pass has no ReLU, or other activations than the rule
+                covers.
         """
         return self.gradient(model, images, objective, guided)

@@ -1,4 +1,4 @@
-"""Guided Grad-CAM: fine detail where the class is."""
+"""Guided Grad-CAM: guided backpropagation for detail, Grad-CAM for the place of the class."""
 
 from __future__ import annotations
 
@@ -9,15 +9,33 @@ from torch.nn import functional
 from timmscope import HookedModel, LayerView, Objective, TechniqueError, UnsupportedModel
 from timmscope_attribution.colours import Reduction, reduce_colours
 from timmscope_attribution.grad_cam import GradCAM
-from timmscope_attribution.rectifiers import INSTEAD
+from timmscope_attribution.rectifiers import ALTERNATIVES
 from timmscope_registry.hooks import guided
 
 
 class GuidedGradCAM(GradCAM):
-    """Guided Grad-CAM (Selvaraju et al., ICCV 2017): guided backpropagation ⊙ Grad-CAM.
+    """Guided Grad-CAM multiplies guided backpropagation by the Grad-CAM map.
 
-    The guided gradient of the score at every pixel, times the Grad-CAM map brought to image size
-    (bilinear). Both come from one forward. Models without ReLU or ReLU6 are refused.
+    `guided ⊙ upsample(ReLU(Σ_k mean_ij(g_kij) · A_k))`, where `guided` is the gradient of the
+    objective in the image under the rule of guided backpropagation, A the activation of the layer,
+    `g = ∂S/∂A`, and the map is brought to image size by bilinear interpolation. Both come from one
+    forward pass. Models without ReLU or ReLU6 are refused.
+
+    Paper:
+        Selvaraju, Cogswell, Das, Vedantam, Parikh & Batra, "Grad-CAM: Visual Explanations from Deep
+        Networks via Gradient-based Localization", ICCV 2017, arXiv:1610.02391.
+
+    Inherited parameters:
+        layer: layer to weigh; by default the last one whose grid the objective still depends on.
+        relu: set negative values to 0, so that only evidence for the objective is shown.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        LayerNotFound: there is no such layer.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: the backward pass has no ReLU, the layer has no grid, the objective does not
+            depend on its grid, or the map is zero everywhere or not finite.
     """
 
     reduce: Reduction = "abs-max"
@@ -30,8 +48,8 @@ class GuidedGradCAM(GradCAM):
 
         Raises:
             LayerNotFound: there is no such layer.
-            TechniqueError: there is no ReLU on the way back, the layer has no grid, or its grid
-                has no part in the objective.
+            TechniqueError: the backward pass has no ReLU, the layer has no grid, or the objective
+                does not depend on its grid.
         """
         layer = self.mapped_layer(model, objective)
         leaf = images.detach().clone().requires_grad_()
@@ -44,8 +62,8 @@ class GuidedGradCAM(GradCAM):
                 score, activation = objective(recording), recording[layer.name]
                 (fine,) = torch.autograd.grad(score.sum(), leaf, retain_graph=True)
         except UnsupportedModel as error:
-            raise TechniqueError(f"{error}; {INSTEAD}") from None
-        # The rule is off again, and the graph still there.
+            raise TechniqueError(f"{error}; {ALTERNATIVES}") from None
+        # The rule is off again, and the graph is kept.
         slope = None
         if activation.requires_grad:
             (slope,) = torch.autograd.grad(score.sum(), activation, allow_unused=True)
@@ -64,5 +82,5 @@ class GuidedGradCAM(GradCAM):
         return self.reduce == "sum"
 
     def shared_layers(self, model: HookedModel, objective: Objective) -> tuple[str, ...]:
-        """None: its graph reaches back to the image."""
+        """None: its graph starts at the image, not at the layer."""
         return ()

@@ -1,4 +1,4 @@
-"""Input times gradient."""
+"""Input × gradient: each pixel's value times the objective's gradient there."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from timmscope_attribution.colours import Reduction, reduce_colours
 
 
 class InputXGradient(AttributionTechnique):
-    """Input × gradient (Shrikumar et al., 2016): `Σ_c I_c · ∂S/∂I_c`.
+    """Input × gradient multiplies each pixel by the gradient of the objective there.
 
-    The first-order share of each pixel in the score. I is in pixel units [0, 1], so black is the
-    colour that counts for nothing. One forward and one backward.
+    `Σ_c I_c · ∂S/∂I_c`, the first-order contribution of a pixel to the objective S. I is in pixel
+    units [0, 1], so black pixels get 0. Cost: one forward and one backward pass.
+
+    Paper:
+        Shrikumar, Greenside, Shcherbina & Kundaje, "Not Just a Black Box: Learning Important
+        Features Through Propagating Activation Differences", 2016, arXiv:1605.01713.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: the map is zero everywhere or not finite.
     """
 
     reduce: Reduction = "sum"
@@ -27,8 +37,8 @@ class InputXGradient(AttributionTechnique):
         return reduce_colours(pixels, self.reduce), score, pixels
 
     def why_zero(self) -> str:
-        """Black pixels, or no gradient."""
-        return "the image is black, which counts for nothing here, or the score does not change"
+        """The pixels are black, or there is no gradient."""
+        return "the image is black, which multiplies to 0, or the score does not change"
 
     def is_signed(self) -> bool:
         """The sum has a sign."""

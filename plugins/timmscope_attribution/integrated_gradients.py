@@ -1,4 +1,4 @@
-"""Integrated gradients."""
+"""Integrated gradients: the gradient summed along a straight path from a baseline image."""
 
 from __future__ import annotations
 
@@ -20,22 +20,33 @@ from timmscope import (
 from timmscope_attribution.colours import Reduction, reduce_colours
 
 _SAME = 1e-6
-"""Pixels this near to their baseline equal it: the rest is rounding, as of a blurred flat image."""
+"""A pixel this close to its baseline equals it: what is left is rounding, as after a blur."""
 
 
 class IntegratedGradients(AttributionTechnique):
-    """Integrated gradients (Sundararajan et al., ICML 2017): the path from a baseline, summed.
+    """Integrated gradients sum the gradient along a straight path from a baseline to the image.
 
-    `(I − I₀) · ∫₀¹ ∂S/∂I (I₀ + α(I − I₀)) dα` by Gauss–Legendre quadrature. The map sums to
-    `S(I) − S(I₀)` (completeness), the better the more steps. As many points of the path go through
-    at once as memory allows; they are summed, never kept.
+    `(I − I₀) · ∫₀¹ ∂S/∂I (I₀ + α(I − I₀)) dα`, with Gauss–Legendre quadrature for the integral. The
+    map sums to `S(I) − S(I₀)` (completeness), with an error that falls with the number of steps. As
+    many points of the path as fit in memory go through the model at once; gradients are summed,
+    never kept.
+
+    Paper:
+        Sundararajan, Taly & Yan, "Axiomatic Attribution for Deep Networks", ICML 2017,
+        arXiv:1703.01365.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: the map is zero everywhere or not finite.
     """
 
     steps: int = Field(default=50, ge=1, le=1000)
-    """Points of the path where the gradient is taken."""
+    """Number of points on the path at which the gradient is evaluated."""
     baseline: Baseline = "zero"
-    """Where the path begins: black (zero), grey, the model's mean colour, the image blurred, or
-    uniform noise. What equals the baseline counts for nothing."""
+    """Start of the path: black (zero), grey, the model's mean colour, the blurred image or uniform
+    noise. Pixels that equal the baseline get 0."""
     reduce: Reduction = "sum"
     """How the three colours become one value: the signed sum, the largest magnitude, the length."""
 
@@ -43,10 +54,10 @@ class IntegratedGradients(AttributionTechnique):
         self, model: HookedModel, images: Tensor, objective: Objective
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`."""
-        begin = baseline_images(model, images, self.baseline)
-        way = images - begin
-        way = torch.where(way.abs() > _SAME, way, 0)
-        places, shares = (
+        start = baseline_images(model, images, self.baseline)
+        difference = images - start
+        difference = torch.where(difference.abs() > _SAME, difference, 0)
+        nodes, weights = (
             torch.from_numpy((row + shift) / 2)
             for row, shift in zip(np.polynomial.legendre.leggauss(self.steps), (1, 0), strict=True)
         )
@@ -55,21 +66,21 @@ class IntegratedGradients(AttributionTechnique):
         rounds = ceil(self.steps / at_once)
         for part in self.track(range(rounds)):
             here = slice(part * at_once, (part + 1) * at_once)
-            alphas = places[here].to(images)[:, None, None, None, None]
-            weights = shares[here].to(images)[:, None, None, None, None]
-            points = (begin + alphas * way).flatten(0, 1)
+            alphas = nodes[here].to(images)[:, None, None, None, None]
+            shares = weights[here].to(images)[:, None, None, None, None]
+            points = (start + alphas * difference).flatten(0, 1)
             gradient = model.gradient(points, objective.repeated(len(alphas)))[1]
-            total += (weights * gradient.view(-1, *images.shape)).sum(0)
-        pixels = way * total
+            total += (shares * gradient.view(-1, *images.shape)).sum(0)
+        pixels = difference * total
         with torch.no_grad():
             score = model.score(images, objective)
         return reduce_colours(pixels, self.reduce), score, pixels
 
     def why_zero(self) -> str:
-        """No way, or no gradient on it."""
+        """The image is its baseline, or the gradient along the path is zero."""
         return (
             f"the image is its own baseline ({self.baseline!r}: choose another), "
-            "or the score does not change on the way"
+            "or the score does not change along the path"
         )
 
     def is_signed(self) -> bool:

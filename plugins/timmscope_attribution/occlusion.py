@@ -1,4 +1,4 @@
-"""Occlusion: what the score loses when a patch of the image is covered."""
+"""Occlusion: the drop of the score when a patch of the image is covered."""
 
 from __future__ import annotations
 
@@ -20,29 +20,42 @@ from timmscope import (
 
 Window = tuple[int, int]
 _SAME = 1e-5
-"""Values this close in [0, 1] are one colour: pictures have steps of 0.004."""
+"""Values this close in [0, 1] are the same colour: 8-bit images have steps of 0.004."""
 
 
 class Occlusion(AttributionTechnique):
-    """Occlusion (Zeiler & Fergus, ECCV 2014): `S(I) − S(I with a patch covered)`.
+    """Occlusion measures how much the score drops when a patch of the image is covered.
 
-    A patch slides over the image; a pixel's value is the mean drop of the score over the patches
-    that cover it: positive where the pixel speaks for the objective. Patches at the right and
-    lower edge are cut off by it. One forward a patch, as many together as memory allows.
+    `S(I) − S(I with the patch covered)` for a patch that slides over the image; the value of a
+    pixel is the mean drop over the patches that cover it, and is positive where the pixel is
+    evidence for the objective. Patches at the right and lower edge are clipped. Cost: one forward
+    pass per patch, in batches that fit in memory.
+
+    Paper:
+        Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014,
+        arXiv:1311.2901.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: the patch is larger than the image, the stride is larger than the patch, or
+            a parameter or `batch_size` is out of range.
+        TechniqueError: the map is zero everywhere or not finite.
     """
 
     patch_px: int | None = Field(default=None, ge=1)
     """Side of the square patch in pixels; by default a seventh of the image's shorter side."""
     stride_px: int | None = Field(default=None, ge=1)
-    """Pixels from one patch to the next, at most `patch_px`; by default half of it."""
+    """Pixels from one patch to the next, at most `patch_px`; by default half of `patch_px`."""
     baseline: Baseline = "grey"
     """What covers the patch: grey 0.5, the model's mean colour, zero (black), the image blurred,
     or uniform noise."""
     absolute: bool = False
-    """Take the size of each drop, so that evidence against counts like evidence for."""
+    """Use the magnitude of each drop, so that evidence against the objective counts like evidence
+    for it."""
     smooth: bool = False
-    """Interpolate linearly between the patches' centres instead of averaging over what they
-    cover."""
+    """Interpolate linearly between the centres of the patches, instead of averaging over the
+    patches that cover a pixel."""
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
@@ -73,14 +86,14 @@ class Occlusion(AttributionTechnique):
         return torch.einsum("yi,bij,xj->byx", down, grid, across), scores[:, 0]
 
     def is_signed(self) -> bool:
-        """Drops below zero speak against the objective."""
+        """Drops below zero are evidence against the objective."""
         return not self.absolute
 
     def why_zero(self) -> str:
-        """No patch mattered."""
+        """No patch changed the score."""
         return (
             "covering a patch never changed the score; try a larger patch_px or another baseline "
-            f"than {self.baseline!r} (an image that is all baseline has nothing to cover)"
+            f"than {self.baseline!r} (covering an image that equals its baseline changes nothing)"
         )
 
     def _sizes(self, height: int, width: int) -> tuple[int, int]:
@@ -110,43 +123,43 @@ class Occlusion(AttributionTechnique):
         rows: list[Window],
         columns: list[Window],
     ) -> Tensor:
-        """Score of the image itself, then of each patch covered, row by row."""
-        places = [(row, column) for row in rows for column in columns]
-        unlike = (image - cover).abs().amax(0) > _SAME
+        """Scores: of the image itself, then with each patch covered, row by row."""
+        patches = [(row, column) for row in rows for column in columns]
+        differs = (image - cover).abs().amax(0) > _SAME
         changes = [
-            bool(unlike[top:bottom, left:right].any()) for (top, bottom), (left, right) in places
+            bool(differs[top:bottom, left:right].any()) for (top, bottom), (left, right) in patches
         ]
 
         def make(start: int, stop: int) -> Tensor:
             covered = image.repeat(stop - start, 1, 1, 1)
-            for copy, place in zip(covered, range(start - 1, stop - 1), strict=True):
-                if place >= 0:
-                    (top, bottom), (left, right) = places[place]
+            for copy, patch in zip(covered, range(start - 1, stop - 1), strict=True):
+                if patch >= 0:
+                    (top, bottom), (left, right) = patches[patch]
                     copy[:, top:bottom, left:right] = cover[:, top:bottom, left:right]
             return covered
 
-        count = len(places) + 1
+        count = len(patches) + 1
         scores = perturbed_scores(model, image, objective, count, make, description="occluding")
-        # Nothing was covered there: what differs is rounding, and no map is made of that.
+        # Where covering changed no pixel, a difference would be rounding.
         return torch.where(torch.tensor([True, *changes], device=scores.device), scores, scores[0])
 
 
 def _windows(size: int, patch: int, stride: int) -> list[Window]:
-    """First and last + 1 pixel of each patch along one side; the last is clipped."""
+    """First pixel and last pixel + 1 of each patch along one side; the last patch is clipped."""
     count = math.ceil((size - patch) / stride) + 1
     return [(i * stride, min(i * stride + patch, size)) for i in range(count)]
 
 
 def _covering(windows: list[Window], size: int) -> Tensor:
-    """`(size, len(windows))`: for each pixel, equal shares of the windows that cover it."""
-    shares = torch.zeros(size, len(windows), dtype=torch.float64)
+    """Weights `(size, len(windows))`: for each pixel, equal ones of the windows that cover it."""
+    weights = torch.zeros(size, len(windows), dtype=torch.float64)
     for index, (start, stop) in enumerate(windows):
-        shares[start:stop, index] = 1
-    return shares / shares.sum(1, keepdim=True)
+        weights[start:stop, index] = 1
+    return weights / weights.sum(1, keepdim=True)
 
 
 def _between_centres(windows: list[Window], size: int) -> Tensor:
-    """`(size, len(windows))`: for each pixel, linear shares of the two nearest centres."""
+    """Weights `(size, len(windows))`: for each pixel, linear ones of the two nearest centres."""
     centres = torch.tensor([(start + stop) / 2 for start, stop in windows], dtype=torch.float64)
     pixels = torch.arange(size, dtype=torch.float64) + 0.5
     if len(windows) == 1:
@@ -154,7 +167,7 @@ def _between_centres(windows: list[Window], size: int) -> Tensor:
     upper = torch.searchsorted(centres, pixels).clamp(1, len(windows) - 1)
     low, high = centres[upper - 1], centres[upper]
     share = ((pixels - low) / (high - low)).clamp(0, 1)
-    shares = torch.zeros(size, len(windows), dtype=torch.float64)
-    shares.scatter_(1, (upper - 1)[:, None], (1 - share)[:, None])
-    shares.scatter_(1, upper[:, None], share[:, None])
-    return shares
+    weights = torch.zeros(size, len(windows), dtype=torch.float64)
+    weights.scatter_(1, (upper - 1)[:, None], (1 - share)[:, None])
+    weights.scatter_(1, upper[:, None], share[:, None])
+    return weights

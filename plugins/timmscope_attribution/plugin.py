@@ -1,4 +1,4 @@
-"""What this package offers, listed without importing torch."""
+"""Lists the attribution techniques without importing torch."""
 
 from collections.abc import Iterator
 
@@ -32,28 +32,28 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="integrated-gradients",
         family="attribution",
-        summary="Gradient summed along the way from a baseline image.",
+        summary="Gradient summed along a straight path from a baseline image.",
         impl="timmscope_attribution.integrated_gradients:IntegratedGradients",
         paper="Sundararajan, Taly & Yan, ICML 2017, arXiv:1703.01365",
     )
     yield TechniqueSpec(
         name="guided-backprop",
         family="attribution",
-        summary="Gradient that every ReLU lets back only where it and its unit are positive.",
+        summary="Gradient that passes each ReLU only where it and the unit are positive.",
         impl="timmscope_attribution.guided_backprop:GuidedBackprop",
         paper="Springenberg, Dosovitskiy, Brox & Riedmiller, ICLR workshop 2015, arXiv:1412.6806",
     )
     yield TechniqueSpec(
         name="deconvnet",
         family="attribution",
-        summary="Gradient that every ReLU lets back only where it is positive.",
+        summary="Gradient that passes each ReLU only where it is positive.",
         impl="timmscope_attribution.deconvnet:Deconvnet",
         paper="Zeiler & Fergus, ECCV 2014, arXiv:1311.2901",
     )
     yield TechniqueSpec(
         name="cam",
         family="attribution",
-        summary="Pooled feature map weighted by the classifier's weights.",
+        summary="Feature map weighted by the weights of the linear classifier.",
         impl="timmscope_attribution.cam:CAM",
         paper="Zhou, Khosla, Lapedriza, Oliva & Torralba, CVPR 2016, arXiv:1512.04150",
     )
@@ -67,7 +67,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="grad-cam++",
         family="attribution",
-        summary="Grad-CAM whose weights count several instances of a class alike.",
+        summary="Grad-CAM with weights that count several instances of a class equally.",
         impl="timmscope_attribution.grad_cam_plus_plus:GradCAMPlusPlus",
         paper="Chattopadhay, Sarkar, Howlader & Balasubramanian, WACV 2018, arXiv:1710.11063",
     )
@@ -102,28 +102,28 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="score-cam",
         family="attribution",
-        summary="Channels of a layer weighted by the score of the image behind them.",
+        summary="Channels of a layer weighted by the score of the image masked with them.",
         impl="timmscope_attribution.score_cam:ScoreCAM",
         paper="Wang et al., CVPR workshops 2020, arXiv:1910.01279",
     )
     yield TechniqueSpec(
         name="ablation-cam",
         family="attribution",
-        summary="Channels of a layer weighted by what the score loses without them.",
+        summary="Channels of a layer weighted by the drop of the score without them.",
         impl="timmscope_attribution.ablation_cam:AblationCAM",
         paper="Desai & Ramaswamy, WACV 2020",
     )
     yield TechniqueSpec(
         name="occlusion",
         family="attribution",
-        summary="What the score loses when a sliding patch is covered.",
+        summary="Drop of the score when a sliding patch is covered.",
         impl="timmscope_attribution.occlusion:Occlusion",
         paper="Zeiler & Fergus, ECCV 2014, arXiv:1311.2901",
     )
     yield TechniqueSpec(
         name="rise",
         family="attribution",
-        summary="Mean of random masks, weighted by the score of what they leave visible.",
+        summary="Mean of random masks, each weighted by the score of the masked image.",
         impl="timmscope_attribution.rise:RISE",
         paper="Petsiuk, Das & Saenko, BMVC 2018, arXiv:1806.07421",
     )
@@ -137,14 +137,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="attention-map",
         family="attribution",
-        summary="What one block of a vision transformer attends to.",
+        summary="Patches that one block of a vision transformer attends to.",
         impl="timmscope_attribution.attention_map:AttentionMap",
         paper="Vaswani et al., NeurIPS 2017, arXiv:1706.03762",
     )
     yield TechniqueSpec(
         name="grabcut",
         family="attribution",
-        summary="The object's mask, cut out along what a saliency map points at.",
+        summary="Mask of the object that a saliency map points at, by a graph cut.",
         impl="timmscope_attribution.grabcut:GrabCut",
         paper="Simonyan, Vedaldi & Zisserman, ICLR workshop 2014, arXiv:1312.6034, section 3.2",
         needs=("opencv-python-headless>=4.10",),

@@ -1,4 +1,4 @@
-"""Gradients whose way back through rectifiers is changed: what guided maps have in common."""
+"""The base of guided backpropagation and deconvnet: gradients with another rule at ReLUs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from timmscope import AttributionTechnique, HookedModel, Objective, TechniqueErr
 from timmscope_attribution.colours import Reduction, reduce_colours
 from timmscope_registry.hooks import BackwardRule
 
-INSTEAD = "use saliency, smooth-grad or integrated-gradients"
+ALTERNATIVES = "use saliency, smooth-grad or integrated-gradients"
 
 
 class RectifierTechnique(AttributionTechnique):
-    """Base of maps from one backward pass under another rule for ReLU and ReLU6."""
+    """Base of maps from one backward pass with a modified rule for ReLU and ReLU6."""
 
     reduce: Reduction = "abs-max"
     """How the three colours become one value: the signed sum, the largest magnitude, the length."""
@@ -23,20 +23,21 @@ class RectifierTechnique(AttributionTechnique):
         """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`.
 
         Raises:
-            TechniqueError: the way back has no ReLU, or activations that the rule is not made for.
+            TechniqueError: the backward pass has no ReLU, or other activations than the rule
+                covers.
         """
         try:
             with model.backward_rule(rule):
                 score, pixels = model.gradient(images, objective)
         except UnsupportedModel as error:
-            raise TechniqueError(f"{error}; {INSTEAD}") from None
+            raise TechniqueError(f"{error}; {ALTERNATIVES}") from None
         return reduce_colours(pixels, self.reduce), score, pixels
 
     def why_zero(self) -> str:
-        """The rule lets positive gradients pass alone."""
+        """The rule passes positive gradients only."""
         return (
-            "no positive gradient comes through the rectifiers, as for a class that the image "
-            "speaks against; choose another objective, or use saliency"
+            "no positive gradient passes the rectifiers, as for a class that the image is evidence "
+            "against; choose another objective, or use saliency"
         )
 
     def is_signed(self) -> bool:

@@ -1,4 +1,4 @@
-"""RISE: the mean of random masks, each weighted by the score of what it leaves visible."""
+"""RISE: the mean of random masks, each weighted by the score of the masked image."""
 
 from __future__ import annotations
 
@@ -18,35 +18,46 @@ from timmscope import (
 
 
 class RISE(AttributionTechnique):
-    """RISE (Petsiuk et al., BMVC 2018): `Σ_i S(I ⊙ M_i) · M_i / (N · p)`.
+    """RISE averages random masks, each weighted by the score of the masked image.
 
-    The N masks M are coarse random grids, each cell open with probability p, enlarged bilinearly
-    and shifted at random by less than a cell. What is masked takes the model's mean colour. For a
-    class S is its softmax probability, as in the paper; any other objective is taken as it is.
+    `Σ_i S(I ⊙ M_i) · M_i / (N · p)`. The N masks M are coarse random grids in which each cell is
+    open with probability p, enlarged by bilinear interpolation and shifted at random by less than a
+    cell. Hidden pixels take the model's mean colour. For a class, S is the softmax probability, as
+    in the paper; any other objective is used as it is. Cost: N forward passes per image.
+
+    Paper:
+        Petsiuk, Das & Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box
+        Models", BMVC 2018, arXiv:1806.07421.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: the map is zero everywhere or not finite.
     """
 
     masks: int = Field(default=4000, ge=1)
-    """Number of masks N, and of forwards; the paper takes 4000 to 8000."""
+    """Number of masks N, and of forward passes; the paper uses 4000 to 8000."""
     cells: int = Field(default=7, ge=1)
-    """Cells along each side of a mask's grid."""
+    """Number of cells along each side of a mask's grid."""
     keep: float = Field(default=0.5, gt=0, lt=1)
     """Probability p that a cell is left visible."""
 
     def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
-        """Maps `(B, H, W)`; the masks of an image depend on the seed and its place alone."""
-        hidden = baseline_images(model, images, "mean")
+        """Maps `(B, H, W)`; the masks of an image depend only on the seed and its index."""
+        mean_colour = baseline_images(model, images, "mean")
         maps = [
-            self._map(model, image, cover, objective.rows(index, index + 1), generator)
-            for index, (image, cover, generator) in enumerate(
-                zip(images, hidden, image_generators(len(images)), strict=True)
+            self._map(model, image, fill, objective.rows(index, index + 1), generator)
+            for index, (image, fill, generator) in enumerate(
+                zip(images, mean_colour, image_generators(len(images)), strict=True)
             )
         ]
         return torch.stack(maps)
 
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """Random masks `(count, *size)` in [0, 1], p in the mean at every pixel.
+        """Random masks `(count, *size)` in [0, 1] with mean p at every pixel.
 
-        The same generator draws the same masks, in however many calls.
+        The masks depend on the generator only, not on how many are drawn per call.
         """
         cell = [-(-side // self.cells) for side in size]
         enlarged = [(self.cells + 1) * step for step in cell]
@@ -56,7 +67,7 @@ class RISE(AttributionTechnique):
             grids.append((numbers[2:] < self.keep).float().view(self.cells, self.cells))
             shifts.append([int(number * step) for number, step in zip(numbers, cell, strict=False)])
         whole = functional.interpolate(torch.stack(grids)[:, None], enlarged, mode="bilinear")
-        whole.clamp_(0, 1)  # interpolation may end a rounding error above
+        whole.clamp_(0, 1)  # interpolation may exceed 1 by rounding
         return torch.stack(
             [
                 mask[0, top : top + size[0], left : left + size[1]]
@@ -68,7 +79,7 @@ class RISE(AttributionTechnique):
         self,
         model: HookedModel,
         image: Tensor,
-        cover: Tensor,
+        fill: Tensor,
         objective: Objective,
         generator: torch.Generator,
     ) -> Tensor:
@@ -79,7 +90,7 @@ class RISE(AttributionTechnique):
         def make(start: int, stop: int) -> Tensor:
             nonlocal masks
             masks = self.draw(stop - start, size, generator).to(image)
-            return torch.lerp(cover, image, masks[:, None])
+            return torch.lerp(fill, image, masks[:, None])
 
         def add(scores: Tensor) -> None:
             total.add_(torch.einsum("n,nyx->yx", scores.to(image), masks))

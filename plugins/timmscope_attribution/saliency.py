@@ -1,4 +1,4 @@
-"""Gradient saliency."""
+"""Gradient saliency: the magnitude of the objective's gradient at every pixel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from timmscope import AttributionTechnique, HookedModel, Objective
 
 
 class Saliency(AttributionTechnique):
-    """Saliency (Simonyan et al., 2014): `max_c |∂S/∂I_c|`, the largest gradient of a pixel.
+    """Saliency is the largest absolute gradient over the colours of a pixel.
 
-    S is the objective itself, for a class its logit before the softmax; the gradient is in pixel
-    units [0, 1]. One forward and one backward.
+    `max_c |∂S/∂I_c|`, where S is the objective (for a class its logit before the softmax) and I the
+    image in pixel units [0, 1]. Cost: one forward and one backward pass.
+
+    Paper:
+        Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks: Visualising Image
+        Classification Models and Saliency Maps", ICLR workshop 2014, arXiv:1312.6034.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: `batch_size` is less than 1.
+        TechniqueError: the gradient is zero everywhere or not finite.
     """
 
     def attribute(
@@ -22,7 +32,7 @@ class Saliency(AttributionTechnique):
         return gradient.abs().amax(1), score
 
     def why_zero(self) -> str:
-        """A gradient of 0 everywhere has one reason."""
+        """The objective is constant around the image."""
         return (
             "the objective does not change around the image, as with a saturated unit "
             "or an untrained classifier of zeros"

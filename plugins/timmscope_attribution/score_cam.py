@@ -1,4 +1,4 @@
-"""Score-CAM: channels weighted by the score of what they leave visible."""
+"""Score-CAM: channels weighted by the score of the image that they mask."""
 
 from __future__ import annotations
 
@@ -18,17 +18,31 @@ from timmscope_attribution.grid_layer import activations, grid_layer
 
 
 class ScoreCAM(AttributionTechnique):
-    """Score-CAM (Wang et al., CVPR workshops 2020): `ReLU(Σ_k softmax_k(S(I ⊙ H_k)) · A_k)`.
+    """Score-CAM weighs each channel by the score of the image masked with that channel.
 
-    H_k is channel A_k enlarged bilinearly to the image and stretched to [0, 1]; what it hides takes
-    the model's mean colour. The paper subtracts the score of a baseline image inside the softmax,
-    which changes nothing. A constant channel hides everything. No gradient: one forward a channel.
+    `ReLU(Σ_k softmax_k(S(I ⊙ H_k)) · A_k)`, where H_k is channel A_k of the layer, enlarged to the
+    image by bilinear interpolation and scaled to [0, 1]. Hidden pixels take the model's mean
+    colour; a constant channel hides everything. The paper subtracts the score of a baseline image
+    inside the softmax, which changes nothing. It needs no gradient. Cost: one forward pass per
+    channel.
+
+    Paper:
+        Wang, Wang, Du, Yang, Zhang, Ding, Mardziel & Hu, "Score-CAM: Score-Weighted Visual
+        Explanations for Convolutional Neural Networks", CVPR workshops 2020, arXiv:1910.01279.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        LayerNotFound: there is no such layer.
+        ParameterError: `batch_size` is less than 1.
+        TechniqueError: the layer has no grid or comes after the objective, or the map is zero
+            everywhere, the same in all cells or not finite.
     """
 
     layer: LayerName | None = None
     """Layer to weigh; by default the last one whose grid the objective still depends on."""
     relu: bool = True
-    """Keep only evidence for the objective."""
+    """Set negative values to 0, so that only evidence for the objective is shown."""
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
@@ -41,12 +55,12 @@ class ScoreCAM(AttributionTechnique):
         """
         layer = grid_layer(model, objective, self.layer)
         cells, scores = activations(model, images, objective, layer)
-        hidden = baseline_images(model, images, "mean")
+        mean_colour = baseline_images(model, images, "mean")
         weights = torch.stack(
             [
-                self._scores(model, image, cover, maps, objective.rows(index, index + 1))
-                for index, (image, cover, maps) in enumerate(
-                    zip(images, hidden, cells, strict=True)
+                self._scores(model, image, fill, maps, objective.rows(index, index + 1))
+                for index, (image, fill, maps) in enumerate(
+                    zip(images, mean_colour, cells, strict=True)
                 )
             ]
         ).softmax(1)
@@ -54,19 +68,19 @@ class ScoreCAM(AttributionTechnique):
         return (maps.relu() if self.relu else maps), scores
 
     def is_signed(self) -> bool:
-        """Signed unless the ReLU takes what speaks against the objective away."""
+        """Signed unless the ReLU removes negative values."""
         return not self.relu
 
     def why_zero(self) -> str:
-        """After the ReLU, the activations themselves were not positive."""
+        """The weighted activations were nowhere positive before the ReLU."""
         if self.relu:
             return "the weighted activations are nowhere positive: see them with relu=False"
         return super().why_zero()
 
     def _scores(
-        self, model: HookedModel, image: Tensor, cover: Tensor, maps: Tensor, objective: Objective
+        self, model: HookedModel, image: Tensor, fill: Tensor, maps: Tensor, objective: Objective
     ) -> Tensor:
-        """Score of the image behind each channel, `(C,)`."""
+        """Scores `(C,)` of the image masked with each channel."""
         size = (image.shape[1], image.shape[2])
 
         def make(start: int, stop: int) -> Tensor:
@@ -74,7 +88,7 @@ class ScoreCAM(AttributionTechnique):
             low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
             span = high - low
             masks = torch.where(span > 0, (masks - low) / span, torch.zeros_like(masks))
-            return torch.lerp(cover, image, masks.to(image))
+            return torch.lerp(fill, image, masks.to(image))
 
         count = len(maps)
         return perturbed_scores(model, image, objective, count, make, description="masking")

@@ -1,4 +1,4 @@
-"""SmoothGrad: the gradient averaged over noisy copies."""
+"""SmoothGrad: the gradient averaged over noisy copies of the image."""
 
 from __future__ import annotations
 
@@ -19,15 +19,26 @@ from timmscope_attribution.colours import Reduction, reduce_colours
 
 
 class SmoothGrad(AttributionTechnique):
-    """SmoothGrad (Smilkov et al., 2017): the mean gradient of copies of the image under noise.
+    """SmoothGrad averages the gradient over copies of the image with added noise.
 
-    `1/n · Σ ∂S/∂I (I + ε)`, `ε ~ N(0, σ²)`, the signed gradient, averaged before colours are
-    reduced. Noise is drawn per image from the seed. As many copies go through at once as memory
-    allows; they are summed, never kept.
+    `1/n · Σ ∂S/∂I (I + ε)` with `ε ~ N(0, σ²)` and `σ = noise · (max I − min I)`. The signed
+    gradient is averaged before colours are reduced. The noise of each image is drawn from the seed.
+    As many copies as fit in memory go through the model at once; gradients are summed, never kept.
+
+    Paper:
+        Smilkov, Thorat, Kim, Viégas & Wattenberg, "SmoothGrad: removing noise by adding noise",
+        2017, arXiv:1706.03825.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter or `batch_size` is out of range.
+        TechniqueError: an image has one colour only, so that the noise has no scale, or the map is
+            zero everywhere or not finite.
     """
 
     samples: int = Field(default=50, ge=1)
-    """Noisy copies of an image."""
+    """Number of noisy copies of each image."""
     noise: float = Field(default=0.15, gt=0, le=1)
     """Standard deviation of the noise, as a share of the image's range of values, max − min."""
     reduce: Reduction = "abs-max"
@@ -39,13 +50,13 @@ class SmoothGrad(AttributionTechnique):
         """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`.
 
         Raises:
-            TechniqueError: an image is constant, so that no noise has a size.
+            TechniqueError: an image is constant, so that the noise has no scale.
         """
         spread = images.amax((1, 2, 3), keepdim=True) - images.amin((1, 2, 3), keepdim=True)
         if not bool((spread > 0).all()):
             raise TechniqueError(
-                "an image is the same everywhere, and noise is a share of its range of values: "
-                "there would be none; use saliency"
+                "all values of an image are equal, and noise is a share of their range, so there "
+                "would be none; use saliency"
             )
         generators = image_generators(len(images))
         total = torch.zeros_like(images)
@@ -64,7 +75,7 @@ class SmoothGrad(AttributionTechnique):
         return reduce_colours(pixels, self.reduce), score, pixels
 
     def why_zero(self) -> str:
-        """A gradient of 0 at all copies."""
+        """The objective is constant around the image."""
         return (
             "the objective does not change around the image, as with a saturated unit "
             "or an untrained classifier of zeros"

@@ -1,4 +1,4 @@
-"""Images of a store as a result shows them: small pictures and names, where there are any."""
+"""Thumbnails, names and labels of a store's images, as results show them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THUMBNAIL_PX = 128
 
 
 def thumbnails(rows: Rows, ids: npt.ArrayLike) -> Tensor | None:
-    """Pictures `(n, 3, t, t)`; None, and a warning, where the images are gone, and for an array."""
+    """Thumbnails `(n, 3, t, t)`; None for an array, and with a warning where images are missing."""
     if not rows.has_pictures:
         return None
     try:
@@ -26,7 +26,7 @@ def thumbnails(rows: Rows, ids: npt.ArrayLike) -> Tensor | None:
 
 
 def names(rows: Rows, ids: npt.ArrayLike) -> list[str]:
-    """What to call some images, with `\\ufffd` for what is no UTF-8 in a file's name."""
+    """Names of some images, with `\\ufffd` for bytes of a file name that are not UTF-8."""
     return [
         name
         if name.isascii()
@@ -35,11 +35,11 @@ def names(rows: Rows, ids: npt.ArrayLike) -> list[str]:
     ]
 
 
-def labels(rows: Rows, places: npt.NDArray[Any]) -> list[str | None]:
-    """Labels of some rows, by place among the rows."""
-    return list(rows.labels.take(places)) if rows.layer is not None else [None] * len(places)
+def labels(rows: Rows, positions: npt.NDArray[Any]) -> list[str | None]:
+    """Labels of some rows, by position."""
+    return list(rows.labels.take(positions)) if rows.layer is not None else [None] * len(positions)
 
 
 def short(name: str) -> str:
-    """A name without folder and ending, as a caption."""
+    """A name without folder and suffix, for a caption."""
     return PurePath(name).stem or name

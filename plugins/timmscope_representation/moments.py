@@ -1,4 +1,4 @@
-"""Mean and covariance of rows that stream by: float64, one pass, memory of one `d × d` matrix."""
+"""Mean and covariance of streamed rows, in float64, one pass and the memory of a `d × d` matrix."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy.typing as npt
 Numbers = npt.NDArray[Any]
 
 _EQUAL = 1e-12
-"""Rows whose spread is this small beside their length are rounding errors of one row."""
+"""Rows whose spread relative to their length is this small differ only by rounding."""
 _BLOCK_ROWS, _BLOCK_NUMBERS = 8192, 1 << 23
-"""Rows of a block, and how many numbers it may have at most."""
+"""Rows of a block, and the largest number of values in it."""
 
 
 class Moments:
     """Count, mean `(d,)` and scatter `(d, d)`, the sum of outer products of centred rows.
 
-    Products in float32 would take half the time, but their errors do not cancel over the blocks: of
+    Products in float32 would take half the time, but their errors do not cancel over the blocks: in
     components whose variances differ by a few thousandths, entries were wrong by 3e-5.
     """
 
@@ -32,7 +32,7 @@ class Moments:
     def of(cls, dim: int, batches: Iterable[Numbers]) -> Moments:
         """Moments of all rows `(b, d)` of some batches; values too large to be squared give NaN.
 
-        The mean of the first rows is taken from all of them, so that one far from zero costs no
+        The mean of the first block is subtracted from all rows, so that rows far from zero lose no
         digits.
         """
         moments = cls(dim)
@@ -42,7 +42,7 @@ class Moments:
                 if not moments.count:
                     shift = rows.mean(0)
                 rows -= shift
-                moments.scatter += rows.T @ rows  # of which NumPy computes one half
+                moments.scatter += rows.T @ rows  # NumPy computes one half only
                 total += rows.sum(0)
                 moments.count += len(rows)
             if moments.count:
@@ -52,7 +52,7 @@ class Moments:
         return moments
 
     def merge(self, other: Moments) -> None:
-        """Add what another has seen (Chan, Golub & LeVeque 1979)."""
+        """Add the moments of other rows (Chan, Golub & LeVeque 1979)."""
         total = self.count + other.count
         step = other.mean - self.mean
         self.scatter += other.scatter
@@ -62,13 +62,13 @@ class Moments:
 
     @property
     def covariance(self) -> Numbers:
-        """Covariance `(d, d)` with divisor n - 1; needs two rows."""
+        """Covariance `(d, d)` with divisor n - 1; it needs two rows."""
         covariance: Numbers = self.scatter / (self.count - 1)
         return covariance
 
     @property
     def finite(self) -> bool:
-        """Whether the values could be squared."""
+        """Whether no square overflowed."""
         return bool(np.isfinite(np.trace(self.scatter)))
 
     @property
@@ -78,21 +78,21 @@ class Moments:
         return float(np.trace(self.scatter)) <= _EQUAL**2 * size
 
     def components(self, count: int) -> tuple[Numbers, Numbers]:
-        """Directions `(count, d)` of largest variance, of length 1, and all variances, falling.
+        """Directions `(count, d)` of largest variance, of length 1, and all variances, descending.
 
-        Of the two signs of a direction the one is taken whose entry of largest magnitude (the first
-        of them) is positive, as scikit-learn does.
+        The sign of a direction makes its entry of largest magnitude (the first of them) positive,
+        as in scikit-learn.
         """
         values, vectors = np.linalg.eigh(self.covariance)
-        found = vectors[:, ::-1][:, :count].T
-        largest = found[np.arange(len(found)), np.abs(found).argmax(1)]
-        return found * np.where(largest < 0, -1.0, 1.0)[:, None], np.maximum(values[::-1], 0)
+        directions = vectors[:, ::-1][:, :count].T
+        largest = directions[np.arange(len(directions)), np.abs(directions).argmax(1)]
+        return directions * np.where(largest < 0, -1.0, 1.0)[:, None], np.maximum(values[::-1], 0)
 
 
 def _blocks(dim: int, batches: Iterable[Numbers]) -> Iterator[Numbers]:
-    """The same rows in float64 and in larger portions, which take less time to multiply.
+    """The same rows in float64 and in larger blocks, which are faster to multiply.
 
-    Each portion may be written to, and is gone when the next one comes.
+    A caller may write to a block; the next block overwrites it.
     """
     block = np.empty((max(1, min(_BLOCK_ROWS, _BLOCK_NUMBERS // max(dim, 1))), dim))
     filled = 0

@@ -1,4 +1,4 @@
-"""What this package offers, listed without importing torch."""
+"""Lists the representation techniques without importing torch."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="filters",
         family="representation",
-        summary="A layer's filters as a sheet: in colour over pixels, as grey slices deeper in.",
+        summary="A layer's filters as a sheet: in colour over pixels, as grey slices elsewhere.",
         impl="timmscope_representation.units.filters:Filters",
         paper="Krizhevsky, Sutskever & Hinton, NeurIPS 2012",
     )
@@ -31,55 +31,55 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="top-patches",
         family="representation",
-        summary="Patches of real images that drive units highest, and what each unit sees there.",
+        summary="Patches of real images that activate units most, and what activates them there.",
         impl="timmscope_representation.units.top_patches:TopPatches",
         paper="Zeiler & Fergus, ECCV 2014",
     )
     yield TechniqueSpec(
         name="unit-report",
         family="representation",
-        summary="Units that are dead, always on, sparse, redundant, tied to a class or context.",
+        summary="Units that are dead, saturated, sparse, redundant, or selective of a class.",
         impl="timmscope_representation.units.unit_report:JudgeUnits",
         paper="Morcos et al., ICLR 2018",
     )
     yield TechniqueSpec(
         name="compare-datasets",
         family="representation",
-        summary="Two data sets by one layer: FID, KID, precision, recall, and what either lacks.",
+        summary="Two data sets by one layer: FID, KID, precision, recall, and images each lacks.",
         impl="timmscope_representation.distances.compare_datasets:CompareDatasets",
         paper="Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018; Naeem et al., ICML 2020",
     )
     yield TechniqueSpec(
         name="representational-similarity",
         family="representation",
-        summary="How alike layers and models see the same images, by CKA and RSA, as matrices.",
+        summary="Similarity of layers and models over the same images, by CKA and RSA.",
         impl="timmscope_representation.distances.representational_similarity:RepresentationalSimilarity",
         paper="Kornblith et al., ICML 2019; Kriegeskorte, Mur & Bandettini, 2008",
     )
     yield TechniqueSpec(
         name="embedding-map",
         family="representation",
-        summary="Images laid out by likeness: PCA, t-SNE or UMAP, as picture and page to explore.",
+        summary="Map of images by PCA, t-SNE or UMAP, as a figure and an interactive page.",
         impl="timmscope_representation.embedding.embedding_map:EmbeddingMap",
         paper="van der Maaten & Hinton, JMLR 2008; McInnes et al. 2018, arXiv:1802.03426",
     )
     yield TechniqueSpec(
         name="near-duplicates",
         family="representation",
-        summary="Images within a distance of each other, as groups, exactly and in flat memory.",
+        summary="Groups of images within a distance of each other: exact, without storing pairs.",
         impl="timmscope_representation.clustering.near_duplicates:NearDuplicates",
     )
     yield TechniqueSpec(
         name="clusters",
         family="representation",
-        summary="Clusters of a layer's rows by their medoids, and their purity against labels.",
+        summary="Clusters of a layer's rows with their medoids, and their agreement with labels.",
         impl="timmscope_representation.clustering.clusters:Clusters",
         paper="Dhillon & Modha, 2001; Campello, Moulavi & Sander, PAKDD 2013",
     )
     yield TechniqueSpec(
         name="anomalies",
         family="representation",
-        summary="Images that lie apart in a layer, by neighbours, Mahalanobis or robust distance.",
+        summary="Outliers in a layer, by nearest neighbours, Mahalanobis or robust distance.",
         impl="timmscope_representation.distances.anomalies:Anomalies",
         paper="Ramaswamy, Rastogi & Shim, SIGMOD 2000; Hubert et al., Technometrics 2005",
     )

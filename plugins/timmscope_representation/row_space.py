@@ -1,4 +1,4 @@
-"""Rows in the space that distances are measured in: as they are, or scaled to length 1."""
+"""Rows in the space in which distances are measured: as they are, or scaled to length 1."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Numbers = npt.NDArray[Any]
 Metric = Literal["cosine", "l2"]
 
 _NAMED = 5
-_MIDDLE = 16
-"""Rows whose median is taken for the middle of all."""
+_MEDIAN_ROWS = 16
+"""Rows whose median approximates that of all."""
 _LARGEST = 1e15
-"""Squares of larger values add up to what float32 cannot hold."""
+"""Sums of squares of larger values may overflow float32."""
 _SMALLEST = 1e-12
-"""Squares of differences that are all smaller are, or are near, what float32 takes for zero."""
+"""Squares of smaller differences may underflow to zero in float32."""
 _ROUNDING, _EXACT_ROUNDING = 1e-6, 1e-12
-"""Differences beside the values' size that are rounding, in float32 and in float64."""
+"""Relative differences that are rounding, in float32 and in float64."""
 
 
 class RowSpace:
     """Rows of some images, prepared for a metric.
 
-    For `cosine`, rows have length 1, so that half of a squared Euclidean distance is a cosine
-    distance, 1 - cos; for `l2` they are as they are.
+    For `cosine`, rows are scaled to length 1, so that half the squared Euclidean distance is the
+    cosine distance, 1 - cos; for `l2` they are unchanged.
 
     Args:
         rows: the rows.
@@ -45,34 +45,34 @@ class RowSpace:
         """Yield ids `(b,)` and prepared rows `(b, d)` float32, in order, reporting progress.
 
         Args:
-            what: is being done, for the progress bar.
-            origin: what is subtracted from each row before it becomes float32, as of `middle`.
+            what: description for the progress bar.
+            origin: subtracted from each row before it becomes float32, such as `middle()`.
 
         Raises:
-            ParameterError: rows hold NaN or infinite values, have no direction or are too long.
+            ParameterError: rows hold NaN or infinite values, are all zero (`cosine`) or too long.
         """
         for ids, values in self.rows.batches(what):
             prepared = self.prepared(values)
-            near = np.subtract(prepared, origin, dtype=np.result_type(prepared, np.float32))
-            yield ids, np.ascontiguousarray(near, np.float32)
+            shifted = np.subtract(prepared, origin, dtype=np.result_type(prepared, np.float32))
+            yield ids, np.ascontiguousarray(shifted, np.float32)
 
     def middle(self) -> Numbers:
         """Median `(d,)` float64 of some rows, an origin for products in float32.
 
-        It is rounded as the rows are, so that it may be subtracted from them in their own type.
-
-        These lose digits far from zero, and a mean would be there if one row is far away.
+        Products of rows far from zero lose digits in float32, so the origin is subtracted first. A
+        median is used because one distant row would move a mean far away. It is rounded to the type
+        of the rows, so that the subtraction is exact in that type.
         """
-        some = self.prepared(self.rows.take(self.rows.sample(_MIDDLE, 0)))
-        middle = np.median(some.astype(np.float64), axis=0)
-        return np.asarray(middle.astype(np.result_type(some, np.float32)), np.float64)
+        sample = self.prepared(self.rows.take(self.rows.sample(_MEDIAN_ROWS, 0)))
+        middle = np.median(sample.astype(np.float64), axis=0)
+        return np.asarray(middle.astype(np.result_type(sample, np.float32)), np.float64)
 
     def take(self, ids: npt.ArrayLike) -> Numbers:
         """Prepared rows `(len(ids), d)` float64 of some images, by id."""
         return self.prepared(self.rows.take(ids)).astype(np.float64, copy=False)
 
     def prepared(self, values: Numbers) -> Numbers:
-        """Rows `(b, d)` as the metric compares them; float64 for `cosine`, as given for `l2`.
+        """Rows `(b, d)` prepared for the metric; float64 for `cosine`, unchanged for `l2`.
 
         Raises:
             ParameterError: rows are all zero and the metric is `cosine`, or too long for `l2`.
@@ -91,24 +91,27 @@ class RowSpace:
         if len(wide) and not (squares.min() > 1e-200 and squares.max() < 1e200):
             longest = np.abs(wide).max(1, keepdims=True)
             if not longest.all():
-                raise self._directionless()
+                raise self._zero_rows_error()
             wide /= longest
             squares = np.einsum("ij,ij->i", wide, wide)
         wide /= np.sqrt(squares)[:, None]
         return wide
 
     def distances(self, first: Numbers, second: Numbers) -> Numbers:
-        """Distance `(m,)` of each prepared row `(m, d)` to its counterpart, in float64."""
+        """Distances `(m,)` of prepared rows `(m, d)` to others `(m, d)`, one by one, in float64."""
         gaps = first.astype(np.float64, copy=False) - second
         squares = np.einsum("ij,ij->i", gaps, gaps)
         return np.asarray(squares / 2 if self.metric == "cosine" else np.sqrt(squares))
 
     def require_spread(self, what: str) -> None:
-        """Refuse rows that are all equal; reads no more than it takes to find two that differ.
+        """Refuse rows that are all equal; reading stops at the first two that differ.
+
+        Args:
+            what: consequence of equal rows, for the message.
 
         Raises:
-            ParameterError: they are equal, for `cosine` in direction, or so nearly for `l2` that
-                squares of their differences leave float32's range.
+            ParameterError: all rows are equal (for `cosine` in direction), or for `l2` so nearly
+                that squares of their differences leave float32's range.
         """
         first: Numbers | None = None
         largest = 0.0
@@ -133,8 +136,8 @@ class RowSpace:
             parameter="source",
         )
 
-    def _directionless(self) -> ParameterError:
-        """The refusal of rows that are all zero, after all of them were counted."""
+    def _zero_rows_error(self) -> ParameterError:
+        """The error for rows that are all zero, with their number."""
         found: list[int] = []
         for ids, values in self.rows.batches("reading rows"):
             found += ids[~np.asarray(values).any(1)].tolist()

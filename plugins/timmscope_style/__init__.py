@@ -1,1 +1,9 @@
-"""First-party style techniques of timmscope."""
+"""The style techniques of timmscope: the style of one image applied to the content of another.
+
+A class is imported when it is first used, so that listing the techniques needs no torch. The names
+are in ``__init__.pyi``.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
-"""Which layers hold an image's style, and which its content, when nobody says.
+"""The default layers of style and content for any encoder.
 
-Gatys et al. took the first activation of each of VGG's resolutions. The same idea for any encoder:
-the first activation, and the last one of each resolution but the coarsest. An encoder that works at
-one or two resolutions (ViT, Mixer) gives five layers evenly over its depth instead.
+Gatys et al. use the first activation at each resolution of VGG. For any encoder the defaults are
+the first activation, and the last one at each resolution but the coarsest. For an encoder with one
+or two resolutions (ViT, Mixer) they are five layers spread evenly over its depth.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import groupby
 from timmscope import HookedModel, UnsupportedModel
 from timmscope_registry.hooks import Layer
 
-WANTED = 5
+COUNT = 5
 
 _NO_ACTIVATION = re.compile(r"\w*Conv\dd(Same)?|BatchNorm\dd|Identity|Dropout\w*")
 
@@ -26,18 +26,20 @@ def style_layers(model: HookedModel) -> tuple[str, ...]:
     """
     layers = _stages(model)
     by_grid = [list(group) for _, group in groupby(layers, key=lambda layer: layer.grid)]
-    if len(by_grid) >= WANTED - 1:
+    if len(by_grid) >= COUNT - 1:
         chosen = [group[-1] for group in by_grid[:-1]]
-        if not layers[0].name.startswith(f"{chosen[0].name}."):  # a part of it is the same tensor
+        if not layers[0].name.startswith(
+            f"{chosen[0].name}."
+        ):  # its last part gives the same tensor
             chosen.insert(0, layers[0])
     else:
         last = len(layers) - 1
-        chosen = [layers[round(step * last / (WANTED - 1))] for step in range(WANTED)]
+        chosen = [layers[round(step * last / (COUNT - 1))] for step in range(COUNT)]
     return tuple(dict.fromkeys(layer.name for layer in chosen))
 
 
 def content_layers(model: HookedModel) -> tuple[str, ...]:
-    """The last but one of the style layers: deep enough to forget texture, not place."""
+    """The last but one of the style layers, which keeps positions but not texture."""
     return style_layers(model)[-2:-1] or style_layers(model)
 
 
@@ -53,7 +55,7 @@ def _stages(model: HookedModel) -> list[Layer]:
     ]
     if not layers:
         raise UnsupportedModel(
-            f"{model.id} has no layer with a grid and so no statistics over places: "
+            f"{model.id} has no layer with a grid, so there are no features by position to match: "
             "use another encoder"
         )
     return layers

@@ -1,7 +1,7 @@
-"""Losses of style and content: how far one image's features are from another's.
+"""Losses of style and content: the distance between the features of two images.
 
-Both are relative, so that a layer counts the same whatever its scale and its number of channels:
-1 means as far off as no signal at all.
+Both are relative, so that a layer counts the same for any scale and number of channels: 1 is the
+loss of features that are all zero.
 """
 
 from __future__ import annotations

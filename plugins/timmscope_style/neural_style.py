@@ -1,4 +1,4 @@
-"""Style transfer by optimising an image's feature statistics."""
+"""Neural style transfer: an image optimised to match feature statistics of other images."""
 
 from __future__ import annotations
 
@@ -23,18 +23,32 @@ from timmscope_style.default_layers import content_layers, style_layers
 from timmscope_style.gram import gram, relative_error, total_variation
 
 LEVELS = 4
-"""Levels of the pyramid that is optimised; each halves the resolution."""
+"""Number of levels of the optimised pyramid; each halves the resolution."""
 
 Weight = Annotated[float, Field(ge=0)]
 
 
 class NeuralStyle(StyleTechnique):
-    """Neural style transfer (Gatys et al., CVPR 2016), with any timm model as the encoder.
+    """Neural style transfer gives an image the content of one image and the style of others.
 
-    Minimises `content_weight · content + style_weight · style + tv_weight · variation` over the
-    pixels. Style is the weighted mean over layers of `|G − G₀|² / |G₀|²`, G the Gram matrix of the
-    layer's features; content is `|F − F₀|² / |F₀|²` of the features themselves. Without a content
-    image only style counts, which makes a texture (Gatys et al., NIPS 2015).
+    It minimises `content_weight · content + style_weight · style + tv_weight · variation` over the
+    pixels, with any timm model as the encoder. `style = Σ_l w_l · |G_l − G₀_l|² / |G₀_l|²` with the
+    Gram matrix `G = F Fᵀ / (h·w)` of the features F of layer l, and
+    `content = mean_l |F_l − F₀_l|² / |F₀_l|²`: relative errors, where the paper divides by sizes.
+    Without a content image only the style counts, which gives a texture.
+
+    Paper:
+        - Gatys, Ecker & Bethge, "Image Style Transfer Using Convolutional Neural Networks", CVPR
+          2016; first as "A Neural Algorithm of Artistic Style", 2015, arXiv:1508.06576.
+        - Gatys, Ecker & Bethge, "Texture Synthesis Using Convolutional Neural Networks", NIPS 2015,
+          arXiv:1505.07376: without a content image.
+
+    Raises:
+        ImageError: the images are not RGB in [0, 1].
+        LayerNotFound: there is no such layer.
+        ParameterError: a parameter is out of range, or parameters do not fit together.
+        TechniqueError: the outcome is not finite.
+        UnsupportedModel: the model has no layer with a grid, or does not take the size.
     """
 
     style_layers: tuple[LayerName, ...] | None = None
@@ -42,22 +56,22 @@ class NeuralStyle(StyleTechnique):
     content_layers: tuple[LayerName, ...] | None = None
     """Layers whose features are kept; by default the last but one of the default style layers."""
     layer_weights: tuple[Weight, ...] | None = None
-    """How much each style layer counts, any scale; equal by default."""
+    """Weight of each style layer, on any scale; equal by default."""
     content_weight: Weight = 1.0
-    """How much the content's features count."""
+    """Weight of the content loss."""
     style_weight: Weight = 20.0
-    """How much the style's statistics count."""
+    """Weight of the style loss."""
     tv_weight: Weight = 0.0
-    """How much roughness between neighbouring pixels counts."""
+    """Weight of the mean squared difference of neighbouring pixels."""
     steps: int = Field(150, ge=1)
-    """Evaluations of the loss and its gradient."""
+    """Number of evaluations of the loss and its gradient."""
     optimizer: Literal["adam", "lbfgs"] = "lbfgs"
-    """`lbfgs`, which mostly goes two to three times lower for the same cost, or `adam`."""
+    """`lbfgs`, whose loss is mostly two to three times lower for the same cost, or `adam`."""
     learning_rate: float = Field(0.2, gt=0)
-    """First step of Adam at the coarsest level, on the logits of the pixels: half as much at each
-    finer level, and down to 0 along a cosine. L-BFGS finds its own."""
+    """Initial step size of Adam on the logits of the pixels at the coarsest level: half as much at
+    each finer level, and a cosine schedule down to 0. L-BFGS uses a line search instead."""
     init: Literal["auto", "noise", "content", "style"] = "auto"
-    """Where to start; `auto` is the content where there is one, else noise."""
+    """Image to start from; `auto` is the content if there is one, else noise."""
     size: int | None = Field(None, ge=16)
     """Height and width of the result in pixels; by default the content's, or the model's input."""
 
@@ -68,64 +82,67 @@ class NeuralStyle(StyleTechnique):
         styles: list[Tensor],
         weights: list[float],
     ) -> StyleOutcome:
-        """Optimise the image; losses are `total`, `style`, `content` and one a style layer.
+        """Optimise the image; the losses are `total`, `style`, `content` and one per style layer.
 
-        They have `steps + 1` values: of each image evaluated, and of the one returned.
+        Each has `steps + 1` values: of the images evaluated, and of the one returned.
 
         Raises:
             LayerNotFound: a layer does not exist.
-            UnsupportedModel: a layer has no grid, or the model refuses the size.
-            ParameterError: parameters that do not fit together.
+            UnsupportedModel: the model has no layer with a grid, or does not take the size.
+            ParameterError: a layer has no grid, or parameters do not fit together.
         """
-        textures = _checked(model, self.style_layers or style_layers(model), "style_layers")
-        scenes = _checked(model, self.content_layers or content_layers(model), "content_layers")
-        shares = self._shares(len(textures))
-        scene = None if content is None else self._sized(model, content)
+        style_names = _checked(model, self.style_layers or style_layers(model), "style_layers")
+        chosen = self.content_layers or content_layers(model)
+        content_names = _checked(model, chosen, "content_layers")
+        shares = self._shares(len(style_names))
+        content_image = None if content is None else self._sized(model, content)
         with torch.inference_mode(False), torch.no_grad():
             grams = [
-                [gram(one) for one in _features(model, self._sized(model, style), textures)]
+                [gram(one) for one in _features(model, self._sized(model, style), style_names)]
                 for style in styles
             ]
-            goals = [_mix(list(rows), weights) for rows in zip(*grams, strict=True)]
-            kept = [] if scene is None else _features(model, scene, scenes)
-        names = list(dict.fromkeys([*textures, *(scenes if kept else ())]))
-        course: list[Tensor] = []
+            style_targets = [_mix(list(rows), weights) for rows in zip(*grams, strict=True)]
+            content_targets = []
+            if content_image is not None:
+                content_targets = _features(model, content_image, content_names)
+        names = list(dict.fromkeys([*style_names, *(content_names if content_targets else ())]))
+        history: list[Tensor] = []
 
         def loss(pixels: Tensor) -> Tensor:
-            seen = dict(zip(names, _features(model, pixels, names), strict=True))
+            features = dict(zip(names, _features(model, pixels, names), strict=True))
             errors = [
-                relative_error(gram(seen[name]), goal)
-                for name, goal in zip(textures, goals, strict=True)
+                relative_error(gram(features[name]), goal)
+                for name, goal in zip(style_names, style_targets, strict=True)
             ]
             style = _mix(errors, shares)
             total = self.style_weight * style
             terms = [style]
-            if kept:
+            if content_targets:
                 distances = [
-                    relative_error(seen[name], goal)
-                    for name, goal in zip(scenes, kept, strict=True)
+                    relative_error(features[name], goal)
+                    for name, goal in zip(content_names, content_targets, strict=True)
                 ]
                 terms.append(torch.stack(distances).mean())
                 total = total + self.content_weight * terms[-1]
             if self.tv_weight:
                 total = total + self.tv_weight * total_variation(pixels)
-            course.append(torch.stack([total, *terms, *errors]).detach())
+            history.append(torch.stack([total, *terms, *errors]).detach())
             return total
 
-        image = self._descend(self._start(model, scene, styles), loss)
-        del course[self.steps :]  # a line search may end a few evaluations late
+        image = self._descend(self._start(model, content_image, styles), loss)
+        del history[self.steps :]  # a line search may take a few evaluations more
         with torch.inference_mode(False), torch.no_grad():
             loss(image)
-        kinds = ["total", "style", *(["content"] if kept else [])]
-        kinds += [f"style {name}" for name in textures]
-        losses = torch.stack(course, 1)
+        kinds = ["total", "style", *(["content"] if content_targets else [])]
+        kinds += [f"style {name}" for name in style_names]
+        losses = torch.stack(history, 1)
         return StyleOutcome(images=image, losses=dict(zip(kinds, losses, strict=True)))
 
     def _descend(self, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Minimise over a pyramid of corrections to the start's logits.
+        """Minimise over a pyramid of corrections to the logits of the start image.
 
-        Logits keep every pixel in [0, 1]. The coarse levels move whole regions at once, so that
-        colours arrive early and a single pixel has little reason to become noise.
+        Logits keep every pixel in [0, 1]. The coarse levels change whole regions at once, so that
+        colours change early and single pixels seldom become noise.
         """
         with torch.inference_mode(False), torch.enable_grad():
             base = start.clone().clamp(0.02, 0.98).logit()
@@ -139,18 +156,18 @@ class NeuralStyle(StyleTechnique):
             steps = iter(self.track(range(self.steps), "stylising"))
 
             def pixels() -> Tensor:
-                raised = [
+                upsampled = [
                     functional.interpolate(level, (height, width), mode="bilinear")
                     for level in levels[1:]
                 ]
-                return sum(raised, base + levels[0]).sigmoid()
+                return sum(upsampled, base + levels[0]).sigmoid()
 
             def closure() -> Tensor:
                 next(steps, None)
                 total = loss(pixels())
                 gradients = torch.autograd.grad(total, levels)
                 for level, gradient in zip(levels, gradients, strict=True):
-                    level.grad = gradient.contiguous()  # L-BFGS takes no other layout
+                    level.grad = gradient.contiguous()  # L-BFGS needs this layout
                 return total
 
             if self.optimizer == "lbfgs":
@@ -176,17 +193,20 @@ class NeuralStyle(StyleTechnique):
             next(steps, None)
             return pixels().detach()
 
-    def _start(self, model: HookedModel, scene: Tensor | None, styles: list[Tensor]) -> Tensor:
+    def _start(
+        self, model: HookedModel, content_image: Tensor | None, styles: list[Tensor]
+    ) -> Tensor:
         kind = self.init
         if kind == "auto":
-            kind = "noise" if scene is None else "content"
+            kind = "noise" if content_image is None else "content"
         if kind == "content":
-            if scene is None:
+            if content_image is None:
                 raise ParameterError(
-                    "init is 'content' and there is no content image: use 'noise'", parameter="init"
+                    "init is 'content', but there is no content image: use 'noise'",
+                    parameter="init",
                 )
-            return scene
-        like = scene if scene is not None else self._sized(model, styles[0])
+            return content_image
+        like = content_image if content_image is not None else self._sized(model, styles[0])
         if kind == "style":
             return functional.interpolate(styles[0], like.shape[2:], mode="area")
         return (0.5 + 0.1 * noise_like(like)).clamp(0, 1)
@@ -210,12 +230,12 @@ class NeuralStyle(StyleTechnique):
 
 
 def _checked(model: HookedModel, names: Sequence[str], parameter: str) -> list[str]:
-    """Names in the catalogue's spelling, each with a grid."""
+    """Full names of layers, each of which must have a grid."""
     layers = [model.layers[name] for name in dict.fromkeys(names)]
     for layer in layers:
         if layer.grid is None:
             raise ParameterError(
-                f"{parameter} has {layer.name!r}, which has no grid: choose one of "
+                f"{parameter} has {layer.name!r}, which has no grid: choose some of "
                 f"{', '.join(style_layers(model))}",
                 parameter=parameter,
             )

@@ -1,4 +1,4 @@
-"""What this package offers, listed without importing torch."""
+"""Lists the style techniques without importing torch."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="neural-style",
         family="style",
-        summary="An image with one picture's content and the Gram matrices of others.",
+        summary="An image with the content of one image and the Gram matrices of others.",
         impl="timmscope_style.neural_style:NeuralStyle",
         paper="Gatys, Ecker & Bethge, CVPR 2016, arXiv:1508.06576",
     )

@@ -1,7 +1,7 @@
-"""Activation maximisation: gradient ascent on an image until the objective is high.
+"""Activation maximisation: gradient ascent on an image to maximise the objective.
 
-Class and feature visualisation in one: the objective says which. The loop holds no
-synchronisation with the device; what is checked is accumulated there and read twice.
+It covers class and feature visualisation, depending on the objective. The loop does not wait for
+the device; the gradient check is accumulated on the device and read once.
 """
 
 from __future__ import annotations
@@ -32,51 +32,67 @@ from timmscope_synthesis.parameterisation import (
 from timmscope_synthesis.transforms import RandomViews, view
 
 CHECK_EVERY = 16
-"""Steps between looks at the images as they are, without a random view."""
+"""Steps between two evaluations of the images without a random view."""
 
 PATIENCE = 8
-"""Steps in which an image must have had a gradient other than zero."""
+"""Number of steps within which each image must have a gradient other than zero."""
 
-_TOGETHER = 16  # images optimised together where that pays, on accelerators
+_ACCELERATOR_BATCH = 16  # images optimised together on accelerators
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ActivationMaximization(SynthesisTechnique):
-    """An image optimised from noise until the objective is as high as it gets.
+    """Activation maximisation optimises an image from noise to maximise the objective.
 
-    Ascent on the objective S (a pre-softmax logit, not a probability: Simonyan, Vedaldi &
-    Zisserman 2014, arXiv:1312.6034, after Erhan et al. 2009) under random views v, in a
-    preconditioned space z (Olah, Mordvintsev & Schubert, Distill 2017):
-    `max_z E_v[S(v(x(z)))] - l2_weight · |x - grey|² - tv_weight · mean |∇x|²`, by Adam.
+    `max_z E_v[S(v(x(z)))] − l2_weight · |x − grey|² − tv_weight · mean |∇x|²`, by Adam: the
+    objective S (for a class its logit before the softmax) under random views v of the image x, in a
+    preconditioned space z. Every 16 steps and at the end the images are also scored without a view,
+    minus the penalties, and the best of these images is returned. Images of one call are
+    independent: image i depends only on the seed and i.
 
-    Lucid walks with `decay_power=1, learning_rate=0.05` and narrower views (jitter 8, scale 0.1);
-    on ImageNet networks of today the defaults here reach the same scores with less grey and noise.
+    Lucid uses `decay_power=1, learning_rate=0.05` and narrower views (jitter 8, scale 0.1); on
+    today's ImageNet networks the defaults here reach the same scores with less grey and noise.
 
-    Every 16 steps and at the end the images are also scored as they are, penalties subtracted;
-    the best of these is returned. Images of one call are independent: image i depends on the
-    seed and i alone.
+    Paper:
+        - Olah, Mordvintsev & Schubert, "Feature Visualization", Distill 2017,
+          doi:10.23915/distill.00007: the views and the space.
+        - Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks: Visualising Image
+          Classification Models and Saliency Maps", ICLR workshop 2014, arXiv:1312.6034: the logit
+          as objective.
+        - Erhan, Bengio, Courville & Vincent, "Visualizing Higher-Layer Features of a Deep Network",
+          Université de Montréal 2009: the idea.
+
+    Raises:
+        ImageError: an initial image is not RGB in [0, 1].
+        ObjectiveError: the objective does not fit the model.
+        ParameterError: a parameter is out of range, the model does not take the size, or the
+            numbers of images do not fit together.
+        TechniqueError: the gradient is zero or not finite.
     """
 
     steps: Annotated[int, Field(ge=1)] = 128
-    """Steps of gradient ascent; 128 is enough to see, 512 refines."""
+    """Number of gradient steps; 128 give a recognisable image, 512 a finer one."""
     count: Annotated[int, Field(ge=1)] = 1
-    """Images to make, each from its own noise."""
+    """Number of images, each from its own noise."""
     size: Annotated[int, Field(ge=1)] | None = None
-    """Side in pixels; by default the model's input size, the only one many transformers take."""
+    """Side in pixels; by default the model's input size, which many transformers require."""
     parameterisation: Literal["fourier", "pixel"] = "fourier"
-    """Space to walk in: Fourier coefficients scaled like photographs' spectrum, or plain pixels."""
+    """Space of the optimisation: Fourier coefficients scaled like the spectrum of photographs, or
+    pixels."""
     decay_power: NotNegative = 1.5
-    """How fast the Fourier scaling falls with frequency; 1 as in Lucid, larger is smoother."""
+    """Exponent of the Fourier scaling's fall with frequency; 1 as in Lucid, larger is smoother."""
     decorrelate: bool = True
-    """Walk in colours that are uncorrelated in photographs."""
+    """Optimise in colours that are uncorrelated in photographs."""
     learning_rate: Positive | None = None
     """Step size of Adam; by default 0.0125 for Fourier coefficients, 0.05 for pixels."""
     robust: bool = True
-    """Show the model a random view of the image at each step; off, the five settings below rest."""
+    """Show the model a random view of the image at each step; off, the five settings below have no
+    effect."""
     pad_px: NotNegative = 12
-    """Grey border of a view, in pixels of a 224 px image (scaled with the size, as those below)."""
+    """Grey border of a view, in pixels of a 224 px image (scaled with the size, like the other
+    pixel settings)."""
     jitter_px: NotNegative = 24
     """Range of the first random shift."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -90,22 +106,28 @@ class ActivationMaximization(SynthesisTechnique):
     tv_weight: NotNegative = 0.0
     """Penalty on the mean squared difference of neighbouring pixels."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Images optimised together; by default 1 on a CPU, where more would gain little, else 16."""
+    """Images optimised together; by default 1 on a CPU, where more gain little, else 16."""
 
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
     ) -> SynthesisOutcome:
-        """Make the images, some at a time."""
+        """Optimise the images in batches.
+
+        Raises:
+            ParameterError: the model does not take the size, or the numbers of images do not fit
+                together.
+            TechniqueError: the gradient of an image is zero.
+        """
         count = self._count(objective, init)
         size = self._size(model, init)
         self._check_size(model, objective.rows(0, 1), size)
         space = self._space(size)
         generators = image_generators(count)
-        together = self.batch_size or (1 if model.device.type == "cpu" else _TOGETHER)
+        batch_size = self.batch_size or (1 if model.device.type == "cpu" else _ACCELERATOR_BATCH)
         outcomes = []
         with torch.inference_mode(False), torch.enable_grad():
-            for start in range(0, count, together):
-                stop = min(start + together, count)
+            for start in range(0, count, batch_size):
+                stop = min(start + batch_size, count)
                 own = generators[start:stop]
                 variable = self._start(model, space, init, start, stop, own)
                 draws = self._views.draw(self.steps, size, own).to(variable)
@@ -124,33 +146,33 @@ class ActivationMaximization(SynthesisTechnique):
         space: Parameterisation,
         variable: Tensor,
         draws: Tensor,
-        place: tuple[int, int],
+        position: tuple[int, int],
     ) -> SynthesisOutcome:
         """Gradient ascent on `variable` `(B, …)` under the views `draws` `(steps, B, 2, 3)`."""
-        first, count = place
+        first, count = position
         variable.requires_grad_()
         optimiser = torch.optim.Adam([variable], lr=self.learning_rate or self._default_rate)
         best = _Best(len(variable), variable)
-        alive = torch.zeros(len(variable), dtype=torch.bool, device=variable.device)
+        has_gradient = torch.zeros(len(variable), dtype=torch.bool, device=variable.device)
         layout = _memory_format(model.module)
         scores: list[Tensor] = []
-        what = "optimising" if count <= len(variable) else f"image {first + 1} of {count}"
+        description = "optimising" if count <= len(variable) else f"image {first + 1} of {count}"
         with model.record(*objective.points) as recording:
-            for step in self.track(range(self.steps), what):
+            for step in self.track(range(self.steps), description):
                 image = space.image(variable)
-                seen = view(image, draws[step]) if self._transforms else image.clone()
-                seen = seen.contiguous(memory_format=layout)
-                seen.retain_grad()
-                model(seen)
+                viewed = view(image, draws[step]) if self._transforms else image.clone()
+                viewed = viewed.contiguous(memory_format=layout)
+                viewed.retain_grad()
+                model(viewed)
                 score = objective(recording)
                 loss = (self._penalty(image) - score).sum()
                 optimiser.zero_grad()
                 loss.backward()
                 scores.append(score.detach())
-                assert seen.grad is not None, "retained above"
-                alive |= seen.grad.flatten(1).abs().amax(1) > 0
+                assert viewed.grad is not None, "retained above"
+                has_gradient |= viewed.grad.flatten(1).abs().amax(1) > 0
                 if step + 1 == min(PATIENCE, self.steps):
-                    self._require_gradient(alive, objective, first)
+                    self._require_gradient(has_gradient, objective, first)
                 optimiser.step()
                 if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
                     with torch.no_grad():
@@ -195,7 +217,7 @@ class ActivationMaximization(SynthesisTechnique):
         stop: int,
         generators: list[torch.Generator],
     ) -> Tensor:
-        """The variable of images `start` to `stop`: noise, around the initial images if given."""
+        """The variable of images `start` to `stop`: noise, added to the initial images if given."""
         blank = torch.zeros(stop - start, *space.shape(), device=model.device)
         noise = noise_like(blank, generators=generators) * INITIAL_DEVIATION
         if init is None:
@@ -210,7 +232,7 @@ class ActivationMaximization(SynthesisTechnique):
         return space.variable(images) + noise
 
     def _penalty(self, image: Tensor) -> Tensor:
-        """Regularisers of each image, `(B,)`."""
+        """Sum of the penalties of each image, `(B,)`."""
         total = image.new_zeros(len(image))
         if self.l2_weight:
             total = total + self.l2_weight * (image - 0.5).square().sum((1, 2, 3))
@@ -221,17 +243,17 @@ class ActivationMaximization(SynthesisTechnique):
         return total
 
     def _count(self, objective: Objective, init: Tensor | None) -> int:
-        """How many images to make: as many as are asked for, started from, or named as targets."""
-        asked = {
+        """Number of images: of `count`, of the initial images, or of the targets."""
+        numbers = {
             "count": self.count,
             "initial images": len(init) if init is not None else 1,
             "targets": objective.num_targets or 1,
         }
-        several = {what: number for what, number in asked.items() if number > 1}
+        several = {what: number for what, number in numbers.items() if number > 1}
         if len(set(several.values())) > 1:
             facts = ", ".join(f"{number} {what}" for what, number in several.items())
-            raise ParameterError(f"these do not fit together: {facts}", parameter="count")
-        return max(asked.values())
+            raise ParameterError(f"these numbers differ: {facts}", parameter="count")
+        return max(numbers.values())
 
     def _size(self, model: HookedModel, init: Tensor | None) -> tuple[int, int]:
         if self.size is not None:
@@ -241,10 +263,10 @@ class ActivationMaximization(SynthesisTechnique):
         return model.input_size[1], model.input_size[2]
 
     def _check_size(self, model: HookedModel, objective: Objective, size: tuple[int, int]) -> None:
-        """Refuse a size the model cannot take.
+        """Refuse a size that the model does not take.
 
         Raises:
-            ParameterError: its forward fails on a grey image of that size.
+            ParameterError: the forward pass fails on a grey image of that size.
         """
         if size == model.input_size[1:]:
             return
@@ -255,30 +277,30 @@ class ActivationMaximization(SynthesisTechnique):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             height, width = model.input_size[1:]
             raise ParameterError(
-                f"{model.id} cannot show {objective} images of {size[0]}×{size[1]} px ({reason}); "
-                f"leave size unset for its own {height}×{width}",
+                f"{model.id} does not take images of {size[0]}×{size[1]} px for {objective} "
+                f"({reason}); leave size unset for its own {height}×{width}",
                 parameter="size",
             ) from error
 
-    def _require_gradient(self, alive: Tensor, objective: Objective, first: int) -> None:
-        """Refuse to go on with an image that nothing pulls.
+    def _require_gradient(self, has_gradient: Tensor, objective: Objective, first: int) -> None:
+        """Refuse to continue with an image that gets no gradient.
 
         Raises:
-            TechniqueError: in all steps so far its gradient was zero.
+            TechniqueError: its gradient was zero in all steps so far.
         """
-        if bool(alive.all()):
+        if bool(has_gradient.all()):
             return
-        dead = ", ".join(str(first + int(row)) for row in (~alive).nonzero().flatten())
+        dead = ", ".join(str(first + int(row)) for row in (~has_gradient).nonzero().flatten())
         raise TechniqueError(
             f"the gradient of {objective} at {' and '.join(objective.points)} is zero for image "
-            f"{dead} in each of the first {min(PATIENCE, self.steps)} steps: the unit is switched "
-            "off (a ReLU below zero) or saturated there; aim at the layer before the activation, "
+            f"{dead} in each of the first {min(PATIENCE, self.steps)} steps: the unit is inactive "
+            "(a ReLU below zero) or saturated there; choose the layer before the activation, "
             "start from a photograph with init, or try another seed"
         )
 
 
 class _Best:
-    """The best image so far of each row, kept on the device."""
+    """The best image so far of each row; it stays on the device."""
 
     def __init__(self, count: int, like: Tensor) -> None:
         self.images: Tensor = torch.empty(0)
@@ -286,7 +308,7 @@ class _Best:
         self._scores = torch.full((count,), -torch.inf, device=like.device)
 
     def offer(self, images: Tensor, scores: Tensor, step: int) -> None:
-        """Take the images whose score is above all before; at first, all."""
+        """Keep the images whose score exceeds all earlier ones; at first, all."""
         better = (scores > self._scores) if len(self.images) else torch.ones_like(scores).bool()
         if not len(self.images):
             self.images = images
@@ -296,6 +318,6 @@ class _Best:
 
 
 def _memory_format(module: nn.Module) -> torch.memory_format:
-    """Channels last for networks with grouped convolutions, 15–25 % faster there on CPUs."""
+    """Channels last for networks with grouped convolutions: 15–25 % faster on CPUs."""
     grouped = any(isinstance(part, nn.Conv2d) and part.groups > 1 for part in module.modules())
     return torch.channels_last if grouped else torch.contiguous_format

@@ -1,10 +1,10 @@
-"""How an image is written as a function of free numbers.
+"""Parameterisations of an image: the variables that gradient ascent optimises.
 
-What gradient ascent finds depends on the space it walks in. Ascent on pixels spends itself on
-high frequencies; ascent on Fourier coefficients whose step is scaled like the spectrum of
-photographs (1/f), in colours that are uncorrelated in photographs, finds shapes (Olah,
-Mordvintsev & Schubert, Distill 2017, "preconditioning"). Both are the same set of images: only
-the metric differs. A sigmoid keeps every pixel within (0, 1).
+The result of gradient ascent depends on the space of the variables. Ascent on pixels mostly adds
+high frequencies. Ascent on Fourier coefficients, scaled like the spectrum of photographs (1/f), in
+colours that are uncorrelated in photographs, finds shapes (Olah, Mordvintsev & Schubert, Distill
+2017, "preconditioning"). Both spaces describe the same images; only the metric differs. A sigmoid
+keeps every pixel within (0, 1).
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 INITIAL_DEVIATION = 0.01
-"""Standard deviation of the initial noise on the free numbers."""
+"""Standard deviation of the initial noise on the variables."""
 
 FOURIER_GAIN = 0.25
-"""Lucid's constant between the scaled spectrum and the latent image."""
+"""Lucid's factor between the scaled spectrum and the latent image."""
 
 REFERENCE_PX = 224
-"""Side of the images for which step sizes were found."""
+"""Side of the images for which the step sizes were tuned."""
 
 # Square root of the covariance of RGB values over ImageNet (Lucid); rows are R, G, B.
 _COLOUR_ROOT = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
-# An initial image is moved off 0 and 1, whose logits are infinite.
+# Initial images are clamped away from 0 and 1, whose logits are infinite.
 _INIT_MARGIN = 0.01
 
 
 def colour_matrix(like: Tensor) -> Tensor:
-    """`(3, 3)` matrix from uncorrelated colours to RGB, its longest column of length 1."""
+    """Matrix `(3, 3)` from uncorrelated colours to RGB, with its longest column of length 1."""
     root = torch.tensor(_COLOUR_ROOT, dtype=like.dtype, device=like.device)
     longest = root.square().sum(0).sqrt().amax()
     return root / longest
@@ -42,7 +42,7 @@ class Parameterisation(ABC):
 
     Args:
         size: height and width in pixels.
-        decorrelate: take the variable's three channels as uncorrelated colours, not as RGB.
+        decorrelate: the variable's three channels are uncorrelated colours, not RGB.
     """
 
     def __init__(self, size: tuple[int, int], *, decorrelate: bool) -> None:
@@ -69,7 +69,7 @@ class Parameterisation(ABC):
         return latent.sigmoid()
 
     def variable(self, images: Tensor) -> Tensor:
-        """The variable of given images; values within 0.01 of black or white are moved there."""
+        """The variable of given images, clamped to [0.01, 0.99]."""
         latent = images.clamp(_INIT_MARGIN, 1 - _INIT_MARGIN).logit()
         if self.decorrelate:
             latent = _mix(latent, torch.linalg.inv(colour_matrix(latent)))
@@ -93,18 +93,18 @@ class PixelParameterisation(Parameterisation):
 
 
 class FourierParameterisation(Parameterisation):
-    """The variable holds Fourier coefficients, divided by the amplitude photographs have there.
+    """The variable holds Fourier coefficients, divided by their amplitude in photographs.
 
-    `latent = gain · irfft2(variable · max(f, 1/max(H, W))^-decay_power)` with orthonormal
-    transform, `f` in cycles a pixel and `gain = ¼ · (224 / max(H, W))^(decay_power - 1)`: a step
-    then moves the coarsest waves as far in a small image as in a large one. With a decay of 1
-    this is Lucid's.
+    `latent = gain · irfft2(variable · max(f, 1/max(H, W))^-decay_power)` with an orthonormal
+    transform, `f` in cycles per pixel and `gain = ¼ · (224 / max(H, W))^(decay_power - 1)`: a step
+    then changes the coarsest waves as much in a small image as in a large one. With a decay of 1
+    this is Lucid's parameterisation.
 
     Args:
         size: height and width in pixels; either may be odd.
         decorrelate: see `Parameterisation`.
-        decay_power: exponent of the amplitude's fall with frequency; 1 for photographs, more for
-            smoother pictures.
+        decay_power: exponent of the amplitude's fall with frequency; 1 for photographs, larger for
+            smoother images.
     """
 
     def __init__(

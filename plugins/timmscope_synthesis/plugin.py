@@ -1,4 +1,4 @@
-"""What this package offers, listed without importing torch."""
+"""Lists the synthesis techniques without importing torch."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="activation-maximization",
         family="synthesis",
-        summary="An image optimised from noise until the objective is as high as it gets.",
+        summary="An image optimised from noise to maximise the objective.",
         impl="timmscope_synthesis.activation_maximization:ActivationMaximization",
         paper="Olah, Mordvintsev & Schubert, Distill 2017, doi:10.23915/distill.00007",
     )

@@ -1,13 +1,13 @@
-"""Random views: an image must excite the model when it is shifted, scaled and turned a little.
+"""Random views: an image is shifted, scaled and rotated a little before the model sees it.
 
-Without them, ascent ends in patterns tied to the exact pixel raster (Olah, Mordvintsev &
+Without them, gradient ascent ends in patterns tied to the exact pixel grid (Olah, Mordvintsev &
 Schubert, Distill 2017, "transformation robustness"). Lucid pads, jitters, scales, rotates and
-jitters again, resampling each time; here the five steps are composed into one affine map, and
+jitters again, and resamples each time; here the five steps are composed into one affine map, and
 the image is sampled once. Each image of a batch has its own view.
 
-Lucid lets a scaled picture have another size, which its network accepts. Resized back to the
-model's input, the scaling would be undone; so a view is a window of constant size instead, and
-scaling zooms what is seen in it.
+In Lucid a scaled image has another size, which its network accepts. Resizing it back to the model's
+input would undo the scaling; so here a view is a window of constant size, and scaling zooms the
+image inside the window.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 REFERENCE_PX = 224
-"""Side for which the distances in pixels are meant; they scale with the image."""
+"""Image side that distances in pixels refer to; they scale with the image."""
 
 _DRAWS = 6  # jitter y, x; scale; angle; fine jitter y, x
 _GREY = 0.5
@@ -32,8 +32,8 @@ class RandomViews:
 
     Attributes:
         pad_px: grey border on each side.
-        jitter_px: width of the range of the first shift, which crops that much.
-        scale: largest relative change of size; 0.1 for factors from 0.9 to 1.1.
+        jitter_px: width of the range of the first shift; the view is smaller by as much.
+        scale: largest relative change of size; 0.1 means factors from 0.9 to 1.1.
         rotate_deg: largest angle to either side.
         fine_jitter_px: as `jitter_px`, after scaling and rotating.
     """
@@ -52,15 +52,16 @@ class RandomViews:
         )
 
     def draw(self, steps: int, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
-        """Affine maps `(steps, B, 2, 3)` for `functional.affine_grid`, one generator an image."""
+        """Affine maps `(steps, B, 2, 3)` for `functional.affine_grid`, with one generator per
+        image."""
         draws = [torch.rand(steps, _DRAWS, generator=generator) for generator in generators]
         return self.matrices(torch.stack(draws, dim=1) * 2 - 1, size)
 
     def matrices(self, draws: Tensor, size: tuple[int, int]) -> Tensor:
         """Affine maps `(…, 2, 3)` from draws `(…, 6)` in [-1, 1].
 
-        A map takes a place of the view to the place of the image it shows, both in units of half
-        the image's height and width from the centre, x first.
+        A map takes a position in the view to the position in the image that it shows, both relative
+        to the centre in units of half the image's height and width, x first.
         """
         height, width = size
         unit = min(size) / REFERENCE_PX
@@ -68,7 +69,7 @@ class RandomViews:
         angle = math.radians(self.rotate_deg) * draws[..., 3]
         first = draws[..., 0:2] * (self.jitter_px * unit / 2)  # y, x in pixels
         second = draws[..., 4:6] * (self.fine_jitter_px * unit / 2)
-        # What is left of the padded picture after both crops is resized to the image's size.
+        # The padded image after both crops is resized to the image's size.
         border_px = (2 * self.pad_px - self.jitter_px - self.fine_jitter_px) * unit
         cos, sin = angle.cos() / factor, angle.sin() / factor
         half_height, half_width = height / 2, width / 2
@@ -95,7 +96,9 @@ class RandomViews:
 
 
 def view(images: Tensor, matrices: Tensor) -> Tensor:
-    """Images `(B, 3, H, W)` seen through affine maps `(B, 2, 3)`; grey beyond their borders."""
+    """Images `(B, 3, H, W)` resampled by affine maps `(B, 2, 3)`; grey beyond their borders."""
     grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
-    seen = functional.grid_sample(images - _GREY, grid, padding_mode="zeros", align_corners=False)
-    return seen + _GREY
+    sampled = functional.grid_sample(
+        images - _GREY, grid, padding_mode="zeros", align_corners=False
+    )
+    return sampled + _GREY

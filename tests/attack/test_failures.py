@@ -18,7 +18,7 @@ by_title = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.
     ("name", "settings", "says"),
     [
         ("fgsm", {"epsilon": -0.1}, "'epsilon' of fgsm is -0.1: .*greater than or equal to 0"),
-        ("fgsm", {"epsilon": 8}, "pixel values only span 0 to 1: 8/255 is 0.03137"),
+        ("fgsm", {"epsilon": 8}, r"pixel values are in \[0, 1\]: 8/255 is 0.03137"),
         ("fgsm", {"epsilon": float("nan")}, "'epsilon' of fgsm is nan"),
         ("fgsm", {"norm": "l1"}, "'norm' of fgsm is 'l1': .*'linf' or 'l2'"),
         ("pgd", {"steps": 0}, "'steps' of pgd is 0: .*greater than or equal to 1"),

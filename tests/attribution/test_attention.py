@@ -105,7 +105,7 @@ def test_fused_attention_is_back_after_a_failure(case):
         ("swin_tiny_patch4_window7_224?img_size=64", "WindowAttention at layers.0.blocks.0.attn"),
         ("cait_xxs24_224?img_size=64", "not one matrix over all tokens"),
         ("xcit_nano_12_p16_224?img_size=64", "use grad-cam, layer-cam or occlusion"),
-        ("pvt_v2_b0?img_size=64", "not the same from block to block"),
+        ("pvt_v2_b0?img_size=64", "changes between blocks"),
     ],
 )
 def test_models_without_one_attention_are_refused_with_what_to_use(kind, name, words):

@@ -49,7 +49,7 @@ def fid() -> Iterator[Pair]:
 
 def cka() -> Iterator[Pair]:
     """Time the CKA of two layers, debiased and plain, in two passes over two stores."""
-    from timmscope_representation.distances.paired_rows import Aligned
+    from timmscope_representation.distances.paired_rows import PairedRows
     from timmscope_representation.distances.similarity import linear_cka
 
     first = mixture(ROWS, DIM)
@@ -60,7 +60,7 @@ def cka() -> Iterator[Pair]:
         ]
 
         def ours() -> float:
-            return float(linear_cka(Aligned([Rows(layer) for layer in layers]))[1][0, 1])
+            return float(linear_cka(PairedRows([Rows(layer) for layer in layers]))[1][0, 1])
 
         def theirs() -> float:
             x, y = (rows - rows.mean(0, dtype=np.float64) for rows in (first, second))

@@ -9,7 +9,17 @@ import importlib
 import inspect
 from pathlib import Path
 
-PACKAGES = ("timmscope", "timmscope_registry", "timmscope_registry.hooks", "timmscope.testing")
+PACKAGES = (
+    "timmscope",
+    "timmscope_registry",
+    "timmscope_registry.hooks",
+    "timmscope.testing",
+    "timmscope_attribution",
+    "timmscope_synthesis",
+    "timmscope_attack",
+    "timmscope_style",
+    "timmscope_representation",
+)
 FILE = Path(__file__).with_name("public_api.txt")
 
 

@@ -23,7 +23,8 @@ import json, sys, torch, timmscope, timmscope_registry
 assert "site-packages" in timmscope.__file__, timmscope.__file__
 model = timmscope.load_model("random:resnet18?seed=0&img_size=64")
 images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-cam = timmscope.technique("grad-cam")(relu=False)(model, images, "class:3")
+from timmscope_attribution import GradCAM
+cam = GradCAM(relu=False)(model, images, "class:3")
 cam.save(sys.argv[1])
 print(json.dumps({"peak": float(cam.maps.abs().max()), "extra": "skimage" in sys.modules}))
 """
@@ -67,6 +68,8 @@ def test_the_wheel_holds_every_package_its_types_and_data(wheel):
     packages = ["timmscope", "timmscope_registry", *(f"timmscope_{name}" for name in families)]
     for package in packages:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
+    for package in set(packages) - {"timmscope_registry"}:
+        assert f"{package}/__init__.pyi" in names
     assert any(name.startswith("timmscope/demo/") and ".html" in name for name in names)
     assert "timmscope/scaffold/templates/pyproject.toml.j2" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -187,7 +187,7 @@ def test_several_images_have_a_page_each_and_survive_saving(
 def test_wrong_input_is_one_clear_line(model: HookedModel, image: Tensor) -> None:
     with pytest.raises(ParameterError, match="needs images"):
         ActivationMaps(layer="stem")(model)
-    with pytest.raises(ParameterError, match=r"head have one value an image and no map; .*: act"):
+    with pytest.raises(ParameterError, match=r"head have one value per image, not a map; .*: act"):
         ActivationMaps(layer="head")(model, image)
     with pytest.raises(LayerNotFound, match="no layer is called 'stemm'; nearest: stem"):
         ActivationMaps(layer="stemm")(model, image)
@@ -209,7 +209,7 @@ def test_the_command_needs_images_and_a_layer_with_a_grid(
     assert main([*run, cat, "--layer", "layer1", "--units", "0-4", "-o", out]) == 0
     assert "energy" in capsys.readouterr().out
     for wrong, words in (
-        ([cat, "--layer", "fc"], "one value an image"),
+        ([cat, "--layer", "fc"], "one value per image"),
         (["--layer", "layer1"], "needs images"),
         ([cat], "layer"),
         ([cat, "--layer", "layer1", "--units", "64"], "units 0 to 63"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from timmscope_representation.clustering.voronoi_cells import Cells
+from timmscope_representation.clustering.voronoi_cells import VoronoiCells
 
 
-def sorted_into(rows: np.ndarray, count: int, batch: int = 50) -> tuple[Cells, np.ndarray]:
+def sorted_into(rows: np.ndarray, count: int, batch: int = 50) -> tuple[VoronoiCells, np.ndarray]:
     rows = rows.astype(np.float32)
-    cells = Cells(rows, count, 0)
+    cells = VoronoiCells(rows, count, 0)
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     return cells, np.concatenate([cells.sort(part, np.linalg.norm(part, axis=1)) for part in parts])
 

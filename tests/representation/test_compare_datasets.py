@@ -98,7 +98,7 @@ def test_fid_of_fewer_rows_than_units_is_exact_too_and_comes_with_a_warning() ->
     with pytest.warns(UserWarning, match="20 images of array 1 and 30 images of array 2 do not"):
         found = CompareDatasets()([x, y])
     assert found.fid == pytest.approx(expected, rel=1e-9)
-    assert any("trust KID" in note for note in found.notes)
+    assert any("use KID" in note for note in found.notes)
     same = Moments.of(50, [x])
     assert frechet_distance(same, same) == pytest.approx(0, abs=1e-10)
 
@@ -198,7 +198,7 @@ def test_a_set_compared_with_itself_lacks_nothing() -> None:
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
     assert found.density == pytest.approx(1.2)  # k neighbours and the row itself
     assert found.far_ids == [[], []]
-    assert any("50 images of array 2 have an equal one" in note for note in found.notes)
+    assert any("50 images of array 2 equal one of array 1" in note for note in found.notes)
     assert "lacks nothing" in texts(found)
 
 
@@ -405,14 +405,14 @@ def test_wrong_sets_are_one_clear_line() -> None:
         ("k = 5 needs at least 6 images, the array has 5", lambda: CompareDatasets()([x, x[:5]])),
         ("k = 1 needs at least 3 images", lambda: CompareDatasets(k=1)([x, x[:2]])),
         ("all 20 rows of the array are equal", lambda: CompareDatasets()([x, np.ones((20, 3))])),
-        ("powers leave float64's range", lambda: CompareDatasets()([x, x * 1e200])),
-        ("powers leave float64's range", lambda: CompareDatasets()([x, x * 1e60])),
+        ("powers overflow float64", lambda: CompareDatasets()([x, x * 1e200])),
+        ("powers overflow float64", lambda: CompareDatasets()([x, x * 1e60])),
         ("2 of 20 rows .* NaN or infinite .* row 2, row 5", lambda: CompareDatasets()([nan, x])),
-        ("rows up to 8192 long", lambda: CompareDatasets()([np.ones((9, 8193))] * 2)),
+        ("rows of at most 8192 values", lambda: CompareDatasets()([np.ones((9, 8193))] * 2)),
         ("takes no query images", lambda: CompareDatasets()([x, x], "cat.png")),
         ("'k'.*0", lambda: CompareDatasets(k=0)),
         (
-            "sample is 20, it must be larger than k, 50",
+            "sample is 20; it must be larger than k, which is 50",
             lambda: CompareDatasets(k=50, sample=20)([x, x]),
         ),
     ]

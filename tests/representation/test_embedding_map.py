@@ -22,10 +22,10 @@ from PIL import Image
 from timmscope import (
     HookedModel,
     ParameterError,
+    PluginError,
     Rows,
     Store,
     StoreMismatch,
-    TechniqueError,
     load_model,
     load_result,
     mine,
@@ -443,7 +443,7 @@ def test_what_cannot_be_laid_out_is_one_clear_line(
         ),
         (
             ParameterError,
-            "PCA goes by no neighbours",
+            "PCA uses no neighbours",
             lambda: EmbeddingMap(neighbours=5)(digits),
         ),
         (ParameterError, "array is not enough", lambda: EmbeddingMap()(digits, query)),
@@ -531,7 +531,7 @@ def test_a_missing_library_is_named_with_the_way_to_get_it(
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(TechniqueError, match=rf"{package}.*pip install 'timmscope\[embed\]'"):
+    with pytest.raises(PluginError, match=rf"{package}.*pip install 'timmscope\[embed\]'"):
         EmbeddingMap(method=method)(digits)
     assert len(EmbeddingMap()(digits)) == 300
 

@@ -174,7 +174,7 @@ def test_deeper_kernels_are_grey_slices_a_unit_a_row(deep: HookedModel) -> None:
     expected = 0.5 + shown / (2 * shown.abs().max())
     for colour in range(3):
         torch.testing.assert_close(sheet.images[:, colour], expected)
-    assert "of each unit the 2 strongest of 4 input channels" in sheet.note
+    assert "the 2 strongest of 4 input channels of each unit" in sheet.note
     own = Filters(layer="mid", units=(4, 1), slices=2, scale="per-filter")(deep)
     torch.testing.assert_close(own.images[2:, 0], 0.5 + shown[2:] / (2 * shown[2:].abs().max()))
     strong = Filters(layer="mid", order="strength")(deep)
@@ -287,7 +287,7 @@ def test_wrong_sources_are_one_clear_line(lite0: HookedModel) -> None:
         Filters()(lite0, "cat.png")
     pooled = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3, 2))
     without = HookedModel(pooled, mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 2, 2))
-    with pytest.raises(UnsupportedModel, match=r"no 2-d convolution .* 0 \(AvgPool2d\)"):
+    with pytest.raises(UnsupportedModel, match=r"neither a 2-d convolution .* 0 \(AvgPool2d\)"):
         Filters()(without)
     weight = torch.ones(1, 3, 1, 1)
     weight[0, 0] = torch.nan

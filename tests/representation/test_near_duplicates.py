@@ -19,7 +19,7 @@ from timmscope_representation.clustering import (
     radius_groups as close_rows,
 )
 from timmscope_representation.clustering.disjoint_sets import DisjointSets
-from timmscope_representation.clustering.radius_groups import close_groups
+from timmscope_representation.clustering.radius_groups import radius_groups
 from timmscope_representation.row_space import RowSpace
 
 NearDuplicates: Any = technique("near-duplicates")
@@ -83,7 +83,7 @@ def test_groups_are_those_of_all_pairs_in_float64(
         for kind in (np.float32, np.float64):
             given = rows.astype(kind)
             for distance in (0.0, 1e-6, 0.05, 1.0, 3.0):
-                found = close_groups(RowSpace(Rows(given), metric), distance, seed)
+                found = radius_groups(RowSpace(Rows(given), metric), distance, seed)
                 np.testing.assert_array_equal(found, brute_force(given, metric, distance))
 
 
@@ -96,7 +96,7 @@ def test_groups_of_long_rows_are_those_of_all_pairs(
     for seed, make in enumerate([normal, copies, equal, of_all_sizes]):
         rows = make(np.random.default_rng(seed), 200, 50)
         for distance in (0.0, 0.05, 1.0):
-            found = close_groups(RowSpace(Rows(rows), metric), distance, seed)
+            found = radius_groups(RowSpace(Rows(rows), metric), distance, seed)
             np.testing.assert_array_equal(found, brute_force(rows, metric, distance))
 
 
@@ -105,9 +105,9 @@ def test_a_pair_exactly_at_the_distance_counts(monkeypatch: pytest.MonkeyPatch) 
     rng = np.random.default_rng(0)
     rows = 1000.0 * rng.integers(-9, 10, (40, 6)).astype(np.float64)
     rows[20:] = rows[:20] + np.array([3, 4, 0, 0, 0, 0])  # 5 from each other, 1000 from the rest
-    exact = close_groups(RowSpace(Rows(rows), "l2"), 5.0, 0)
+    exact = radius_groups(RowSpace(Rows(rows), "l2"), 5.0, 0)
     assert exact.tolist() == [*range(20), *range(20)]
-    below = close_groups(RowSpace(Rows(rows), "l2"), np.nextafter(5.0, 0), 0)
+    below = radius_groups(RowSpace(Rows(rows), "l2"), np.nextafter(5.0, 0), 0)
     assert below.tolist() == list(range(40))
 
 
@@ -126,7 +126,7 @@ def test_pairs_are_measured_in_portions_and_never_twice_within_a_group(
 
     monkeypatch.setattr(RowSpace, "distances", counted)
     rows = np.repeat(np.random.default_rng(0).normal(size=(2, 16)), 500, 0)
-    found = close_groups(RowSpace(Rows(rows), "cosine"), 0.01, 0)
+    found = radius_groups(RowSpace(Rows(rows), "cosine"), 0.01, 0)
     assert found.tolist() == [0] * 500 + [500] * 500
     assert sum(measured) < 10_000  # of 250,000 close pairs
 
@@ -134,7 +134,7 @@ def test_pairs_are_measured_in_portions_and_never_twice_within_a_group(
 def test_groups_do_not_depend_on_the_seed() -> None:
     rows = copies(np.random.default_rng(0), 400, 12)
     space = RowSpace(Rows(rows), "l2")
-    np.testing.assert_array_equal(close_groups(space, 0.01, 0), close_groups(space, 0.01, 5))
+    np.testing.assert_array_equal(radius_groups(space, 0.01, 0), radius_groups(space, 0.01, 5))
 
 
 def test_disjoint_sets_join_chains_and_stars_to_their_smallest_member() -> None:

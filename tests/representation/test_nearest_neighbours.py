@@ -229,7 +229,7 @@ def test_images_that_have_gone_are_counted_and_their_places_known_elsewhere(
         if path != query:
             os.truncate(path, 50)
     (moved / "extra.png").write_bytes(query.read_bytes())  # not one of the store's
-    with pytest.raises(ParameterError, match="no image but the query itself"):
+    with pytest.raises(ParameterError, match="no image other than the query"):
         NearestNeighbours()(mined, query, model=lite0, location=str(moved))
     query.replace(moved / "renamed.png")
     with pytest.raises(ImageError, match="none of the 24 images of the store can be read"):

@@ -112,7 +112,7 @@ def test_rows_without_components_are_refused() -> None:
         ("all 9000 rows of the array are equal", np.full((9000, 3), 0.1, np.float32), 2),
         ("all 50 rows of the array are equal", np.full((50, 3), 7), 1),
         ("1 of 9 rows of the array hold NaN", np.vstack([np.eye(8), [np.nan] * 8]), 2),
-        (f"up to {MAX_WIDTH} long", np.zeros((3, MAX_WIDTH + 1), np.float16), 2),
+        (f"at most {MAX_WIDTH} values", np.zeros((3, MAX_WIDTH + 1), np.float16), 2),
         ("too large to be squared", generator.normal(size=(9, 3)) * 1e200, 2),
     ]
     for message, rows, count in refusals:

@@ -248,7 +248,7 @@ def test_other_images_under_the_same_names_are_noticed(
         place = tmp_path / f"{kind}.scope"
         made[kind] = mine(model, tmp_path / kind, place, layers=["layer4"], workers=0)
     known = stores["other"].layer("layer4")
-    for kind, words in (("wide", "5 images of wide have other sizes"), ("turned", "Files or")):
+    for kind, words in (("wide", "5 images of wide have another size"), ("turned", "Files or")):
         found = RepresentationalSimilarity()([known, made[kind]])
         assert any(words in note for note in found.notes)
     same = RepresentationalSimilarity()([known, stores["other"]], layer="layer1")
@@ -308,20 +308,20 @@ def test_wrong_layers_are_one_clear_line(stores: dict[str, Store]) -> None:
         ("compares layers with each other, 1 is given", lambda: run(x)),
         ("compares layers with each other, 0 is given", lambda: run([])),
         ("1 is given", lambda: run([stores["all"].layer("layer1")] * 2)),
-        ("at least 4 images that all layers have, there are 3", lambda: run([x[:3], y[:3]])),
+        ("at least 4 images that all layers share, there are 3", lambda: run([x[:3], y[:3]])),
         ("there are 2", lambda: run([stores["all"], stores["some"]], where="name < '04.png'")),
-        ("the array and the array have no images in common.*20 and 19", lambda: run([x, y[:19]])),
-        ("no images in common", lambda: run([stores["all"], x])),
+        ("the array and the array cannot be matched by name: 20 and 19", lambda: run([x, y[:19]])),
+        ("cannot be matched by name", lambda: run([stores["all"], x])),
         ("share no image: the names begin with '00.png' and 'x0.png'",
          lambda: run([stores["all"], stores["other"]])),
         ("3 of 20 rows .* NaN or infinite values: row 1, row 7, row 9", lambda: run([x, nan])),
         ("equal in 2 of 20 images .row 4, row 6.*distance to euclidean", lambda: run([x, dead])),
         ("equal in 20 of 20 images .*and 17 more", lambda: run([x, y[:, :1]])),
-        *(("row 3 is so far from other images in the array that", lambda factor=factor: euclidean(
+        *(("row 3 is so far from the other images in the array", lambda factor=factor: euclidean(
             [x, np.where(np.arange(20)[:, None] == 3, factor, 1) * x]))
             for factor in (1e6, 1e9, 1e20)),
-        ("any two of 20 images are equally far apart", lambda: euclidean([x, np.eye(20)])),
-        ("any two .* equally far", lambda: euclidean([x, np.ones((20, 2))])),
+        ("all distances of 20 images in the array", lambda: euclidean([x, np.eye(20)])),
+        ("all distances .* are equal", lambda: euclidean([x, np.ones((20, 2))])),
         ("the 20 rows of the array are equal, or all but one are",
          lambda: euclidean([x, single])),
         ("takes no query images", lambda: run([x, y], "cat.png")),

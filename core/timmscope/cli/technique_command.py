@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from timmscope.cli import flags, parameters
 from timmscope.cli.names import names
 from timmscope.cli.save_result import default_folder, deliver
-from timmscope.cli.text import plain_text
+from timmscope.cli.text import plain_text, sections
 from timmscope.models import load_model
 from timmscope.techniques.arguments import Argument, call_arguments
 from timmscope_registry import ParameterError
@@ -127,7 +127,7 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in every}
     about = inspect.cleandoc(technique.__doc__ or "")
-    run.__doc__ = plain_text(about.partition("\nArgs:")[0].partition("\nAttributes:")[0].strip())
+    run.__doc__ = plain_text(sections(about)[""])
     return run
 
 

@@ -7,16 +7,29 @@ Help is plain text: markup would have to be parsed, which takes longer than all 
 from __future__ import annotations
 
 import inspect
+import re
+import textwrap
 from collections.abc import Callable
 from typing import ParamSpec
 
 P = ParamSpec("P")
+
+_SECTION = re.compile(
+    r"^(Args|Attributes|Inherited parameters|Paper|Raises|Returns):\n(?=[ ])", re.MULTILINE
+)
 
 
 def plain_help(function: Callable[P, None]) -> Callable[P, None]:
     """Decorate a command so that its docstring reads well as help."""
     function.__doc__ = plain_text(inspect.cleandoc(function.__doc__ or ""))
     return function
+
+
+def sections(docstring: str) -> dict[str, str]:
+    """The sections of a docstring by name, such as `Raises`; `""` is the text before the first."""
+    before, *parts = _SECTION.split(docstring)
+    bodies = (textwrap.dedent(body).strip() for body in parts[1::2])
+    return {"": before.strip(), **dict(zip(parts[::2], bodies, strict=True))}
 
 
 def plain_text(docstring: str) -> str:

@@ -1,1 +1,1 @@
-"""Groups of images: clusters and near-duplicates."""
+"""Clusters and near-duplicates of images."""

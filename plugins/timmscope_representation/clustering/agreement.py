@@ -1,4 +1,4 @@
-"""How well groups agree with labels: purity, normalised mutual information, adjusted Rand index."""
+"""Agreement of clusters with labels: purity, mutual information and Rand index."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from timmscope_representation.optional_packages import require_package
+
 Numbers = npt.NDArray[Any]
 
 
 def contingency(groups: Numbers, labels: Numbers, shape: tuple[int, int]) -> Numbers:
-    """How many members of each group have each label `(groups, labels)`, without codes below 0.
+    """Number of members of each group with each label `(groups, labels)`; negative codes are left
+    out.
 
     Args:
         groups: `(n,)` codes from 0.
@@ -28,38 +31,24 @@ def purity(counts: Numbers) -> float:
     return float(counts.max(1).sum() / counts.sum())
 
 
-def mutual_information(counts: Numbers) -> float:
-    """Mutual information over the mean of both entropies, 0 to 1 (Strehl & Ghosh, JMLR 2002).
+def label_agreement(groups: Numbers, labels: Numbers) -> tuple[float, float]:
+    """Normalised mutual information and adjusted Rand index, by scikit-learn.
 
-    The arithmetic mean, as scikit-learn's default; 1 where there is one group and one label, 0
-    where there is one of either alone.
+    Mutual information is divided by the arithmetic mean of both entropies, as is scikit-learn's
+    default (Strehl & Ghosh, JMLR 2002). The Rand index is adjusted for chance (Hubert & Arabie,
+    Journal of Classification 1985): 1 for equal partitions, near 0 for independent ones.
+
+    Args:
+        groups: `(n,)` codes from 0.
+        labels: `(n,)` codes from 0; negative ones are left out.
+
+    Raises:
+        PluginError: scikit-learn is not installed.
     """
-    shares = counts / counts.sum()
-    rows, columns = shares.sum(1), shares.sum(0)
-    some = shares > 0
-    outer = np.outer(rows, columns)
-    shared = float((shares[some] * np.log(shares[some] / outer[some])).sum())
-    mean = (_entropy(rows) + _entropy(columns)) / 2
-    return 1.0 if mean <= 0 else max(0.0, shared / mean)
+    what = "agreement with labels (mutual information, Rand index)"
+    require_package("sklearn", "scikit-learn", what)
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-
-def adjusted_rand(counts: Numbers) -> float:
-    """Rand index adjusted for chance (Hubert & Arabie, J. Classification 1985, equation 5).
-
-    1 for equal partitions, near 0 for independent ones.
-    """
-    both, rows, columns = (_pairs(part) for part in (counts, counts.sum(1), counts.sum(0)))
-    expected = rows * columns / max(_pairs(counts.sum()), 1.0)
-    highest = (rows + columns) / 2
-    return 1.0 if highest == expected else float((both - expected) / (highest - expected))
-
-
-def _entropy(shares: Numbers) -> float:
-    some = shares[shares > 0]
-    return float(-(some * np.log(some)).sum())
-
-
-def _pairs(counts: Any) -> float:
-    """Pairs of members within the same cell."""
-    counts = np.asarray(counts, np.float64)
-    return float((counts * (counts - 1) / 2).sum())
+    known = labels >= 0
+    pair = labels[known], groups[known]
+    return float(normalized_mutual_info_score(*pair)), float(adjusted_rand_score(*pair))

@@ -1,8 +1,9 @@
-"""Clusters of a layer's rows: what a network holds for alike, group by group."""
+"""Clusters of a layer's rows: groups of images that are similar for a network."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from timmscope import (
     ParameterError,
+    PluginError,
     RepresentationTechnique,
     Result,
     Rows,
@@ -21,12 +23,7 @@ from timmscope import (
     Table,
     csv_text,
 )
-from timmscope_representation.clustering.agreement import (
-    adjusted_rand,
-    contingency,
-    mutual_information,
-    purity,
-)
+from timmscope_representation.clustering.agreement import contingency, label_agreement, purity
 from timmscope_representation.clustering.partition import Partition, hdbscan, kmeans
 from timmscope_representation.display import labels, names, short, thumbnails
 from timmscope_representation.row_space import Metric, RowSpace
@@ -42,27 +39,28 @@ _MOST_BY_DEFAULT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class ImageClusters(Result):
-    """Images in clusters, the largest first, and how they agree with labels.
+    """Clusters of images, the largest first, and their agreement with labels.
 
     Attributes:
         ids: `(n,)` ids of the images.
-        clusters: `(n,)` number of each one's cluster, from 1; 0 is noise.
+        clusters: `(n,)` number of each image's cluster, from 1; 0 is noise.
         distances: `(n,)` float32, to the centroid: cosine (1 - cos) or Euclidean; NaN for noise.
         centroids: `(k, d)`, of length 1 for `cosine`.
-        names: what each image is called.
-        labels: of each, None where there is none.
-        medoids: ids of the images nearest to each centroid, nearest first, ties by id; after the
-            last cluster those that stand for the noise, if there is any.
-        majority: each cluster's most frequent label, None without labels; the noise's after them.
-        purities: share of it among the cluster's labelled images; NaN without.
-        purity: share of all labelled images, noise included, that have their group's majority
-            label; NaN without labels.
-        mutual_information: normalised, of groups and labels; NaN without labels.
-        adjusted_rand: index of groups and labels; NaN without labels.
-        pictures_of: `(shown, 3, t, t)` medoids of the first clusters, or None.
-        source: what was clustered.
-        method: in words.
-        note: what to keep in mind.
+        names: name of each image.
+        labels: label of each image, or None.
+        medoids: for each cluster, ids of the images nearest to its centroid, nearest first, ties by
+            id; if there is noise, a last list with some images of it.
+        majority: most frequent label of each cluster, and of the noise; None without labels.
+        purities: share of that label among the cluster's labelled images; NaN without labels.
+        purity: share of all labelled images, noise included, whose label is the most frequent one
+            of their group; NaN without labels.
+        mutual_information: normalised mutual information of groups and labels; NaN without labels
+            or without scikit-learn.
+        adjusted_rand: adjusted Rand index of groups and labels; NaN likewise.
+        pictures_of: `(shown, 3, t, t)` thumbnails of the medoids of the first clusters, or None.
+        source: description of the clustered rows.
+        method: description of the method.
+        note: remarks on the outcome, or "".
     """
 
     ids: Tensor
@@ -83,16 +81,16 @@ class ImageClusters(Result):
     note: str
 
     def figure(self) -> Figure:
-        """A cluster a row: the images nearest to its centroid."""
+        """One row per cluster: the images nearest to its centroid."""
         if self.pictures_of is None:
             return Table(provenance=self.provenance, rows=self.summary()).figure()
         rows = self._shown()
-        place = {image: at for at, image in enumerate(self.ids.tolist())}
+        position = {image: at for at, image in enumerate(self.ids.tolist())}
         known = any(self.labels)
         titles = []
         for medoids in rows:
             for image in medoids:
-                name, label = short(self.names[place[image]]), self.labels[place[image]]
+                name, label = short(self.names[position[image]]), self.labels[position[image]]
                 titles.append(f"{name}\n{label or '–'}" if known else name)
         heads = []
         for at, facts in enumerate(self.summary()[: len(rows)]):
@@ -104,10 +102,11 @@ class ImageClusters(Result):
             "comes first"
         )
         if known:
+            note += "; percentages: share of the most frequent label"
+        if not bool(torch.isnan(self.adjusted_rand)):
             note += (
-                f"; percentages: share of the most frequent label; normalised mutual information "
-                f"{float(self.mutual_information):.2f}, adjusted Rand index "
-                f"{float(self.adjusted_rand):.2f}"
+                f"; normalised mutual information {float(self.mutual_information):.2f}, "
+                f"adjusted Rand index {float(self.adjusted_rand):.2f}"
             )
         if len(rows) < len(self.medoids):
             note += f"; {len(rows)} of {len(self.medoids)} clusters"
@@ -124,8 +123,8 @@ class ImageClusters(Result):
         return sheet.figure()
 
     def summary(self) -> list[dict[str, Any]]:
-        """A cluster a row: images, medoid, mean distance, majority label and purity; then all."""
-        place = {image: at for at, image in enumerate(self.ids.tolist())}
+        """One row per cluster: images, medoid, mean distance, label and purity; then a total."""
+        position = {image: at for at, image in enumerate(self.ids.tolist())}
         codes = self.clusters.numpy()
         sizes = np.bincount(codes, minlength=len(self.centroids) + 1)
         sums = np.bincount(codes, self.distances.double().numpy(), minlength=len(sizes))
@@ -136,7 +135,7 @@ class ImageClusters(Result):
             row: dict[str, Any] = {
                 "cluster": f"cluster {number}" if number else "noise",
                 "images": int(sizes[number]),
-                "medoid": self.names[place[medoids[0]]] if number else None,
+                "medoid": self.names[position[medoids[0]]] if number else None,
                 "mean_distance": float(sums[number] / sizes[number]) if number else None,
             }
             if known:
@@ -150,7 +149,7 @@ class ImageClusters(Result):
         return rows
 
     def documents(self) -> dict[str, str]:
-        """`clusters.csv`: the summary; `assignments.csv`: every image."""
+        """`clusters.csv` with the summary, and `assignments.csv` with one row per image."""
         ids, codes, distances = (
             part.tolist() for part in (self.ids, self.clusters, self.distances)
         )
@@ -167,7 +166,7 @@ class ImageClusters(Result):
         return {"clusters.csv": csv_text(self.summary()), "assignments.csv": csv_text(rows)}
 
     def _shown(self) -> list[list[int]]:
-        """Medoids in the figure."""
+        """The medoids that the figure shows."""
         return [medoids[:_MEDOIDS_SHOWN] for medoids in self.medoids[:_CLUSTERS_SHOWN]]
 
     def _heading(self) -> str:
@@ -180,38 +179,58 @@ class ImageClusters(Result):
 
 
 class Clusters(RepresentationTechnique):
-    """Clusters of a layer's rows, each shown by the images nearest to its centroid.
+    """Groups a layer's rows into clusters, each shown by the images nearest to its centroid.
 
-    `kmeans` (FAISS) takes any number of images in bounded memory: at most 256 a cluster, drawn by
-    the seed, decide the centroids, then every image goes to the nearest. For `cosine` it is
-    spherical (Dhillon & Modha, 2001). `hdbscan` (Campello, Moulavi & Sander, PAKDD 2013;
-    scikit-learn) finds the number of clusters itself and leaves out what is sparse, as noise; it
-    holds all rows in memory and takes at most 50,000 images.
+    - `kmeans` minimises `Σ_i |x_i − c_k(i)|²` over the centroids c, by FAISS. For `cosine` rows and
+      centroids have length 1 (spherical k-means). It takes any number of images in bounded memory:
+      at most 256 rows per cluster, drawn by the seed, decide the centroids, then every image goes
+      to the nearest.
+    - `hdbscan`, by scikit-learn, finds the number of clusters itself and leaves out sparse parts as
+      noise. It holds all rows in memory and takes at most 50,000 images.
 
     The image nearest to the mean of a cluster is its medoid for squared Euclidean distances. Labels
-    are compared where there are any, and never used: purity grows with the number of clusters, so
-    look at the adjusted Rand index too.
+    are compared where there are any, and never used. `purity = Σ_k max_l n_kl / n` with n_kl images
+    of cluster k and label l; it grows with the number of clusters, so normalised mutual information
+    and the adjusted Rand index are given too, if scikit-learn is installed (extra `embed`).
+
+    Paper:
+        - Dhillon & Modha, "Concept Decompositions for Large Sparse Text Data Using Clustering",
+          Machine Learning 2001: spherical k-means.
+        - Campello, Moulavi & Sander, "Density-Based Clustering Based on Hierarchical Density
+          Estimates", PAKDD 2013: HDBSCAN.
+
+    Raises:
+        ParameterError: a parameter is out of range, there are too few or (HDBSCAN) too many images,
+            or rows are all equal or hold NaN.
+        StoreError: the store cannot be read.
+        LayerNotFound: the store has no such layer.
+        PluginError: HDBSCAN is asked for and scikit-learn is not installed.
     """
 
     method: Literal["kmeans", "hdbscan"] = "kmeans"
-    """How to cluster; `hdbscan` needs the extra `embed`."""
+    """Method of clustering; `hdbscan` needs the extra `embed`."""
     k: int | None = Field(default=None, ge=1)
-    """Clusters of k-means; by default √n for n images, as many as there are images in one, at most
-    256. Rather too many than too few: one too many splits a group in two that are alike, one too
-    few hides a group within another."""
+    """Number of clusters of k-means; by default √n for n images, at most 256. Choose rather too
+    many than too few: one too many splits a group into two similar ones, one too few hides a group
+    in another."""
     metric: Metric = "cosine"
     """Cosine distance (1 - cos) or Euclidean distance."""
     iterations: int = Field(default=25, ge=1)
-    """Iterations of k-means."""
+    """Number of iterations of k-means."""
     restarts: int = Field(default=3, ge=1)
-    """How often k-means begins anew, with other first centroids; the best outcome is kept."""
+    """Number of runs of k-means with other initial centroids; the best run is kept."""
     min_size: int = Field(default=5, ge=2)
-    """Images of a cluster of HDBSCAN at least."""
+    """Smallest number of images in a cluster of HDBSCAN."""
     medoids: int = Field(default=8, ge=1)
-    """Images nearest to each centroid to name; the sheet shows at most eight."""
+    """Number of images nearest to each centroid to list; the sheet shows at most eight."""
 
     def analyse(self, source: Rows, images: Any) -> ImageClusters:
-        """Clusters of a store's layer or an array."""
+        """Clusters of a store's layer or an array.
+
+        Raises:
+            ParameterError: there are too few or too many images, or rows are all equal or hold NaN.
+            PluginError: HDBSCAN is asked for and scikit-learn is not installed.
+        """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         space = RowSpace(source, self.metric)
@@ -219,23 +238,25 @@ class Clusters(RepresentationTechnique):
         medoids, groups = self._medoids(source, found), found.clusters - 1
         noise = found.clusters == 0
         groups = np.where(noise, len(found.centroids), groups)
-        tables = source.labels
-        counts = contingency(groups, tables.codes, (len(medoids), max(len(tables.names), 1)))
+        labelling = source.labels
+        counts = contingency(groups, labelling.codes, (len(medoids), max(len(labelling.names), 1)))
         known = counts.any()
+        notes = [note]
         if (counts.sum(0) > 0).sum() == 1:
-            note = "; ".join(
-                filter(None, [note, "there is one label only, so purity says nothing"])
-            )
+            notes.append("there is one label only, so purity says nothing")
+        mutual_information = rand_index = math.nan
+        if known:
+            try:
+                mutual_information, rand_index = label_agreement(groups, labelling.codes)
+            except PluginError as error:
+                warnings.warn(str(error), stacklevel=2)
+                notes.append(str(error))
         with np.errstate(invalid="ignore"):
             purities = counts.max(1) / counts.sum(1)
         majority = [
-            tables.names[int(row.argmax())] if row.any() else None for row in counts
+            labelling.names[int(row.argmax())] if row.any() else None for row in counts
         ]  # fmt: skip
         shown = [image for row in medoids[:_CLUSTERS_SHOWN] for image in row[:_MEDOIDS_SHOWN]]
-        agreement = [
-            torch.tensor(measure(counts) if known else math.nan, dtype=torch.float64)
-            for measure in (purity, mutual_information, adjusted_rand)
-        ]
         return ImageClusters(
             provenance=self.provenance(**source.facts),
             ids=torch.from_numpy(source.ids),
@@ -247,35 +268,36 @@ class Clusters(RepresentationTechnique):
             medoids=medoids,
             majority=majority,
             purities=torch.from_numpy(purities),
-            purity=agreement[0],
-            mutual_information=agreement[1],
-            adjusted_rand=agreement[2],
+            purity=_scalar(purity(counts) if known else math.nan),
+            mutual_information=_scalar(mutual_information),
+            adjusted_rand=_scalar(rand_index),
             pictures_of=thumbnails(source, shown),
             source=source.title,
             method=method,
-            note=note,
+            note="; ".join(filter(None, notes)),
         )
 
     def _partition(self, space: RowSpace) -> tuple[Partition, str, str]:
-        """The clusters, how they were found, and what to keep in mind."""
+        """The clusters, a description of the method, and a note."""
         rows = space.rows
         metric = "cosine distance" if self.metric == "cosine" else "Euclidean distance"
         if self.method == "hdbscan":
             rows.require(2 * self.min_size, f"hdbscan with min_size = {self.min_size}", "min_size")
-            space.require_spread("there is nothing to tell apart")
+            space.require_spread("there is nothing to separate")
             found = hdbscan(space, self.min_size)
             note = "" if len(found.centroids) else "no part is dense enough to be a cluster"
             return found, f"HDBSCAN, at least {self.min_size} images, {metric}", note
         k = self.k or min(_MOST_BY_DEFAULT, round(math.sqrt(len(rows))))
         rows.require(max(k, 2), f"k-means with k = {k}", "k")
-        space.require_spread("there is nothing to tell apart")
+        space.require_spread("there is nothing to separate")
         found = kmeans(space, k, iterations=self.iterations, restarts=self.restarts, seed=self.seed)
         empty = k - len(found.centroids)
-        note = f"{empty} of {k} clusters stayed empty: fewer rows than that differ" if empty else ""
+        note = f"{empty} of {k} clusters are empty: there are fewer distinct rows" if empty else ""
         return found, f"k-means, k = {k}, {metric}", note
 
     def _medoids(self, rows: Rows, found: Partition) -> list[list[int]]:
-        """Ids of the images nearest to each centroid; of the noise, some from all over it."""
+        """Ids of the images nearest to each centroid; of the noise, some spread evenly over its
+        ids."""
         order = np.lexsort((rows.ids, found.distances, found.clusters))
         starts = np.searchsorted(found.clusters[order], np.arange(len(found.centroids) + 2))
         members = [
@@ -287,6 +309,10 @@ class Clusters(RepresentationTechnique):
             places = np.linspace(0, len(noise) - 1, min(self.medoids, len(noise))).round()
             members.append(noise[places.astype(int)].tolist())
         return members
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _number(value: Tensor) -> float | None:

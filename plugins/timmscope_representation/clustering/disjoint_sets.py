@@ -1,4 +1,4 @@
-"""Disjoint sets of the numbers 0 to n - 1, joined many pairs at a time."""
+"""Disjoint sets of the numbers 0 to n - 1, which join many pairs at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DisjointSets:
         self._parent: Ids = np.arange(count, dtype=np.int64)
 
     def roots(self, members: npt.NDArray[Any] | None = None) -> Ids:
-        """Smallest member of the set of each of some members, by default of all."""
+        """For each of some members, by default all, the smallest member of its set."""
         if members is None:
             members = np.arange(len(self._parent))
         found = self._parent[members]
@@ -32,5 +32,5 @@ class DisjointSets:
             one, other = self.roots(first), self.roots(second)
             apart = one != other
             first, second, one, other = first[apart], second[apart], one[apart], other[apart]
-            # Each root joins the smallest that it meets; what that leaves apart comes next.
+            # Each root joins the smallest one it is paired with; the loop repeats for the others.
             np.minimum.at(self._parent, np.maximum(one, other), np.minimum(one, other))

@@ -1,4 +1,4 @@
-"""Images that are nearly the same to a layer, as groups: what to look through before training."""
+"""Near-duplicates: groups of images that are nearly the same for a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from timmscope import (
     csv_text,
     task,
 )
-from timmscope_representation.clustering.radius_groups import close_groups
+from timmscope_representation.clustering.radius_groups import radius_groups
 from timmscope_representation.display import labels, names, short, thumbnails
 from timmscope_representation.row_space import Metric, RowSpace
 
@@ -33,7 +33,7 @@ Numbers = npt.NDArray[Any]
 _COSINE = 0.05
 _GROUPS_SHOWN, _MEMBERS_SHOWN = 24, 8
 _FETCHED, _AT_ONCE = 1 << 25, 4096
-"""Numbers that are read at a time to measure groups, and pairs that are measured at a time."""
+"""Values read at a time to measure groups, and pairs measured at a time."""
 _UNITS = {"cosine": "cosine distance", "l2": "Euclidean distance"}
 
 
@@ -41,23 +41,24 @@ _UNITS = {"cosine": "cosine distance", "l2": "Euclidean distance"}
 class NearDuplicateGroups(Result):
     """Groups of images in which each is within a distance of another one.
 
-    Members are listed group after group, the largest group first; in a group the image to keep
-    comes first, the others by their distance to it, ties by id.
+    Members are listed group by group, the largest group first; in a group the image to keep comes
+    first, then the others by distance to it, ties by id.
 
     Attributes:
         ids: `(m,)` ids of the images that have a near-duplicate.
-        groups: `(m,)` number of each one's group, from 1.
-        distances: `(m,)` float64, to the first of the group; above `limit` where a chain of others
-            leads there.
+        groups: `(m,)` number of each image's group, from 1.
+        distances: `(m,)` float64, to the first image of the group; above `limit` where only a chain
+            of others connects the two.
         sizes: `(m, 2)` width and height in pixels, or None for an array.
-        names: what each is called.
-        labels: of each, None where there is none.
-        pictures_of: `(shown, 3, t, t)` the first members of the first groups, or None.
-        shown: members of each group among them.
+        names: name of each image.
+        labels: label of each image, or None.
+        pictures_of: `(shown, 3, t, t)` thumbnails of the first members of the first groups, or
+            None.
+        shown: number of thumbnails of each group.
         limit: the largest distance of near-duplicates.
         metric: `cosine` (1 - cos) or `l2`.
-        source: what was looked at.
-        count: how many images were looked at.
+        source: description of the rows.
+        count: number of images compared.
     """
 
     ids: Tensor
@@ -74,7 +75,7 @@ class NearDuplicateGroups(Result):
     count: int
 
     def figure(self) -> Figure:
-        """A group a row: the image to keep, then the others with their distance to it."""
+        """One row per group: the image to keep, then the others with their distance to it."""
         groups = int(self.groups.max()) if len(self.groups) else 0
         if self.pictures_of is None or not groups:
             return Table(provenance=self.provenance, rows=self.summary()).figure()
@@ -94,8 +95,8 @@ class NearDuplicateGroups(Result):
             ]
         note = (
             f"in a row, each image is within {self.limit:g} of another one "
-            f"({_UNITS[self.metric]}); numbers are distances to the first, the largest in pixels; "
-            f"rows show {_MEMBERS_SHOWN} images at most"
+            f"({_UNITS[self.metric]}); numbers are distances to the first image, the largest in "
+            f"pixels; rows show at most {_MEMBERS_SHOWN} images"
         )
         if len(self.shown) < groups:
             note += f", the sheet {len(self.shown)} of {groups} groups"
@@ -112,7 +113,8 @@ class NearDuplicateGroups(Result):
         return sheet.figure()
 
     def summary(self) -> list[dict[str, Any]]:
-        """A group a row: images, the one to keep, the farthest from it, labels; or that none is."""
+        """One row per group: images, image to keep, farthest from it, labels; or that there is
+        none."""
         starts = self._starts()
         rows = []
         for group in range(len(starts) - 1):
@@ -136,7 +138,7 @@ class NearDuplicateGroups(Result):
         return [{"near_duplicates": none}]
 
     def documents(self) -> dict[str, str]:
-        """`near-duplicates.csv`: every image that has one."""
+        """`near-duplicates.csv` with one row per image that has a near-duplicate."""
         sizes = [[None, None]] * len(self.ids) if self.sizes is None else self.sizes.tolist()
         groups, ids = self.groups.tolist(), self.ids.tolist()
         rows = [
@@ -155,7 +157,7 @@ class NearDuplicateGroups(Result):
         return {"near-duplicates.csv": csv_text(rows) if rows else "group\r\n"}
 
     def _starts(self) -> list[int]:
-        """Where each group begins, and the end."""
+        """Start of each group, and the end of the last."""
         counts = torch.bincount(self.groups)[1:] if len(self.groups) else torch.zeros(0)
         return [0, *torch.cumsum(counts, 0).long().tolist()]
 
@@ -167,39 +169,51 @@ class NearDuplicateGroups(Result):
 
 
 class NearDuplicates(RepresentationTechnique):
-    """Images within a distance of each other in a layer, as groups (single linkage).
+    """Groups images whose rows in a layer are within a distance of each other.
 
-    Two images are near-duplicates if their rows are no farther apart than `distance`; a group is
-    what a chain of such pairs connects. The search is exact: every pair is either ruled out by a
-    lower bound or measured in float64. Its memory grows with the number of images, not of pairs.
+    `d(x, y) ≤ distance` makes two images near-duplicates, with `d = 1 − cos(x, y)` or
+    `d = |x − y|`; a group is what a chain of such pairs connects (single linkage). The search is
+    exact: every pair is either ruled out by a lower bound of its distance or measured in float64.
+    Memory grows with the number of images, not of pairs.
 
-    What is near depends on the layer: the later, the more it overlooks. In the last pooled layer of
-    a classifier, photographs scaled to a half, cropped by a twentieth, mirrored or saved again
-    at high quality stay within about 0.05; strong compression may need 0.15.
+    Which images count depends on the layer: later layers ignore more. In the last pooled layer of a
+    classifier, photographs scaled to a half, cropped by a twentieth, mirrored or saved again at
+    high quality stay within about 0.05; strong compression may need 0.15.
+
+    Raises:
+        ParameterError: a parameter is out of range, there are fewer than two images, or rows are
+            all zero, hold NaN or differ too much in size.
+        StoreError: the store cannot be read.
+        LayerNotFound: the store has no such layer.
     """
 
     metric: Metric = "cosine"
     """Cosine distance (1 - cos, from 0 to 2) or Euclidean distance."""
     distance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Largest distance of near-duplicates, included; by default 0.05 for `cosine`. `l2` has no
-    default, since a layer's scale is its own. 0 finds rows that are equal."""
+    """Largest distance of near-duplicates, inclusive; by default 0.05 for `cosine`. `l2` has no
+    default, because every layer has its own scale. 0 finds equal rows."""
 
     @model_validator(mode="after")
     def _known(self) -> NearDuplicates:
         if self.metric == "l2" and self.distance is None:
             raise ValueError(
-                "metric l2 has no default distance, since each layer has its own scale: give one"
+                "metric l2 has no default distance, because every layer has its own scale: set one"
             )
         return self
 
     def analyse(self, source: Rows, images: Any) -> NearDuplicateGroups:
-        """Groups of near-duplicates in a store's layer or an array."""
+        """Groups of near-duplicates in a store's layer or an array.
+
+        Raises:
+            ParameterError: there are fewer than two images, or rows are all zero, hold NaN or
+                differ too much in size.
+        """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         source.require(2, self.title(), "source")
         limit = _COSINE if self.distance is None else self.distance
         space = RowSpace(source, self.metric)
-        members, groups, distances = _ordered(space, close_groups(space, limit, self.seed))
+        members, groups, distances = _ordered(space, radius_groups(space, limit, self.seed))
         ids = source.ids[members]
         pixels = _pixels(source)
         sizes = np.bincount(groups)[1 : _GROUPS_SHOWN + 1] if len(groups) else np.empty(0, int)
@@ -214,9 +228,7 @@ class NearDuplicates(RepresentationTechnique):
             ids=torch.from_numpy(ids),
             groups=torch.from_numpy(groups),
             distances=torch.from_numpy(distances),
-            sizes=None
-            if (pixels := _pixels(source)) is None
-            else torch.from_numpy(pixels[members]),
+            sizes=None if pixels is None else torch.from_numpy(pixels[members]),
             names=names(source, ids),
             labels=labels(source, members),
             pictures_of=thumbnails(source, ids[first]) if first else None,
@@ -234,11 +246,11 @@ def _pixels(rows: Rows) -> Numbers | None:
 
 
 def _ordered(space: RowSpace, first: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Members of groups of at least two in order: places, groups from 1, distances to the first.
+    """Members of groups of at least two in order: positions, groups from 1, distances to the first.
 
     Args:
         space: the rows.
-        first: `(n,)`, place of the first row of each row's group.
+        first: `(n,)`, position of the first row of each row's group.
     """
     counts = np.bincount(first, minlength=len(first))
     members = np.flatnonzero(counts[first] > 1)
@@ -252,14 +264,14 @@ def _ordered(space: RowSpace, first: Numbers) -> tuple[Numbers, Numbers, Numbers
     area = np.zeros(len(members)) if pixels is None else pixels[members].astype(np.int64).prod(1)
     best = np.lexsort((members, -area, groups))[np.flatnonzero(changes)]
     keep = members[best][groups - 1]
-    distances = _apart(space, members, keep)
-    distances[members == keep] = -1  # before those that equal it
+    distances = _distances(space, members, keep)
+    distances[members == keep] = -1  # so that it sorts before rows that equal it
     order = np.lexsort((members, distances, groups))
     return members[order], groups, np.maximum(distances[order], 0)
 
 
-def _apart(space: RowSpace, members: Numbers, others: Numbers) -> Numbers:
-    """Distance `(m,)` of each member to its counterpart; rows are read in order of id."""
+def _distances(space: RowSpace, members: Numbers, others: Numbers) -> Numbers:
+    """Distances `(m,)` of members to others, one by one; rows are read in order of id."""
     distances = np.empty(len(members))
     order = np.argsort(members, kind="stable")
     size = max(1, _FETCHED // (2 * space.rows.dim))

@@ -1,4 +1,4 @@
-"""Clusters of rows: k-means by FAISS in bounded memory, HDBSCAN by scikit-learn."""
+"""Partitions of rows: k-means by FAISS in bounded memory, HDBSCAN by scikit-learn."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from timmscope import ParameterError, PluginError, task
+from timmscope import ParameterError, task
+from timmscope_representation.optional_packages import require_package
 from timmscope_representation.row_space import RowSpace
 
 Numbers = npt.NDArray[Any]
 
 POINTS_PER_CLUSTER = 256
-"""Rows for each cluster that decide the centroids; FAISS's own limit."""
+"""Rows per cluster that decide the centroids; FAISS's own limit."""
 _HELD = 1 << 26
-"""Numbers that are kept in memory rather than read twice: 256 MiB."""
+"""Largest number of values kept in memory rather than read twice: 256 MiB."""
 _DENSITY_ROWS = 50_000
 _BATCH = 4096
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Rows in clusters, the largest first.
+    """A partition of rows into clusters, the largest first.
 
     Attributes:
         clusters: `(n,)` number of each row's cluster, from 1; 0 is noise.
-        distances: `(n,)` float32, to its cluster's centroid in the metric's units; NaN for noise.
+        distances: `(n,)` float32, to the row's centroid in the metric's units; NaN for noise.
         centroids: `(k, d)` float64, of length 1 for `cosine`.
     """
 
@@ -40,15 +41,15 @@ class Partition:
 def kmeans(space: RowSpace, k: int, *, iterations: int, restarts: int, seed: int) -> Partition:
     """k-means (Lloyd) by FAISS; spherical for `cosine` (Dhillon & Modha, 2001).
 
-    Centroids come from at most 256 rows a cluster, drawn by the seed; then every row goes to the
-    nearest one. Clusters that stay empty are left out.
+    At most 256 rows per cluster, drawn by the seed, decide the centroids; then every row goes to
+    the nearest one. Empty clusters are left out.
 
     Args:
         space: at least `k` rows, and their metric.
-        k: clusters.
-        iterations: of Lloyd's algorithm.
-        restarts: how often to begin anew; the lowest objective wins.
-        seed: of the sample and of the first centroids.
+        k: number of clusters.
+        iterations: number of iterations of Lloyd's algorithm.
+        restarts: number of runs; the one with the lowest objective is kept.
+        seed: seed of the sample and of the initial centroids.
     """
     import faiss
 
@@ -85,32 +86,29 @@ def kmeans(space: RowSpace, k: int, *, iterations: int, restarts: int, seed: int
         codes[part] = index.search(values, 1)[1][:, 0]
         distances[part] = _to_centroid(space, values, centroids[codes[part]])
         at += len(values)
-    return _ranked(codes, distances, centroids + origin)
+    return _ordered(codes, distances, centroids + origin)
 
 
 def hdbscan(space: RowSpace, fewest: int) -> Partition:
-    """HDBSCAN (Campello, Moulavi & Sander, PAKDD 2013) by scikit-learn, of all rows in memory.
+    """HDBSCAN (Campello, Moulavi & Sander, PAKDD 2013) by scikit-learn, with all rows in memory.
 
-    Centroids are the means of the clusters, for `cosine` of length 1.
+    Centroids are the means of the clusters, for `cosine` scaled to length 1.
 
     Args:
         space: the rows and their metric; `cosine` clusters rows of length 1 by Euclidean distance.
-        fewest: rows of a cluster at least.
+        fewest: smallest number of rows in a cluster.
 
     Raises:
-        PluginError: scikit-learn is missing.
+        PluginError: scikit-learn is not installed.
         ParameterError: there are too many rows.
     """
-    try:
-        from sklearn.cluster import HDBSCAN
-    except ImportError as error:
-        raise PluginError(
-            "method 'hdbscan' needs scikit-learn: python -m pip install 'timmscope[embed]'"
-        ) from error
+    require_package("sklearn", "scikit-learn", "method 'hdbscan'")
+    from sklearn.cluster import HDBSCAN
+
     rows = space.rows
     if len(rows) > _DENSITY_ROWS:
         raise ParameterError(
-            f"hdbscan compares all pairs of images, at most {_DENSITY_ROWS} of them, and "
+            f"hdbscan compares all pairs, so it takes at most {_DENSITY_ROWS} images, and "
             f"{rows.title} has {len(rows)}: choose some with where=, or use method='kmeans'",
             parameter="method",
         )
@@ -129,24 +127,24 @@ def hdbscan(space: RowSpace, fewest: int) -> Partition:
     for start in range(0, len(rows), _BATCH):
         some = start + np.flatnonzero(codes[start : start + _BATCH] >= 0)
         distances[some] = _to_centroid(space, values[some], centroids[codes[some]])
-    return _ranked(codes, distances, centroids + origin)
+    return _ordered(codes, distances, centroids + origin)
 
 
 def _to_centroid(space: RowSpace, values: Numbers, centroids: Numbers) -> Numbers:
-    """Distance of each row to its centroid; by differences, since products lose small ones."""
+    """Distance of each row to its centroid; by differences, because products lose small ones."""
     gaps = values - centroids
     squares = np.einsum("ij,ij->i", gaps, gaps)
     return np.asarray(squares / 2 if space.metric == "cosine" else np.sqrt(squares))
 
 
-def _ranked(codes: Numbers, distances: Numbers, centroids: Numbers) -> Partition:
-    """Clusters that have members, the largest first; of equal ones that with the first row."""
+def _ordered(codes: Numbers, distances: Numbers, centroids: Numbers) -> Partition:
+    """The partition without empty clusters, the largest first; ties in order of their first row."""
     sizes = np.bincount(codes[codes >= 0], minlength=len(centroids))
     first = np.full(len(centroids), len(codes))
     some = np.flatnonzero(codes >= 0)
     np.minimum.at(first, codes[some], some)
     order = np.lexsort((first, -sizes))
     order = order[sizes[order] > 0]
-    rank = np.zeros(len(centroids) + 1, np.int64)  # the last is noise, -1
+    rank = np.zeros(len(centroids) + 1, np.int64)  # the last entry is for noise, code -1
     rank[order] = np.arange(1, len(order) + 1)
     return Partition(rank[codes], distances, centroids[order])

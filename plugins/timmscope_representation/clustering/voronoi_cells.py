@@ -1,8 +1,9 @@
-"""Cells of a space around centres, and which of them hold rows that may be near each other.
+"""Voronoi cells around centres, and which of them may hold rows near each other.
 
 Along the line through the centres of two cells, a row `x` of cell `i` and a row `y` of cell `j` are
-`(x @ (c_i - c_j) + y @ (c_j - c_i)) / |c_i - c_j|` apart, and no nearer than that in all. So the
-least of these products in either cell bounds the distance of all their rows.
+`(x @ (c_i - c_j) + y @ (c_j - c_i)) / |c_i - c_j|` apart, and their distance is at least that. So
+the smallest `x @ (c_i - c_j)` of cell `i` and the smallest `y @ (c_j - c_i)` of cell `j` give a
+lower bound for all pairs of their rows.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import numpy.typing as npt
 Numbers = npt.NDArray[Any]
 
 _ITERATIONS = 3
-"""Of k-means: the centres need not be the best."""
+"""Iterations of k-means: the centres need not be optimal."""
 
 
-class Cells:
+class VoronoiCells:
     """Cells that rows are sorted into, batch by batch.
 
     Args:
-        sample: rows `(m, d)` float32 to put the centres among, at least as many as there are cells.
+        sample: rows `(m, d)` float32 to compute the centres from, at least as many as cells.
         count: number of cells.
-        seed: of the centres.
+        seed: seed of the centres.
     """
 
     def __init__(self, sample: Numbers, count: int, seed: int) -> None:
@@ -39,11 +40,11 @@ class Cells:
         self._longest = np.zeros(count)
 
     def sort(self, rows: Numbers, lengths: Numbers) -> npt.NDArray[np.int64]:
-        """Number of each row's cell `(b,)`.
+        """Number `(b,)` of the cell of each row.
 
         Args:
             rows: `(b, d)` float32.
-            lengths: `(b,)`, theirs.
+            lengths: `(b,)`, the lengths of the rows.
         """
         products = rows @ self._centres.T
         own: npt.NDArray[np.int64] = (products - self._halves).argmax(1)
@@ -55,14 +56,14 @@ class Cells:
         return own
 
     def near(self, distance: float) -> npt.NDArray[np.bool_]:
-        """Which two cells may hold rows within a distance: `(cells, cells)`.
+        """Which pairs of cells may hold rows within a distance: `(cells, cells)`.
 
-        It allows for the rounding of products of `d` float32 numbers.
+        It allows for the rounding of products of `d` float32 values.
         """
         centres = self._centres.astype(np.float64)
         squares = np.einsum("ij,ij->i", centres, centres)
-        apart = np.sqrt(np.maximum(squares[:, None] + squares - 2 * centres @ centres.T, 0))
-        reach = distance * apart
+        gaps = np.sqrt(np.maximum(squares[:, None] + squares - 2 * centres @ centres.T, 0))
+        reach = distance * gaps
         longest = self._longest + self._longest[:, None]
         rounding = (centres.shape[1] + 8) * 2.0**-22 * np.sqrt(squares.max())
         largest = self._largest.astype(np.float64)

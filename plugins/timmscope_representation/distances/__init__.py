@@ -1,1 +1,1 @@
-"""How far apart images, layers and data sets are."""
+"""Distances between images, layers and data sets."""

@@ -1,4 +1,4 @@
-"""Two data sets as one layer sees them: how far apart, and which images make the difference."""
+"""Comparison of two data sets in one layer: distances, and the images that differ most."""
 
 from __future__ import annotations
 
@@ -29,56 +29,82 @@ from timmscope_representation.names import store_names
 
 _THUMBNAIL_PX = 128
 _POINTS = 2000
-"""Images of each set that are drawn as points."""
+"""Largest number of images of each set drawn as points."""
 _WIDEST = 8192
-"""Longest rows: each of several covariances takes 0.5 GB."""
+"""Longest rows: each of several covariance matrices takes 0.5 GB."""
 _FEWEST = 3
-"""Rows that the jackknife of KID needs of each set."""
+"""Smallest number of rows of each set for the jackknife of KID."""
 
 
 class CompareDatasets(RepresentationTechnique):
-    """How far two data sets are apart as one layer sees them, and where they differ.
+    """Measures the distance of two data sets in one layer, and shows where they differ.
 
-    The first store is the reference, such as real images; the second is judged by it, such as
+    The first store is the reference, such as real images; the second is compared with it, such as
     synthetic ones. Both hold the same layer of the same model, with the same preprocessing.
 
-    - FID (Heusel et al., NeurIPS 2017): Fréchet distance of Gaussians, from the mean and covariance
-      of all rows. It is biased by the number of images: compare only between sets of equal size.
-    - KID (Bińkowski et al., ICLR 2018): unbiased MMD² with the kernel `(x·y / d + 1)³` over all
-      pairs of `sample` images, with its jackknife standard error.
-    - Precision and recall (Kynkäänniemi et al., NeurIPS 2019), density and coverage (Naeem et al.,
-      ICML 2020), by k nearest neighbours among the same images.
+    - FID: `|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½)`, the Fréchet distance of Gaussians with the mean
+      and covariance of all rows. Its bias depends on the number of images: compare only sets of
+      equal size.
+    - KID: `E k(x, x') + E k(y, y') − 2 E k(x, y)`, the unbiased squared maximum mean discrepancy
+      (MMD²) with the kernel `k(x, y) = (x·y / d + 1)³`, over all pairs of `sample` images, with its
+      jackknife standard error.
+    - Precision and recall, density and coverage: by neighbourhoods that reach to the k-th nearest
+      neighbour, among the same images.
 
-    Published values come from the pool3 layer of Inception-v3 (2,048 units, weights of 2015):
-    numbers of other features cannot be compared with them, only with each other.
+    Published values come from the pool3 layer of Inception-v3 (2,048 units, weights of 2015).
+    Values of other features can be compared with each other only.
+
+    Paper:
+        - Heusel, Ramsauer, Unterthiner, Nessler & Hochreiter, "GANs Trained by a Two Time-Scale
+          Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017, arXiv:1706.08500: FID.
+        - Bińkowski, Sutherland, Arbel & Gretton, "Demystifying MMD GANs", ICLR 2018,
+          arXiv:1801.01401: KID.
+        - Kynkäänniemi, Karras, Laine, Lehtinen & Aila, "Improved Precision and Recall Metric for
+          Assessing Generative Models", NeurIPS 2019, arXiv:1904.06991.
+        - Naeem, Oh, Uh, Choi & Yoo, "Reliable Fidelity and Diversity Metrics for Generative
+          Models", ICML 2020, arXiv:2002.09797: density and coverage.
+
+    Raises:
+        ParameterError: a parameter is out of range, there are not two sets, or their rows are too
+            few, too long, too large, all equal or hold NaN.
+        StoreMismatch: the stores hold different features.
+        StoreError: a store cannot be read.
+        LayerNotFound: a store has no such layer.
     """
 
     reads: ClassVar[str] = "stores"
     one_layer: ClassVar[bool] = True
 
     k: int = Field(default=5, ge=1)
-    """Neighbours that make a neighbourhood, for precision, recall, density and coverage."""
+    """Number of neighbours in a neighbourhood, for precision, recall, density and coverage."""
     sample: int = Field(default=10_000, ge=_FEWEST)
-    """Images of each set, drawn by the seed, that all measures but FID are computed from."""
+    """Number of images of each set, drawn by the seed, for all measures but FID."""
     examples: int = Field(default=8, ge=1, le=64)
-    """Images of each set to name that are farthest from the other; the figure shows eight."""
+    """Number of images of each set to list that are farthest from the other; the figure shows
+    eight."""
 
     def analyse(self, source: list[Rows], images: Any) -> DatasetComparison:
-        """Compare two sets of rows."""
+        """Compare two sets of rows.
+
+        Raises:
+            ParameterError: there are not two sets, or their rows are too few, too long, too large,
+                all equal or hold NaN.
+            StoreMismatch: the stores hold different features.
+        """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         pair = self._pair(source)
         titles = store_names(pair)
         moments = [_moments(rows, title) for rows, title in zip(pair, titles, strict=True)]
-        # By seeds of their own: where one set was made from the other, image by image, the same
-        # places of both would be anything but independent.
+        # With two seeds: where one set was made from the other, image by image, samples of the same
+        # positions would not be independent.
         ids = [rows.sample(self.sample, self.seed + side) for side, rows in enumerate(pair)]
         first, second = (rows.take(drawn) for rows, drawn in zip(pair, ids, strict=True))
         total = 2 * len(first) + len(second)
         with (
             task("comparing pairs", total=total) as advance,
             np.errstate(over="ignore", invalid="ignore"),
-        ):  # what is not finite is refused afterwards
+        ):  # values that are not finite are refused below
             distances = set_distances(first, second, self.k, advance)
         if not np.isfinite(distances.kid_error):
             raise _too_large(*pair)
@@ -112,7 +138,7 @@ class CompareDatasets(RepresentationTechnique):
         )
 
     def _pair(self, source: list[Rows]) -> list[Rows]:
-        """Exactly two sets of rows that may be compared."""
+        """The two sets of rows, if they may be compared."""
         if len(source) != 2:
             raise ParameterError(
                 f"{self.title()} compares two stores, a reference and another; "
@@ -128,19 +154,20 @@ class CompareDatasets(RepresentationTechnique):
             )
         if first.dim != second.dim:
             raise ParameterError(
-                f"the sets have rows of {first.dim} and of {second.dim} values: they are no rows "
-                "of the same features",
+                f"the sets have rows of {first.dim} and of {second.dim} values, so they hold "
+                "different features",
                 parameter="source",
             )
         if first.dim > _WIDEST:
             raise ParameterError(
-                f"FID is computed of rows up to {_WIDEST} long, those of {first.title} are "
+                f"FID takes rows of at most {_WIDEST} values, those of {first.title} have "
                 f"{first.dim}: choose another layer, or fewer columns",
                 parameter="source",
             )
         if self.sample <= self.k:
             raise ParameterError(
-                f"sample is {self.sample}, it must be larger than k, {self.k}", parameter="sample"
+                f"sample is {self.sample}; it must be larger than k, which is {self.k}",
+                parameter="sample",
             )
         for rows in source:
             rows.require(max(self.k + 1, _FEWEST), f"{self.title()} with k = {self.k}", "k")
@@ -153,7 +180,7 @@ class CompareDatasets(RepresentationTechnique):
         ids: list[Numbers],
         distances: SetDistances,
     ) -> Iterator[str]:
-        """What to keep in mind about the numbers."""
+        """Remarks on the numbers."""
         yield (
             f"Published FIDs and KIDs are of the pool3 layer of Inception-v3. Those of "
             f"{'arrays' if pair[0].layer is None else pair[0].layer.name} cannot be compared "
@@ -166,8 +193,8 @@ class CompareDatasets(RepresentationTechnique):
         ]
         if small:
             note = (
-                f"{' and '.join(small)} do not span {pair[0].dim} units: a covariance is not of "
-                "full rank and FID far too high; trust KID"
+                f"{' and '.join(small)} do not span {pair[0].dim} units: a covariance lacks full "
+                "rank, and FID is far too high; use KID"
             )
             warnings.warn(note, stacklevel=2)
             yield f"{note}."
@@ -177,8 +204,8 @@ class CompareDatasets(RepresentationTechnique):
         shared = int((distances.distances[1] == 0).sum())
         if shared:
             yield (
-                f"{shared} images of {titles[1]} have an equal one among those of {titles[0]}: "
-                "KID takes the sets for independent and comes out too low."
+                f"{shared} images of {titles[1]} equal one of {titles[0]}: KID assumes independent "
+                "sets, and is too low."
             )
         versions = [rows.layer.store.manifest.versions for rows in pair if rows.layer is not None]
         changed = [
@@ -197,15 +224,15 @@ def _features(rows: Rows) -> str:
 
 
 def _differences(first: Rows, second: Rows) -> list[str]:
-    """What makes rows of two stores no rows of the same features, one line each.
+    """Differences that make the features of two stores incomparable, one line each.
 
-    Folded batch norms, memory format, batch size and versions are no such thing: the pass keeps
-    them equal to 1e-5.
+    Folded batch norms, memory format, batch size and versions do not count: features then agree to
+    1e-5.
     """
     if first.layer is None or second.layer is None:
         return []
-    one, two = (dict(_making(rows)) for rows in (first, second))
-    if one["weights"] != two["weights"]:  # all else follows from that
+    one, two = (dict(_feature_facts(rows)) for rows in (first, second))
+    if one["weights"] != two["weights"]:  # all other differences follow from that
         one, two = ({key: facts[key] for key in ("model", "weights")} for facts in (one, two))
     else:
         del one["model"]  # the same weights may have several names
@@ -216,7 +243,7 @@ def _differences(first: Rows, second: Rows) -> list[str]:
     ]
 
 
-def _making(rows: Rows) -> Iterator[tuple[str, Any]]:
+def _feature_facts(rows: Rows) -> Iterator[tuple[str, Any]]:
     assert rows.layer is not None
     manifest, record = rows.layer.store.manifest, rows.layer.record
     yield "model", manifest.model.id
@@ -224,7 +251,7 @@ def _making(rows: Rows) -> Iterator[tuple[str, Any]]:
     yield "layer", record.name
     yield "shape", list(record.shape)
     yield "precision", manifest.precision
-    # As JSON: a manifest of this process has tuples where one that was read has lists.
+    # As JSON, because a manifest of this process has tuples where one from a file has lists.
     yield from manifest.model.model_dump(mode="json")["preprocessing"].items()
 
 
@@ -234,7 +261,7 @@ def _short(value: Any) -> str:
 
 
 def _plane(moments: list[Moments], sets: list[Numbers]) -> tuple[Numbers, list[float]]:
-    """Rows of both sets in the plane of the largest variance of all, and the shares it holds."""
+    """Rows of both sets in the plane of their largest common variance, and its share by axis."""
     both = Moments(len(moments[0].mean))
     for each in moments:
         both.merge(each)
@@ -249,9 +276,9 @@ def _plane(moments: list[Moments], sets: list[Numbers]) -> tuple[Numbers, list[f
 def _farthest(
     ids: list[Numbers], distances: SetDistances, count: int
 ) -> tuple[list[Numbers], list[Numbers], list[Numbers]]:
-    """Of each set the images farthest from the other, their nearest there, and how far it is.
+    """For each set the ids farthest from the other set, their nearest ids there, and the distances.
 
-    Those that the other set has too are never far.
+    Images that the other set holds too are left out.
     """
     rows = [
         np.argsort(-gaps, kind="stable")[: min(count, np.count_nonzero(gaps))]
@@ -265,7 +292,7 @@ def _farthest(
 def _pictures(
     pair: list[Rows], far: list[Numbers], near: list[Numbers], notes: list[str]
 ) -> torch.Tensor | None:
-    """Far images and the nearest of the other set, `(2, 2, e, 3, t, t)`, where there are any."""
+    """Thumbnails `(2, 2, e, 3, t, t)` of far images and the nearest of the other set, or None."""
     if not all(rows.has_pictures for rows in pair) or not any(map(len, far)):
         return None
     size = (max(map(len, far)), 3, _THUMBNAIL_PX, _THUMBNAIL_PX)
@@ -279,7 +306,7 @@ def _pictures(
                 shown[side, row, : len(wanted)] = found
     except ImageError as error:
         warnings.warn(f"no images are shown: {error}", stacklevel=2)
-        notes.append("The images were not where they had been, so none are shown.")
+        notes.append("No images are shown, because some are no longer at their location.")
         return None
     return shown
 
@@ -291,7 +318,7 @@ def _moments(rows: Rows, title: str) -> Moments:
         raise _too_large(rows)
     if moments.constant:
         raise ParameterError(
-            f"all {len(rows)} rows of {rows.title} are equal: nothing can be compared; "
+            f"all {len(rows)} rows of {rows.title} are equal, so they cannot be compared; "
             "choose another layer",
             parameter="layer",
         )
@@ -301,6 +328,6 @@ def _moments(rows: Rows, title: str) -> Moments:
 def _too_large(*sets: Rows) -> ParameterError:
     return ParameterError(
         f"values of {' or '.join(rows.title for rows in sets)} are so large that their powers "
-        "leave float64's range: scale the rows",
+        "overflow float64: scale the rows",
         parameter="source",
     )

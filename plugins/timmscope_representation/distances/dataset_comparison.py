@@ -1,4 +1,4 @@
-"""`DatasetComparison`: how far apart two data sets are, in numbers and by their odd ones out."""
+"""`DatasetComparison`: the distance of two data sets, and the images that differ most."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetComparison(Result):
-    """Two data sets beside each other, as one layer sees them: a reference and another.
+    """Comparison of two data sets in one layer: a reference and another set.
 
-    Lists of two belong to the reference and the other set.
+    Lists of two are for the reference and the other set.
 
     Attributes:
-        titles: what the sets are called.
-        features: what was compared: layer, model, length of a row.
-        images: images of each set, all of which enter `fid`.
-        sampled: images of each set that enter the other measures.
-        k: neighbours of precision, recall, density and coverage.
+        titles: names of the sets.
+        features: description of the features: layer, model, length of a row.
+        images: number of images of each set, all of which enter `fid`.
+        sampled: number of images of each set that enter the other measures.
+        k: number of neighbours for precision, recall, density and coverage.
         fid: Fréchet distance of the Gaussians with the sets' moments.
         kid: squared maximum mean discrepancy, unbiased, so it may be below zero.
         kid_error: its standard error.
         precision: share of the other set within the reference's manifold.
         recall: share of the reference within the other set's manifold.
-        density: neighbourhoods of the reference around an image of the other set, over k.
+        density: mean number of the reference's neighbourhoods around an image of the other set,
+            divided by k.
         coverage: share of the reference's neighbourhoods that hold an image of the other set.
-        notes: what to keep in mind about the numbers.
-        points: `(s, 2)` of some images in the plane of the largest common variance, the reference's
-            `shown[0]` first.
-        shown: how many points each set has.
+        notes: remarks on the numbers.
+        points: `(s, 2)`, some images in the plane of the largest common variance, first `shown[0]`
+            of the reference.
+        shown: number of points of each set.
         explained: share of the variance along the two axes.
-        far_ids: of each set, the images farthest from all of the other, farthest first.
-        far_names: their names.
-        far_distances: how far each is from the nearest image of the other set.
-        nearest_names: that nearest image.
-        pictures_of: `(2, 2, e, 3, t, t)` thumbnails: of each set, the far images and the nearest of
-            the other; grey where there are fewer than e. None where there are no pictures.
+        far_ids: for each set, ids of the images farthest from the other set, farthest first.
+        far_names: names of these images.
+        far_distances: their distances to the nearest image of the other set.
+        nearest_names: names of those nearest images.
+        pictures_of: `(2, 2, e, 3, t, t)` thumbnails: for each set, the far images and the nearest
+            of the other; grey where there are fewer than e. None without images.
     """
 
     titles: list[str]
@@ -68,13 +69,13 @@ class DatasetComparison(Result):
     pictures_of: Tensor | None = None
 
     def figure(self) -> Figure:
-        """The measures, both sets in a plane, and the images of each that the other lacks."""
+        """The measures, both sets in a plane, and the images of each set that the other lacks."""
         from timmscope_representation.distances.dataset_figure import dataset_figure
 
         return dataset_figure(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """A measure a row."""
+        """One row per measure."""
         first, second = self.titles
         return [
             {
@@ -93,19 +94,19 @@ class DatasetComparison(Result):
                 "measure": "precision",
                 "value": self.precision,
                 "error": None,
-                "meaning": f"share of {second} that is like {first}",
+                "meaning": f"share of {second} inside the manifold of {first}",
             },
             {
                 "measure": "recall",
                 "value": self.recall,
                 "error": None,
-                "meaning": f"share of {first} that is like {second}",
+                "meaning": f"share of {first} inside the manifold of {second}",
             },
             {
                 "measure": "density",
                 "value": self.density,
                 "error": None,
-                "meaning": f"how densely {first} lies around {second}; near 1: equal",
+                "meaning": f"density of {first} around {second}; near 1: equal",
             },
             {
                 "measure": "coverage",
@@ -116,7 +117,7 @@ class DatasetComparison(Result):
         ]
 
     def documents(self) -> dict[str, str]:
-        """`measures.csv`, and `farthest.csv` with the images that the other set lacks."""
+        """`measures.csv`, and `farthest.csv` with the images of each set that the other lacks."""
         far = [
             {
                 "set": title,

@@ -1,4 +1,4 @@
-"""Two data sets beside each other: their measures, both in a plane, and what either one lacks."""
+"""The figure of a data-set comparison: measures, both sets in a plane, and far images."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 
 _PAGE = 10.2
 _SIDE = 1.05
-"""Room at the left for what a row of pictures is."""
+"""Width of the row labels at the left."""
 _PLOT_W, _PLOT_H = 3.6, 2.5
 _AXIS_LEFT, _AXIS_BELOW = 0.5, 0.4
 _STEP = line_height(LABEL_PT) + 0.12
 _NAME = 0.8
-"""Room for a set's name in a measure's meaning."""
+"""Width of a set's name in the meaning of a measure."""
 _COLUMNS = 8
 _CELL = (_PAGE - 2 * MARGIN_IN - _SIDE - (_COLUMNS - 1) * GAP_IN) / _COLUMNS
 _CAPTIONS = (line_height(SMALL_PT, 2) + 0.12, line_height(SMALL_PT) + 0.3)
-"""Below far images: name and distance; below the nearest ones: name, then room."""
+"""Heights below far images (name and distance) and nearest ones (name, then space)."""
 _LISTED = 8
 _LINE = line_height(LABEL_PT) + 0.04
 
 
 def dataset_figure(result: DatasetComparison) -> Figure:
-    """Measures and points above, below them each set's images that the other has nothing like."""
+    """Measures and points above, below them the images of each set that the other lacks."""
     room = _PAGE - 2 * MARGIN_IN
     first, second = result.titles
-    heading = fit(f"{second} beside {first}", room, TITLE_PT, lines=2, bold=True)
+    heading = fit(f"{second} compared with {first}", room, TITLE_PT, lines=2, bold=True)
     top = MARGIN_IN + line_height(TITLE_PT, heading.count("\n") + 1)
     head = top + line_height(LABEL_PT) + 0.12
     width = room - _PLOT_W - _AXIS_LEFT - 0.35
@@ -97,7 +97,7 @@ def _notes(result: DatasetComparison, width: float) -> str:
 def _measures(
     page: Canvas, lines: list[tuple[str, str, str]], notes: str, top: float, width: float
 ) -> None:
-    """A line a measure, and what to keep in mind below them."""
+    """One line per measure, and the notes below them."""
     names = max(text_width(name, LABEL_PT) for name, _, _ in lines) + 0.2
     right = MARGIN_IN + names + max(text_width(value, LABEL_PT, bold=True) for _, value, _ in lines)
     for row, (name, value, meaning) in enumerate(lines):
@@ -111,7 +111,7 @@ def _measures(
 
 
 def _points(page: Canvas, result: DatasetComparison, left: float, top: float, head: float) -> None:
-    """Both sets in the plane of the largest variance; told apart by colour and by mark."""
+    """Both sets in the plane of the largest variance, with different colours and marks."""
     axes = page.axes(left, top + head, _PLOT_W, _PLOT_H)
     points = result.points.numpy()
     sets = np.split(points, [result.shown[0]])
@@ -157,19 +157,19 @@ def _mark(page: Canvas, left: float, top: float, place: int) -> None:
 
 
 def _heading(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
-    room = (page.width - 2 * MARGIN_IN - 3.6) / 2  # beside the other words
+    room = (page.width - 2 * MARGIN_IN - 3.6) / 2  # next to the other words
     titles = [fit_middle(title, room, bold=True) for title in result.titles]
     own, other = titles[which], titles[1 - which]
     text = f"What {other} lacks: images of {own} farthest from it"
     if not result.far_names[which]:
-        text = f"{other} lacks nothing: each image of {own} has its equal there"
+        text = f"{other} lacks nothing: it holds an equal of each image of {own}"
     _mark(page, MARGIN_IN + 0.05, top + line_height(LABEL_PT) / 2, which)
     text = fit(text, page.width - 2 * MARGIN_IN - 0.2, bold=True)
     page.text(text, MARGIN_IN + 0.17, top, bold=True)
 
 
 def _height(result: DatasetComparison, which: int) -> float:
-    """Room for one set's far images."""
+    """Height of the far images of one set."""
     count = len(result.far_names[which])
     head = line_height(LABEL_PT) + 0.1
     if not count:
@@ -180,7 +180,7 @@ def _height(result: DatasetComparison, which: int) -> float:
 
 
 def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
-    """The far images over the nearest of the other set."""
+    """The far images above the nearest of the other set."""
     assert result.pictures_of is not None
     _heading(page, result, which, top)
     top += line_height(LABEL_PT) + 0.1
@@ -209,7 +209,7 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
 
 
 def _listed(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
-    """The far images by name, where there are no pictures."""
+    """The names of the far images, where there are no thumbnails."""
     _heading(page, result, which, top)
     names = [fit_middle(name, 4.0) for name in result.far_names[which][:_LISTED]]
     right = MARGIN_IN + 1.0 + max((text_width(name, LABEL_PT) for name in names), default=0.0)

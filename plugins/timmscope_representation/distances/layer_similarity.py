@@ -1,4 +1,4 @@
-"""`LayerSimilarity`: how alike several layers see the same images, as matrices."""
+"""`LayerSimilarity`: similarities of several layers over the same images, as matrices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSimilarity(Result):
-    """Similarity of every two of `L` layers, of one or several models, over the same images.
+    """Similarity of each pair of `L` layers, of one or several models, over the same images.
 
     Attributes:
         layers: names of the layers, "" for arrays.
-        groups: the model, store or array that each is of; equal ones stand together.
-        units: of each layer.
-        images: that all layers have seen.
-        sampled: of them, that `rsa` looks at.
-        distance: between two images, for `rsa`.
+        groups: the model, store or array of each layer; equal ones are adjacent.
+        units: number of units of each layer.
+        images: number of images that all layers share.
+        sampled: number of these images that `rsa` uses.
+        distance: distance of two images, for `rsa`.
         cka: `(L, L)` linear centred kernel alignment by unbiased HSIC.
-        cka_biased: `(L, L)` the same by plain HSIC, which is too high for few images.
+        cka_biased: `(L, L)` the same by the biased HSIC, which is too high for few images.
         rsa: `(L, L)` Spearman's correlation of the distances between images.
-        notes: what to keep in mind about the numbers.
+        notes: remarks on the numbers.
     """
 
     layers: list[str]
@@ -43,7 +43,7 @@ class LayerSimilarity(Result):
 
     @property
     def names(self) -> list[str]:
-        """What to call the layers: with the model's name where there are several."""
+        """Names of the layers, with the name of the model where there are several."""
         if len(set(self.groups)) == 1:
             return self.layers if any(self.layers) else self.groups
         return [
@@ -66,13 +66,13 @@ class LayerSimilarity(Result):
             {"CKA": self.cka, "RSA": self.rsa},
             self.layers if any(self.layers) else self.groups,
             groups=self.groups if any(self.layers) else None,
-            title=f"How alike layers see {self.images:,} images",
+            title=f"Similarity of layers over {self.images:,} images",
             subtitle=self.groups[0] if of_one else "",
             notes=notes,
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """A pair of layers a row."""
+        """One row per pair of layers."""
         names = self.names
         return [
             {
@@ -87,5 +87,5 @@ class LayerSimilarity(Result):
         ]
 
     def documents(self) -> dict[str, str]:
-        """`similarity.csv`, a pair of layers a line."""
+        """`similarity.csv` with one row per pair of layers."""
         return {"similarity.csv": csv_text(self.summary())}

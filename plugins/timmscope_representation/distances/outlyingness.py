@@ -1,4 +1,4 @@
-"""How strange each row is among the others: three scores, each read from streamed rows."""
+"""Three outlier scores of rows, each computed from streamed rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from timmscope_representation.row_space import RowSpace
 Numbers = npt.NDArray[Any]
 
 _HELD = 1 << 26
-"""Numbers of rows that are compared with all others at a time: 256 MiB."""
+"""Values of the rows compared with all others at a time: 256 MiB."""
 _BATCH = 4096
 _PER_NEIGHBOUR = 16
-"""Numbers that a row's search needs for each neighbour, those that are sorted included."""
+"""Values that the search needs per row and neighbour, including those being sorted."""
 _SAMPLE = 1 << 24
-"""Numbers of the rows that medians are taken of: 128 MiB."""
+"""Values of the rows from which medians are computed: 128 MiB."""
 _NORMAL, _DEVIATION = 1.4826, 1.2533
-"""Standard deviation of a normal variable over its median and its mean absolute deviation."""
+"""Standard deviation of a normal variable divided by its median and mean absolute deviation."""
 _QUANTILE = 1.96
 """Standard normal quantile at 0.975."""
 _VARIANCE = 0.8
@@ -32,8 +32,8 @@ _ROWS_PER_COMPONENT = 5
 def neighbour_distances(space: RowSpace, k: int) -> Numbers:
     """Distance `(n,)` of each row to its k-th nearest other row (Ramaswamy et al., SIGMOD 2000).
 
-    Exact but for float32's rounding. All pairs are compared: blocks of rows with all rows, which
-    are read again for each block, so memory is bounded.
+    It is exact up to the rounding of float32. All pairs are compared in blocks: the rows are read
+    again for each block of rows, so memory is bounded.
 
     Args:
         space: more than `k` rows, and their metric.
@@ -68,16 +68,17 @@ def neighbour_distances(space: RowSpace, k: int) -> Numbers:
 
 
 def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
-    """Mahalanobis distance `(n,)` to the mean, by a shrunk covariance, and the shrinkage.
+    """Mahalanobis distance `(n,)` to the mean, with a shrunk covariance, and the shrinkage.
 
-    The covariance is Ledoit and Wolf's (J. Multivariate Analysis 2004): drawn towards a multiple of
-    the identity by what minimises its expected error, so that it can be inverted with fewer rows
-    than units. Three passes over the rows; memory of a few `d × d` matrices.
+    The covariance is that of Ledoit and Wolf (J. Multivariate Analysis 2004): it is moved towards a
+    multiple of the identity by the amount that minimises its expected error, so that it can be
+    inverted with fewer rows than units. Three passes over the rows; memory of a few `d × d`
+    matrices.
 
     Args:
-        rows: at least two that differ.
+        rows: at least two different ones.
     """
-    space = RowSpace(rows, "l2")  # which refuses what cannot be squared
+    space = RowSpace(rows, "l2")  # it refuses values that overflow when squared
     batches = rows.batches("mean and covariance")
     moments = Moments.of(rows.dim, (space.prepared(values) for _, values in batches))
     covariance = moments.scatter / moments.count
@@ -89,7 +90,7 @@ def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
     squares = float(np.square(covariance).sum())
     noise = (fourth / moments.count - squares) / moments.count
     spread = squares - rows.dim * scale**2
-    # Without a spread of the eigenvalues, as with one unit, there is nothing to draw together.
+    # If all eigenvalues are equal, as with one unit, there is nothing to shrink.
     shrinkage = min(1.0, max(0.0, noise / spread)) if spread > 1e-14 * squares else 0.0
     covariance = (1 - shrinkage) * covariance
     covariance.flat[:: rows.dim + 1] += shrinkage * scale
@@ -107,35 +108,37 @@ def mahalanobis(rows: Rows) -> tuple[Numbers, float]:
 def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
     """Distance `(n,)` within and from robust principal components, and their number.
 
-    Of the combined index of Vanden Branden and Hubert (2005), `½ (SD / c)² + ½ (OD / c)²`, the
-    root: SD is the robust distance within the components, OD the distance from their subspace
-    (Hubert, Rousseeuw & Vanden Branden, Technometrics 2005), and each `c` is the limit that 97.5 %
-    of ordinary rows stay below, `(median + 1.96 MAD)^{3/2}` of the distances to the power of 2/3.
+    The distance is the root of the combined index of Vanden Branden and Hubert (2005),
+    `½ (SD / c)² + ½ (OD / c)²`: SD is the robust distance within the components, OD the distance
+    from their subspace (Hubert, Rousseeuw & Vanden Branden, Technometrics 2005), and each `c` is
+    the limit that 97.5 % of ordinary rows stay below, `(median + 1.96 MAD)^{3/2}` of the distances
+    to the power of 2/3.
 
-    Components are spherical (Locantore et al., Test 1999): rows, centred by the median, count by
-    their direction alone, so that no outlier can turn them. Within them, location and scale are
-    median and MAD; where more than half of the values are equal, the mean absolute deviation takes
-    the MAD's place (Iglewicz & Hoaglin, 1993). As many components as hold 80 % of that variance,
-    at least five rows for each.
+    Components are spherical (Locantore et al., Test 1999): rows, centred by the median, enter by
+    their direction only, so that no outlier can rotate the components. Within them, location and
+    scale are median and MAD; where more than half of the values are equal, the mean absolute
+    deviation replaces the MAD (Iglewicz & Hoaglin, 1993). There are as many components as hold 80 %
+    of that variance, with at least five rows for each.
 
-    Medians are those of at most 2²⁴ / d rows, drawn by the seed; exact where there are no more.
+    Medians are computed from at most 2²⁴ / d rows, drawn by the seed; they are exact for fewer
+    rows.
 
     Args:
-        rows: at least two that differ.
-        seed: of the sample.
+        rows: at least two different ones.
+        seed: seed of the sample.
 
     Raises:
         ParameterError: the sampled rows are all equal.
     """
-    space = RowSpace(rows, "l2")  # which refuses what cannot be squared
+    space = RowSpace(rows, "l2")  # it refuses values that overflow when squared
     sample = space.take(rows.sample(max(2, _SAMPLE // rows.dim), seed)).copy()
     centre = np.median(sample, axis=0)
     sample -= centre
     lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
     if not lengths.any():
         raise ParameterError(
-            f"nearly all rows of {rows.title} are equal, all {len(sample)} that medians are taken "
-            "of: robust distances are undefined; use score='knn'",
+            f"nearly all rows of {rows.title} are equal, with all {len(sample)} of the sample: "
+            "robust distances are undefined; use score='knn'",
             parameter="score",
         )
     some = lengths > 1e-9 * float(lengths.max())
@@ -155,7 +158,7 @@ def robust(rows: Rows, seed: int) -> tuple[Numbers, int]:
         within = centred @ axes
         squares = np.einsum("ij,ij->i", centred, centred)
         rest = squares - np.einsum("ij,ij->i", within, within)
-        rest[rest < 1e-12 * squares] = 0  # rounding, where components span all
+        rest[rest < 1e-12 * squares] = 0  # rounding, where the components span the space
         within = (within - location) / scale
         return np.sqrt(np.einsum("ij,ij->i", within, within)), np.sqrt(np.maximum(rest, 0))
 
@@ -178,22 +181,22 @@ def _scale(centred: Numbers) -> Numbers:
 
 
 def _limit(distances: Numbers) -> float:
-    """What 97.5 % of ordinary distances stay below: their cube roots' squares are nearly normal."""
+    """Limit that 97.5 % of ordinary distances stay below: d^(2/3) is nearly normal."""
     roots = np.cbrt(distances) ** 2
     middle = np.median(roots)
     return float((middle + _QUANTILE * _scale((roots - middle)[:, None])[0]) ** 1.5)
 
 
 def _block(space: RowSpace, start: int, stop: int, origin: Numbers) -> Numbers:
-    """Prepared rows from place `start` to `stop`, float32, as seen from an origin."""
+    """Prepared rows from position `start` to `stop`, float32, relative to an origin."""
     ids = space.rows.ids[start:stop]
     block = np.empty((len(ids), space.rows.dim), np.float32)
-    for at in range(0, len(ids), _BATCH):  # in float64 only a few at a time
+    for at in range(0, len(ids), _BATCH):  # a few at a time, because they are float64 first
         block[at : at + _BATCH] = space.take(ids[at : at + _BATCH]) - origin
     return block
 
 
 def _each(space: RowSpace, score: Callable[[Numbers], Numbers], what: str) -> Numbers:
-    """A score of every row, batch by batch."""
+    """The score of every row, batch by batch."""
     batches = space.rows.batches(what)
     return np.concatenate([score(space.prepared(values)) for _, values in batches])

@@ -1,4 +1,4 @@
-"""Rows of several layers over the same images: what one image is to each of them, side by side."""
+"""Rows of several layers over the same images, aligned image by image."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from timmscope_representation.moments import Numbers
 
 _BATCH = 4096
 _VALUES = 1 << 23
-"""Numbers of all layers in one batch: 64 MiB."""
+"""Values of all layers in one batch: 64 MiB."""
 
 
-class Aligned:
-    """The images that all of some rows have.
+class PairedRows:
+    """Rows of several layers, for the images that all of them have.
 
-    Images of stores are the same where their names are; an array's where their numbers are.
+    Images of stores are matched by name, rows of arrays by position.
 
     Args:
         rows: layers of stores, or arrays.
 
     Attributes:
         rows: the rows.
-        ids: of each of them, `(n,)` ids of the shared images, all in the order of the first.
+        ids: for each layer `(n,)` ids of the shared images, all in the order of the first.
 
     Raises:
-        ParameterError: there is no such image.
+        ParameterError: no image is shared.
     """
 
     def __init__(self, rows: Sequence[Rows]) -> None:
@@ -38,12 +38,12 @@ class Aligned:
     def __len__(self) -> int:
         return len(self.ids[0])
 
-    def take(self, which: int, places: Numbers | slice) -> Numbers:
-        """Rows `(b, d)` of one layer, of the shared images at some places."""
-        return self.rows[which].take(self.ids[which][places])
+    def take(self, which: int, positions: Numbers | slice) -> Numbers:
+        """Rows `(b, d)` of one layer for the shared images at some positions."""
+        return self.rows[which].take(self.ids[which][positions])
 
     def batches(self, which: Sequence[int]) -> Iterator[list[Numbers]]:
-        """Yield float64 rows `(b, d)` of each of some layers, of the same b images."""
+        """Yield float64 rows `(b, d)` of each of some layers for the same b images."""
         width = sum(self.rows[layer].dim for layer in which)
         step = max(1, min(_BATCH, _VALUES // width))
         for start in range(0, len(self), step):
@@ -66,7 +66,7 @@ def _shared(rows: list[Rows]) -> list[Numbers]:
 
 
 def _listing(rows: Rows) -> tuple[str, int]:
-    """What tells lists of images apart."""
+    """Key of the list of images."""
     if rows.layer is None:
         return ("array", len(rows.ids))
     images = rows.layer.store.manifest.images
@@ -74,12 +74,12 @@ def _listing(rows: Rows) -> tuple[str, int]:
 
 
 def _by_name(rows: list[Rows], listings: list[tuple[str, int]]) -> list[Numbers]:
-    """Ids of the images whose names occur in all; every list of images is gone through once."""
+    """Ids of the images whose names occur in all; every list of images is read once."""
     if any(each.layer is None for each in rows):
         first, other = next((a, b) for a, b in pairwise(rows) if _differ(a, b))
         raise ParameterError(
-            f"{first.title} and {other.title} have no images in common that could be told by "
-            f"name: {len(first)} and {len(other)} rows; give arrays of the same images, or stores",
+            f"{first.title} and {other.title} cannot be matched by name: {len(first)} and "
+            f"{len(other)} rows; give arrays of the same images, or stores",
             parameter="source",
         )
     tables: list[dict[str, int]] = []

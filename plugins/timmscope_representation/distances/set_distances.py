@@ -1,7 +1,7 @@
-"""How far two sets of rows are apart: FID, KID, precision, recall, density, coverage.
+"""Distances of two sets of rows: FID, KID, precision, recall, density, coverage.
 
-Plain numbers in, plain numbers out. What grows with the square of the number of rows is computed
-in blocks: one product of each pair of rows serves the kernel and the distance.
+Input and output are plain arrays and numbers. Whatever grows with the square of the number of rows
+is computed in blocks: one product of two rows serves both the kernel and the distance.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from timmscope_representation.moments import Moments, Numbers
 
 _BLOCK_BYTES = 1 << 24
 _SAME = 1e-12
-"""Squared distances this small beside the rows' squared lengths are rounding errors: zero."""
+"""Squared distances this small relative to the rows' squared lengths are rounding: zero."""
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Fréchet distance of the Gaussians that have these moments.
+    """Fréchet distance of the Gaussians with these moments.
 
     FID (Heusel et al., NeurIPS 2017, equation 6): `|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)`. The
-    last trace is the sum of the singular values of `R1ᵀ R2` for any roots `C = R Rᵀ`: no complex
-    numbers, and no root of a rounding error where a covariance has not full rank.
+    last trace is the sum of the singular values of `R1ᵀ R2` for any roots `C = R Rᵀ`, which avoids
+    complex numbers, and roots of rounding errors where a covariance does not have full rank.
     """
     gap = first.mean - second.mean
     cross = np.linalg.svd(_root(first.covariance).T @ _root(second.covariance), compute_uv=False)
@@ -32,7 +32,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def _root(covariance: Numbers) -> Numbers:
-    """`R (d, r)` with `R Rᵀ` the matrix, of its numerical rank r."""
+    """A root `R` `(d, r)` with `R Rᵀ = covariance`, r being its numerical rank."""
     values, vectors = np.linalg.eigh(covariance)
     floor = len(values) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
     kept = values > floor
@@ -42,17 +42,17 @@ def _root(covariance: Numbers) -> Numbers:
 
 @dataclass(frozen=True, kw_only=True)
 class SetDistances:
-    """What `set_distances` finds about n rows of a first and m rows of a second set.
+    """Distances of n rows of a first set and m rows of a second set.
 
     Attributes:
         kid: squared maximum mean discrepancy, unbiased, so it may be below zero.
         kid_error: its standard error.
         precision: share of the second set within the first's manifold.
         recall: share of the first set within the second's manifold.
-        density: neighbourhoods of the first set that hold a row of the second, on average, over k.
+        density: mean number of neighbourhoods of the first set around a row of the second, over k.
         coverage: share of the first set's neighbourhoods that hold a row of the second.
-        nearest: for each row `(n,)`, `(m,)`, the nearest of the other set.
-        distances: how far it is, `(n,)`, `(m,)`.
+        nearest: position of the nearest row of the other set, `(n,)` and `(m,)`.
+        distances: distance to that row, `(n,)` and `(m,)`.
     """
 
     kid: float
@@ -72,20 +72,20 @@ def set_distances(
 
     - KID (Bińkowski et al., ICLR 2018): unbiased MMD² with the kernel `(x·y / d + 1)³`. Its
       standard error is the jackknife's over rows of both sets.
-    - Precision and recall (Kynkäänniemi et al., NeurIPS 2019): a row lies in the other set's
-      manifold if it is no farther from one of its rows than that row's k-th neighbour in its own
-      set.
+    - Precision and recall (Kynkäänniemi et al., NeurIPS 2019): a row is in the other set's manifold
+      if its distance to one of the set's rows is at most that row's distance to its k-th neighbour
+      in the set.
     - Density and coverage (Naeem et al., ICML 2020), by the same neighbourhoods of the first set.
 
     Args:
         first: `(n, d)`, the reference; more than k and at least 3 rows.
         second: `(m, d)`, likewise.
-        k: neighbours.
-        advance: told how many rows were done, of `2 n + m` in all.
+        k: number of neighbours.
+        advance: called with the number of rows done, of `2 n + m` in total.
     """
     x, y = np.array(first, np.float64), np.array(second, np.float64)
-    # Rows are seen from the middle: a mean far from zero would cost distances their digits. A row
-    # stands for it, so that differences of whole numbers stay whole, and equal distances equal.
+    # Rows are centred, because distances of rows far from zero lose digits. The centre is the row
+    # nearest to the mean, so that integers stay integers, and equal distances stay equal.
     centre = x[(np.einsum("ij,ij->i", x, x) - 2 * x @ x.mean(0)).argmin()].copy()
     x -= centre
     y -= centre
@@ -126,7 +126,7 @@ def set_distances(
 def _within(
     rows: Numbers, centre: Numbers, k: int, advance: Callable[[int], None]
 ) -> tuple[Numbers, Numbers]:
-    """Each row's sum of kernels with the others of its set, and its k-th squared distance."""
+    """For each row the sum of kernels with the others of its set, and the k-th squared distance."""
     sums, radii = np.empty(len(rows)), np.empty(len(rows))
     for part, kernel, gaps in _blocks(rows, rows, centre):
         own = np.arange(len(kernel)), np.arange(part.start, part.stop)
@@ -140,7 +140,7 @@ def _within(
 def _blocks(x: Numbers, y: Numbers, centre: Numbers) -> Iterator[tuple[slice, Numbers, Numbers]]:
     """Yield a range of rows of x, their kernels with all of y, and their squared distances.
 
-    Rows are seen from a centre c, whose part in the kernels' products is added.
+    Rows are relative to the centre, whose contribution to the products of the kernels is added.
     """
     along_x, along_y = x @ centre, y @ centre + centre @ centre
     lengths_x, lengths_y = (np.einsum("ij,ij->i", rows, rows) for rows in (x, y))
@@ -161,7 +161,7 @@ def _kid(
 ) -> tuple[float, float]:
     """MMD² and its jackknife standard error, from each row's sums of kernels.
 
-    Leaving a row out takes its own sums away, so all n + m estimates come without another kernel.
+    Leaving a row out subtracts its own sums, so all n + m estimates need no further kernel.
     """
     n, m = len(within_x), len(within_y)
     x, y, xy = within_x.sum(), within_y.sum(), across_x.sum()

@@ -1,1 +1,1 @@
-"""Maps of images in two or three dimensions, and the nearest neighbours of an image."""
+"""Maps of images in two or three dimensions, and nearest neighbours of an image."""

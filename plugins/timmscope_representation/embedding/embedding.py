@@ -1,4 +1,4 @@
-"""`Embedding`: a map of images, as a picture, as a page to explore, and as a table."""
+"""`Embedding`: a map of images, as a figure, an interactive page and a table."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ AXES = "xyz"
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(Result):
-    """Places of images on a map, with what to colour them by.
+    """A map of images: their points, with labels or values to colour them by.
 
-    `save` also writes `map.html`, one file to explore that loads nothing from anywhere, and
-    `points.csv`.
+    `save` also writes `map.html`, an interactive page in one file that loads nothing from
+    elsewhere, and `points.csv`.
 
     Attributes:
-        points: `(n, 2)` or `(n, 3)`, the images' places.
-        ids: `(n,)` int64, their ids in the store.
-        names: what each is called.
+        points: `(n, 2)` or `(n, 3)`, coordinates of the images.
+        ids: `(n,)` int64, ids of the images in the store.
+        names: name of each image.
         method: `PCA`, `t-SNE` or `UMAP`.
-        title: what is shown, in a line.
-        note: how the map was made.
-        explained: share of the rows' variance along each axis, with PCA; else None.
-        colourings: what points can be coloured by, the first being shown: dictionaries with
-            `title`, and `classes`, the names that `values` count, or None where those are numbers.
-        values: `(len(colourings), n)` float64: a class's number, -1 where there is none, or a
-            number.
-        query_points: `(q, 2)` or `(q, 3)`, places of images that the map was not made from.
-        query_names: what they are called.
+        title: title of the map.
+        note: description of the method.
+        explained: share of the rows' variance along each axis, for PCA; else None.
+        colourings: the ways to colour points, the first being shown: dictionaries with `title`, and
+            `classes`, the names that `values` index, or None where values are numbers.
+        values: `(len(colourings), n)` float64: index of the class, -1 for none, or a number.
+        query_points: `(q, 2)` or `(q, 3)`, coordinates of query images, which did not take part in
+            fitting the map.
+        query_names: their names.
         query_images: `(q, 3, t, t)` in [0, 1], or None.
-        shown: `(m,)` positions of the images that the figure shows as pictures, or None.
+        shown: `(m,)` positions of the images that the figure shows as thumbnails, or None.
         shown_images: `(m, 3, t, t)` in [0, 1], or None.
-        sheets: uint8, the bytes of JPEG files with small pictures of all images in order, row by
-            row, or None.
-        sheet_sizes: bytes of each of these files.
-        tile_px: side of a small picture on them.
-        sheet_columns: pictures side by side.
-        sheet_rows: rows of pictures on a sheet.
+        sheets: uint8, the bytes of JPEG files with thumbnails of all images in order, row by row,
+            or None.
+        sheet_sizes: number of bytes of each of these files.
+        tile_px: side of a thumbnail on a sheet.
+        sheet_columns: thumbnails per row of a sheet.
+        sheet_rows: rows of thumbnails on a sheet.
     """
 
     points: Tensor
@@ -82,14 +82,14 @@ class Embedding(Result):
         query_images: Tensor | None = None,
         **fields: Any,
     ) -> Embedding:
-        """A map of rows, with ids, names and small pictures of their images where there are any.
+        """A map of rows, with ids, names and thumbnails of their images where there are any.
 
         Args:
-            rows: that were laid out.
-            points: `(n, 2)` or `(n, 3)` float32, their places.
-            thumbnails: whether to decode the images once more.
-            query_points: places of other images.
-            query_images: these, `(q, 3, H, W)` in [0, 1].
+            rows: the mapped rows.
+            points: `(n, 2)` or `(n, 3)` float32, their coordinates.
+            thumbnails: whether to decode the images again for thumbnails.
+            query_points: coordinates of query images.
+            query_images: the query images, `(q, 3, H, W)` in [0, 1].
             fields: the other attributes.
         """
         queries = points[:0] if query_points is None else query_points
@@ -111,13 +111,13 @@ class Embedding(Result):
         return len(self.points)
 
     def figure(self) -> Figure:
-        """The points in the first of their colours; beside them, in 2-D, some as pictures."""
+        """The points in the colours of the first colouring; in 2-D, some thumbnails beside them."""
         from timmscope_representation.embedding.figure import embedding_figure
 
         return embedding_figure(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row: what was laid out and how; the share of variance that a PCA map shows."""
+        """One row: images, method, colourings, queries; for PCA the share of variance shown."""
         share = {} if self.explained is None else {"explained": round(sum(self.explained), 4)}
         return [
             {
@@ -152,40 +152,40 @@ class Embedding(Result):
         return {"map.html": map_page(page), "points.csv": csv_text(self.table())}
 
     def table(self) -> list[dict[str, Any]]:
-        """A point a row: id, name, place, and what it can be coloured by; queries have no id."""
+        """One row per point: id, name, coordinates, value of each colouring; no id for queries."""
         axes = AXES[: self.points.shape[1]]
         columns = [
-            (str(each["title"]), [told(each, value) for value in values])
+            (str(each["title"]), [value_label(each, value) for value in values])
             for each, values in zip(self.colourings, self.values.tolist(), strict=True)
         ]
         rows = [
             {
                 "id": number,
                 "name": name,
-                **dict(zip(axes, place, strict=True)),
+                **dict(zip(axes, coordinates, strict=True)),
                 **{title: column[row] for title, column in columns},
             }
-            for row, (number, name, place) in enumerate(
+            for row, (number, name, coordinates) in enumerate(
                 zip(self.ids.tolist(), self.names, self.points.tolist(), strict=True)
             )
         ]
-        nothing = dict.fromkeys(title for title, _ in columns)
+        empty = dict.fromkeys(title for title, _ in columns)
         rows += [
-            {"id": None, "name": name, **dict(zip(axes, place, strict=True)), **nothing}
-            for name, place in zip(self.query_names, self.query_points.tolist(), strict=True)
+            {"id": None, "name": name, **dict(zip(axes, coordinates, strict=True)), **empty}
+            for name, coordinates in zip(self.query_names, self.query_points.tolist(), strict=True)
         ]
         return rows
 
     def sheet_files(self) -> list[bytes]:
-        """The JPEG files with the small pictures."""
+        """The JPEG files with the thumbnails."""
         if self.sheets is None:
             return []
         parts = torch.split(self.sheets, self.sheet_sizes)
         return [part.numpy().tobytes() for part in parts]
 
 
-def told(colouring: dict[str, Any], value: float) -> Any:
-    """What a value of a colouring stands for: a class's name, None, or the number itself."""
+def value_label(colouring: dict[str, Any], value: float) -> Any:
+    """Meaning of a value of a colouring: the name of a class, None, or the number itself."""
     if colouring["classes"] is None:
         return value
     return None if value < 0 else colouring["classes"][int(value)]

@@ -1,4 +1,4 @@
-"""A layer's rows as a map: images that the layer finds alike lie near each other."""
+"""Embedding map: a layer's rows as points, with similar images near each other."""
 
 from __future__ import annotations
 
@@ -30,33 +30,63 @@ _TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 
 class EmbeddingMap(RepresentationTechnique):
-    """A layer's rows laid out in two or three dimensions, as a picture and a page to explore.
+    """Lays out a layer's rows in two or three dimensions.
 
-    PCA (Pearson 1901) shows the directions of largest variance, in one pass over the rows;
-    t-SNE (van der Maaten & Hinton, JMLR 2008) and UMAP (McInnes, Healy & Melville 2018) show
-    which images are neighbours. These two start from the first 50 principal components, as is
-    usual. Query images are put into the finished map, which they do not change.
+    - `pca`: `y = Wᵀ (x − μ)` with the directions W of largest variance, in one pass over the rows.
+    - `tsne`: minimises `KL(P ‖ Q) = Σ p_ij log(p_ij / q_ij)` of the neighbour probabilities of rows
+      (P) and points (Q), by openTSNE.
+    - `umap`: minimises the cross-entropy of the fuzzy neighbour graphs of rows and points, by
+      umap-learn.
+
+    The result is a figure and an interactive page. PCA shows the largest variance, t-SNE and UMAP
+    show which images are neighbours; these two start from the first 50 principal components, as is
+    usual. Query images are placed on the finished
+    map, and do not change it.
+
+    Paper:
+        - Pearson, "On lines and planes of closest fit to systems of points in space", Philosophical
+          Magazine 1901: PCA.
+        - van der Maaten & Hinton, "Visualizing Data using t-SNE", JMLR 2008.
+        - McInnes, Healy & Melville, "UMAP: Uniform Manifold Approximation and Projection for
+          Dimension Reduction", 2018, arXiv:1802.03426.
+
+    Raises:
+        ImageError: a query image cannot be read.
+        ParameterError: a parameter is out of range or does not fit the others, or rows are too few,
+            all equal or hold NaN.
+        PluginError: the library of t-SNE or UMAP is not installed.
+        StoreMismatch: the given model has other weights than the store's.
+        StoreError: the store cannot be read.
+        LayerNotFound: the store has no such layer.
+        TechniqueError: the library cannot lay out the rows.
     """
 
     method: Method = "pca"
-    """How rows are laid out; t-SNE and UMAP need the extra `embed`."""
+    """Method of the layout; t-SNE and UMAP need the extra `embed`."""
     dimensions: Literal[2, 3] = 2
-    """Of the map."""
+    """Number of dimensions of the map."""
     neighbours: int | None = Field(default=None, ge=2)
-    """How many neighbours an image's place goes by: t-SNE's perplexity (30), UMAP's n_neighbors
-    (15)."""
+    """Number of neighbours that decide the place of an image: t-SNE's perplexity (by default 30) or
+    UMAP's n_neighbors (by default 15)."""
     colour: Literal["label", "prediction", "unit", "cluster", "none"] | None = None
-    """What points are coloured by; by default what is asked for below, else labels if there are
+    """Colours of the points; by default the unit or clusters set below, else labels if there are
     any."""
     unit: int | None = Field(default=None, ge=0)
     """Unit of the layer to colour points by."""
     clusters: int | None = Field(default=None, ge=2)
     """Number of clusters (k-means of the rows) to colour points by."""
     thumbnails: bool = True
-    """Decode the images once more, to show them on the map and on its page."""
+    """Decode the images again, to show thumbnails in the figure and on the page."""
 
     def analyse(self, source: Rows, images: Any) -> Embedding:
-        """The map of a store's layer or an array, with query images in it."""
+        """The map of a store's layer or an array, with query images on it.
+
+        Raises:
+            ParameterError: a parameter does not fit the source, or rows are too few, all equal or
+                hold NaN.
+            PluginError: the library of t-SNE or UMAP is not installed.
+            TechniqueError: the library cannot lay out the rows.
+        """
         colour = self._colour(source)
         queries = self._queries(source, images)
         colourings = self._colourings(source, colour)
@@ -85,15 +115,16 @@ class EmbeddingMap(RepresentationTechnique):
         )
 
     def fit(self, rows: Rows | StoreLayer | npt.NDArray[Any], *, seed: int = 0) -> Projection:
-        """The map alone: its `points`, and `transform` for further rows.
+        """The map without thumbnails: its `points`, and `transform` for further rows.
 
         Args:
             rows: a layer of a store, or an array `(n, d)`.
-            seed: of t-SNE's and UMAP's random numbers.
+            seed: seed of t-SNE and UMAP.
 
         Raises:
             ParameterError: too few rows, rows that are all equal or that hold NaN.
-            TechniqueError: the method's library is not installed.
+            PluginError: the library of the method is not installed.
+            TechniqueError: the library cannot lay out the rows.
         """
         source = rows if isinstance(rows, Rows) else Rows(rows)
         return project(source, self.method, self.dimensions, self.neighbours, seed)
@@ -105,7 +136,7 @@ class EmbeddingMap(RepresentationTechnique):
         return f"{_TITLES[self.method]} of {len(rows):,} {images}{plural}: {rows.title}{of}"
 
     def _colour(self, rows: Rows) -> str:
-        """What to colour by first, checked before anything is computed."""
+        """The first colouring, checked before anything is computed."""
         for name, wanted in (("unit", self.unit), ("cluster", self.clusters)):
             field = "clusters" if name == "cluster" else name
             if self.colour == name and wanted is None:
@@ -125,7 +156,7 @@ class EmbeddingMap(RepresentationTechnique):
         return asked or ("label" if labelled else "none")
 
     def _colourings(self, rows: Rows, first: str) -> list[Colouring]:
-        """All that is known or asked for, what to show first in front."""
+        """All colourings that are available or asked for, the first one in front."""
         if first == "none" and self.colour == "none":
             return []
         makers = {
@@ -145,7 +176,7 @@ class EmbeddingMap(RepresentationTechnique):
         return [makers[name]() for name in order]
 
     def _classes(self, rows: Rows) -> ClassNames | None:
-        """Names of the model's classes; None where it has none, or cannot be loaded."""
+        """Names of the model's classes; None if it has none or cannot be loaded."""
         try:
             return self.model_of(self.layer_of(rows)).classes
         except TimmscopeError:
@@ -154,7 +185,7 @@ class EmbeddingMap(RepresentationTechnique):
     def _queries(
         self, rows: Rows, images: Any
     ) -> tuple[HookedModel | None, npt.NDArray[Any] | None, Tensor | None, list[str]]:
-        """Model, features, pictures and names of the query images; nothing where there are none."""
+        """Model, features, pixels and names of the query images; None and [] without any."""
         if images is None:
             return None, None, None, []
         layer = self.layer_of(rows)

@@ -1,4 +1,4 @@
-"""A map of images: points in colours and shapes, and beside them some of the pictures."""
+"""The figure of a map: points in colours and shapes, with some thumbnails beside them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 LEGEND_IN = 1.75
 _AXIS_IN, _PLAIN_IN = 0.75, 0.1
-"""Room left of the points: for numbers and what they are, and where there are none."""
+"""Width left of the points, with and without axis labels."""
 _MARKERS = {
     "disc": "o",
     "square": "s",
@@ -58,27 +58,27 @@ _MARKERS = {
 }
 _NAMED_QUERIES = 12
 _FEW = 8
-"""Points that their name would cover, wherever they are."""
+"""Groups of fewer points have their name above them, because it would cover them."""
 _NAME_HIDES_IN = 0.2
-"""A group that ends this near above its middle is hidden by a name on it."""
+"""A group that extends less than this above its middle would be covered by its name."""
 _STEPS = 12
-"""Places to try for a name, at half a line's distance."""
+"""Number of positions to try for a name, half a line apart."""
 _SHAPED = 5000
-"""Points of which each has a shape; more are too small."""
+"""Largest number of points drawn with shapes; more are too small to show them."""
 
 
-def embedding_figure(found: Embedding) -> Figure:
-    """The points in the first of their colours, with a legend; in 2-D also some as pictures."""
-    pictures = found.shown is not None and found.points.shape[1] == 2
-    colouring = found.colourings[0] if found.colourings else None
-    values = found.values[0].numpy() if colouring else None
-    groups = _groups(found, colouring, values)
-    legend = LEGEND_IN if colouring or found.query_names else 0.0
-    aside = _PLAIN_IN if found.explained is None or found.points.shape[1] == 3 else _AXIS_IN
+def embedding_figure(embedding: Embedding) -> Figure:
+    """The points in the colours of the first colouring, with a legend; in 2-D some thumbnails."""
+    pictures = embedding.shown is not None and embedding.points.shape[1] == 2
+    colouring = embedding.colourings[0] if embedding.colourings else None
+    values = embedding.values[0].numpy() if colouring else None
+    groups = _groups(embedding, colouring, values)
+    legend = LEGEND_IN if colouring or embedding.query_names else 0.0
+    aside = _PLAIN_IN if embedding.explained is None or embedding.points.shape[1] == 3 else _AXIS_IN
     width = 2 * MARGIN_IN + aside + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
     room = width - 2 * MARGIN_IN
-    title = fit(found.title, room, TITLE_PT, lines=2, bold=True)
-    note = fit(_note(found), room, SMALL_PT, lines=2)
+    title = fit(embedding.title, room, TITLE_PT, lines=2, bold=True)
+    note = fit(_note(embedding), room, SMALL_PT, lines=2)
     head = MARGIN_IN + line_height(TITLE_PT, title.count("\n") + 1) + 0.15
     foot = 0.42 + line_height(SMALL_PT, note.count("\n") + 1) + MARGIN_IN
     with theme():
@@ -86,45 +86,45 @@ def embedding_figure(found: Embedding) -> Figure:
         page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         page.text(note, MARGIN_IN, page.height - foot + 0.38, size=SMALL_PT, colour=MUTED)
         left = MARGIN_IN + aside
-        if found.points.shape[1] == 3:
-            axes = _space(page, left, head, found, groups, colouring, values)
+        if embedding.points.shape[1] == 3:
+            axes = _space(page, left, head, embedding, groups, colouring, values)
         else:
             axes = page.axes(left, head, PANEL_IN, PANEL_IN)
-            _plane(axes, found, groups, colouring, values)
+            _plane(axes, embedding, groups, colouring, values)
         if legend:
-            _legend(page, left + PANEL_IN + 0.15, head, found, groups, colouring, values)
+            _legend(page, left + PANEL_IN + 0.15, head, embedding, groups, colouring, values)
         if pictures:
             beside = page.axes(left + PANEL_IN + legend + 0.3, head, PANEL_IN, PANEL_IN)
             beside.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-            _frame(beside, found)
+            _frame(beside, embedding)
             beside.set_ylabel("")
             beside.tick_params(left=False, labelleft=False)
-            draw_pictures(beside, found, groups, colouring, values)
+            draw_pictures(beside, embedding, groups, colouring, values)
     return page.figure
 
 
-def _groups(found: Embedding, colouring: dict[str, Any] | None, values: Any) -> list[Group]:
+def _groups(embedding: Embedding, colouring: dict[str, Any] | None, values: Any) -> list[Group]:
     if colouring is None or colouring["classes"] is None:
-        everything = np.arange(len(found))
+        everything = np.arange(len(embedding))
         return [Group("images", SERIES[0], "disc", everything, False)]
     return groups_of(colouring["classes"], values)
 
 
 def _plane(
     axes: Axes,
-    found: Embedding,
+    embedding: Embedding,
     groups: list[Group],
     colouring: dict[str, Any] | None,
     values: Any,
 ) -> None:
-    points = found.points.numpy()
+    points = embedding.points.numpy()
     size, alpha = _look(len(points))
-    everything = np.concatenate([points, found.query_points.numpy()])
+    everything = np.concatenate([points, embedding.query_points.numpy()])
     low, high = everything.min(0), everything.max(0)
     middle, half = (low + high) / 2, max(float((high - low).max()) / 2, 1e-12) * FRAME
     axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
-    _frame(axes, found)
-    # Interleaved, so that no class covers another because it comes later.
+    _frame(axes, embedding)
+    # Classes are interleaved, so that no class covers another because it is drawn later.
     turns = max(1, min(24, len(points) // 200))
     for turn in range(turns):
         for group in groups:
@@ -137,7 +137,7 @@ def _plane(
                 alpha=alpha,
                 linewidths=0.25 if len(points) <= 2000 else 0,
                 edgecolors=PAPER,
-                snap=False,  # to whole pixels, which leaves nothing of small plusses
+                snap=False,  # snapping to whole pixels would erase small plus signs
                 **_paint(group, members, colouring, values),
             )
     halo = [withStroke(linewidth=2.2, foreground=PAPER)]
@@ -147,39 +147,39 @@ def _plane(
             text = fit(printable(group.name), 1.3, LABEL_PT)
             place = _named_at(points[group.members], 2 * half / PANEL_IN)
             _write(axes, text, place, taken, 2 * half, effects=halo, weight="bold")
-    _queries(axes, found, halo, taken)
+    _queries(axes, embedding, halo, taken)
 
 
-def _frame(axes: Axes, found: Embedding) -> None:
+def _frame(axes: Axes, embedding: Embedding) -> None:
     axes.set_aspect("equal", adjustable="box")
     axes.grid(visible=False)
     for spine in axes.spines.values():
         spine.set(visible=True, color=RULE)
-    if found.explained is None:  # places have no unit, distances only an order
+    if embedding.explained is None:  # coordinates have no unit, distances only an order
         axes.set_xticks([])
         axes.set_yticks([])
-    axes.set_xlabel(_axis(found, 0))
-    axes.set_ylabel(_axis(found, 1))
+    axes.set_xlabel(_axis(embedding, 0))
+    axes.set_ylabel(_axis(embedding, 1))
 
 
-def _axis(found: Embedding, axis: int) -> str:
-    if found.explained is None:
+def _axis(embedding: Embedding, axis: int) -> str:
+    if embedding.explained is None:
         return ""
-    return f"component {axis + 1} ({found.explained[axis]:.1%} of the variance)"
+    return f"component {axis + 1} ({embedding.explained[axis]:.1%} of the variance)"
 
 
 def _space(
     page: Canvas,
     left: float,
     top: float,
-    found: Embedding,
+    embedding: Embedding,
     groups: list[Group],
     colouring: dict[str, Any] | None,
     values: Any,
 ) -> Any:
     from mpl_toolkits.mplot3d.proj3d import proj_transform
 
-    points = found.points.numpy()
+    points = embedding.points.numpy()
     size, alpha = _look(len(points))
     place = (
         left / page.width,
@@ -190,7 +190,7 @@ def _space(
     axes: Any = page.figure.add_axes(place, projection="3d")
     axes.view_init(elev=22, azim=-58)
     axes.set_box_aspect((1, 1, 1), zoom=1.0)
-    axes.computed_zorder = False  # names lie above all points
+    axes.computed_zorder = False  # names are drawn above all points
     for group in groups:
         members = group.members
         axes.scatter(
@@ -203,18 +203,18 @@ def _space(
             depthshade=True,
             **_paint(group, members, colouring, values),
         )
-    if len(found.query_names):
+    if len(embedding.query_names):
         axes.scatter(
-            *found.query_points.numpy().T, s=110, marker="*", color=INK, edgecolors=PAPER,
+            *embedding.query_points.numpy().T, s=110, marker="*", color=INK, edgecolors=PAPER,
             linewidths=0.8, depthshade=False,
         )  # fmt: skip
-    # Names are kept apart on a plane before the space.
+    # Names are placed on a plane in front of the 3-D axes, to find overlaps.
     names = page.axes(left, top, PANEL_IN, PANEL_IN)
     names.set(xlim=(0, PANEL_IN), ylim=(0, PANEL_IN), zorder=axes.get_zorder() + 1)
     names.set_axis_off()
 
-    def seen(point: Any) -> Any:
-        """Where a point of the space is on that plane."""
+    def projected(point: Any) -> Any:
+        """Position on that plane of a point of the 3-D axes."""
         shown = axes.transData.transform(proj_transform(*point, axes.get_proj())[:2])
         return names.transData.inverted().transform(shown)
 
@@ -223,54 +223,54 @@ def _space(
     for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
             text = fit(printable(group.name), 1.3, LABEL_PT)
-            middle = seen(_middle(points[group.members]))
+            middle = projected(_middle(points[group.members]))
             _write(names, text, middle, taken, PANEL_IN, effects=halo, weight="bold")
     for name, at in zip(
-        found.query_names[:_NAMED_QUERIES], found.query_points.tolist(), strict=False
+        embedding.query_names[:_NAMED_QUERIES], embedding.query_points.tolist(), strict=False
     ):
-        x, y = seen(at)
+        x, y = projected(at)
         text = fit(_short(name), 1.8, SMALL_PT)
         _write(names, text, (x, y - 0.14), taken, PANEL_IN, effects=halo, weight="normal")
     for axis, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), "xyz", strict=True):
         axis.set_pane_color((0.97, 0.975, 0.98, 1))
         axis.set_tick_params(labelsize=6)
-        if found.explained is None:
+        if embedding.explained is None:
             axis.set_ticklabels([])
         else:
             at = "xyz".index(name)
-            axis.set_label_text(f"component {at + 1} ({found.explained[at]:.1%})")
+            axis.set_label_text(f"component {at + 1} ({embedding.explained[at]:.1%})")
     return axes
 
 
 def _paint(group: Group, members: Any, colouring: dict[str, Any] | None, values: Any) -> Any:
-    """Keywords of `scatter` for the colours of a group's points."""
+    """Keyword arguments of `scatter` for the colours of a group's points."""
     if colouring is not None and colouring["classes"] is None:
         return {"c": values[members], "cmap": CONTINUOUS, "norm": scale_of(values)}
     return {"color": group.colour}
 
 
 def _marker(group: Group, count: int) -> str:
-    """The group's shape; a disc where there are so many points that no shape could be seen."""
+    """Marker of the group; a disc if there are too many points for shapes."""
     return _MARKERS[group.shape] if count <= _SHAPED else "o"
 
 
 def _look(count: int) -> tuple[float, float]:
-    """Area of a marker in square points, and its opacity: less of both for more points."""
+    """Area of a marker in square points, and its opacity; both fall with the number of points."""
     return float(np.clip(9000 / max(count, 1), 1.6, 34)), float(np.clip(45 / count**0.5, 0.3, 0.9))
 
 
 def _middle(points: Any) -> Any:
-    """The point nearest to the median, so that a name stands among the points that it names."""
+    """The point nearest to the median, so that a name is placed among the points it names."""
     median = np.median(points, axis=0)
     return points[np.square(points - median).sum(1).argmin()]
 
 
 def _named_at(points: Any, inch: float) -> tuple[float, float]:
-    """Where the name of some points `(n, 2)` goes: on their middle, or above them if it hid them.
+    """Position of the name of some points `(n, 2)`: on their middle, or above if it covered them.
 
     Args:
-        points: of a group.
-        inch: on the map.
+        points: the points of a group.
+        inch: length of an inch in the coordinates of the map.
     """
     x, y = _middle(points).tolist()
     top = float(np.quantile(points[:, 1], 0.95))
@@ -279,16 +279,16 @@ def _named_at(points: Any, inch: float) -> tuple[float, float]:
     return x, y
 
 
-def _queries(axes: Axes, found: Embedding, halo: Any, taken: list[Any]) -> None:
-    if not found.query_names:
+def _queries(axes: Axes, embedding: Embedding, halo: Any, taken: list[Any]) -> None:
+    if not embedding.query_names:
         return
-    points = found.query_points.numpy()
+    points = embedding.query_points.numpy()
     axes.scatter(
         points[:, 0], points[:, 1], s=150, marker="*", color=INK, edgecolors=PAPER, linewidths=0.9,
         zorder=6,
     )  # fmt: skip
     span = float(np.ptp(axes.get_xlim()))
-    for name, (x, y) in zip(found.query_names[:_NAMED_QUERIES], points.tolist(), strict=False):
+    for name, (x, y) in zip(embedding.query_names[:_NAMED_QUERIES], points.tolist(), strict=False):
         text = fit(_short(name), 1.8, SMALL_PT)
         lift = span / PANEL_IN * 0.14
         _write(axes, text, (x, y - lift), taken, span, effects=halo, weight="normal")
@@ -304,7 +304,7 @@ def _write(
     effects: Any,
     weight: str,
 ) -> None:
-    """Write at a place or a little above or below, where nothing is written yet, or not at all."""
+    """Write at a position, or a little above or below to avoid other text, or not at all."""
     inch = span / PANEL_IN
     wide, high = text_width(text, LABEL_PT, bold=True) * inch / 2, 0.16 * inch / 2
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
@@ -316,7 +316,7 @@ def _write(
         if not any(_overlap(box, other) for other in taken):
             break
     else:
-        return  # farther away it would name other points; the legend has it
+        return  # farther away it would seem to name other points; the legend lists it
     taken.append(box)
     axes.text(
         x, y, text, ha="center", va="center", fontsize=LABEL_PT if weight == "bold" else SMALL_PT,
@@ -332,7 +332,7 @@ def _legend(
     page: Canvas,
     left: float,
     top: float,
-    found: Embedding,
+    embedding: Embedding,
     groups: list[Group],
     colouring: dict[str, Any] | None,
     values: Any,
@@ -349,7 +349,7 @@ def _legend(
         page.text(text, left + 0.22, top + at, size=SMALL_PT)
         at += 0.07 + line_height(SMALL_PT, text.count("\n") + 1)
 
-    if found.query_names:
+    if embedding.query_names:
         entry("*", INK, "query", 80)
         at += 0.1
     if colouring is None:
@@ -371,18 +371,22 @@ def _legend(
     for group in groups:
         count = f"{len(group.members):,}"
         name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT, lines=3)
-        entry(_marker(group, len(found)), group.colour, f"{name}  {count}", 30)
+        entry(_marker(group, len(embedding)), group.colour, f"{name}  {count}", 30)
 
 
-def _note(found: Embedding) -> str:
-    parts = [found.note]
-    if found.shown is not None and len(found.shown) < len(found) and found.points.shape[1] == 2:
-        parts.append(f"{len(found.shown)} of {len(found):,} images shown as pictures")
-    named = len(found.query_names)
+def _note(embedding: Embedding) -> str:
+    parts = [embedding.note]
+    if (
+        embedding.shown is not None
+        and len(embedding.shown) < len(embedding)
+        and embedding.points.shape[1] == 2
+    ):
+        parts.append(f"{len(embedding.shown)} of {len(embedding):,} images shown as thumbnails")
+    named = len(embedding.query_names)
     if named > _NAMED_QUERIES:
         parts.append(f"the first {_NAMED_QUERIES} of {named} queries named")
-    if found.explained is None:
-        parts.append("near points are alike; distances between groups say little")
+    if embedding.explained is None:
+        parts.append("near points are similar; distances between groups mean little")
     return "; ".join(parts)
 
 

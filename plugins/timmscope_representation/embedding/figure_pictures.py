@@ -1,4 +1,4 @@
-"""Images at their places on a map: which of them have room, and how they are drawn."""
+"""Thumbnails on a map: choice of those that do not overlap, and drawing."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 PANEL_IN = 5.8
 """Side of a map in inches."""
 PICTURE_IN = 0.38
-"""Side of a picture on it."""
+"""Side of a thumbnail in inches."""
 FRAME = 1.06
-"""Side of the frame, in widths of what it shows."""
+"""Side of the frame relative to the extent of the points."""
 
 
 def spread_out(points: Any, queries: Any) -> Any:
-    """Positions of points to show as pictures, such that these do not overlap each other.
+    """Indices of points whose thumbnails do not overlap each other.
 
-    Points are gone through from the middle of the map outwards; one is taken if its picture is
-    clear of those before it.
+    Points are visited from the middle of the map outwards; a point is chosen if its thumbnail does
+    not overlap earlier ones.
 
     Args:
         points: `(n, 2)`.
-        queries: `(q, 2)`, whose pictures come first.
+        queries: `(q, 2)`, whose thumbnails come first.
     """
     everything = np.concatenate([points, queries])
     low, high = everything.min(0), everything.max(0)
     span = max(float((high - low).max()), 1e-12) * FRAME
     middle = (low + high) / 2
     side = span / PANEL_IN * PICTURE_IN * 1.05
-    inside = (span - side) / 2  # pictures are kept inside the frame
+    inside = (span - side) / 2  # thumbnails stay inside the frame
     places = np.clip(points, middle - inside, middle + inside)
     free = np.ones(len(points), bool)
     for place in np.clip(queries, middle - inside, middle + inside):
@@ -61,7 +61,7 @@ def draw_pictures(
     colouring: dict[str, Any] | None,
     values: Any,
 ) -> None:
-    """Some images at their places, framed in the colours of their points, and the queries."""
+    """Draw thumbnails at their points, framed in the points' colours, and those of the queries."""
     assert found.shown is not None
     assert found.shown_images is not None
     points = found.points.numpy()
@@ -78,7 +78,7 @@ def draw_pictures(
 
 
 def scale_of(values: Any) -> Normalize:
-    """From the smallest to the largest value, which may be the same."""
+    """Colour scale from the smallest to the largest value, which may be equal."""
     low, high = float(values.min()), float(values.max())
     return Normalize(low, high if high > low else low + 1)
 

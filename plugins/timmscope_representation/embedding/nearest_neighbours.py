@@ -1,4 +1,4 @@
-"""Nearest neighbours twice: by pixels, and by what a layer sees. The gap is what was learned."""
+"""Nearest neighbours by pixels and by features: the difference shows what a layer has learned."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _QUERIES_SHOWN = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbours(Result):
-    """Nearest images of some queries, by pixels beside by features.
+    """Nearest images of queries, by pixels and by features.
 
     Attributes:
-        queries: `(Q, 3, t, t)` thumbnails in [0, 1], cropped as the model sees them.
-        query_names: what each is called.
+        queries: `(Q, 3, t, t)` thumbnails in [0, 1] of the model's input crop.
+        query_names: name of each query.
         pixel_ids: `(Q, k)` store image ids, nearest first, ties by id.
-        pixel_distances: `(Q, k)` Euclidean distance of the small RGB pictures in [0, 1].
+        pixel_distances: `(Q, k)` Euclidean distance of the reduced RGB images in [0, 1].
         pixel_images: `(Q, k, 3, t, t)` thumbnails.
         pixel_names: names of these images.
         feature_ids: `(Q, k)` store image ids, nearest first, ties by id.
-        feature_scores: `(Q, k)`, as `score_name` says.
+        feature_scores: `(Q, k)`, described by `score_name`.
         feature_images: `(Q, k, 3, t, t)` thumbnails.
         feature_names: names of these images.
-        layer: whose pooled units are the features.
-        score_name: what a feature score is.
-        pixel_size: side of the small pictures.
-        unreadable: images of the store that could no longer be read.
+        layer: the layer whose pooled units are the features.
+        score_name: description of the feature scores.
+        pixel_size: side of the reduced images.
+        unreadable: number of images of the store that can no longer be read.
     """
 
     queries: Tensor
@@ -70,7 +70,7 @@ class Neighbours(Result):
     unreadable: int
 
     def figure(self) -> Figure:
-        """Two rows a query: its neighbours by pixels, and below those by features."""
+        """Two rows per query: its neighbours by pixels, and below them those by features."""
         pictures: list[Tensor] = []
         titles: list[str] = []
         rows: list[str] = []
@@ -104,7 +104,7 @@ class Neighbours(Result):
         return sheet.figure()
 
     def summary(self) -> list[dict[str, Any]]:
-        """A query a row: its nearest image in either space, and how many of the k are in both."""
+        """One row per query: its nearest image in each space, and how many of the k are in both."""
         return [
             {
                 "query": self.query_names[row],
@@ -121,26 +121,43 @@ class Neighbours(Result):
 
 
 class NearestNeighbours(RepresentationTechnique):
-    """Images of a store nearest to a query, in pixel space beside feature space.
+    """Finds the images of a store nearest to a query, by pixels and by features.
 
-    After Krizhevsky, Sutskever & Hinton (NeurIPS 2012, figure 4): neighbours by pixels share
-    colours and composition, neighbours in a deep layer share the subject. Both spaces look at the
-    same crop, the one the model sees. Pixels are compared at `pixel_size`, shrunk by averaging;
-    features are the pooled units of the store's layer, searched in the saved index if there is a
-    current one.
+    By pixels: `d = |p − q|₂` of the images reduced to `pixel_size` by averaging areas. By features:
+    `cos(f, g)`, `|f − g|₂` or `f · g` of the pooled units of the store's layer, searched in the
+    saved index if there is a current one. Neighbours by pixels share colours and composition,
+    neighbours in a deep layer share the subject. Both use the same crop, the one that the model
+    sees.
+
+    Paper:
+        Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural
+        Networks", NeurIPS 2012, figure 4.
+
+    Raises:
+        ImageError: a query image cannot be read, or the store's images are gone.
+        ParameterError: a parameter is out of range, there is no query image, or the source is an
+            array.
+        StoreMismatch: the given model has other weights than the store's.
+        StoreError: the store cannot be read.
+        LayerNotFound: the store has no such layer.
+        VectorIndexError: the saved index cannot be read.
     """
 
     k: int = Field(default=5, ge=1)
-    """Neighbours a query; fewer where the store holds fewer."""
+    """Number of neighbours per query; fewer if the store holds fewer."""
     metric: Literal["cosine", "l2", "ip"] = "cosine"
-    """How features are compared: cosine similarity, Euclidean distance or inner product."""
+    """Comparison of features: cosine similarity, Euclidean distance or inner product."""
     exclude_identical: bool = True
-    """Leave out images that are the query itself, pixel by pixel."""
+    """Leave out images that equal the query in every pixel."""
     pixel_size: int = Field(default=32, ge=1, le=512)
-    """Side in pixels at which pictures are compared."""
+    """Side in pixels of the reduced images that are compared."""
 
     def analyse(self, source: Rows, images: Any) -> Neighbours:
-        """Neighbours of the query images in a store's layer."""
+        """Neighbours of the query images in a store's layer.
+
+        Raises:
+            ParameterError: there is no query image, or the source is an array.
+        """
         layer = self.layer_of(source)
         if images is None:
             raise ParameterError(f"{self.title()} needs query images", parameter="images")
@@ -158,7 +175,7 @@ class NearestNeighbours(RepresentationTechnique):
         k = min(self.k, *(len(rows) for rows in kept), *(len(ids) for ids in pixels.ids))
         if not k:
             raise ParameterError(
-                f"{source.title} has no image but the query itself", parameter="images"
+                f"{source.title} has no image other than the query", parameter="images"
             )
         feature_ids = np.stack([ids[at[:k]] for ids, at in zip(hits.ids, kept, strict=True)])
         scores = np.stack([row[at[:k]] for row, at in zip(hits.scores, kept, strict=True)])
@@ -166,7 +183,7 @@ class NearestNeighbours(RepresentationTechnique):
         names = query_names(images, len(queries))
         return Neighbours(
             provenance=self.provenance(model, **source.facts, queries=names),
-            queries=_shrunk(queries.cpu(), _THUMBNAIL_PX),
+            queries=_reduced(queries.cpu(), _THUMBNAIL_PX),
             query_names=names,
             pixel_ids=torch.from_numpy(pixel_ids),
             pixel_distances=torch.from_numpy(np.stack([row[:k] for row in pixels.distances])),
@@ -183,15 +200,16 @@ class NearestNeighbours(RepresentationTechnique):
         )
 
     def _by_pixels(self, queries: Tensor, rows: Rows) -> _Nearest:
-        """One pass over the store's images, in memory that does not grow with their number."""
+        """Compare pixels in one pass over the store's images, without holding all of them."""
         nearest = _Nearest(len(queries), self.k)
         small = _flat(queries, self.pixel_size)
         with task("comparing pixels", total=len(rows)) as advance:
             for ids, batch in rows.pictures.batches(rows.ids):
                 advance(len(ids))
-                seen = _flat(batch, self.pixel_size)
-                for query, wanted in enumerate(small):
-                    distances = np.sqrt(np.square(seen - wanted).sum(1)).astype(np.float32)
+                pixels = _flat(batch, self.pixel_size)
+                for query, query_pixels in enumerate(small):
+                    squares = np.square(pixels - query_pixels).sum(1)
+                    distances = np.sqrt(squares).astype(np.float32)
                     keep = np.ones(len(ids), bool)
                     if self.exclude_identical:
                         for at in np.flatnonzero(distances == 0):
@@ -202,7 +220,7 @@ class NearestNeighbours(RepresentationTechnique):
 
 
 class _Nearest:
-    """The k nearest so far of each query, and what was left out as identical to it."""
+    """The k nearest images so far of each query, and the images identical to it."""
 
     def __init__(self, queries: int, k: int) -> None:
         self._k = k
@@ -218,7 +236,7 @@ class _Nearest:
 
 
 def query_names(images: Any, count: int) -> list[str]:
-    """What to call each query: its path where it is one, else its number."""
+    """Name of each query: its path if it is one, else its number."""
     items = list(images) if isinstance(images, list | tuple) else [images]
     if len(items) != count:
         items = [None] * count
@@ -234,13 +252,13 @@ def _grid(pictures: StorePictures, ids: Numbers) -> Tensor:
     return flat.reshape(*ids.shape, *flat.shape[1:])
 
 
-def _shrunk(images: Tensor, size: int) -> Tensor:
-    """Images `(n, 3, H, W)` at `size` pixels a side, each the mean of the area it covers."""
+def _reduced(images: Tensor, size: int) -> Tensor:
+    """Images `(n, 3, H, W)` reduced to `size` pixels per side by averaging areas."""
     return functional.interpolate(images, (size, size), mode="area")
 
 
 def _flat(images: Tensor, size: int) -> npt.NDArray[np.float64]:
-    return _shrunk(images, size).flatten(1).numpy().astype(np.float64)
+    return _reduced(images, size).flatten(1).numpy().astype(np.float64)
 
 
 def _short(name: str) -> str:

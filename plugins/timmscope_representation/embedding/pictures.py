@@ -1,4 +1,4 @@
-"""The small pictures of a map: a few for the figure, and all of them on sheets for the page."""
+"""Thumbnails of a map: some for the figure, and all of them on JPEG sheets for the page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 SHOWN_PX = 96
 TILES_PX = (160, 128, 96, 64, 48, 32, 24, 16)
-"""Sides of small pictures; multiples of 8, so that no JPEG block lies in two of them."""
+"""Sides of thumbnails; multiples of 8, so that no JPEG block spans two of them."""
 BUDGET = 24_000_000
-"""Bytes that the sheets may take: 100,000 pictures have 24 pixels a side, 1,000 have 160."""
+"""Bytes for all sheets: 100,000 thumbnails get 24 pixels per side, 1,000 get 160."""
 BYTES_PER_PIXEL = 0.4
 _QUALITY = 80
 _SHEET_PX = 2048
@@ -31,12 +31,12 @@ _BATCH = 512
 
 
 def pictures_of(rows: Rows, points: npt.NDArray[Any], queries: npt.NDArray[Any]) -> dict[str, Any]:
-    """The picture fields of an `Embedding`; of an array, and of images that have gone, none.
+    """The thumbnail fields of an `Embedding`; empty for an array or if images are missing.
 
     Args:
-        rows: whose images are shown.
-        points: their places.
-        queries: places of further images.
+        rows: rows of the images.
+        points: their coordinates.
+        queries: coordinates of query images.
     """
     from timmscope_representation.embedding.figure_pictures import spread_out
 
@@ -76,14 +76,14 @@ NO_PICTURES: dict[str, Any] = {
 
 
 def tile_px(count: int) -> int:
-    """Side of small pictures of which `count` stay within the budget; at least the smallest."""
+    """Largest side at which `count` thumbnails fit the budget, else the smallest side."""
     fitting = (side for side in TILES_PX if count * side * side * BYTES_PER_PIXEL <= BUDGET)
     return next(fitting, TILES_PX[-1])
 
 
 def _tiles(rows: Rows, tile: int, size: int) -> Iterator[Tensor]:
-    """Small pictures `(≤ size, 3, tile, tile)` uint8, a sheet at a time."""
-    with task("small pictures", total=len(rows)) as advance:
+    """Thumbnails `(≤ size, 3, tile, tile)` uint8, one sheet at a time."""
+    with task("thumbnails", total=len(rows)) as advance:
         for start in range(0, len(rows), size):
             parts = []
             for low in range(start, min(start + size, len(rows)), _BATCH):
@@ -94,7 +94,7 @@ def _tiles(rows: Rows, tile: int, size: int) -> Iterator[Tensor]:
 
 
 def _jpeg(tiles: Tensor, columns: int, high: int) -> bytes:
-    """One sheet, row by row; what is left over is black."""
+    """One sheet as JPEG, row by row; the unused rest is black."""
     tile = tiles.shape[-1]
     high = min(high, math.ceil(len(tiles) / columns))
     blank = torch.zeros(columns * high - len(tiles), 3, tile, tile, dtype=torch.uint8)

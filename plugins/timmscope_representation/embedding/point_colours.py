@@ -1,4 +1,4 @@
-"""What the points of a map are coloured by: labels, predictions, a unit, clusters."""
+"""Colourings of the points of a map: by labels, predictions, a unit or clusters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from timmscope_representation.row_space import RowSpace
 
 Numbers = npt.NDArray[Any]
 Colouring = tuple[dict[str, Any], Numbers]
-"""Title and names of classes (None for numbers), and a value `(n,)` float64 a point."""
+"""Title and names of classes (None for numbers), and values `(n,)` float64, one per point."""
 
 _LOGITS = "logits"
 _ITERATIONS, _RESTARTS = 25, 3
@@ -34,12 +34,12 @@ def by_label(rows: Rows) -> Colouring:
 def by_prediction(rows: Rows, layer: StoreLayer, names: ClassNames | None) -> Colouring:
     """The class with the highest logit of each image, as the store holds them.
 
-    Images whose logits hold NaN or infinite values are told by a warning and have no class, -1.
+    Images whose logits hold NaN or infinite values get no class (-1), and a warning names them.
 
     Args:
-        rows: that are laid out.
+        rows: the rows of the map.
         layer: any layer of their store.
-        names: of the model's classes, where they are known.
+        names: names of the model's classes, if known.
 
     Raises:
         ParameterError: the store does not hold logits.
@@ -70,7 +70,7 @@ def by_prediction(rows: Rows, layer: StoreLayer, names: ClassNames | None) -> Co
     found = np.unique(best[best >= 0])
     codes = np.where(best < 0, -1, np.searchsorted(found, best))
     classes = [names.short(index) if names else f"class {index}" for index in found.tolist()]
-    return {"title": "prediction", "classes": _told_apart(classes, found)}, codes.astype(float)
+    return {"title": "prediction", "classes": _distinct_names(classes, found)}, codes.astype(float)
 
 
 def by_unit(rows: Rows, unit: int) -> Colouring:
@@ -89,21 +89,21 @@ def by_unit(rows: Rows, unit: int) -> Colouring:
 
 
 def by_cluster(rows: Rows, count: int, seed: int) -> Colouring:
-    """Clusters of the rows by k-means, the largest first, by Euclidean distance as on a PCA map.
+    """Clusters of the rows by k-means with Euclidean distance, as on a PCA map, largest first.
 
     Raises:
         ParameterError: there are fewer rows than clusters, or all are equal.
     """
     rows.require(count, f"{count} clusters", "clusters")
     space = RowSpace(rows, "l2")
-    space.require_spread("there is nothing to tell apart")
+    space.require_spread("there is nothing to separate")
     found = kmeans(space, count, iterations=_ITERATIONS, restarts=_RESTARTS, seed=seed)
     names = [f"cluster {number + 1}" for number in range(len(found.centroids))]
     return {"title": "cluster", "classes": names}, (found.clusters - 1).astype(float)
 
 
-def _told_apart(names: Sequence[str], numbers: Numbers) -> list[str]:
-    """Names with the class's number where several classes share one, as ImageNet's `crane`."""
+def _distinct_names(names: Sequence[str], numbers: Numbers) -> list[str]:
+    """Class names, with the class's number where several classes share one (ImageNet's `crane`)."""
     return [
         f"{name} ({number})" if names.count(name) > 1 else name
         for name, number in zip(names, numbers.tolist(), strict=True)

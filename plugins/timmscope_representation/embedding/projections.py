@@ -1,8 +1,7 @@
-"""Ways to lay rows out in two or three dimensions, and to put further rows among them."""
+"""Layouts of rows in two or three dimensions, by PCA, t-SNE or UMAP."""
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from timmscope import ParameterError, Rows, TechniqueError, task
+from timmscope_representation.optional_packages import require_package
 
 from .principal_components import PrincipalComponents
 
@@ -21,31 +21,31 @@ Numbers = npt.NDArray[Any]
 Method = Literal["pca", "tsne", "umap"]
 
 COMPONENTS = 50
-"""Principal components that t-SNE and UMAP start from, as is usual: distances in them are nearly
-those of the rows, and cost as many times less as there are fewer."""
+"""Number of principal components that t-SNE and UMAP start from, as is usual: distances are nearly
+those of the rows, and cheaper in proportion."""
 
 NEIGHBOURS = {"tsne": 30, "umap": 15}
-"""Their papers' usual perplexity, and umap-learn's number of neighbours."""
+"""The usual perplexity of t-SNE, and umap-learn's default number of neighbours."""
 
 _PACKAGES = {"tsne": ("openTSNE", "openTSNE"), "umap": ("umap", "umap-learn")}
 _STEPS = 750
 """Iterations of t-SNE: openTSNE's 250 with exaggerated forces, then 500."""
 _EVERY = 10
 _FEWEST = 5
-"""Rows that t-SNE and UMAP need, however few neighbours they look at."""
+"""Smallest number of rows for t-SNE and UMAP with any number of neighbours."""
 _LARGE = 10_000
-"""Rows from which on t-SNE's interpolation and several threads pay."""
+"""Number of rows from which t-SNE is faster with interpolation and several threads."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A map from rows to places.
+    """A fitted layout of rows.
 
     Attributes:
-        method: by which.
-        points: `(n, dimensions)` float32, places of the rows that it was made from.
-        pca: principal components: the map itself, or what t-SNE and UMAP started from.
-        note: how it was made, in a few words.
+        method: the method.
+        points: `(n, dimensions)` float32, coordinates of the fitted rows.
+        pca: principal components: the layout itself, or the input of t-SNE and UMAP.
+        note: description of the method.
     """
 
     method: Method
@@ -56,13 +56,13 @@ class Projection:
     _unit: float = 1.0
 
     def transform(self, rows: npt.ArrayLike) -> Numbers:
-        """Places `(m, dimensions)` float32 of rows `(m, d)` that the map was not made from.
+        """Coordinates `(m, dimensions)` float32 of further rows `(m, d)`.
 
-        The map stays as it is. Its own rows, put in as new ones, come out near their places, not
-        on them, except with PCA.
+        The layout does not change. A fitted row, given as a new one, gets coordinates near its own,
+        and exactly its own with PCA only.
 
         Raises:
-            ParameterError: rows of another length, or that hold NaN or infinite values.
+            ParameterError: rows have another length, or hold NaN or infinite values.
         """
         new = Rows(np.atleast_2d(np.asarray(rows)))
         if new.dim != len(self.pca.mean):
@@ -83,44 +83,46 @@ def project(
 ) -> Projection:
     """Lay rows out.
 
-    PCA needs memory for the places alone; t-SNE and UMAP also for `COMPONENTS` numbers and a list
-    of neighbours a row.
+    PCA needs memory for the coordinates only; t-SNE and UMAP also for `COMPONENTS` values and a
+    list of neighbours per row.
 
     Args:
-        rows: what to lay out.
+        rows: the rows.
         method: `pca`, `tsne` (van der Maaten & Hinton 2008) or `umap` (McInnes et al. 2018).
         dimensions: 2 or 3.
         neighbours: t-SNE's perplexity or UMAP's number of neighbours; None for `NEIGHBOURS`.
-        seed: of the random numbers of t-SNE and UMAP; the same seed gives the same places.
+        seed: seed of t-SNE and UMAP; the same seed gives the same coordinates.
 
     Raises:
-        ParameterError: too few rows, rows that are all equal or hold NaN, or a number of
-            neighbours for PCA.
-        TechniqueError: the library is not installed.
+        ParameterError: rows are too few, all equal or hold NaN, or neighbours are given for PCA.
+        PluginError: the library is not installed.
+        TechniqueError: the library cannot lay out the rows.
     """
     if method == "pca":
         if neighbours is not None:
             raise ParameterError(
-                "PCA goes by no neighbours: leave them out, or choose t-SNE or UMAP",
+                "PCA uses no neighbours: leave neighbours out, or choose t-SNE or UMAP",
                 parameter="neighbours",
             )
         pca = PrincipalComponents.fit(rows, dimensions)
         shares = ", ".join(f"{share:.1%}" for share in pca.explained)
-        note = f"PCA, whose {dimensions} components have {shares} of the variance"
+        note = f"PCA, {dimensions} components with {shares} of the variance"
         return Projection("pca", _reduced(pca, rows), pca, note)
     _require_library(method)
-    seed %= 1 << 32  # the libraries take no others; seeds may be negative
+    seed %= 1 << 32  # the libraries take only these; seeds may be negative
     near = neighbours or NEIGHBOURS[method]
     _require_rows(rows, method, near, dimensions)
     pca = PrincipalComponents.fit(rows, min(COMPONENTS, rows.dim, len(rows) - 1))
     reduced = _reduced(pca, rows)
-    # Neighbours know no scale, but squares of distances have to stay in float32's range.
+    # Neighbours do not depend on scale, but squared distances must stay in float32's range.
     unit = float(np.ldexp(1.0, int(np.frexp(np.abs(reduced).max())[1])))
     reduced /= np.float32(unit)
     lay_out = _tsne if method == "tsne" else _umap
     places, fitted = lay_out(reduced, dimensions, near, seed)
     if not np.isfinite(places).all():
-        raise TechniqueError(f"{method} found no places for the rows of {rows.title}: try PCA")
+        raise TechniqueError(
+            f"{method} gave coordinates that are not finite for {rows.title}: try PCA"
+        )
     name = f"t-SNE, perplexity {near}" if method == "tsne" else f"UMAP, {near} neighbours"
     note = f"{name}, from {reduced.shape[1]} principal components, seed {seed}"
     return Projection(method, places, pca, note, fitted, unit)
@@ -133,7 +135,7 @@ def _tsne(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numb
     start = reduced[:, :dimensions].astype(np.float64)
     if start.shape[1] < dimensions:
         raise ParameterError(
-            f"rows with {start.shape[1]} principal component cannot be laid out in {dimensions} "
+            f"rows with {start.shape[1]} principal component cannot be mapped in {dimensions} "
             "dimensions",
             parameter="dimensions",
         )
@@ -143,7 +145,7 @@ def _tsne(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numb
             n_components=dimensions,
             perplexity=near,
             initialization=rescale(start),
-            # Interpolation is for at most two dimensions, else there is Barnes and Hut's tree.
+            # Interpolation works in at most two dimensions; else Barnes-Hut trees are used.
             negative_gradient_method="fft" if large and dimensions == 2 else "bh",
             random_state=seed,
             n_jobs=-1 if large else 1,
@@ -157,14 +159,14 @@ def _umap(reduced: Numbers, dimensions: int, near: int, seed: int) -> tuple[Numb
     from umap import UMAP
 
     with task("UMAP"), _quiet("umap"):
-        # A seed means one thread: several would race.
+        # A seed needs one thread, because several give other results at each run.
         fitted = UMAP(n_components=dimensions, n_neighbors=near, random_state=seed, n_jobs=1)
         places = fitted.fit_transform(reduced)
     return np.asarray(places, np.float32), fitted
 
 
 def _reduced(pca: PrincipalComponents, rows: Rows) -> Numbers:
-    """Principal coordinates `(n, k)` float32, by a pass over the rows."""
+    """Principal coordinates `(n, k)` float32, in one pass over the rows."""
     places = np.empty((len(rows), len(pca.components)), np.float32)
     done = 0
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
@@ -181,15 +183,11 @@ def _reduced(pca: PrincipalComponents, rows: Rows) -> Numbers:
 
 def _require_library(method: Method) -> None:
     module, package = _PACKAGES[method]
-    if importlib.util.find_spec(module) is None:
-        raise TechniqueError(
-            f"{method} needs {package}, which is not installed: "
-            "python -m pip install 'timmscope[embed]', or choose the method pca"
-        )
+    require_package(module, package, f"method {method!r}")
 
 
 def _require_rows(rows: Rows, method: Method, near: int, dimensions: int) -> None:
-    """Refuse fewer rows than neighbours: t-SNE looks at three times its perplexity."""
+    """Refuse fewer rows than neighbours; t-SNE uses three times its perplexity."""
     needed = max(3 * near + 1 if method == "tsne" else near + 1, _FEWEST)
     if len(rows) < needed:
         most = (len(rows) - 1) // 3 if method == "tsne" else len(rows) - 1
@@ -211,9 +209,9 @@ def _require_rows(rows: Rows, method: Method, near: int, dimensions: int) -> Non
 
 @contextmanager
 def _quiet(method: Method) -> Iterator[None]:
-    """Without the libraries' warnings about what is meant to be so, and with torch's threads kept.
+    """Suppress the libraries' warnings, raise their errors as one line, and keep torch's threads.
 
-    numba, which UMAP runs on, sets the number of threads of the OpenMP that it shares with torch.
+    numba, which UMAP uses, sets the number of threads of the OpenMP that it shares with torch.
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings():

@@ -1,1 +1,1 @@
-"""What single units of a layer respond to: patches, maps, weights and statistics."""
+"""Responses of single units of a layer: patches, maps, weights and statistics."""

@@ -1,4 +1,4 @@
-"""What a layer's units answer to where in an image, beside what its activation discards."""
+"""Activation maps: where a layer's units respond in an image, before and after the activation."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from timmscope_registry.hooks import ActivationCall, Layer
 from timmscope_representation.units.map_pictures import (
     Centres,
     coloured,
+    enlarged,
     laid_over,
     min_max,
     placed,
-    sharpened,
 )
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Colours = Literal["heat", "grey"]
-_ABREAST = 6
-"""Pictures in a row of the figure."""
+_PER_ROW = 6
+"""Number of pictures per row of the figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +46,22 @@ class UnitMaps(Result):
 
     Attributes:
         images: `(B, 3, H, W)` in [0, 1].
-        image_names: what each is called.
-        units: `(B, n)` the units shown of each image, in their order.
-        energies: `(B, C)` L2 norm of every unit's map.
-        maps: `(B, n, h, w)` the layer's output, raw.
-        levels: `(B, n, h, w)` uint8, the same from 0 at the lowest value to 255 at the highest, of
-            each map or of all maps of an image.
-        before: `(B, n, h, w)` what the activation is given; None where the layer has none.
-        after: `(B, n, h, w)` what it returns; one of the two is `maps`.
+        image_names: name of each image.
+        units: `(B, n)` units shown for each image, in order.
+        energies: `(B, C)` L2 norm of the map of every unit.
+        maps: `(B, n, h, w)` output of the layer.
+        levels: `(B, n, h, w)` uint8, the maps scaled from 0 at the lowest to 255 at the highest
+            value of each map, or of all maps of an image.
+        before: `(B, n, h, w)` input of the activation; None if the layer has none.
+        after: `(B, n, h, w)` output of the activation; one of the two is `maps`.
         below_zero: `(B, n)` share of the cells that are below zero before the activation.
-        energy_lost: `(B, n)` what the activation takes from the sum of squares, as a share of it.
+        energy_lost: `(B, n)` share of the sum of squares that the activation removes.
         layer: name of the layer.
-        activation: the activation's hook point and kind, as in `act1 (ReLU)`; None without one.
-        centres: row and column in pixels of the first cell's centre, and the steps to the next
-            ones; None where cells have no place of their own, and maps are stretched.
-        colours: of the pictures.
-        scale: what the colours span.
+        activation: hook point and kind of the activation, as in `act1 (ReLU)`; None without one.
+        centres: row and column in pixels of the centre of the first cell, and the steps to the next
+            cells; None where cells have no fixed positions, and maps are stretched.
+        colours: colours of the pictures.
+        scale: range of the colours.
     """
 
     images: Tensor
@@ -81,22 +81,22 @@ class UnitMaps(Result):
     scale: str
 
     def figure(self) -> Figure:
-        """The first image's maps, over the image and beside the other side of the activation."""
+        """The maps of the first image, before and after the activation and over the image."""
         return self._page(0)
 
     def pictures(self) -> dict[str, Any]:
-        """A page for each of the other images."""
+        """One page for each of the other images."""
         return {
             f"image-{number + 1:03d}": lambda number=number: self._page(number)
             for number in range(1, len(self.images))
         }
 
     def summary(self) -> list[dict[str, Any]]:
-        """A map a row."""
+        """One row per map."""
         rows = []
         for image, name in enumerate(self.image_names):
-            for place, unit in enumerate(self.units[image].tolist()):
-                values = self.maps[image, place]
+            for index, unit in enumerate(self.units[image].tolist()):
+                values = self.maps[image, index]
                 row = {
                     "image": name,
                     "unit": unit,
@@ -105,8 +105,8 @@ class UnitMaps(Result):
                     "max": float(values.max()),
                 }
                 if self.below_zero is not None and self.energy_lost is not None:
-                    row["below_zero"] = float(self.below_zero[image, place])
-                    row["energy_lost"] = float(self.energy_lost[image, place])
+                    row["below_zero"] = float(self.below_zero[image, index])
+                    row["energy_lost"] = float(self.energy_lost[image, index])
                 rows.append(row)
         return rows
 
@@ -118,16 +118,16 @@ class UnitMaps(Result):
         ]  # fmt: skip
         spans, own = self._spans(torch.cat(sides, 1)), self._spans(shown)
         pictures, titles = [picture], [self.image_names[image]]
-        for place, unit in enumerate(self.units[image].tolist()):
+        for index, unit in enumerate(self.units[image].tolist()):
             for side in sides:
-                seen = coloured(side[place], spans[place], self.colours)
-                pictures.append(sharpened(seen, size))
-            over = placed(shown[place], size, self.centres)
-            pictures.append(laid_over(picture, over, own[place], self.colours))
-            titles += self._titles(image, place, unit)
+                drawn = coloured(side[index], spans[index], self.colours)
+                pictures.append(enlarged(drawn, size))
+            over = placed(shown[index], size, self.centres)
+            pictures.append(laid_over(picture, over, own[index], self.colours))
+            titles += self._titles(image, index, unit)
         total = len(self.units[image])
         each = len(sides) + 1
-        row = _ABREAST // each * each
+        row = _PER_ROW // each * each
         count = total * each
         sheet = Sheet(
             provenance=self.provenance,
@@ -142,18 +142,18 @@ class UnitMaps(Result):
         return sheet.figure()
 
     def _spans(self, maps: Tensor) -> list[tuple[float, float]]:
-        """What the colours of each map `(n, h, w)` span."""
+        """Range of the colours of each map `(n, h, w)`."""
         low, high = maps.amin((1, 2)), maps.amax((1, 2))
         if self.scale == "common":
             low, high = low.min().expand_as(low), high.max().expand_as(high)
         return list(zip(low.tolist(), high.tolist(), strict=True))
 
-    def _titles(self, image: int, place: int, unit: int) -> list[str]:
-        """What stands below a unit's map, or both sides of it, and below the overlay."""
+    def _titles(self, image: int, index: int, unit: int) -> list[str]:
+        """Captions of a unit's map, or of both sides of the activation, and of the overlay."""
         energy = f"{unit} on the image\nenergy {float(self.energies[image, unit]):.3g}"
         if self.below_zero is None or self.energy_lost is None:
             return [f"unit {unit}", energy]
-        below, lost = self.below_zero[image, place], self.energy_lost[image, place]
+        below, lost = self.below_zero[image, index], self.energy_lost[image, index]
         return [
             f"{unit} before\n{100 * float(below):.0f} % below 0",
             f"{unit} after\n{100 * float(lost):.0f} % of energy lost",
@@ -166,7 +166,8 @@ class UnitMaps(Result):
             parts = [f"black is the lowest value, white the highest {scale}"]
         else:
             parts = [
-                f"black is 0, or the lowest value above it; blue is below 0; one range {scale}"
+                "black is 0, or the lowest value if all are above 0; blue is below 0; "
+                f"one range {scale}"
             ]
         if self.activation is not None:
             parts.append(f"before and after {self.activation}, in one range")
@@ -179,37 +180,50 @@ class UnitMaps(Result):
 
 
 class ActivationMaps(RepresentationTechnique):
-    """A layer's channels for images, with what its activation discards.
+    """Shows a layer's channels for images, before and after the activation.
 
-    A map is shown raw in the arrays, and as colours between its lowest and highest value (or those
-    of all maps). On the image, every value stands at the centre of its cell's receptive field and
-    is interpolated linearly between; cells without a field of their own size are stretched over the
-    image. Where the layer ends with an activation (a ReLU, GELU, SiLU …), or its output goes into
-    one, both sides stand side by side, in one range of values: what is below zero before a ReLU is
-    what it discards.
+    `A_kij`, the output of unit k at cell (i, j), raw in the arrays and in colours between the
+    lowest and the highest value of the map (or of all maps). Over the image, every value is placed
+    at the centre of its cell's receptive field, with linear interpolation between; cells whose
+    receptive fields are not one box moved by a step are stretched over the image. If the layer ends
+    with an activation (a ReLU, GELU, SiLU …), or its output goes into one, both sides are shown in
+    one range of values: a ReLU discards what is below zero.
 
-    A unit's energy is the L2 norm of its map in the layer's output.
+    The energy of a unit is the L2 norm of its map in the layer's output, `√(Σ_ij A_kij²)`, and the
+    energy lost is `1 − Σ after² / Σ before²`.
+
+    Raises:
+        ImageError: an image cannot be read.
+        LayerNotFound: there is no such layer.
+        ParameterError: a parameter is out of range, there is no image, or the layer has no grid.
+        TechniqueError: a map is not finite.
     """
 
     reads: ClassVar[str] = "model"
 
     layer: LayerName
-    """Layer whose units to show; it needs a grid."""
+    """Layer whose units to show; it must have a grid."""
     units: UnitNumbers | None = None
     """Units to choose from, as in `17` or `3,5,8-15`; by default all."""
     count: int = Field(default=12, ge=1, le=80)
-    """How many of them to show."""
+    """Number of units to show."""
     order: Literal["energy", "unit"] = "energy"
-    """Those of the highest energy first, for each image of its own, or by number."""
+    """Order of the units: highest energy first, for each image separately, or by number."""
     scale: Literal["per-map", "common"] = "per-map"
-    """Colours span each map's own values, or those of all maps shown of an image."""
+    """Range of the colours: of each map, or of all maps shown of an image."""
     colours: Colours = "heat"
     """Heat colours with blue below zero, or grey."""
 
     def analyse(self, source: HookedModel, images: Any) -> UnitMaps:
-        """Maps of a model's layer for images."""
+        """Maps of a model's layer for images.
+
+        Raises:
+            LayerNotFound: there is no such layer.
+            ParameterError: there is no image, or the layer has no grid.
+            TechniqueError: a map is not finite.
+        """
         if images is None:
-            raise ParameterError(f"{self.title()} needs images to look at", parameter="images")
+            raise ParameterError(f"{self.title()} needs images", parameter="images")
         layer = source.layers[self.layer]
         _require_grid(source, layer)
         units = torch.tensor(chosen_units(self.units, layer.name, layer.channels))
@@ -241,7 +255,7 @@ class ActivationMaps(RepresentationTechnique):
         centres = self._centres(source, layer, (batch.shape[2], batch.shape[3]))
         return UnitMaps(
             provenance=self.provenance(source, images=_names(images, len(batch))),
-            images=_shown(batch),
+            images=_drawable(batch),
             image_names=_names(images, len(batch)),
             units=torch.stack([shown for shown, *_ in kept]),
             energies=torch.stack([energies for _, energies, *_ in kept]),
@@ -259,7 +273,7 @@ class ActivationMaps(RepresentationTechnique):
         )
 
     def _centres(self, model: HookedModel, layer: Layer, size: tuple[int, int]) -> Centres | None:
-        """Where cells are; None where their fields are not one box, moved by a step."""
+        """Centres of the cells; None if their receptive fields are not one box moved by a step."""
         if size != tuple(model.input_size[1:]):
             return None
         field = receptive_field(model, layer.name)
@@ -276,12 +290,12 @@ def _require_grid(model: HookedModel, layer: Layer) -> None:
     near = min(later, key=lambda each: abs(each.order - layer.order), default=None)
     hint = f"; nearest layer with a grid: {near.name}" if near is not None else ""
     raise ParameterError(
-        f"the units of {layer.name} have one value an image and no map{hint}", parameter="layer"
+        f"the units of {layer.name} have one value per image, not a map{hint}", parameter="layer"
     )
 
 
 def _activation_of(model: HookedModel, layer: str) -> tuple[ActivationCall | None, bool]:
-    """The activation that a layer ends with (True), or else that its output goes into (False)."""
+    """The activation that a layer ends with (True), or else that reads its output (False)."""
     calls = model.hooks.activations()
     for call in calls:
         if layer in call.after:
@@ -296,19 +310,19 @@ def _both_sides(
     model: HookedModel, layer: Layer, image: Tensor, call: ActivationCall | None, ends: bool
 ) -> tuple[Tensor, Tensor | None]:
     """A layer's maps `(C, h, w)` for one image, and those on the other side of its activation."""
-    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def keep(given: Tensor) -> None:
-        seen["given"] = given.detach().clone()
+        inputs["activation"] = given.detach().clone()
 
-    looks = {call.point: keep} if call is not None and ends else {}
+    watched = {call.point: keep} if call is not None and ends else {}
     further = [call.point] if call is not None and not ends else []
-    with torch.no_grad(), model.hooks.watch_inputs(looks), model.record(
+    with torch.no_grad(), model.hooks.watch_inputs(watched), model.record(
         layer.name, *further
     ) as recording:  # fmt: skip
         model(image)
         own = recording[layer.name]
-        other = seen["given"] if looks else recording[further[0]] if further else None
+        other = inputs["activation"] if watched else recording[further[0]] if further else None
 
     def maps(value: Tensor) -> Tensor:
         return layer.spatial(value)[0].float().cpu()
@@ -317,7 +331,7 @@ def _both_sides(
 
 
 def _discarded(before: Tensor | None, after: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Share of cells below zero before an activation, and of the sum of squares that it takes."""
+    """Share of cells below zero before an activation, and share of the energy it removes."""
     if before is None or after is None:
         return None, None
     whole = before.double().square().sum((2, 3))
@@ -326,8 +340,8 @@ def _discarded(before: Tensor | None, after: Tensor | None) -> tuple[Tensor | No
     return (before < 0).float().mean((2, 3)), lost.float()
 
 
-def _shown(images: Tensor) -> Tensor:
-    """Images as pictures `(B, 3, H, W)`: grey where they are not RGB."""
+def _drawable(images: Tensor) -> Tensor:
+    """RGB images `(B, 3, H, W)` to draw: grey if the images are not RGB."""
     pictures = images.cpu().float()
     if pictures.shape[1] != 3:
         pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)

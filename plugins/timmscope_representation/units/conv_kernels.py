@@ -1,7 +1,8 @@
-"""The kernels of a model: which layers have some, and how they lie in pixels and channels.
+"""The kernels of a model's layers, and how their weights relate to pixels and channels.
 
-A convolution says so itself. A linear layer over patches does not: which of its inputs is which
-pixel is found by giving the model images of which no two pixels are equal, and looking for them.
+For a convolution the module's attributes say so. For a linear layer over patches they do not: which
+input is which pixel is found by passing images without equal pixels through the model, and matching
+the values.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Kernels:
     Attributes:
         layer: its name.
         weight: `(n, c, h, w)` float32.
-        on_pixels: whether they act on the image itself, so that `c` are its colours.
-        groups: into how many parts of their own the units and input channels fall.
+        on_pixels: whether they act on the image itself, so that `c` is the number of colours.
+        groups: number of groups of units and input channels.
     """
 
     layer: str
@@ -40,7 +41,7 @@ class Kernels:
 
 
 def first_kernels(model: HookedModel) -> Kernels:
-    """The kernels that finish first in a forward: of a convolution, or a linear layer over patches.
+    """The kernels used first in a forward pass: of a convolution, or a linear layer over patches.
 
     Raises:
         UnsupportedModel: there is no such layer.
@@ -54,8 +55,8 @@ def first_kernels(model: HookedModel) -> Kernels:
         f"{layer.name} ({layer.module_type})" for layer in list(model.layers.values())[:3]
     )
     raise UnsupportedModel(
-        f"{model.id} has no 2-d convolution whose filters could be shown, nor a linear layer over "
-        f"patches; it begins with {first}"
+        f"{model.id} has neither a 2-d convolution nor a linear layer over patches whose filters "
+        f"could be shown; it begins with {first}"
     )
 
 
@@ -87,7 +88,7 @@ def nearest_convolutions(model: HookedModel, layer: str, *, least: int = 1) -> t
     Args:
         model: the model.
         layer: its name.
-        least: area of a kernel in cells, at least.
+        least: smallest area of a kernel in cells.
     """
     names = [name.partition("#")[0] for name in model.layers]
     places = {
@@ -102,7 +103,7 @@ def nearest_convolutions(model: HookedModel, layer: str, *, least: int = 1) -> t
 
 
 def _modules(model: HookedModel) -> Iterator[tuple[str, nn.Module]]:
-    """Layers that are modules, by the module's name, in the order in which they finish."""
+    """Layers that are modules, with the module's name, in execution order."""
     modules = dict(model.module.named_modules())
     for name in dict.fromkeys(name.partition("#")[0] for name in model.layers):
         if name in modules:
@@ -114,23 +115,23 @@ def _of_convolution(name: str, module: nn.Conv2d, *, on_pixels: bool) -> Kernels
 
 
 def _on_pixels(model: HookedModel, name: str) -> bool:
-    """Whether a convolution is given the image itself, as normalised or padded."""
+    """Whether the input of a convolution is the image itself, normalised or padded."""
     module = model.module.get_submodule(name)
     if not isinstance(module, nn.Conv2d) or module.in_channels != model.input_size[0]:
         return False
-    image, given = _look(model, name)
+    image, given = _matching_inputs(model, name)
     found = np.isin(given.numpy().ravel(), [*image.numpy().ravel().tolist(), 0.0])
     return bool(found.all())
 
 
 def _of_linear(model: HookedModel, name: str, module: nn.Linear) -> Kernels | None:
-    """A linear layer whose inputs are the pixels of a patch, each once; None where they are not."""
-    image, given = _look(model, name)  # (2, c, H, W), (2, …, inputs)
+    """Kernels of a linear layer whose inputs are the pixels of a patch, each once; else None."""
+    image, given = _matching_inputs(model, name)  # (2, c, H, W), (2, …, inputs)
     weight = module.weight.detach().float().cpu()
     rows = given.reshape(2, -1, given.shape[-1])
     if rows.shape[2] != weight.shape[1]:
         return None
-    # Two images, so that a pixel and its like in another colour are told apart.
+    # Two images, because a pixel may have an equal one in another colour after normalisation.
     place = {pair: at for at, pair in enumerate(zip(*image.flatten(1).tolist(), strict=True))}
     first = [place.get(pair, -1) for pair in zip(*rows[:, 0].tolist(), strict=True)]
     if -1 in first or len(set(first)) < len(first):
@@ -138,28 +139,30 @@ def _of_linear(model: HookedModel, name: str, module: nn.Linear) -> Kernels | No
     colour, y, x = np.unravel_index(np.array(first), tuple(image.shape[1:]))
     size = (image.shape[1], int(np.ptp(y)) + 1, int(np.ptp(x)) + 1)
     if int(np.prod(size)) != len(first):
-        return None  # some pixels of the patch have no part in it
+        return None  # some pixels of the patch are missing
     kernels = torch.empty(len(weight), *size)
     kernels[:, colour, y - y.min(), x - x.min()] = weight
     return Kernels(name, kernels, on_pixels=True)
 
 
-def _look(model: HookedModel, name: str) -> tuple[Tensor, Tensor]:
-    """Two normalised images without equal pixels, and what a module is given of them."""
+def _matching_inputs(model: HookedModel, name: str) -> tuple[Tensor, Tensor]:
+    """Two normalised images without equal pixels, and the input of a module for them."""
     size = model.input_size
     count = int(np.prod(size))
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(count, generator=generator).view(size) for _ in range(2)]
     images = ((torch.stack(orders) + 0.5) / count).to(model.device)
-    seen: list[Tensor] = []
+    given_inputs: list[Tensor] = []
     with (
         torch.no_grad(),
-        model.hooks.watch_inputs({name: lambda given: seen.append(given.detach().cpu().clone())}),
+        model.hooks.watch_inputs(
+            {name: lambda given: given_inputs.append(given.detach().cpu().clone())}
+        ),
         model.record(name),
     ):
         model(images)
     normalised = model.preprocessing.normalise(images.to(model.dtype)).cpu()
-    return normalised.double(), seen[0].double()
+    return normalised.double(), given_inputs[0].double()
 
 
 def _article(kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Filters as pictures: in colour where they act on pixels, as grey slices in deeper layers."""
+"""Filters as images: in colour where they act on pixels, else as grey slices."""
 
 from __future__ import annotations
 
@@ -27,21 +27,30 @@ from timmscope_representation.units.conv_kernels import (
 )
 
 _UNITS_IN_SLICES = 16
-"""Units shown where each takes a row of slices."""
+"""Largest number of units shown by default where each takes a row of slices."""
 
 
 class Filters(RepresentationTechnique):
-    """Filters as a sheet (Krizhevsky, Sutskever & Hinton, NeurIPS 2012, figure 3).
+    """Shows the weights of a layer as images.
 
-    By default of the first layer, be it a convolution or a vision transformer's patch embedding,
-    linear ones included. A weight `w` is shown as `0.5 + w / (2 s)`: 0 is mid-grey, and `s` is the
-    largest absolute weight of what is shown or of each filter. Weights act on normalised pixels; a
-    filter's colour is the change that raises the unit. Weights are shown as stored, without a batch
-    norm that may follow.
+    A weight w is drawn as `pixel = 0.5 + w / (2 s)`: 0 is mid-grey, and s is the largest absolute
+    weight of all filters shown, or of each filter. By default the first layer is shown, which may
+    be a convolution or the patch embedding of a vision transformer, linear ones included. Weights
+    act on normalised pixels: the colour of a filter is the change of the image that raises the
+    unit. Weights are shown as stored, without a batch norm that may follow.
 
-    Filters over an RGB image are colour pictures. In deeper layers, and over any other number of
-    colours, each input channel of each filter is a grey slice of its own, a unit a row, unless
-    `channels` picks three. A depthwise filter has one slice.
+    Filters over an RGB image are drawn in colour. In deeper layers, and for any other number of
+    colours, each input channel of each filter is a grey slice, with one row per unit, unless
+    `channels` chooses three. A depthwise filter has one slice.
+
+    Paper:
+        Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional Neural
+        Networks", NeurIPS 2012, figure 3.
+
+    Raises:
+        LayerNotFound: there is no such layer, or it has no kernels.
+        ParameterError: a parameter is out of range or does not fit the layer, or images are given.
+        UnsupportedModel: no layer has filters, or weights are not finite.
     """
 
     reads: ClassVar[str] = "model"
@@ -49,19 +58,26 @@ class Filters(RepresentationTechnique):
     layer: LayerName | None = None
     """Layer whose filters to show: a convolution, or a linear layer over patches."""
     units: UnitNumbers | None = None
-    """Filters to show, as in `17` or `3,5,8-15`; by default all, or the first 16 where each is a
+    """Filters to show, as in `17` or `3,5,8-15`; by default all, or the first 16 where each takes a
     row of slices."""
     slices: int = Field(default=16, ge=1)
-    """Input channels shown of a filter, those of the largest L2 norm where it has more."""
+    """Number of input channels shown per filter: those of the largest L2 norm, if it has more."""
     scale: Literal["common", "per-filter"] = "common"
-    """One scale for all filters, so that strong and weak ones compare, or each its own."""
+    """One scale for all filters, so that their strengths can be compared, or one per filter."""
     order: Literal["unit", "strength"] = "unit"
-    """By unit number, or the strongest (largest L2 norm) first."""
+    """Order: by unit number, or largest L2 norm first."""
     channels: tuple[int, int, int] | None = None
-    """Input channels to show as red, green and blue; by default as the class says."""
+    """Input channels to show as red, green and blue; by default the image's colours, else grey
+    slices of each channel."""
 
     def analyse(self, source: HookedModel, images: Any) -> Sheet:
-        """The filters of a model; takes no images."""
+        """The filters of a model; it takes no images.
+
+        Raises:
+            LayerNotFound: there is no such layer, or it has no kernels.
+            ParameterError: parameters do not fit the layer, or images are given.
+            UnsupportedModel: no layer has filters, or weights are not finite.
+        """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no images", parameter="images")
         found = first_kernels(source) if self.layer is None else kernels_of(source, self.layer)
@@ -74,8 +90,8 @@ class Filters(RepresentationTechnique):
             near = nearest_convolutions(source, found.layer, least=2)
             hint = f"; larger kernels: {', '.join(near)}" if near else ""
             raise ParameterError(
-                f"{found.layer} of {source.id} has kernels of 1×1, each a list of {taps} numbers "
-                f"without a picture{hint}",
+                f"{found.layer} of {source.id} has kernels of 1×1, which have no picture: each "
+                f"is a list of {taps} numbers{hint}",
                 parameter="layer",
             )
         norms = weights.flatten(1).norm(dim=1)
@@ -90,7 +106,7 @@ class Filters(RepresentationTechnique):
         if inputs is not None:
             firsts = torch.tensor([found.inputs(unit).start for unit in units.tolist()])
             shown = torch.take_along_dim(shown, (inputs - firsts[:, None])[..., None, None], 1)
-        # The scale comes from what is shown, so that the strongest weight shown is black or white.
+        # The scale comes from the weights shown, so that the largest of them is black or white.
         tiles = scaled(shown, self.scale)
         if tiles.shape[1] != 3 or inputs is not None:
             tiles = tiles.flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
@@ -138,7 +154,7 @@ class Filters(RepresentationTechnique):
         return found.weight[:, list(self.channels)]
 
     def _note(self, found: Kernels, units: Tensor, shown: Tensor, in_rows: bool) -> list[str]:
-        """What the greys mean, and what is left out."""
+        """Meaning of the grey levels, and what is left out."""
         count, taps = found.weight.shape[:2]
         parts = [
             f"mid-grey is 0, black and white are ∓{float(shown.abs().max()):.3g}"
@@ -149,9 +165,9 @@ class Filters(RepresentationTechnique):
             red, green, blue = self.channels
             parts.append(f"red, green and blue are input channels {red}, {green} and {blue}")
         if in_rows:
-            parts.append("a unit a row, below each slice its input channel")
+            parts.append("one row per unit, below each slice its input channel")
         if in_rows and shown.shape[1] < taps:
-            parts.append(f"of each unit the {shown.shape[1]} strongest of {taps} input channels")
+            parts.append(f"the {shown.shape[1]} strongest of {taps} input channels of each unit")
         if self.units is None and len(units) < count:
             which = "strongest" if self.order == "strength" else "first"
             parts.append(f"the {which} {len(units)} of {count} units")
@@ -167,7 +183,7 @@ def scaled(weights: Tensor, scale: Literal["common", "per-filter"]) -> Tensor:
 
 
 def _strongest(found: Kernels, units: Tensor, most: int) -> Tensor:
-    """Of each unit the input channels to show, in order `(n, k)`: those of largest norm."""
+    """For each unit the input channels to show, in order `(n, k)`: those of the largest norm."""
     chosen = []
     for unit in units.tolist():
         norms = found.weight[unit].flatten(1).norm(dim=1)

@@ -1,4 +1,4 @@
-"""Maps as pictures: their range, their colours, and their place on the image."""
+"""Maps as images: their range, their colours, and their position on the image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Centres = tuple[float, float, float, float]
 _BELOW = (0.337, 0.706, 0.914)
 """Colour of the lowest value below zero."""
 _COVER = 0.7
-"""How much of the image the strongest values cover."""
+"""Opacity of the strongest values over the image."""
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def min_max(maps: Tensor, *, common: bool) -> Tensor:
-    """Maps `(B, n, h, w)` from 0 at the lowest to 1 at the highest value; 0 where all are one.
+    """Maps `(B, n, h, w)` scaled to 0 at the lowest and 1 at the highest value; 0 if constant.
 
     Args:
         maps: the maps.
-        common: lowest and highest of all maps of an image, not of each map.
+        common: use the lowest and highest value of all maps of an image, not of each map.
     """
     axes = (1, 2, 3) if common else (2, 3)
     low, high = maps.amin(axes, keepdim=True), maps.amax(axes, keepdim=True)
@@ -43,9 +43,9 @@ def coloured(values: Tensor, span: tuple[float, float], colours: str) -> Tensor:
     """
     low, high = span
     if colours == "grey":
-        return _rising(values, low, high)[None].expand(3, -1, -1)
+        return _scaled(values, low, high)[None].expand(3, -1, -1)
     base = max(low, 0.0)
-    rgba = matplotlib.colormaps["inferno"](_rising(values, base, high).numpy())
+    rgba = matplotlib.colormaps["inferno"](_scaled(values, base, high).numpy())
     above = torch.from_numpy(rgba[..., :3].transpose(2, 0, 1).copy()).float()
     if low >= 0:
         return above
@@ -55,20 +55,20 @@ def coloured(values: Tensor, span: tuple[float, float], colours: str) -> Tensor:
 
 
 def laid_over(image: Tensor, values: Tensor, span: tuple[float, float], colours: str) -> Tensor:
-    """A map `(H, W)` over an image `(3, H, W)`: what is strong covers or, in grey, lights it."""
+    """A map `(H, W)` over an image `(3, H, W)`: strong values cover it or, in grey, brighten it."""
     low, high = span
     if colours == "grey":
-        return image * (0.1 + 0.9 * _rising(values, low, high))
+        return image * (0.1 + 0.9 * _scaled(values, low, high))
     ground = 0.75 * (image * torch.tensor(_LUMA)[:, None, None]).sum(0) + 0.25 * image
     reach = max(abs(high), abs(min(low, 0.0)))
-    strength = _COVER * _rising(values.abs(), max(low, 0.0), reach)
+    strength = _COVER * _scaled(values.abs(), max(low, 0.0), reach)
     return (1 - strength) * ground + strength * coloured(values, span, colours)
 
 
 def placed(values: Tensor, size: tuple[int, int], centres: Sequence[float] | None) -> Tensor:
-    """A map `(h, w)` at an image's size, each value at its cell's centre, linear in between.
+    """A map `(h, w)` at an image's size, with each value at its cell's centre, linear in between.
 
-    Beyond the outermost centres the nearest value goes on. Pixel `i` lies at `i + 0.5`.
+    Beyond the outermost centres the nearest value is used. Pixel `i` is at `i + 0.5`.
 
     Args:
         values: the map.
@@ -84,8 +84,8 @@ def placed(values: Tensor, size: tuple[int, int], centres: Sequence[float] | Non
     return up @ values @ left.T
 
 
-def sharpened(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A small picture `(3, h, w)` enlarged to a size, its cells kept apart."""
+def enlarged(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A small image `(3, h, w)` enlarged to a size without smoothing its cells."""
     return functional.interpolate(picture[None], size, mode="nearest-exact")[0]
 
 
@@ -101,7 +101,7 @@ def _between(length: int, cells: int, first: float, step: float) -> Tensor:
     return weights
 
 
-def _rising(values: Tensor, low: float, high: float) -> Tensor:
+def _scaled(values: Tensor, low: float, high: float) -> Tensor:
     if high <= low:
         return torch.zeros_like(values)
     return ((values - low) / (high - low)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""`JudgeUnits` finds the units of a layer that do nothing, repeat others, or tell classes apart."""
+"""Unit report: the units of a layer that do nothing, repeat others, or separate classes."""
 
 from __future__ import annotations
 
@@ -17,42 +17,57 @@ from timmscope import (
 )
 
 _FEWEST = 3
-"""Rows: any two units of two rows correlate fully."""
+"""Smallest number of rows: with two rows, any two units correlate fully."""
 _LARGEST = 3.4e38
-"""About the largest number of float32, in which extremes and quantiles are counted."""
+"""About the largest float32 number: extremes and quantiles are counted in float32."""
 
 
 class JudgeUnits(RepresentationTechnique):
-    """Every unit of a layer judged over a data set, as a table, CSV and figure.
+    """Reports which units of a layer are dead, saturated, sparse, redundant or selective.
 
-    Dead units never fire. Saturated ones are always on: they hardly depend on the image. Sparse
-    ones fire on few images. Redundant ones correlate (Pearson) with another unit. Selective ones
-    tell their best class from all other images, by the area under the ROC curve; beside it stands
-    the selectivity index of Morcos et al. (ICLR 2018). With a `context`, any column takes the place
-    of labels: a unit may be tied to a camera or a place by its texts, or to brightness or a year by
-    Pearson's correlation with its numbers. Dead and saturated units could be pruned, and redundant
-    ones whose partner stays and varies more.
+    Dead units never fire. Saturated ones hardly depend on the image: `σ / |μ| ≤ saturated`, or the
+    median is at least `ceiling` of the highest maximum. Sparse ones fire on few images. Redundant
+    ones correlate with another unit: `|r| ≥ redundant`. Selective ones separate their best class
+    from all other images, by the area under the ROC curve; the selectivity index
+    `(μ_max − μ_rest) / (μ_max + μ_rest)` is given too, with the highest mean within a class and the
+    mean of the other classes' means. With a `context`, any column replaces the labels: a unit may
+    depend on a camera or a place (texts), or correlate with brightness or a year (numbers). Dead
+    and saturated units can be pruned, and redundant ones whose partner stays and varies more.
 
-    An array's rows count as both mean and maximum of their images.
+    The rows of an array count as both mean and maximum of their images.
+
+    Paper:
+        Morcos, Barrett, Rabinowitz & Botvinick, "On the importance of single directions for
+        generalization", ICLR 2018, arXiv:1803.06959: the selectivity index.
+
+    Raises:
+        LayerNotFound: the store has no such layer.
+        ParameterError: a parameter is out of range, there are too few images, or rows are all equal
+            or hold NaN.
+        StoreError: the store cannot be read.
     """
 
     context: str | None = Field(default=None, min_length=1)
-    """Column that takes the place of labels: `folder`, `width`, or one of the metadata."""
+    """Column that replaces the labels: `folder`, `width`, or one of the metadata."""
     sparse: float = Field(default=UnitThresholds.sparse, ge=0, le=1)
-    """Share of images that a sparse unit fires on, at most."""
+    """Largest share of images that a sparse unit fires on."""
     saturated: float = Field(default=UnitThresholds.saturated, ge=0)
-    """Standard deviation of a saturated unit's mean over the mean's magnitude, at most."""
+    """Largest standard deviation of a saturated unit, relative to the magnitude of its mean."""
     ceiling: float = Field(default=UnitThresholds.ceiling, ge=0, le=1)
     """Share of its highest maximum that a saturated unit's median reaches."""
     redundant: float = Field(default=UnitThresholds.redundant, ge=0, le=1)
-    """Magnitude of the correlation of redundant units, at least."""
+    """Smallest magnitude of the correlation of redundant units."""
     selective: float = Field(default=UnitThresholds.selective, ge=0, le=1)
-    """Area under the ROC curve of a selective unit, at least."""
+    """Smallest area under the ROC curve of a selective unit."""
     class_size: int = Field(default=UnitThresholds.class_size, ge=1)
-    """Images of a class that counts, at least."""
+    """Smallest number of images of a class that counts."""
 
     def analyse(self, source: Rows, images: Any) -> UnitReport:
-        """The report on a store's layer, or on an array's columns; takes no query images."""
+        """The report on a store's layer, or on an array's columns; it takes no query images.
+
+        Raises:
+            ParameterError: there are too few images, or rows are all equal or hold NaN.
+        """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no query images", parameter="images")
         if self.context is not None:
@@ -61,7 +76,7 @@ class JudgeUnits(RepresentationTechnique):
         limits = UnitThresholds(**self.model_dump(exclude={"context"}))
         report = judge_units(source, thresholds=limits, by=self.context)
         if report.counts["nonfinite"]:
-            for _ in source.batches("looking for NaN and infinite values"):  # which refuses them
+            for _ in source.batches("looking for NaN and infinite values"):  # reading refuses them
                 pass
         lowest, highest = report.column("mean_min"), report.column("max_max")
         if (largest := float(max(highest.max(), -lowest.min()))) > _LARGEST:
@@ -74,8 +89,8 @@ class JudgeUnits(RepresentationTechnique):
             report.column("max_min") == highest
         ).all():
             raise ParameterError(
-                f"all {report.images} rows of {source.title} are equal: nothing tells "
-                "its units apart; choose other images or another layer",
+                f"all {report.images} rows of {source.title} are equal, so its units cannot be "
+                "judged; choose other images or another layer",
                 parameter="where",
             )
         return replace(report, provenance=self.provenance(**source.facts))

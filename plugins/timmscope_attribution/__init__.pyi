@@ -1,0 +1,21 @@
+# Every public name, once: `__init__.py` imports each of them when it is first used.
+from .ablation_cam import AblationCAM as AblationCAM
+from .attention_map import AttentionMap as AttentionMap
+from .attention_rollout import AttentionRollout as AttentionRollout
+from .cam import CAM as CAM
+from .deconvnet import Deconvnet as Deconvnet
+from .eigen_cam import EigenCAM as EigenCAM
+from .grabcut import GrabCut as GrabCut
+from .grad_cam import GradCAM as GradCAM
+from .grad_cam_plus_plus import GradCAMPlusPlus as GradCAMPlusPlus
+from .guided_backprop import GuidedBackprop as GuidedBackprop
+from .guided_grad_cam import GuidedGradCAM as GuidedGradCAM
+from .input_x_gradient import InputXGradient as InputXGradient
+from .integrated_gradients import IntegratedGradients as IntegratedGradients
+from .layer_cam import LayerCAM as LayerCAM
+from .occlusion import Occlusion as Occlusion
+from .rise import RISE as RISE
+from .saliency import Saliency as Saliency
+from .score_cam import ScoreCAM as ScoreCAM
+from .smooth_grad import SmoothGrad as SmoothGrad
+from .xgrad_cam import XGradCAM as XGradCAM

@@ -1,0 +1,2 @@
+# Every public name, once: `__init__.py` imports each of them when it is first used.
+from .activation_maximization import ActivationMaximization as ActivationMaximization
