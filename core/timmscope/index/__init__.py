@@ -1,18 +1,8 @@
-"""Searches a store for the images nearest to a query, or highest in an objective."""
+"""Search: the images of a store nearest to a query, or highest in an objective.
 
-from .backend import Backend, BuildHints, RecallBenchmark
-from .queries import Hits
-from .search import Found, search
-from .strongest import strongest
-from .vector_index import VectorIndex
+Names are imported when they are first used: an index needs no model, an objective does.
+"""
 
-__all__ = [
-    "Backend",
-    "BuildHints",
-    "Found",
-    "Hits",
-    "RecallBenchmark",
-    "VectorIndex",
-    "search",
-    "strongest",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
