@@ -206,7 +206,19 @@ def test_bounds_read_as_words() -> None:
 
 
 def test_docstrings_become_paragraphs_without_markup() -> None:
-    text = "One `line`\nand more.\n\n- first\n- second\n\nParameters\n----------\na\n    b\n    c"
-    assert plain_text(text) == (
-        "One line and more.\n\n- first\n- second\n\nParameters\n----------\na\n    b c"
+    text = (
+        "One `line`\nand more.\n\n- first\n  and long\n- second\n\n"
+        "Parameters\n----------\na\n    b\n    c"
     )
+    assert plain_text(text) == (
+        "One line and more.\n\n- first and long\n- second\n\nParameters\n----------\na\n    b c"
+    )
+
+
+def test_help_has_the_formula_and_leaves_out_the_sections_of_the_docstring(cli: Cli) -> None:
+    text = cli("run", "grad-cam", "--help").out
+    assert "weighs each channel" in text
+    assert "ReLU(Σ_k mean_ij(g_kij) · A_k)" in text
+    assert text.count("Source: Selvaraju et al., ICCV 2017") == 1
+    for section in ("Paper:", "Inherited parameters:", "Raises:", "TechniqueError"):
+        assert section not in text

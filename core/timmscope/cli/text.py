@@ -36,10 +36,10 @@ def plain_text(docstring: str) -> str:
     """A docstring without back-quotes, its paragraphs on one line each, to be wrapped anew."""
     lines: list[str] = []
     for line in docstring.replace("`", "").splitlines():
-        same_depth = lines and _depth(lines[-1]) == _depth(line)
+        before = lines[-1] if lines else ""
+        continues = before.strip() and _depth(line) == _depth(before) + 2 * _is_item(before)
         is_name = "Parameters" in lines and _depth(line) == 0
-        is_item = line.lstrip().startswith(("- ", "* "))
-        if line.strip() and same_depth and lines[-1].strip() and not (is_name or is_item):
+        if line.strip() and continues and not (is_name or _is_item(line)):
             lines[-1] += f" {line.strip()}"
         else:
             lines.append(line)
@@ -48,3 +48,7 @@ def plain_text(docstring: str) -> str:
 
 def _depth(line: str) -> int:
     return len(line) - len(line.lstrip())
+
+
+def _is_item(line: str) -> bool:
+    return line.lstrip().startswith(("- ", "* "))
