@@ -8,8 +8,7 @@ things appear large and small, whole and in part.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,9 +71,13 @@ def write_data_set(folder: Path) -> Path:
     for name, photograph in track(photographs().items(), "photographs"):
         picture = open_image(photograph)
         whole = folder / name / f"{name}{photograph.suffix.lower()}"
-        _write_missing(whole, photograph.read_bytes)
+        if not whole.exists():
+            write_whole(whole, photograph.read_bytes())
         for crop, box in boxes(*picture.size):
-            _write_missing(folder / name / f"{name}-{crop}.jpg", partial(_jpeg, picture, box))
+            file, buffer = folder / name / f"{name}-{crop}.jpg", io.BytesIO()
+            if not file.exists():
+                picture.crop(box).save(buffer, format="JPEG", quality=92, subsampling=0)
+                write_whole(file, buffer.getvalue())
     return folder
 
 
@@ -106,17 +109,6 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise TimmscopeError(f"cannot write {path}: {error}") from error
-
-
-def _write_missing(path: Path, make: Callable[[], bytes]) -> None:
-    if not path.exists():
-        write_whole(path, make())
-
-
-def _jpeg(picture: Image.Image, box: tuple[int, int, int, int]) -> bytes:
-    buffer = io.BytesIO()
-    picture.crop(box).save(buffer, format="JPEG", quality=92, subsampling=0)
-    return buffer.getvalue()
 
 
 def _place(room: int, index: int, count: int) -> int:

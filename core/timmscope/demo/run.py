@@ -120,13 +120,12 @@ def _store(model: HookedModel, source: FolderSource, folder: Path) -> Store:
 
 def _facts(tour: Tour) -> dict[str, str]:
     parameters = sum(parameter.numel() for parameter in tour.model.module.parameters())
-    height, width = tour.model.input_size[1:]
     units = sum(record.channels for record in tour.store.layers.values())
     lost = int((~tour.store.images.readable).sum())
     return {
         "model": tour.model.id,
         "parameters": f"{parameters / 1e6:.1f} million",
-        "input": f"{height}×{width} px",
+        "input": f"{tour.model.input_size[1]}×{tour.model.input_size[2]} px",
         "classes": f"{tour.model.num_classes}",
         "images": f"{len(tour.store) - lost}" + (f", {lost} unreadable" if lost else ""),
         "units recorded": f"{units:,}".replace(",", " "),
