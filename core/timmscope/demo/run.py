@@ -41,8 +41,8 @@ SECTIONS = {
 def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
     """Mine images, run a technique of every family, and write ``OUT/report.html``.
 
-    ``OUT/demo.scope`` is the store, which a second run takes up as far as model, images and layers
-    are the same; ``OUT/results`` holds what the techniques returned.
+    ``OUT/demo.scope`` is the store, which a second run reuses if model, images and layers are the
+    same; ``OUT/results`` holds what the techniques returned.
 
     Args:
         out: folder to write to.
