@@ -56,7 +56,7 @@ def test_importing_the_package_imports_nothing_heavy(fresh: Fresh) -> None:
 def test_reading_a_store_imports_no_models(fresh: Fresh) -> None:
     done = fresh(
         "import sys\n"
-        "from timmscope import Collector, Store, UnitReport, VectorIndex, mine, unit_patches\n"
+        "from timmscope import Collector, Store, UnitReport, VectorIndex, mine\n"
         "print(*sys.modules)"
     )
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def test_every_hook_has_its_text_and_its_example(reference: Path, generator: Mod
     for hook in names:
         section = text.partition(f"## {hook}\n")[2].partition("\n## ")[0]
         assert f"def {hook}()" in section
-        assert "Called when" in section
+        assert "Called without arguments when" in section
         assert "Error" in section, "what errors do"
         assert "@hookimpl" in section
 
