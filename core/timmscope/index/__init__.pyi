@@ -4,5 +4,5 @@ from .backend import RecallBenchmark as RecallBenchmark
 from .search import Found as Found
 from .search import search as search
 from .strongest import strongest as strongest
-from .vector_index import Hits as Hits
+from .queries import Hits as Hits
 from .vector_index import VectorIndex as VectorIndex
