@@ -203,6 +203,7 @@ class Clusters(RepresentationTechnique):
         ParameterError: a parameter is out of range, there are too few or (HDBSCAN) too many images,
             or rows are all equal or hold NaN.
         StoreError: the store cannot be read.
+        StoreMismatch: `model` is not the one that the store was mined with.
         LayerNotFound: the store has no such layer.
         PluginError: HDBSCAN is asked for and scikit-learn is not installed.
     """

@@ -184,6 +184,7 @@ class NearDuplicates(RepresentationTechnique):
         ParameterError: a parameter is out of range, there are fewer than two images, or rows are
             all zero, hold NaN or differ too much in size.
         StoreError: the store cannot be read.
+        StoreMismatch: `model` is not the one that the store was mined with.
         LayerNotFound: the store has no such layer.
     """
 

@@ -45,6 +45,7 @@ class Anomalies(RepresentationTechnique):
         ParameterError: a parameter is out of range, there are too few images, rows are too long, or
             rows are all equal or hold NaN.
         StoreError: the store cannot be read.
+        StoreMismatch: `model` is not the one that the store was mined with.
         LayerNotFound: the store has no such layer.
     """
 

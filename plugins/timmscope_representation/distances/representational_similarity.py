@@ -44,6 +44,7 @@ class RepresentationalSimilarity(RepresentationTechnique):
         ParameterError: a parameter is out of range, there are fewer than two layers or too few
             shared images, or a similarity is undefined, because rows are equal.
         StoreError: a store cannot be read.
+        StoreMismatch: `model` is not the one that the store was mined with.
         LayerNotFound: a store has no such layer.
     """
 

@@ -41,6 +41,7 @@ class JudgeUnits(RepresentationTechnique):
         generalization", ICLR 2018, arXiv:1803.06959: the selectivity index.
 
     Raises:
+        StoreMismatch: `model` is not the one that the store was mined with.
         LayerNotFound: the store has no such layer.
         ParameterError: a parameter is out of range, there are too few images, or rows are all equal
             or hold NaN.
