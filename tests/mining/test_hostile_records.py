@@ -163,7 +163,7 @@ def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
     words = ["evaluate", "random:resnet18?seed=0&img_size=32", str(few), "-o", str(tmp_path / "e")]
     words += ["--technique", "saliency", "--metric", "deletion"]
     assert main(words) == 0
-    settings = tmp_path / "e" / "settings.json"
+    settings = tmp_path / "e" / "evaluation.json"
     record = json.loads(settings.read_text())
     for each in record["techniques"].values():
         each["technique"] = "os:system"
@@ -175,7 +175,7 @@ def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
 def test_a_missing_plugin_is_named_in_the_error(whole: Path, trap: Path, tmp_path: Path) -> None:
     store = forge(whole / "whole.scope", tmp_path / "s.scope", "timmscope-foo:brightest", trap)
     with pytest.raises(TimmscopeError, match=r"collector 'brightest' of timmscope-foo: install"):
-        Store.open(store).layer("layer2").statistics()
+        Store.open(store).collector("layer2", "statistics")
 
 
 def test_commands_in_a_new_process_import_nothing_that_a_store_names(
