@@ -249,7 +249,7 @@ def test_a_whole_layer_is_a_book_of_pages_within_a_budget(
     title = " ".join(texts[:2])  # in two lines, the model's name shortened
     assert title.startswith("layer1.0 of random:resnet1")
     assert title.endswith("=10: 64 units")
-    assert found.provenance.model is None  # none was needed
+    assert found.provenance.model == store.manifest.model.id
     assert "55" not in texts
     rows = list(csv.DictReader(io.StringIO((tmp_path / "patches.csv").read_text())))
     assert len(rows) == 64 * 3

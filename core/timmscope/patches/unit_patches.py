@@ -211,7 +211,7 @@ def unit_patches(
     load: Callable[[], HookedModel],
     units: Sequence[int],
     k: int,
-    provenance: Callable[[HookedModel | None], Provenance],
+    provenance: Provenance,
     *,
     pictures: StorePictures,
     field: FieldKind = "spatial",
@@ -226,7 +226,7 @@ def unit_patches(
         load: gives the layer's model, and is called at most once, where it is needed.
         units: channels.
         k: patches of each.
-        provenance: makes the result's, of the model if it was needed.
+        provenance: of the result.
         pictures: the store's images.
         field: which receptive field is cut out: ``exact``, ``spatial`` or ``effective``, as in
             `receptive_field`. The effective one is measured on each unit's images, at the cells of
@@ -297,7 +297,7 @@ def unit_patches(
     if empty := sum(not found for found in entries):
         notes.append(f"{empty} units without a finite value are left out")
     return UnitPatches(
-        provenance=provenance(loaded[0] if loaded else None),
+        provenance=provenance,
         layer=layer.name,
         model=layer.store.manifest.model.id,
         units=torch.tensor(list(units)),

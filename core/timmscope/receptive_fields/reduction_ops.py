@@ -173,8 +173,8 @@ def attention(op: Op) -> list[Tensor | None]:
 def _hidden(op: Op, bias: Tensor | None) -> Tensor | None:
     """Keys that a constant mask hides from each query, bool (…, q, k); None if there are none."""
     if op.arguments.get("is_causal"):
-        count, keys = op.arguments["query"].shape[-2], op.arguments["key"].shape[-2]
-        return torch.ones(count, keys, dtype=torch.bool).triu(1)
+        query, keys = op.arguments["query"], op.arguments["key"].shape[-2]
+        return torch.ones(query.shape[-2], keys, dtype=torch.bool, device=query.device).triu(1)
     if bias is None or op.dependencies.of(bias) is not None:
         return None
     hidden = ~bias if bias.dtype == torch.bool else bias <= HIDDEN

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import h5py
 import numpy as np
@@ -198,6 +198,14 @@ class Result(ABC):
         }
 
 
+@overload
+def load_result(directory: str | Path) -> Result: ...
+
+
+@overload
+def load_result(directory: str | Path, kind: type[R]) -> R: ...
+
+
 def load_result(directory: str | Path, kind: type[Result] | None = None) -> Result:
     """The result that `save` wrote there.
 
@@ -206,7 +214,8 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
 
     Args:
         directory: where it was saved.
-        kind: its class, for the result of a technique that no plugin registers.
+        kind: its class, for an editor to know the result's fields; needed for the result of a
+            technique that no plugin registers.
 
     Raises:
         TimmscopeError: the directory holds no result, or one of an unknown type.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from .metadata import Metadata
 
+C = TypeVar("C", bound="Collector")
 
 _UNREADABLE = ("status", "path", "reason")
 
@@ -245,6 +246,12 @@ class Store:
                 "; ".join(filter(None, parts)), name=name, nearest=nearest(name, names)
             )
         return StoreLayer(self, record)
+
+    @overload
+    def collector(self, layer: str, which: str) -> Collector: ...
+
+    @overload
+    def collector(self, layer: str, which: C | type[C]) -> C: ...
 
     def collector(self, layer: str, which: str | Collector | type[Collector]) -> Collector:
         """Return a collector in the state that it had at a layer at the end of the pass.

@@ -27,6 +27,9 @@ from timmscope_registry import (
 from timmscope_registry.contributions import culprit, entry_of
 from timmscope_registry.plugin_faults import fault, one_line
 
+if TYPE_CHECKING:
+    from timmscope.store.manifest import ModelRecord
+
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a hook point; command lines complete it and check it against the model."""
 
@@ -88,7 +91,9 @@ class Technique(BaseModel, ABC):
             did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
             raise technique_error(self, did) from error
 
-    def _provenance(self, model: HookedModel | None, seed: int, **facts: Any) -> Provenance:
+    def _provenance(
+        self, model: HookedModel | ModelRecord | None, seed: int, **facts: Any
+    ) -> Provenance:
         return Provenance.now(
             technique=self.technique_id(),
             family=self.family,

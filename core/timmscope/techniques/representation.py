@@ -27,6 +27,7 @@ from timmscope_registry import ParameterError
 if TYPE_CHECKING:
     from timmscope.images import Images
     from timmscope.store import StoreLayer
+    from timmscope.store.manifest import ModelRecord
 
 ResultT = TypeVar("ResultT", bound=Result, covariant=True)
 
@@ -150,13 +151,20 @@ class RepresentationTechnique(Technique):
         """Seed of the running call, for whatever is drawn at random."""
         return _call.get().seed
 
-    def provenance(self, model: HookedModel | None = None, **facts: Any) -> Provenance:
-        """What a result of the running call needs to be made again.
+    def provenance(self, source: HookedModel | Rows | None = None, **facts: Any) -> Provenance:
+        """Return what is needed to make a result of the running call again.
 
         Args:
-            model: the model that was looked at or through.
-            facts: what else decides the result: store, layer, names of the queries.
+            source: what was analysed. Of the rows of a store, its model, its layer and the chosen
+                images are recorded.
+            facts: what else decides the result, such as names of the query images.
         """
+        model: HookedModel | ModelRecord | None
+        if isinstance(source, Rows):
+            model = None if source.layer is None else source.layer.store.manifest.model
+            facts = {**source.facts, **facts}
+        else:
+            model = source
         made = self._provenance(model, _call.get().seed, **facts)
         given = _call.get().parameters
         return made if given is None else replace(made, parameters=dict(given))

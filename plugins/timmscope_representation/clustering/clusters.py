@@ -259,7 +259,7 @@ class Clusters(RepresentationTechnique):
         ]  # fmt: skip
         shown = [image for row in medoids[:_CLUSTERS_SHOWN] for image in row[:_MEDOIDS_SHOWN]]
         return ImageClusters(
-            provenance=self.provenance(**source.facts),
+            provenance=self.provenance(source),
             ids=torch.from_numpy(source.ids),
             clusters=torch.from_numpy(found.clusters),
             distances=torch.from_numpy(found.distances),

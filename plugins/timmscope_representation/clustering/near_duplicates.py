@@ -225,7 +225,7 @@ class NearDuplicates(RepresentationTechnique):
             for place in range(start, start + length)
         ]  # fmt: skip
         return NearDuplicateGroups(
-            provenance=self.provenance(**source.facts),
+            provenance=self.provenance(source),
             ids=torch.from_numpy(ids),
             groups=torch.from_numpy(groups),
             distances=torch.from_numpy(distances),

@@ -82,7 +82,7 @@ class Anomalies(RepresentationTechnique):
         scores, name, note = self._scores(space)
         best = np.argsort(-scores, kind="stable")[: self.top]
         return Scores(
-            provenance=self.provenance(**source.facts),
+            provenance=self.provenance(source),
             ids=torch.from_numpy(source.ids),
             scores=torch.from_numpy(scores),
             names=names(source, source.ids),

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from timmscope import (
     ClassNames,
-    HookedModel,
     ParameterError,
     RepresentationTechnique,
     Rows,
@@ -88,19 +87,17 @@ class EmbeddingMap(RepresentationTechnique):
             TechniqueError: the library cannot lay out the rows.
         """
         colour = self._colour(source)
-        queries = self._queries(source, images)
+        features, pictures, names = self._queries(source, images)
         colourings = self._colourings(source, colour)
         found = self.fit(source, seed=self.seed)
-        model, features, pictures, names = queries
         places = None if features is None else found.transform(features)
-        facts = {**source.facts, "queries": names} if names else source.facts
         return Embedding.of_rows(
             source,
             found.points,
             thumbnails=self.thumbnails,
             query_points=places,
             query_images=pictures,
-            provenance=self.provenance(model, **facts),
+            provenance=self.provenance(source, **({"queries": names} if names else {})),
             query_names=names,
             method=_TITLES[self.method],
             title=self._heading(source),
@@ -184,17 +181,14 @@ class EmbeddingMap(RepresentationTechnique):
 
     def _queries(
         self, rows: Rows, images: Any
-    ) -> tuple[HookedModel | None, npt.NDArray[Any] | None, Tensor | None, list[str]]:
-        """Model, features, pixels and names of the query images; None and [] without any."""
+    ) -> tuple[npt.NDArray[Any] | None, Tensor | None, list[str]]:
+        """Features, pixels and names of the query images; None and [] without any."""
         if images is None:
-            return None, None, None, []
+            return None, None, []
         layer = self.layer_of(rows)
         model = self.model_of(layer)
         pictures = model.images(images).detach()
         names = query_names(images, len(pictures))
-        return (
-            model,
-            pooled_features(model, pictures, layer.name, precision=layer.store.manifest.precision),
-            pictures.cpu(),
-            names,
-        )
+        precision = layer.store.manifest.precision
+        features = pooled_features(model, pictures, layer.name, precision=precision)
+        return features, pictures.cpu(), names

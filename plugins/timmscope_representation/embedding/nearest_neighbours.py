@@ -182,7 +182,7 @@ class NearestNeighbours(RepresentationTechnique):
         pixel_ids = np.stack([ids[:k] for ids in pixels.ids])
         names = query_names(images, len(queries))
         return Neighbours(
-            provenance=self.provenance(model, **source.facts, queries=names),
+            provenance=self.provenance(source, queries=names),
             queries=_reduced(queries.cpu(), _THUMBNAIL_PX),
             query_names=names,
             pixel_ids=torch.from_numpy(pixel_ids),

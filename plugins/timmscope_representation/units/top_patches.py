@@ -91,7 +91,7 @@ class TopPatches(RepresentationTechnique):
             load,
             units,
             self.k,
-            lambda model: self.provenance(model, **source.facts),
+            self.provenance(source),
             pictures=source.pictures,
             field=self.field,
             view=self.view,

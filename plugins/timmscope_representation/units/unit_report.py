@@ -94,4 +94,4 @@ class JudgeUnits(RepresentationTechnique):
                 "judged; choose other images or another layer",
                 parameter="where",
             )
-        return replace(report, provenance=self.provenance(**source.facts))
+        return replace(report, provenance=self.provenance(source))

@@ -35,4 +35,4 @@ class ClassDistances(RepresentationTechnique):
             if a < b
         ]
         pairs.sort(key=lambda pair: pair["distance"])
-        return Table(provenance=self.provenance(**source.facts), rows=pairs)
+        return Table(provenance=self.provenance(source), rows=pairs)
