@@ -1,4 +1,4 @@
-"""Finds what a plugin contributes, calls it, and checks that it is what the plugin promised."""
+"""Finds plugins' contributions, calls them, and checks the types of what they return."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ S = TypeVar("S", bound="Spec", covariant=True)
 
 
 def missing_plugin(kind: str, id_: str) -> str:
-    """Say that nothing installed contributes an id, and what to install.
+    """Return the message that no installed plugin contributes an id, and what to install.
 
     Args:
-        kind: of contribution, as in ``collector``.
-        id_: ``"distribution:name"``, as a file records it; it may hold any text.
+        kind: the kind of contribution, such as ``collector``.
+        id_: ``"distribution:name"``, as read from a file; it may be any text.
     """
     distribution, _, name = id_.partition(":")
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) and name:
@@ -32,24 +32,24 @@ def missing_plugin(kind: str, id_: str) -> str:
             f"no plugin contributes the {kind} {name!r} of {distribution}: install {distribution} "
             "(python -m pip install), or see `timmscope doctor`"
         )
-    return f"{id_!r} is no registered {kind}; expected distribution:name"
+    return f"{id_!r} is not a registered {kind}; expected distribution:name"
 
 
 def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:
-    """The contribution that a class is, where it is one; nothing is imported for it."""
+    """Return the contribution whose implementation is this class, if any, without imports."""
     path = f"{found.__module__}:{found.__qualname__}"
-    leading = (e for e in entries if e.spec.impl == path or _leads_to(e.spec.impl, found))
+    leading = (e for e in entries if e.spec.impl == path or _resolves_to(e.spec.impl, found))
     return next(leading, None)
 
 
 def culprit(found: type, entries: Iterable[Entry[S]], name: str) -> Entry[S] | str:
-    """Whom to name for what a class did: someone else's contribution, or else the name given."""
+    """Return what an error about a class names: its third-party contribution, or else `name`."""
     entry = entry_of(found, entries)
     return name if entry is None or entry.plugin.distribution == "timmscope" else entry
 
 
-def _leads_to(impl: str, wanted: type) -> bool:
-    """Whether an import string is another way to the same class, as by a package's own export."""
+def _resolves_to(impl: str, wanted: type) -> bool:
+    """Whether an import string leads to the class by another path, such as a re-export."""
     module, _, path = impl.partition(":")
     found: object = sys.modules.get(module)
     for part in path.split("."):
@@ -58,10 +58,10 @@ def _leads_to(impl: str, wanted: type) -> bool:
 
 
 def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str] | None:
-    """The source whose scheme, or full id, stands before a colon, and what follows; else None.
+    """Split ``scheme:rest`` or ``id:rest`` into a source and the rest; None if no source matches.
 
     Raises:
-        PluginError: several plugins offer the scheme.
+        PluginError: several plugins contribute the scheme.
     """
     scheme, _, rest = text.partition(":")
     same = []
@@ -72,17 +72,17 @@ def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str
             same.append(entry)
     if len(same) > 1:
         raise PluginError(
-            f"several plugins offer the {same[0].kind} {scheme!r}: use "
+            f"several plugins contribute the {same[0].kind} {scheme!r}: use "
             + " or ".join(f"{entry.id}:{rest}" for entry in same)
         )
     return (same[0], rest) if same else None
 
 
 def instantiate(entry: Entry[Any], location: str, expected: type[T]) -> T:
-    """What a source makes of a location.
+    """Call a source with a location and return the result.
 
     Raises:
-        PluginError: it cannot be loaded or called, or makes something else.
+        PluginError: the source cannot be loaded or called, or returns another type.
     """
     make = entry.load()
     try:
@@ -90,7 +90,7 @@ def instantiate(entry: Entry[Any], location: str, expected: type[T]) -> T:
             found = make(location)
     except TypeError as error:
         if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # in its own code
+            raise  # the error is in the source's own code
         raise PluginError(fault(entry, f"cannot be called with text: {error}")) from error
     if not isinstance(found, expected):
         wanted = with_article(expected.__name__)
@@ -99,10 +99,10 @@ def instantiate(entry: Entry[Any], location: str, expected: type[T]) -> T:
 
 
 def subclass(entry: Entry[Any], base: type[T]) -> type[T]:
-    """The class that a contribution is.
+    """Return the class of a contribution.
 
     Raises:
-        PluginError: it cannot be loaded, is no subclass of its base, or lacks methods.
+        PluginError: the class cannot be loaded, is not a subclass of `base`, or is abstract.
     """
     found = entry.load()
     if not (isinstance(found, type) and issubclass(found, base)):

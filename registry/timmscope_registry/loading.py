@@ -1,7 +1,7 @@
-"""Loading each plugin alone, so that a broken one breaks nothing else.
+"""Loads each plugin separately, so that a broken plugin does not affect the others.
 
-Whatever goes wrong becomes a `Problem`: import errors, exceptions and ``sys.exit`` in a plugin,
-misspelt hooks, specs of a wrong type or another API version. Only Ctrl-C passes.
+Every failure becomes a `Problem`: import errors, exceptions and ``sys.exit`` in a plugin, misspelt
+hooks, and specs of a wrong type or another API version. Only Ctrl-C is raised.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ HOOKS: dict[str, type[Spec]] = {
     "timmscope_index_backends": IndexBackendSpec,
 }
 HEAVY = ("torch", "timm", "matplotlib", "h5py", "faiss")
-"""Modules that a plugin should not import merely to be listed."""
+"""Modules that listing a plugin should not import."""
 SLOW_S = 1.0
-"""Seconds beyond which listing a plugin is told: every command waits for them."""
+"""Seconds after which a plugin is reported as slow to list, because every command waits for it."""
 
 
 def new_manager() -> pluggy.PluginManager:
@@ -59,7 +59,7 @@ def new_manager() -> pluggy.PluginManager:
 
 
 def load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
-    """Import one plugin, register it and collect its specs; fills in `plugin`, never raises."""
+    """Import a plugin, register it and collect its specs in `plugin`; errors become problems."""
     before = set(sys.modules)
     start = time.perf_counter()
     try:
@@ -84,8 +84,8 @@ def load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
         plugin.report(
             "cost",
             f"listing it takes {took}, on every command",
-            hint=f"its authors should do where it is used what takes long in {plugin.value}; "
-            f"to go without it: TIMMSCOPE_BLOCK={plugin.distribution}",
+            hint=f"its authors should move slow work from {plugin.value} to the implementations; "
+            f"to hide it: TIMMSCOPE_BLOCK={plugin.distribution}",
         )
 
 
@@ -125,15 +125,15 @@ def _load(plugin: PluginRecord, manager: pluggy.PluginManager) -> None:
 
 
 def _check_hooks(plugin: PluginRecord, module: object, manager: pluggy.PluginManager) -> list[str]:
-    """Return the hooks that `module` implements; report the ones it seems to have meant."""
+    """Return the hooks that `module` implements; report functions that look like hooks."""
     implemented: list[str] = []
     for name in dir(module):
         options = manager.parse_hookimpl_opts(module, name)
         if options is None:
             value = getattr(module, name, None)
-            looks_meant = name.startswith("timmscope_") and callable(value)
-            if looks_meant and not isinstance(value, type):
-                known = "" if name in HOOKS else f", and there is no such hook: {_meant(name)}"
+            looks_like_hook = name.startswith("timmscope_") and callable(value)
+            if looks_like_hook and not isinstance(value, type):
+                known = "" if name in HOOKS else f", and there is no such hook: {_suggestion(name)}"
                 plugin.report(
                     "hooks",
                     f"the function {name} is not marked with @hookimpl{known}",
@@ -145,7 +145,7 @@ def _check_hooks(plugin: PluginRecord, module: object, manager: pluggy.PluginMan
             implemented.append(hook)
         elif not options.get("optionalhook"):
             plugin.report(
-                "hooks", f"there is no hook {hook}; {_meant(hook)}", hint=authors_hint(plugin)
+                "hooks", f"there is no hook {hook}; {_suggestion(hook)}", hint=authors_hint(plugin)
             )
     if not implemented:
         plugin.status = "failed"
@@ -159,7 +159,7 @@ def _check_hooks(plugin: PluginRecord, module: object, manager: pluggy.PluginMan
 
 
 def _call(plugin: PluginRecord, hook: str, call: Callable[[], list[object]]) -> None:
-    """Call one hook of one plugin and keep the good specs."""
+    """Call one hook of one plugin and keep its valid specs."""
     expected = HOOKS[hook]
     try:
         for result in call() or [None]:
@@ -169,7 +169,7 @@ def _call(plugin: PluginRecord, hook: str, call: Callable[[], list[object]]) -> 
                 plugin.report("call", f"{came}; {wanted}", hint=authors_hint(plugin))
                 continue
             for item in result:
-                _accept(plugin, hook, item)
+                _keep_spec(plugin, hook, item)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -181,8 +181,8 @@ def _call(plugin: PluginRecord, hook: str, call: Callable[[], list[object]]) -> 
         )
 
 
-def _accept(plugin: PluginRecord, hook: str, item: object) -> None:
-    """Keep a spec, or report why not."""
+def _keep_spec(plugin: PluginRecord, hook: str, item: object) -> None:
+    """Keep a valid spec, or report what is wrong with it."""
     expected = HOOKS[hook]
     if not isinstance(item, expected):
         plugin.report(
@@ -224,12 +224,12 @@ def _call_hint(plugin: PluginRecord, error: BaseException) -> str:
     return authors_hint(plugin)
 
 
-def _meant(name: str) -> str:
+def _suggestion(name: str) -> str:
     return did_you_mean(name, HOOKS, 1) or f"the hooks are {', '.join(HOOKS)}"
 
 
-class _Aside(io.TextIOBase):
-    """Writes to stderr, which stays open when this is closed."""
+class _StderrWriter(io.TextIOBase):
+    """A stream that writes to stderr; closing it does not close stderr."""
 
     def write(self, text: str) -> int:
         return sys.stderr.write(text)
@@ -238,5 +238,5 @@ class _Aside(io.TextIOBase):
 @contextlib.contextmanager
 def stdout_to_stderr() -> Iterator[None]:
     """Send what plugins print to stderr, so that ``--json`` on stdout stays readable."""
-    with contextlib.redirect_stdout(_Aside()):
+    with contextlib.redirect_stdout(_StderrWriter()):
         yield
