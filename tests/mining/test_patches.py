@@ -30,7 +30,7 @@ from timmscope.patches.figure import SIDE, note_of, panels
 from timmscope.patches.patch import Patch
 from timmscope.receptive_fields import compute as find
 from timmscope.receptive_fields.field import ReceptiveField, whole_image
-from timmscope.testing.subjects import same
+from timmscope.testing.subjects import differing_arrays
 
 KINDS = ("exact", "spatial", "effective")
 
@@ -219,7 +219,7 @@ def test_a_field_that_was_found_once_needs_no_model_again(
 
     monkeypatch.setattr("timmscope.models.load_model", refuse)
     monkeypatch.setattr(find, "_follow", refuse)
-    assert not same(top(Store.open(store.path), None, layer, 3, 4), given)
+    assert not differing_arrays(top(Store.open(store.path), None, layer, 3, 4), given)
     with pytest.raises(AssertionError, match="the model was loaded"):
         top(store, None, layer, 3, 4, field="effective")
 
@@ -232,7 +232,7 @@ def test_a_kept_field_that_is_damaged_is_found_again(store: Store, damage: bytes
     one_digit = re.sub(rb'"size": \[(\d)', rb'"size": [9\1', good)
     assert one_digit != good
     file.write_bytes(one_digit if damage is None else damage)
-    assert not same(top(store, None, "layer2", 3, 4), given)
+    assert not differing_arrays(top(store, None, "layer2", 3, 4), given)
     assert file.read_bytes() == good
 
 

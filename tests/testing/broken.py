@@ -1,4 +1,4 @@
-"""A plugin whose every technique breaks one promise; what `test_the_suite` is tested with."""
+"""A plugin whose techniques, collectors and model source each break one promise."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class _Plain(AttributionTechnique):
 
 
 class Good(_Plain):
-    """Gradient times input, as it should be."""
+    """Gradient times input, without a fault."""
 
     power: float = Field(default=1.0, gt=0)
     """Exponent."""
 
 
 class LeavesAHook(_Plain):
-    """Forgets a hook."""
+    """Leaves a hook on the model."""
 
     def attribute(self, model, images, objective):
         model.module.register_forward_hook(lambda *a: None)
@@ -53,7 +53,7 @@ class SwitchesToEval(_Plain):
 
 
 class LeavesAHookWhenBroken(_Plain):
-    """Takes its hook away only where all goes well."""
+    """Removes its hook only if no error is raised."""
 
     def attribute(self, model, images, objective):
         handle = model.module.register_forward_hook(lambda *a: None)
@@ -62,8 +62,8 @@ class LeavesAHookWhenBroken(_Plain):
         return outcome
 
 
-class SwallowsFaults(_Plain):
-    """Makes something up where the model breaks."""
+class SwallowsErrors(_Plain):
+    """Returns a made-up result if the model raises."""
 
     def attribute(self, model, images, objective):
         try:
@@ -73,7 +73,7 @@ class SwallowsFaults(_Plain):
 
 
 class DrawsFromTheGlobalGenerator(_Plain):
-    """Noise from nobody's seed."""
+    """Adds noise that the seed does not determine."""
 
     def attribute(self, model, images, objective):
         noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(len(_hooks)))
@@ -81,7 +81,7 @@ class DrawsFromTheGlobalGenerator(_Plain):
         return super().attribute(model, (images + noise).clamp(0, 1), objective)
 
 
-class LooksAtItsNeighbours(_Plain):
+class DependsOnItsBatch(_Plain):
     """Divides by the largest value of the batch."""
 
     def attribute(self, model, images, objective):
@@ -100,8 +100,8 @@ class HasAFlagOfTheCommand(_Plain):
     """Not this one."""
 
 
-class StopsAtNothing(_Plain):
-    """Ctrl-C does not get through."""
+class SwallowsCtrlC(_Plain):
+    """Catches KeyboardInterrupt."""
 
     def attribute(self, model, images, objective):
         try:
@@ -112,8 +112,8 @@ class StopsAtNothing(_Plain):
         return super().attribute(model, images, objective)
 
 
-class TellsTooMuch(_Plain):
-    """Says ten steps and takes three."""
+class ReportsAWrongTotal(_Plain):
+    """Reports a total of ten steps and takes three."""
 
     def attribute(self, model, images, objective):
         for _ in self.track(range(3), total=10):
@@ -121,8 +121,8 @@ class TellsTooMuch(_Plain):
         return super().attribute(model, images, objective)
 
 
-class ReturnsNoNumbers(_Plain):
-    """NaN everywhere."""
+class ReturnsNan(_Plain):
+    """Returns maps of NaN."""
 
     def attribute(self, model, images, objective):
         maps, score = super().attribute(model, images, objective)
@@ -130,14 +130,14 @@ class ReturnsNoNumbers(_Plain):
 
 
 class RefusesInManyLines(_Plain):
-    """A refusal that scrolls."""
+    """Raises an error with a message of two lines."""
 
     def attribute(self, model, images, objective):
         raise ParameterError("first\nsecond", parameter="x")
 
 
 class FailsOutOfBounds(_Plain):
-    """An untyped error on tokens."""
+    """Raises IndexError on models with tokens."""
 
     def attribute(self, model, images, objective):
         if "token" in model.id:
@@ -170,7 +170,7 @@ class ReplacesAForward(_Plain):
 
 
 class LeavesAHookOnAParameter(_Plain):
-    """Forgets a hook where autograd looks for it."""
+    """Leaves an autograd hook on a parameter."""
 
     def attribute(self, model, images, objective):
         weight = next(model.module.parameters())
@@ -179,7 +179,7 @@ class LeavesAHookOnAParameter(_Plain):
 
 
 class ChangesTheDefaultDevice(_Plain):
-    """Leaves a setting behind that the whole process shares."""
+    """Changes a setting of the whole process."""
 
     def attribute(self, model, images, objective):
         outcome = super().attribute(model, images, objective)
@@ -188,7 +188,7 @@ class ChangesTheDefaultDevice(_Plain):
 
 
 class ChangesTheFolderWhenBroken(_Plain):
-    """Returns to the working directory only where all goes well."""
+    """Restores the working directory only if no error is raised."""
 
     def attribute(self, model, images, objective):
         before = Path.cwd()
@@ -203,14 +203,14 @@ TECHNIQUES = [
     LeavesAHook,
     SwitchesToEval,
     LeavesAHookWhenBroken,
-    SwallowsFaults,
+    SwallowsErrors,
     DrawsFromTheGlobalGenerator,
-    LooksAtItsNeighbours,
+    DependsOnItsBatch,
     Undocumented,
     HasAFlagOfTheCommand,
-    StopsAtNothing,
-    TellsTooMuch,
-    ReturnsNoNumbers,
+    SwallowsCtrlC,
+    ReportsAWrongTotal,
+    ReturnsNan,
     RefusesInManyLines,
     FailsOutOfBounds,
     UnfreezesTheModel,
@@ -223,7 +223,7 @@ TECHNIQUES = [
 
 
 class _Count(Collector):
-    """How many images came."""
+    """Counts images."""
 
     name = "count"
     needs = ("pooled",)
@@ -247,13 +247,13 @@ class _Count(Collector):
 
 
 class GoodCount(_Count):
-    """How many images came, as it should be."""
+    """Counts images correctly."""
 
     name = "good-count"
 
 
 class ForgetsWhenMerged(_Count):
-    """Keeps the other's alone."""
+    """Keeps only the other collector's count when merged."""
 
     name = "forgets-when-merged"
 
@@ -262,7 +262,7 @@ class ForgetsWhenMerged(_Count):
 
 
 class CountsBatches(_Count):
-    """How many batches came."""
+    """Counts batches instead of images."""
 
     name = "counts-batches"
 
@@ -271,7 +271,7 @@ class CountsBatches(_Count):
 
 
 class WritesIntoRows(_Count):
-    """Sorts in place."""
+    """Sorts the batch's rows in place."""
 
     name = "writes-into-rows"
 
@@ -281,7 +281,7 @@ class WritesIntoRows(_Count):
 
 
 class LosesItsState(_Count):
-    """Loads nothing."""
+    """Loads no state."""
 
     name = "loses-its-state"
 
@@ -289,10 +289,10 @@ class LosesItsState(_Count):
         pass
 
 
-class SavesHalfOfIt(_Count):
-    """A mean whose state lacks how many images it is of."""
+class SavesHalfOfItsState(_Count):
+    """Computes a mean, but its state lacks the number of images."""
 
-    name = "saves-half-of-it"
+    name = "saves-half-of-its-state"
 
     def __init__(self):
         self.seen = self.sum = 0.0
@@ -320,12 +320,12 @@ COLLECTORS = [
     CountsBatches,
     WritesIntoRows,
     LosesItsState,
-    SavesHalfOfIt,
+    SavesHalfOfItsState,
 ]
 
 
 def another_each_time(rest):
-    """A model with random weights that no seed decides."""
+    """Return a model with unseeded random weights."""
     if rest != "any":
         raise ModelError(f"there is no model {rest!r}")
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Flatten())
@@ -333,7 +333,7 @@ def another_each_time(rest):
 
 
 def slug(kind: type) -> str:
-    """`LeavesAHook` as `leaves-a-hook`."""
+    """Return `LeavesAHook` as `leaves-a-hook`."""
     return "".join(f"-{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("-")
 
 

@@ -1,4 +1,4 @@
-"""The suite finds what is broken, and names the promise; a sound plugin passes it."""
+"""Broken plugins fail the check of the promise that they break; correct plugins pass."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def registry() -> Iterator[Registry]:
 
 
 def failing(entry, folder: Path, only: str | None = None) -> dict[str, str]:
-    """The checks that a contribution fails, and what they say."""
+    """Return the checks that a contribution fails, with their messages."""
     found = {}
     for check in checks(entry.kind):
         if only in (None, check.name):
@@ -50,7 +50,7 @@ def failing(entry, folder: Path, only: str | None = None) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["good", "good-count"])
-def test_a_sound_plugin_passes(registry, tmp_path, name):
+def test_a_correct_plugin_passes(registry, tmp_path, name):
     kind = registry.technique if name == "good" else registry.collector
     assert failing(kind(name), tmp_path) == {}
 
@@ -60,16 +60,16 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
     [
         ("leaves-a-hook", "model-is-untouched", "hook"),
         ("switches-to-eval", "model-is-untouched", "train mode"),
-        ("leaves-a-hook-when-broken", "model-is-untouched-after-a-fault", "hook"),
-        ("swallows-faults", "model-is-untouched-after-a-fault", "nothing said so"),
+        ("leaves-a-hook-when-broken", "model-is-untouched-after-an-error", "hook"),
+        ("swallows-errors", "model-is-untouched-after-an-error", "was swallowed"),
         ("draws-from-the-global-generator", "same-seed-same-result", "maps"),
-        ("looks-at-its-neighbours", "independent-of-the-batch-split", "maps"),
+        ("depends-on-its-batch", "independent-of-the-batch-split", "maps"),
         ("undocumented", "is-documented", "no docstring"),
         ("undocumented", "parameters-are-documented", "factor"),
         ("has-a-flag-of-the-command", "has-a-command", "--seed"),
-        ("stops-at-nothing", "progress-is-told-and-work-can-be-stopped", "swallowed"),
-        ("tells-too-much", "progress-is-told-and-work-can-be-stopped", "3 of 10"),
-        ("returns-no-numbers", "runs-at-all", "NaN"),
+        ("swallows-ctrl-c", "progress-is-reported-and-work-can-be-stopped", "swallowed"),
+        ("reports-a-wrong-total", "progress-is-reported-and-work-can-be-stopped", "3 of 10"),
+        ("returns-nan", "runs-at-all", "NaN"),
         ("refuses-in-many-lines", "runs-on-cnn", "several lines"),
         ("fails-out-of-bounds", "runs-on-token", "list index"),
         ("unfreezes-the-model", "works-on-a-frozen-model", "requires_grad"),
@@ -80,9 +80,7 @@ def test_a_sound_plugin_passes(registry, tmp_path, name):
         ("changes-the-folder-when-broken", "process-settings-are-untouched", "working directory"),
     ],
 )
-def test_a_broken_technique_is_found_by_the_check_of_its_promise(
-    registry, tmp_path, name, check, words
-):
+def test_a_broken_technique_fails_the_check_of_its_promise(registry, tmp_path, name, check, words):
     found = failing(registry.technique(name), tmp_path, check)
     assert words in found[check]
 
@@ -115,22 +113,22 @@ def test_settings_of_the_process_are_named_and_restored(change, name):
         ("forgets-when-merged", "empty-is-neutral"),
         ("counts-batches", "batches-do-not-matter"),
         ("writes-into-rows", "rows-are-only-read"),
-        ("loses-its-state", "state-comes-back"),
-        ("saves-half-of-it", "state-comes-back"),
+        ("loses-its-state", "state-can-be-loaded"),
+        ("saves-half-of-its-state", "state-can-be-loaded"),
     ],
 )
-def test_a_broken_collector_is_found_by_the_check_of_its_promise(registry, tmp_path, name, check):
+def test_a_broken_collector_fails_the_check_of_its_promise(registry, tmp_path, name, check):
     assert check in failing(registry.collector(name), tmp_path, check)
 
 
-def test_a_model_source_with_other_weights_each_time_is_found(registry, tmp_path):
+def test_a_model_source_with_random_weights_fails(registry, tmp_path):
     (source,) = (e for e in registry.model_sources() if e.spec.name == "another-each-time")
     found = failing(source, tmp_path)
     assert found.keys() == {"its-example-works"}
     assert "other weights" in found["its-example-works"]
 
 
-def test_expected_failures_have_to_fail(registry):
+def test_expected_failures_must_fail(registry):
     test = conformance("good", expected_failures={"has-a-command": "not yet"})
     (mark,) = test.pytestmark
     marks = {case.id: case.marks for case in mark.args[1]}
@@ -142,7 +140,7 @@ def test_expected_failures_have_to_fail(registry):
         conformance("good", expected_failures={"has-command": "not yet"})
 
 
-def test_a_name_that_is_not_on_offer_is_refused(registry):
+def test_an_unknown_name_is_refused(registry):
     with pytest.raises(PluginError, match="no contribution is called 'qqq'; is its package"):
         conformance("qqq")
     with pytest.raises(PluginError, match="no collector is called 'good'"):

@@ -1,4 +1,4 @@
-"""Everything that timmscope offers passes the suite that others' plugins are tested with."""
+"""All first-party contributions pass the conformance suite."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICK = {
     "smooth-grad": {"samples": 3},
     "top-patches": {"units": [0, 5], "k": 2},
 }
-"""Of techniques that take their time; with their defaults they run once on each tiny model."""
+"""Parameters of slow techniques; with the defaults they run once on each tiny model."""
 
 
 def _list_of_files(folder: Path) -> str:
@@ -64,5 +64,5 @@ for _entry in get_registry().entries():
     )
 
 
-def test_image_sources_are_all_looked_at() -> None:
+def test_all_image_sources_are_tested_with_images() -> None:
     assert {entry.spec.name for entry in get_registry().image_sources()} == set(MAKE)

@@ -1,4 +1,4 @@
-"""What authors of plugins test with: tiny models, images, a store, and named checks of each kind.
+"""Tests for authors of plugins: tiny models, images and stores, and checks of contributions.
 
 ::
 

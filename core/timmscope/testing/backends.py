@@ -1,4 +1,4 @@
-"""Checks of index backends: what is found, among which rows, and what a file keeps."""
+"""Checks of index backends: search results, added and removed rows, and saved files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from timmscope.testing.conformance import Case, check
 
 COUNT, DIM, QUERIES, K = 600, 16, 40, 10
 RECALL = 0.9
-"""Asked of an engine that is not exact, after tuning."""
+"""Required of an engine that is not exact, after tuning."""
 SPACES: tuple[Space, ...] = ("l2", "ip")
 
 
 @check("index backend")
 def finds_what_brute_force_finds(case: Case) -> None:
-    """An exact engine finds the very neighbours; another one nine of ten, with true values."""
+    """An exact engine finds all true neighbours, others nine of ten; all values are correct."""
     for space in SPACES:
         engine, rows, ids = _built(case, space)
         queries = _rows(QUERIES, seed=1)
@@ -25,8 +25,8 @@ def finds_what_brute_force_finds(case: Case) -> None:
 
 
 @check("index backend")
-def finds_only_what_is_allowed(case: Case) -> None:
-    """A filter keeps its word, also where it leaves few rows or those that are far away."""
+def finds_only_allowed_rows(case: Case) -> None:
+    """A filtered search returns only allowed rows, even if they are few or far away."""
     for space in SPACES:
         engine, rows, ids = _built(case, space)
         queries = _rows(5, seed=1)
@@ -43,7 +43,7 @@ def finds_only_what_is_allowed(case: Case) -> None:
 
 @check("index backend")
 def added_rows_are_found(case: Case) -> None:
-    """A row that comes after the build is its own nearest."""
+    """A row added after the build is its own nearest neighbour."""
     engine, _, ids = _built(case, "l2")
     more = _rows(30, seed=2)
     engine.add(more, np.arange(30) + 10_000)
@@ -55,7 +55,7 @@ def added_rows_are_found(case: Case) -> None:
 
 @check("index backend")
 def removed_rows_are_gone(case: Case) -> None:
-    """Neither searched nor listed, before and after `compact`; their ids are free again."""
+    """Removed rows are not found or listed, before and after `compact`; ids can be reused."""
     engine, rows, ids = _built(case, "l2")
     gone, stay = ids[::2], ids[1::2]
     engine.remove(gone)
@@ -71,18 +71,18 @@ def removed_rows_are_gone(case: Case) -> None:
 
 
 @check("index backend")
-def rows_come_back(case: Case) -> None:
-    """`rows` gives what was added, in any order, and refuses ids that are not there."""
+def rows_are_returned_as_added(case: Case) -> None:
+    """`rows` returns added rows in any order, and raises `KeyError` for an unknown id."""
     engine, rows, ids = _built(case, "l2")
     wanted = ids[[5, 3, 599]]
     np.testing.assert_allclose(engine.rows(wanted), rows[[5, 3, 599]], rtol=2e-2, atol=2e-2)
-    refused = _refusal(lambda: engine.rows(np.array([987_654])))
-    assert isinstance(refused, KeyError), f"an id that is not there: {refused!r}"
+    refused = _error_of(lambda: engine.rows(np.array([987_654])))
+    assert isinstance(refused, KeyError), f"an unknown id gives {refused!r}"
 
 
 @check("index backend")
-def a_file_keeps_everything(case: Case) -> None:
-    """Saved and loaded, mapped or not, it finds the same and goes on; a damaged file is refused."""
+def a_saved_index_loads_unchanged(case: Case) -> None:
+    """A loaded index finds the same and can be changed; a damaged file raises an error."""
     engine, _, ids = _built(case, "ip")
     engine.remove(ids[:7])
     path = case.folder / "index.bin"
@@ -105,13 +105,13 @@ def a_file_keeps_everything(case: Case) -> None:
     )
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused = _refusal(lambda: type(engine).load(path, DIM, "ip", engine.facts(), mmap=False))
-    assert refused, "half a file was taken for a whole one"
+    refused = _error_of(lambda: type(engine).load(path, DIM, "ip", engine.facts(), mmap=False))
+    assert refused, "half of a file was loaded without an error"
 
 
 @check("index backend")
-def equal_rows_come_by_id(case: Case) -> None:
-    """Rows that score alike are ordered by id, so that answers do not depend on chance."""
+def equal_scores_are_ordered_by_id(case: Case) -> None:
+    """Rows with equal scores are ordered by id, so that results are deterministic."""
     rows = np.repeat(_rows(1, seed=4), 12, axis=0)
     ids = np.random.default_rng(0).permutation(12).astype(np.int64)
     engine = _engine(case, "l2", 12)
@@ -121,8 +121,8 @@ def equal_rows_come_by_id(case: Case) -> None:
     assert found[0].tolist() == list(range(12))
 
 
-def _refusal(work: Callable[[], object]) -> Exception | None:
-    """What a call raised; None where it raised nothing."""
+def _error_of(work: Callable[[], object]) -> Exception | None:
+    """Return the exception that a call raises, or None."""
     try:
         work()
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Checks of collectors: an algebra over images, and a pass that can be killed."""
+"""Checks of collectors: states that merge in any order, and a pass that resumes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from timmscope.testing.subjects import tiny_pictures
 
 IMAGES = 40
 TOLERANCE = 1e-9
-"""Of sums in another order, as a share of the largest value."""
+"""Relative tolerance for sums in another order."""
 
 
 @check("collector")
-def parameters_make_it_again(case: Case) -> None:
-    """`settings` names what `__init__` takes, and `fresh` has the same parameters."""
+def parameters_recreate_it(case: Case) -> None:
+    """`settings` names the parameters of `__init__`, and `fresh` has the same parameters."""
     made = _made(case)
     assert made.parameters() == made.fresh().parameters()
-    assert made.name == case.entry.spec.name, f"it calls itself {made.name!r}"
+    assert made.name == case.entry.spec.name, f"its name is {made.name!r}"
 
 
 @check("collector")
-def state_comes_back(case: Case) -> None:
-    """A collector that loads a state has that state, to the bit, and goes on from there."""
+def state_can_be_loaded(case: Case) -> None:
+    """A collector that loads a state has exactly that state, and can be updated and merged."""
     seen = _fed(case, [slice(None)])
     again = seen.fresh()
     again.load(seen.state())
@@ -44,12 +44,12 @@ def state_comes_back(case: Case) -> None:
     merged.merge(other)
     for how, state in (("fed", fed.state()), ("merged", merged.state())):
         differ = _differing(seen.state(), state, TOLERANCE)
-        assert not differ, f"{', '.join(differ)} are lost where a loaded state is {how}"
+        assert not differ, f"{', '.join(differ)} are lost if a loaded state is {how}"
 
 
 @check("collector")
 def empty_is_neutral(case: Case) -> None:
-    """Merging an empty collector, from either side, changes nothing."""
+    """Merging with an empty collector, in either order, changes nothing."""
     seen = _fed(case, [slice(None)])
     state = {name: array.copy() for name, array in seen.state().items()}
     seen.merge(seen.fresh())
@@ -61,7 +61,7 @@ def empty_is_neutral(case: Case) -> None:
 
 @check("collector")
 def batches_do_not_matter(case: Case) -> None:
-    """Images one by one, in batches or all at once give the same state."""
+    """Images one by one, in batches and all at once give the same state."""
     whole = _fed(case, [slice(None)]).state()
     for size in (1, 7, 16):
         spans = [slice(start, start + size) for start in range(0, IMAGES, size)]
@@ -71,7 +71,7 @@ def batches_do_not_matter(case: Case) -> None:
 
 @check("collector")
 def merge_is_associative_and_commutative(case: Case) -> None:
-    """Parts give the state of the whole, whichever are joined first and from whichever side."""
+    """Parts that are merged in any order give the state of the whole."""
     whole = _fed(case, [slice(None)]).state()
     spans = [slice(0, 11), slice(11, 12), slice(12, IMAGES)]
 
@@ -92,7 +92,7 @@ def merge_is_associative_and_commutative(case: Case) -> None:
 
 @check("collector")
 def rows_are_only_read(case: Case) -> None:
-    """`update` changes none of the rows that it is shown."""
+    """`update` does not change the rows that it reads."""
     batch = _batches(case, [slice(None)])[0]
     before = {kind: rows.copy() for kind, rows in batch.rows.items()}
     _made(case).update(batch)
@@ -100,19 +100,19 @@ def rows_are_only_read(case: Case) -> None:
 
 
 @check("collector")
-def survives_a_kill(case: Case) -> None:
-    """A pass that is broken off and resumed leaves the bytes of an uninterrupted one."""
+def interrupted_pass_can_be_resumed(case: Case) -> None:
+    """A pass that is interrupted and resumed ends with the same bytes as an uninterrupted one."""
     model, pictures = tiny_model(), tiny_pictures(case.folder)
     whole = _mined(case, model, pictures, "whole")
     wire = model.module.get_submodule("tripwire")
     assert isinstance(wire, Tripwire)
-    wire.armed = wire.passed + 8  # the second shard: a pass looks at the model before it begins
+    wire.armed = wire.passed + 8  # in the second shard; the model also runs before the pass
     try:
         _mined(case, model, pictures, "broken")
     except Exception as error:
-        assert "tripwire" in str(error), f"the error is another one: {error}"
+        assert "tripwire" in str(error), f"another error was raised: {error}"
     else:
-        raise AssertionError("the pass was over before it could be broken off")
+        raise AssertionError("the pass ended before it could be interrupted")
     left = Store.open(case.folder / "broken.scope").manifest
     assert 0 < len(left.shards) < left.shard_count, f"{len(left.shards)} shards were done"
     wire.armed = 0
@@ -130,8 +130,8 @@ def survives_a_kill(case: Case) -> None:
 
 def _made(case: Case) -> Collector:
     kind = case.entry.load()
-    assert isinstance(kind, type), f"{case.entry.spec.impl} is no class"
-    assert issubclass(kind, Collector), f"{kind.__name__} is no subclass of Collector"
+    assert isinstance(kind, type), f"{case.entry.spec.impl} is not a class"
+    assert issubclass(kind, Collector), f"{kind.__name__} is not a subclass of Collector"
     made: Collector = kind(**case.parameters)
     return made
 
@@ -144,7 +144,7 @@ def _fed(case: Case, spans: Sequence[slice]) -> Collector:
 
 
 def _batches(case: Case, spans: Sequence[slice]) -> list[LayerBatch]:
-    """The rows of a tiny model's layer, as a pass would hand them over."""
+    """Return the rows of a tiny model's layer in batches, as a pass makes them."""
     import torch
 
     model, made = tiny_model(), _made(case)

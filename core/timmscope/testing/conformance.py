@@ -1,11 +1,11 @@
-"""Named checks of a contribution, as one parametrised test: what plugin authors import.
+"""Tests a contribution of a plugin by named checks, as one parametrised pytest test.
 
     from timmscope.testing import conformance
 
     test_conforms = conformance("my-thing", expected_failures={"runs-on-token": "needs a grid"})
 
-Every check has a name, so that a failure says which promise is broken. One that is known to fail
-can be named with its reason; it then has to.
+Every check has a name, so that a failure says which promise is broken. A check that is listed in
+`expected_failures` must fail.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Body = Callable[["Case"], None]
 
 
 class NotApplicable(Exception):
-    """Raised by a check that has nothing to say about a contribution."""
+    """Raised by a check that does not apply to a contribution."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One promise.
+    """One promise that contributions of a kind must keep.
 
     Attributes:
-        name: in lower case with hyphens; what `expected_failures` names it by.
-        promise: what holds, in a sentence.
-        body: raises `AssertionError` where it does not, `NotApplicable` where it means nothing.
+        name: in lower case with hyphens, as in `expected_failures`.
+        promise: what must hold, in a sentence.
+        body: raises `AssertionError` if the promise is broken, or `NotApplicable`.
     """
 
     name: str
@@ -45,9 +45,9 @@ class Case:
     """A contribution under test.
 
     Attributes:
-        entry: what the registry lists.
+        entry: the contribution, as the registry lists it.
         parameters: for techniques and collectors, parameters for a quick run.
-        make: for image sources, a function that writes some images into a folder and returns their
+        make: for image sources, a function that writes images into a folder and returns their
             location.
         folder: an empty folder.
     """
@@ -59,15 +59,15 @@ class Case:
 
 
 CHECKS: dict[str, list[Check]] = {}
-"""By kind of contribution."""
+"""Checks by kind of contribution."""
 
 
 def check(*kinds: str) -> Callable[[Body], Body]:
-    """Make a function a check of these kinds, named after it, promising its docstring."""
+    """Register a function as a check of these kinds; its docstring is the promise."""
 
     def register(body: Body) -> Body:
         promise = inspect.cleandoc(body.__doc__ or "")
-        assert promise, f"{body.__name__} promises nothing"
+        assert promise, f"{body.__name__} has no docstring"
         for kind in kinds:
             CHECKS.setdefault(kind, []).append(
                 Check(body.__name__.replace("_", "-"), promise, body)
@@ -78,7 +78,7 @@ def check(*kinds: str) -> Callable[[Body], Body]:
 
 
 def checks(kind: str) -> list[Check]:
-    """All checks of a kind of contribution, as the registry names kinds (`technique` …)."""
+    """Return all checks of a kind of contribution, such as `technique` or `image source`."""
     from timmscope.testing import backends, collectors, every, sources, techniques  # noqa: F401
 
     return list(CHECKS[kind])
@@ -92,21 +92,22 @@ def conformance(
     make: Callable[[Path], str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
-    """A pytest test of a contribution, parametrised by the names of all checks of its kind.
+    """Return a pytest test of a contribution, parametrised by the checks of its kind.
 
     Args:
-        name: of a technique, collector, model source, image source or index backend, short or with
-            its distribution. It must be installed, or loaded with `get_registry().load_file`.
-        kind: which of these, where the name alone does not say.
-        parameters: for a technique or collector, where its defaults take long. The defaults are
-            still tried once on every kind of model.
-        make: for an image source: writes at least three images into a folder and returns the
-            location. Without it only what needs no images is checked.
-        expected_failures: checks that are known to fail, and why. One that passes is a failure.
+        name: name of a technique, collector, model source, image source or index backend, with or
+            without its distribution. It must be installed, or loaded with
+            `get_registry().load_file`.
+        kind: the kind, if contributions of several kinds have this name.
+        parameters: for a technique or collector, parameters for a quick run. A technique's defaults
+            are still tried once on every tiny model.
+        make: for an image source, a function that writes at least three images into a folder and
+            returns the location. Without it, checks that need images are skipped.
+        expected_failures: names of checks that must fail, with the reasons.
 
     Raises:
-        PluginError: nothing on offer has that name, or several kinds have.
-        ParameterError: there is no check of that name.
+        PluginError: no contribution has this name, or several have.
+        ParameterError: there is no check of a name in `expected_failures`.
     """
     import pytest
 
@@ -157,6 +158,7 @@ def _find(name: str, kind: str | None) -> Any:
         )
         raise PluginError(f"no {kind or 'contribution'} is called {name!r}; {hint}")
     raise PluginError(
-        f"{name!r} is " + " and ".join(f"the {entry.kind} {entry.id}" for entry in found) + ": say "
-        "which with kind=, or by its full name"
+        f"{name!r} is "
+        + " and ".join(f"the {entry.kind} {entry.id}" for entry in found)
+        + ": choose one by kind=, or by its full name"
     )

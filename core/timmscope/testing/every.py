@@ -1,4 +1,4 @@
-"""Checks of every kind of contribution: cheap to list, and said what it is."""
+"""Checks of every kind of contribution: it is listed without heavy imports and documented."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KINDS = ("technique", "collector", "model source", "image source", "index backen
 
 @check(*KINDS)
 def entry_module_imports_no_torch(case: Case) -> None:
-    """Listing the plugin imports neither torch nor NumPy, so that it costs nothing."""
+    """Listing the plugin imports neither torch nor NumPy, so that it is fast."""
     if not case.entry.plugin.group:
-        raise NotApplicable("a single file holds the implementation too")
+        raise NotApplicable("a single file contains the implementation too")
     heavy = _imported_by(case.entry.plugin.value.partition(":")[0])
     assert not heavy, (
-        f"{case.entry.plugin.value} imports {', '.join(heavy)}: keep implementations in modules of "
-        "their own, named by import strings"
+        f"{case.entry.plugin.value} imports {', '.join(heavy)}: keep implementations in "
+        "separate modules, named by import strings"
     )
 
 
@@ -33,12 +33,12 @@ def is_documented(case: Case) -> None:
     assert "\n" not in summary, f"the summary of {case.entry.id} has several lines"
     found = case.entry.load()
     own = found.__dict__.get("__doc__") if inspect.isclass(found) else found.__doc__
-    assert own, f"{case.entry.spec.impl} has no docstring of its own"
+    assert own, f"{case.entry.spec.impl} has no docstring"
 
 
 @cache
 def _imported_by(module: str) -> list[str]:
-    """Which heavy packages the import of a module brings in, in a process of its own."""
+    """Return the heavy packages that a module imports, found in a new process."""
     assert importlib.util.find_spec(module) is not None
     code = (
         f"import {module}, sys; print(*[n for n in ('torch', 'numpy', 'timm') if n in sys.modules])"

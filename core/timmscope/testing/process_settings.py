@@ -1,6 +1,6 @@
-"""Settings of the whole process that a technique must leave as they are.
+"""Restores settings of the whole process that a technique must not change, and reports changes.
 
-A technique's call does not ask for them, because that costs time at every chunk of every call.
+Only tests check these settings, because checking them would slow down every call of a technique.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "sys.stderr": (lambda: sys.stderr, lambda stream: setattr(sys, "stderr", stream)),
     "the working directory": (Path.cwd, os.chdir),
 }
-"""How to ask for each setting, and how to set it."""
+"""How to read and to write each setting."""
 
 
 @contextlib.contextmanager
 def restored_settings() -> Iterator[list[str]]:
-    """Restore all settings afterwards; the list then names those that were changed inside."""
+    """Restore all settings on exit; the list then holds the names of those that have changed."""
     before = {name: read() for name, (read, _) in SETTINGS.items()}
     changed: list[str] = []
     try:

@@ -13,8 +13,8 @@ from timmscope_registry import ImageError, TimmscopeError
 
 
 @check("model source")
-def an_unknown_name_is_one_clear_line(case: Case) -> None:
-    """What cannot be loaded is a typed error of one line."""
+def an_unknown_name_gives_a_one_line_error(case: Case) -> None:
+    """An unknown name raises a `TimmscopeError` with a message of one line."""
     try:
         case.entry.load()("no-such-model-anywhere")
     except TimmscopeError as error:
@@ -25,7 +25,7 @@ def an_unknown_name_is_one_clear_line(case: Case) -> None:
 
 @check("model source")
 def its_example_works(case: Case) -> None:
-    """The example in the spec loads, gives finite values, and has the same weights each time."""
+    """The spec's example loads, returns finite values, and has the same weights each time."""
     import torch
 
     scheme, _, rest = case.entry.spec.example.partition(":")
@@ -35,17 +35,17 @@ def its_example_works(case: Case) -> None:
     try:
         model = case.entry.load()(rest)
     except TimmscopeError as error:
-        raise NotApplicable(f"the example needs what is not here: {error}") from None
+        raise NotApplicable(f"the example cannot be loaded here: {error}") from None
     assert isinstance(model, HookedModel), f"it returned {type(model).__name__}"
     with torch.no_grad():
         assert bool(torch.isfinite(model(torch.full((1, *model.input_size), 0.5))).all())
-    again = case.entry.load()(rest)  # stores are looked at with the model loaded by its name
-    assert again.weights_sha256 == model.weights_sha256, "loaded again it has other weights"
+    again = case.entry.load()(rest)  # stores load their model by name
+    assert again.weights_sha256 == model.weights_sha256, "loaded again, it has other weights"
 
 
 @check("image source")
 def images_are_rgb_and_named_once(case: Case) -> None:
-    """Every image is RGB in 8 bits, under a name that no other has; labels fit."""
+    """Every image is 8-bit RGB with a unique name, and there are as many labels as images."""
     source = _source(case)
     assert len(source) >= 3
     names = list(source.paths)
@@ -60,7 +60,7 @@ def images_are_rgb_and_named_once(case: Case) -> None:
 
 @check("image source")
 def its_location_opens_it_again(case: Case) -> None:
-    """`open_images(source.location)` has the same images, and the same fingerprint."""
+    """`open_images(source.location)` gives the same images and the same fingerprint."""
     source = _source(case)
     again = open_images(source.location)
     assert list(again.paths) == list(source.paths)
@@ -70,7 +70,7 @@ def its_location_opens_it_again(case: Case) -> None:
 
 @check("image source")
 def worker_processes_can_read_it(case: Case) -> None:
-    """It pickles small, and what comes out reads the same images."""
+    """Its pickle is small, and an unpickled copy reads the same images."""
     source = _source(case)
     source.load(0)
     text = pickle.dumps(source)
@@ -79,20 +79,20 @@ def worker_processes_can_read_it(case: Case) -> None:
 
 
 @check("image source")
-def what_is_not_there_is_one_clear_line(case: Case) -> None:
-    """A location without images is an `ImageError` of one line."""
+def a_missing_location_gives_a_one_line_error(case: Case) -> None:
+    """A location that does not exist raises an `ImageError` with a message of one line."""
     try:
         source = case.entry.load()(str(case.folder / "nothing-here"))
         source.load(0)
     except ImageError as error:
         assert "\n" not in str(error)
     else:
-        raise AssertionError("it reads images that are not there")
+        raise AssertionError("it reads images from a location that does not exist")
 
 
 def _source(case: Case) -> ImageSource:
     if case.make is None:
-        raise NotApplicable("give make= to have its images looked at")
+        raise NotApplicable("pass make= to check its images")
     source = case.entry.load()(case.make(case.folder))
     assert isinstance(source, ImageSource), f"it returned {type(source).__name__}"
     return source

@@ -1,4 +1,4 @@
-"""How a technique of any family is called on a tiny model: what the checks have in common."""
+"""Calls a technique of any family on a tiny model, for the checks of techniques."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ OBJECTIVE = "class:3|1|7"
 
 @dataclass
 class Subject:
-    """A technique with parameters, a tiny model, and what it is run on.
+    """A technique under test, with a tiny model and the inputs of its call.
 
     Attributes:
         technique: the technique.
         model: the model.
         folder: an empty folder for stores.
-        changed_settings: settings of the process that the last run changed; they are restored.
+        changed_settings: settings of the process that the last run changed and that were restored.
     """
 
     technique: Technique
@@ -51,12 +51,12 @@ class Subject:
 
     @classmethod
     def of(cls, case: Case, kind: str = "cnn", *, defaults: bool = False) -> Subject:
-        """A case's technique on a fresh tiny model.
+        """Return a case's technique with a new tiny model.
 
         Args:
-            case: with its parameters.
-            kind: of `tiny_model`.
-            defaults: leave the parameters at their defaults, unless one of them has none.
+            case: the contribution and its parameters.
+            kind: kind of `tiny_model`.
+            defaults: use the technique's defaults, unless a field has no default.
         """
         chosen = technique(case.entry.id)
         needed = any(info.is_required() for info in chosen.model_fields.values())
@@ -64,12 +64,12 @@ class Subject:
         return cls(made, tiny_model(kind), case.folder)
 
     def run(self, *, seed: int = 0, batch_size: int | None = None, **call: Any) -> Result:
-        """Call the technique as its family is called.
+        """Call the technique with the arguments of its family.
 
         Args:
-            seed: of random numbers.
+            seed: seed of random numbers.
             batch_size: for families that split batches.
-            call: what a result's provenance says of the call, to make it again.
+            call: the `call` of a result's provenance, to reproduce the result.
         """
         with restored_settings() as self.changed_settings:
             return self._run(seed, batch_size, call)
@@ -91,7 +91,7 @@ class Subject:
             result = used(self.model, images[:1], images[1:2], weights=weights, seed=seed)  # type: ignore[operator]
         else:
             result = self._analyse(seed)
-        assert isinstance(result, Result), f"returned {type(result).__name__}, which is no Result"
+        assert isinstance(result, Result), f"it returned {type(result).__name__}, not a Result"
         return result
 
     def _analyse(self, seed: int) -> Result:
@@ -120,29 +120,29 @@ class Subject:
 
     @cached_property
     def store(self) -> Store:
-        """A store of 24 labelled images: a copy of the one that is mined once for each model."""
+        """A store of 24 labelled images, copied from one that is mined once per model."""
         mined = _mined(self.model.id.removeprefix("tiny:"))
         return Store.open(shutil.copytree(mined.path, self.folder / mined.path.name))
 
     @property
     def is_split(self) -> bool:
-        """Whether its family splits batches."""
+        """Whether the technique's family splits batches."""
         return self.technique.family in ("attribution", "attack")
 
     @property
     def tripwire(self) -> Tripwire:
-        """The part of the model that can break."""
+        """The module of the model that can raise."""
         wire = self.model.module.get_submodule("tripwire")
         assert isinstance(wire, Tripwire)
         return wire
 
     def passes(self) -> int:
-        """How often a run takes the model through its middle.
+        """Return the number of forward passes of a run.
 
         Raises:
-            NotApplicable: it does not.
+            NotApplicable: a run makes no forward pass.
         """
-        self.run()  # the first one may look at the model, which is remembered
+        self.run()  # the first run may inspect the model; the result is cached
         before = self.tripwire.passed
         self.run()
         count = self.tripwire.passed - before
@@ -152,7 +152,7 @@ class Subject:
 
 
 def tiny_pictures(folder: Path) -> Path:
-    """Write 24 tiny images as PNG files into three folders, their labels; returns the folder."""
+    """Write 24 tiny images as PNG files into three folders, one per label; return the folder."""
     pictures = folder / "images"
     for number, image in enumerate(tiny_images(STORED)):
         place = pictures / f"class{number % 3}" / f"{number:02d}.png"
@@ -163,33 +163,33 @@ def tiny_pictures(folder: Path) -> Path:
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
-"""Kept until the process ends, since copies of a store read its pictures."""
+"""Kept until the process ends, because copies of a store read its pictures."""
 
 
 @cache
 def _mined(kind: str) -> Store:
-    """The store of a kind of tiny model; it is not to be written to."""
+    """Return the shared store of a kind of tiny model; do not change it."""
     _folders.append(tempfile.TemporaryDirectory(prefix="timmscope-testing-"))
     return tiny_store(tiny_model(kind), Path(_folders[-1].name))
 
 
 def tiny_store(model: HookedModel, folder: Path) -> Store:
-    """Mine the tiny pictures with the last two layers that have a grid."""
+    """Mine the tiny pictures through the model's last two layers with a grid."""
     layers = [layer.name for layer in model.layers.values() if layer.grid is not None][-2:]
     store = folder / "tiny.scope"
     return mine(model, tiny_pictures(folder), store, layers=layers, shard_size=10, workers=0)
 
 
 def arrays(result: Result) -> dict[str, Tensor | np.ndarray]:
-    """A result's tensors and NumPy arrays by the names of its fields."""
+    """Return a result's tensors and NumPy arrays by the names of its fields."""
     return result._arrays()
 
 
-class Watcher:
-    """A reporter that notes every piece of work, and may stop the first step.
+class ProgressRecorder:
+    """A progress reporter that records every task, and may interrupt the first step.
 
     Attributes:
-        tasks: description, total and steps done of each piece of work that came to its end.
+        tasks: description, total and steps done of each task that has ended.
     """
 
     def __init__(self, *, stop: bool = False) -> None:
@@ -198,13 +198,13 @@ class Watcher:
 
     @contextlib.contextmanager
     def open(self, description: str, total: int | None) -> Iterator[Advance]:
-        """Begin a piece of work."""
+        """Begin a task."""
         done = 0
 
         def advance(steps: int) -> None:
             nonlocal done
             if self._stop:
-                self._stop = False  # once: whoever swallows it goes on
+                self._stop = False  # only once
                 raise KeyboardInterrupt
             done += steps
 
@@ -213,15 +213,15 @@ class Watcher:
 
 
 @contextlib.contextmanager
-def watched(*, stop: bool = False) -> Iterator[Watcher]:
-    """Note all progress inside; with `stop`, interrupt the first step as Ctrl-C would."""
-    watcher = Watcher(stop=stop)
-    with reporting(watcher):
-        yield watcher
+def recorded_progress(*, stop: bool = False) -> Iterator[ProgressRecorder]:
+    """Record all progress inside; with `stop`, interrupt the first step as Ctrl-C does."""
+    recorder = ProgressRecorder(stop=stop)
+    with reporting(recorder):
+        yield recorder
 
 
-def same(one: Result, other: Result, *, tolerance: float = 0.0) -> list[str]:
-    """Names of arrays in which two results differ, by more than a share of the largest value."""
+def differing_arrays(one: Result, other: Result, *, tolerance: float = 0.0) -> list[str]:
+    """Return the names of arrays that differ by more than `tolerance` times the largest value."""
     first, second = arrays(one), arrays(other)
     if first.keys() != second.keys():
         return sorted(first.keys() ^ second.keys())

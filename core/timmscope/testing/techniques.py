@@ -1,4 +1,4 @@
-"""Checks of techniques: parameters, every kind of model, the model's state, results, progress."""
+"""Checks of techniques: parameters, all layouts, state of model and process, results, progress."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from timmscope.techniques import Technique
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.restore_state import StateWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
-from timmscope.testing.subjects import Subject, same, watched
+from timmscope.testing.subjects import Subject, differing_arrays, recorded_progress
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import fingerprint
 
 SPLIT = 1e-4
-"""Largest difference of two ways of splitting a batch, as a share of the largest value."""
+"""Largest difference between two splits of a batch, relative to the largest value."""
 
 
 @check("technique")
 def parameters_are_documented(case: Case) -> None:
-    """Every field has a docstring: it is the help of its flag."""
+    """Every field has a docstring, which is the help of its flag."""
     for name, info in technique(case.entry.id).model_fields.items():
         assert info.description, f"the field {name} has no docstring below it"
 
 
 @check("technique")
 def parameters_survive_json(case: Case) -> None:
-    """A technique is made again from its own JSON, has a JSON schema, and cannot be changed."""
+    """A technique can be recreated from its JSON, has a JSON schema, and is frozen."""
     kind = technique(case.entry.id)
     made = kind(**case.parameters)
     assert kind.model_validate_json(made.model_dump_json()) == made
@@ -42,7 +42,7 @@ def parameters_survive_json(case: Case) -> None:
     wrong = {"no_such_parameter_exists": 1}
     with contextlib.suppress(TimmscopeError):
         kind(**wrong)
-        raise AssertionError("it takes parameters that it does not have")
+        raise AssertionError("it accepts an unknown parameter")
 
 
 @check("technique")
@@ -59,10 +59,10 @@ def _runs_on(layout: str) -> Callable[[Case], None]:
         try:
             subject.run()
         except TimmscopeError as refusal:
-            _is_one_line(refusal)
+            _assert_one_line(refusal)
 
     body.__name__ = f"runs_on_{layout}"
-    body.__doc__ = f"Untouched, it runs on a {layout} model or refuses with a typed error."
+    body.__doc__ = f"With its defaults it runs on a {layout} model, or raises a `TimmscopeError`."
     return body
 
 
@@ -72,158 +72,158 @@ for _layout in ("cnn", "nhwc", "token", "hybrid"):
 
 @check("technique")
 def runs_at_all(case: Case) -> None:
-    """It runs on one of the tiny models at least, with the parameters given."""
-    _working(case).run()
+    """With the given parameters, it runs on at least one of the tiny models."""
+    _accepted_subject(case).run()
 
 
 @check("technique")
 def model_is_untouched(case: Case) -> None:
-    """Weights, modes, hooks, gradients and random states are as before, in train mode too."""
-    subject = _working(case)
+    """Weights, modes, hooks, gradients and random states are unchanged, in train mode too."""
+    subject = _accepted_subject(case)
     subject.model.module.train()
     for weight in subject.model.module.parameters():
         weight.grad = torch.ones_like(weight)
     before = fingerprint(subject.model.module)
-    with _nothing_left():
+    with _no_state_warning():
         subject.run()
     changed = fingerprint(subject.model.module).difference(before)
     assert not changed, f"the model has changed: {'; '.join(changed)}"
 
 
 @check("technique")
-def model_is_untouched_after_a_fault(case: Case) -> None:
-    """The same when the model breaks in the middle of the work, and the error comes through."""
-    subject = _working(case)
+def model_is_untouched_after_an_error(case: Case) -> None:
+    """The model is unchanged after an error in its forward pass, and the error is raised."""
+    subject = _accepted_subject(case)
     count = subject.passes()
     for armed in {1, (count + 1) // 2, count}:
         before = fingerprint(subject.model.module)
         subject.tripwire.passed, subject.tripwire.armed = 0, armed
         try:
-            with _nothing_left():
+            with _no_state_warning():
                 subject.run()
         except (RuntimeError, TimmscopeError) as error:
-            assert "tripwire" in str(error), f"the error is another one: {error}"
+            assert "tripwire" in str(error), f"another error was raised: {error}"
         else:
-            raise AssertionError(f"the model broke at pass {armed} of {count}, and nothing said so")
+            raise AssertionError(f"an error at forward pass {armed} of {count} was swallowed")
         finally:
             subject.tripwire.armed = 0
         changed = fingerprint(subject.model.module).difference(before)
-        assert not changed, f"after a fault the model has changed: {'; '.join(changed)}"
+        assert not changed, f"after an error the model has changed: {'; '.join(changed)}"
 
 
 @check("technique")
 def process_settings_are_untouched(case: Case) -> None:
-    """Default dtype and device, threads, standard streams and folder stay, after a fault too."""
-    subject = _working(case)
+    """Default dtype, device, threads, streams and folder are unchanged, also after an error."""
+    subject = _accepted_subject(case)
     before = subject.tripwire.passed
     subject.run()
     count = subject.tripwire.passed - before
-    _no_setting_changed(subject)
+    _assert_no_setting_changed(subject)
     if count:
         subject.tripwire.passed, subject.tripwire.armed = 0, (count + 1) // 2
         with contextlib.suppress(RuntimeError, TimmscopeError):
             subject.run()
-        _no_setting_changed(subject)
+        _assert_no_setting_changed(subject)
 
 
 @check("technique")
 def same_seed_same_result(case: Case) -> None:
-    """Two runs give the same bits, whatever the global random states are."""
-    subject = _working(case)
+    """Two runs with one seed give the same bits; global random states do not matter."""
+    subject = _accepted_subject(case)
     one = subject.run(seed=3)
     torch.manual_seed(99)
     torch.rand(7)
-    differ = same(one, subject.run(seed=3))
+    differ = differing_arrays(one, subject.run(seed=3))
     assert not differ, f"{', '.join(differ)} differ between two runs with one seed"
 
 
 @check("technique")
 def independent_of_the_batch_split(case: Case) -> None:
-    """Images one by one give what they give together."""
-    subject = _working(case)
+    """Images one by one give the same result as in one batch."""
+    subject = _accepted_subject(case)
     if not subject.is_split:
         raise NotApplicable(f"{subject.technique.family} does not split batches")
     together, alone = subject.run(batch_size=3), subject.run(batch_size=1)
-    differ = same(together, alone, tolerance=SPLIT)
+    differ = differing_arrays(together, alone, tolerance=SPLIT)
     assert not differ, f"{', '.join(differ)} depend on how the batch is split"
 
 
 @check("technique")
 def works_on_a_frozen_model(case: Case) -> None:
-    """Parameters that require no gradient change nothing."""
-    subject = _working(case)
+    """A model whose parameters require no gradient gives the same result."""
+    subject = _accepted_subject(case)
     expected = subject.run()
     subject.model.module.requires_grad_(False)
-    with _left_as_it_was(subject):
-        differ = same(expected, subject.run())
+    with _model_unchanged(subject):
+        differ = differing_arrays(expected, subject.run())
     assert not differ, f"{', '.join(differ)} differ on a frozen model"
 
 
 @check("technique")
 def works_without_autograd(case: Case) -> None:
-    """Callers under `no_grad` and `inference_mode` get the same."""
-    subject = _working(case)
+    """Calls under `no_grad` and `inference_mode` give the same result."""
+    subject = _accepted_subject(case)
     expected = subject.run()
     for where in (torch.no_grad, torch.inference_mode):
-        with where(), _left_as_it_was(subject):
-            differ = same(expected, subject.run())
+        with where(), _model_unchanged(subject):
+            differ = differing_arrays(expected, subject.run())
         assert not differ, f"{', '.join(differ)} differ under {where.__name__}"
 
 
 @check("technique")
 def works_in_bfloat16(case: Case) -> None:
-    """A model in bfloat16 gives finite values, or a typed error."""
-    subject = _working(case)
+    """A model in bfloat16 gives finite values, or a `TimmscopeError`."""
+    subject = _accepted_subject(case)
     if subject.technique.family == "representation":
-        raise NotApplicable("stores are mined with a precision of their own")
+        raise NotApplicable("a store has its own precision")
     subject.model.module.bfloat16()
-    with _left_as_it_was(subject):
+    with _model_unchanged(subject):
         try:
             subject.run()
         except TimmscopeError as refusal:
-            _is_one_line(refusal)
+            _assert_one_line(refusal)
 
 
 @check("technique")
 def result_survives_saving(case: Case) -> None:
-    """A saved result has a picture, and comes back with the same arrays and facts."""
-    result = _working(case).run()
+    """A result is saved with a picture, and loads with the same arrays and provenance."""
+    result = _accepted_subject(case).run()
     folder = result.save(case.folder / "result")
     assert (folder / "figure.png").stat().st_size > 0
     again = load_result(folder)
     assert type(again) is type(result)
-    assert not same(result, again)
+    assert not differing_arrays(result, again)
     assert again.provenance == result.provenance
     assert isinstance(result.summary(), list)
 
 
 @check("technique")
-def result_is_made_again_from_its_json(case: Case) -> None:
-    """What `result.json` says of technique, parameters, seed and call gives the same arrays."""
-    subject = _working(case)
+def result_is_reproducible_from_its_json(case: Case) -> None:
+    """Technique, parameters, seed and call from `result.json` give the same arrays."""
+    subject = _accepted_subject(case)
     result = subject.run(seed=5)
     kept = Provenance(**json.loads(json.dumps(dataclasses.asdict(result.provenance))))
-    assert kept.technique == case.entry.id, f"the result says that {kept.technique} made it"
+    assert kept.technique == case.entry.id, f"the result names the technique {kept.technique}"
     again = Subject(technique(kept.technique)(**kept.parameters), subject.model, case.folder)
     if "store" in vars(subject):
         again.store = subject.store
-    differ = same(result, again.run(seed=kept.seed, **kept.call))
-    assert not differ, f"{', '.join(differ)} differ when the result is made again"
+    differ = differing_arrays(result, again.run(seed=kept.seed, **kept.call))
+    assert not differ, f"{', '.join(differ)} differ when the result is reproduced"
 
 
 @check("technique")
-def progress_is_told_and_work_can_be_stopped(case: Case) -> None:
-    """Work that is reported ends where it said; Ctrl-C gets through and leaves no trace."""
-    subject = _working(case)
-    with watched() as watcher:
+def progress_is_reported_and_work_can_be_stopped(case: Case) -> None:
+    """Reported steps add up to the total; Ctrl-C stops a run and leaves the model unchanged."""
+    subject = _accepted_subject(case)
+    with recorded_progress() as recorder:
         subject.run()
-    if not any(done for _, _, done in watcher.tasks):
+    if not any(done for _, _, done in recorder.tasks):
         raise NotApplicable("it reports no progress")
-    for description, total, done in watcher.tasks:
-        assert total in (None, done), f"{description!r} told {done} of {total} steps"
+    for description, total, done in recorder.tasks:
+        assert total in (None, done), f"{description!r} reported {done} of {total} steps"
     before = fingerprint(subject.model.module)
     try:
-        with watched(stop=True):
+        with recorded_progress(stop=True):
             subject.run()
     except KeyboardInterrupt:
         pass
@@ -233,11 +233,11 @@ def progress_is_told_and_work_can_be_stopped(case: Case) -> None:
 
 
 _accepted: dict[Technique, str] = {}
-"""The first tiny model that a technique does not refuse."""
+"""The first tiny model that each technique accepts."""
 
 
-def _working(case: Case) -> Subject:
-    """The technique on the first tiny model that it does not refuse; this one it has not seen."""
+def _accepted_subject(case: Case) -> Subject:
+    """Return the technique with a new tiny model of the first kind that it accepts."""
     used = technique(case.entry.id)(**case.parameters)
     if used not in _accepted:
         _accepted[used] = _first_accepted(case)
@@ -259,18 +259,18 @@ def _first_accepted(case: Case) -> str:
 
 
 @contextlib.contextmanager
-def _left_as_it_was(subject: Subject) -> Iterator[None]:
-    """Fail where the model or its surroundings have changed."""
+def _model_unchanged(subject: Subject) -> Iterator[None]:
+    """Fail if the block changes the model."""
     before = fingerprint(subject.model.module)
-    with _nothing_left():
+    with _no_state_warning():
         yield
     changed = fingerprint(subject.model.module).difference(before)
     assert not changed, f"the model has changed: {'; '.join(changed)}"
 
 
 @contextlib.contextmanager
-def _nothing_left() -> Iterator[None]:
-    """Fail where the family's base had to undo something."""
+def _no_state_warning() -> Iterator[None]:
+    """Fail if the family's base warns that it had to restore something."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -280,12 +280,12 @@ def _nothing_left() -> Iterator[None]:
             assert not left, str(left[0].message)
 
 
-def _no_setting_changed(subject: Subject) -> None:
+def _assert_no_setting_changed(subject: Subject) -> None:
     changed = ", ".join(subject.changed_settings)
     assert not changed, f"it changed {changed}, which the whole process shares"
 
 
-def _is_one_line(refusal: TimmscopeError) -> None:
+def _assert_one_line(refusal: TimmscopeError) -> None:
     text = str(refusal)
-    assert text, f"a {type(refusal).__name__} without words"
-    assert "\n" not in text, f"the refusal has several lines: {text!r}"
+    assert text, f"a {type(refusal).__name__} without a message"
+    assert "\n" not in text, f"the message has several lines: {text!r}"
