@@ -1,4 +1,4 @@
-"""Running the command line in this process or in one of its own."""
+"""Fixtures that run the command line in this process or in a new one."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from timmscope.cli import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did: exit status, stdout, stderr."""
+    """Exit status, stdout and stderr of a command."""
 
     status: int
     out: str
@@ -23,7 +23,7 @@ class Outcome:
 
 Cli = Callable[..., Outcome]
 CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
-"""Where Matplotlib keeps its list of fonts: it takes seconds to make, and it says so."""
+"""Folders where Matplotlib caches its list of fonts, which takes seconds to make."""
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def timmscope_techniques():
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Path:
-    """A plugin of one file with one attribution."""
+    """Write a plugin file with one attribution technique."""
     file = tmp_path / "contrast.py"
     file.write_text(CONTRAST)
     return file

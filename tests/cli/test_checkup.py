@@ -1,4 +1,4 @@
-"""`doctor -v`: the machine, every implementation, and the stores that it is shown."""
+"""`doctor -v` checks the machine, every implementation and stores."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def timmscope_techniques():
 """
 
 
-def test_it_tells_the_machine_and_imports_every_implementation(cli: Cli, tmp_path: Path) -> None:
-    told = json.loads(cli("doctor", "-v", "--json").out)
-    assert told["problems"] == []
-    assert told["machine"]["HDF5"] == h5py.version.hdf5_version
-    assert told["machine"]["threads of torch"] == str(torch.get_num_threads())
-    ours = told["plugins"]["timmscope:attack"]
+def test_verbose_doctor_shows_the_machine_and_imports_every_implementation(
+    cli: Cli, tmp_path: Path
+) -> None:
+    printed = json.loads(cli("doctor", "-v", "--json").out)
+    assert printed["problems"] == []
+    assert printed["machine"]["HDF5"] == h5py.version.hdf5_version
+    assert printed["machine"]["torch threads"] == str(torch.get_num_threads())
+    ours = printed["plugins"]["timmscope:attack"]
     assert ours["version"] == version("timmscope")
     assert ours["status"] == "ok"
-    # What this process has imported before takes no time again: nought is a true answer here.
+    # Zero is correct here, because this process may have imported the modules before.
     assert 0 <= ours["load_ms"] < 60_000
     assert 0 <= ours["import_ms"] < 60_000
     (tmp_path / "hollow.py").write_text(PLUGIN)
@@ -45,7 +47,7 @@ def test_it_tells_the_machine_and_imports_every_implementation(cli: Cli, tmp_pat
     assert "No module named 'no_such_module_here'" in " ".join(outcome.out.split())
 
 
-def test_an_implementation_that_is_slow_at_first_use_is_noted_with_its_time(
+def test_a_slow_implementation_is_noted_with_its_time(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("timmscope.cli.checkup.SLOW_S", 0.2)
@@ -56,28 +58,26 @@ def test_an_implementation_that_is_slow_at_first_use_is_noted_with_its_time(
     )
     outcome = cli("--plugin", "late.py", "doctor", "-v", "--json")
     assert outcome.status == 0
-    told = json.loads(outcome.out)
-    (note,) = [note for note in told["notes"] if "late.py" in note]
+    printed = json.loads(outcome.out)
+    (note,) = [note for note in printed["notes"] if "late.py" in note]
     assert note.startswith("technique 'hollow' of late.py takes ")
     assert note.endswith("ms to import at first use (sleepy_implementation:X)")
-    assert told["plugins"]["late.py"]["import_ms"] >= 300
+    assert printed["plugins"]["late.py"]["import_ms"] >= 300
 
 
-def test_a_whole_store_is_told_with_its_index(cli: Cli, tmp_path: Path) -> None:
+def test_an_intact_store_is_listed_with_its_index(cli: Cli, tmp_path: Path) -> None:
     store = tiny_store(tiny_model(), tmp_path)
     layer = list(store.layers)[-1]
     VectorIndex.build(store.layer(layer)).save()
-    told = json.loads(cli("doctor", store.path, "--json").out)
-    assert told["problems"] == []
-    (fact,) = told["stores"]
+    printed = json.loads(cli("doctor", store.path, "--json").out)
+    assert printed["problems"] == []
+    (fact,) = printed["stores"]
     assert (fact["images"], fact["shards"], fact["model"]) == (24, "3/3", "tiny:cnn")
     assert fact["layers"] == list(store.layers)
     assert fact["indexes"] == [{"layer": layer, "backend": "timmscope:flat", "missing_rows": 0}]
 
 
-def test_what_is_wrong_with_a_store_or_its_index_is_said_with_what_to_do(
-    cli: Cli, tmp_path: Path
-) -> None:
+def test_problems_of_a_store_or_its_index_come_with_a_hint(cli: Cli, tmp_path: Path) -> None:
     store = tiny_store(tiny_model(), tmp_path)
     layer = list(store.layers)[-1]
     VectorIndex.build(store.layer(layer)).save()
@@ -87,9 +87,9 @@ def test_what_is_wrong_with_a_store_or_its_index_is_said_with_what_to_do(
     index.write_bytes(bytes(damaged))
     outcome = cli("doctor", store.path)
     assert outcome.status == 2
-    told = " ".join(outcome.out.split())
-    assert "(index): index/" in told
-    assert "--repair" in told
+    printed = " ".join(outcome.out.split())
+    assert "(index): index/" in printed
+    assert "--repair" in printed
 
     outcome = cli("doctor", "nothing.scope")
     assert outcome.status == 2
@@ -120,7 +120,7 @@ def test_two_runtimes_of_intel_or_llvm_are_a_problem(libraries: list[str], clash
     assert all(problem.hint for problem in found)
 
 
-def test_shards_that_are_cut_short_or_gone_are_told_without_reading_them(
+def test_truncated_and_missing_shards_are_reported_without_reading_them(
     cli: Cli, tmp_path: Path
 ) -> None:
     store = tiny_store(tiny_model(), tmp_path)
@@ -131,8 +131,8 @@ def test_shards_that_are_cut_short_or_gone_are_told_without_reading_them(
     second.unlink()
     outcome = cli("doctor", store.path, "--json")
     assert outcome.status == 2
-    told = [problem["message"] for problem in json.loads(outcome.out)["problems"]]
-    assert told == [
+    printed = [problem["message"] for problem in json.loads(outcome.out)["problems"]]
+    assert printed == [
         f"shards/{first.name}: it has 100 bytes and was written with {size}",
         f"shards/{second.name}: it is missing",
     ]

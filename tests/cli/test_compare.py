@@ -1,4 +1,4 @@
-"""`compare`: techniques and layers side by side from the command line."""
+"""`timmscope compare` shows techniques and layers side by side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictures(tmp_path: Path) -> list[Path]:
     return files
 
 
-def test_techniques_and_layers_stand_side_by_side(cli: Cli, pictures: list[Path]) -> None:
+def test_techniques_and_layers_are_compared_side_by_side(cli: Cli, pictures: list[Path]) -> None:
     outcome = cli(
         "compare", MODEL, *pictures, "--technique", "grad-cam relu=no", "--technique", "saliency",
         "--technique", "occlusion patch-px=32 baseline=blur", "-l", "layer2", "--layer", "layer3",
@@ -51,7 +51,7 @@ def test_techniques_and_layers_stand_side_by_side(cli: Cli, pictures: list[Path]
     assert {"figure.png", "000-grad-cam-at-layer2.png", "001-occlusion.png"} <= written
 
 
-def test_one_technique_twice_is_told_apart_by_its_settings(cli: Cli, pictures: list[Path]) -> None:
+def test_a_technique_given_twice_is_named_with_its_settings(cli: Cli, pictures: list[Path]) -> None:
     outcome = cli(
         "compare", MODEL, pictures[0], "--technique", "integrated-gradients steps=2",
         "--technique", "integrated-gradients steps=2 baseline=grey", "--json",
@@ -90,7 +90,7 @@ def test_one_technique_twice_is_told_apart_by_its_settings(cli: Cli, pictures: l
         (["--technique", "saliency", "--target", "class:10"], "there is no class 10"),
     ],
 )
-def test_wrong_input_is_one_line_with_status_2(
+def test_wrong_input_gives_one_line_and_status_2(
     cli: Cli, pictures: list[Path], arguments: list[str], words: str
 ) -> None:
     outcome = cli("compare", MODEL, pictures[0], *arguments)
@@ -99,7 +99,7 @@ def test_wrong_input_is_one_line_with_status_2(
     assert len(outcome.err.splitlines()) == 1
 
 
-def test_without_an_image_there_is_nothing_to_compare(cli: Cli) -> None:
+def test_compare_requires_an_image(cli: Cli) -> None:
     outcome = cli("compare", MODEL, "--technique", "saliency")
     assert outcome.status == 2
     assert "no image given: name at least one file" in outcome.err

@@ -1,4 +1,4 @@
-"""`evaluate`: explanations judged from the command line."""
+"""`timmscope evaluate` compares techniques, resumes, and refuses wrong input."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_techniques_stand_side_by_side_and_a_second_run_goes_on(
+def test_techniques_are_evaluated_side_by_side_and_a_second_run_resumes(
     cli: Cli, pictures: Path, tmp_path: Path
 ) -> None:
     (pictures / "bad.png").write_text("no picture")
@@ -54,14 +54,14 @@ def test_techniques_stand_side_by_side_and_a_second_run_goes_on(
     records = tmp_path / "judged/records.jsonl"
     whole = records.read_bytes()
     records.write_bytes(whole[: len(whole) // 2])
-    told = json.loads(cli(*command, "--json").out)
+    printed = json.loads(cli(*command, "--json").out)
     assert records.read_bytes() == whole
-    assert [row["technique"] for row in told["techniques"]] == ["saliency", "input-x-gradient"]
-    assert told["techniques"][0]["deletion"] == float(result.mean[0, 0])
-    assert told["unreadable"][0]["image"] == "bad.png"
+    assert [row["technique"] for row in printed["techniques"]] == ["saliency", "input-x-gradient"]
+    assert printed["techniques"][0]["deletion"] == float(result.mean[0, 0])
+    assert printed["unreadable"][0]["image"] == "bad.png"
 
 
-def test_one_technique_is_judged_under_two_settings(cli: Cli, pictures: Path) -> None:
+def test_one_technique_is_evaluated_with_two_settings(cli: Cli, pictures: Path) -> None:
     outcome = cli(
         "evaluate", MODEL, pictures, "--technique", "rise masks=4", "--technique",
         "rise masks=6 keep=0.3", "--metric", "deletion", "-o", "judged", "--json",
@@ -70,8 +70,8 @@ def test_one_technique_is_judged_under_two_settings(cli: Cli, pictures: Path) ->
     rows = json.loads(outcome.out)["techniques"]
     assert [row["technique"] for row in rows] == ["rise masks=4", "rise masks=6 keep=0.3"]
     result = load_result(Path("judged"))
-    told = result.provenance.parameters["techniques"]["rise masks=6 keep=0.3"]
-    assert told["parameters"]["masks"] == 6
+    printed = result.provenance.parameters["techniques"]["rise masks=6 keep=0.3"]
+    assert printed["parameters"]["masks"] == 6
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_one_technique_is_judged_under_two_settings(cli: Cli, pictures: Path) ->
         (["--technique", "saliency", "-o", "pictures"], "not an evaluation, and not empty"),
     ],
 )
-def test_wrong_input_is_one_line_with_status_2(
+def test_wrong_input_gives_one_line_and_status_2(
     cli: Cli, pictures: Path, arguments: list[str], words: str
 ) -> None:
     outcome = cli("evaluate", MODEL, pictures, *arguments)
@@ -99,7 +99,7 @@ def test_wrong_input_is_one_line_with_status_2(
     assert len(outcome.err.splitlines()) == 1
 
 
-def test_occlusion_on_the_command_line_refuses_what_cannot_slide(cli: Cli, pictures: Path) -> None:
+def test_occlusion_refuses_patches_and_strides_that_do_not_fit(cli: Cli, pictures: Path) -> None:
     image = pictures / "0.png"
     for flags, words in [
         (["--patch-px", "33"], "patch_px is 33, and the image has 32×32 px"),

@@ -1,4 +1,4 @@
-"""`plugins`, `doctor`, `layers`: what they print for people and for programs."""
+"""`plugins`, `doctor` and `layers` print tables for people and JSON for programs."""
 
 import json
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def test_a_blocked_plugin_is_shown_as_blocked(cli: Cli, monkeypatch: pytest.Monk
     assert blocked == {"style", "attack", "synthesis"}
 
 
-def test_doctor_is_content_with_a_healthy_installation(cli: Cli) -> None:
+def test_doctor_finds_no_problem_in_a_healthy_installation(cli: Cli) -> None:
     outcome = cli("doctor")
     assert outcome.status == 0
     assert "no problems" in outcome.out
@@ -56,7 +56,7 @@ def test_doctor_is_content_with_a_healthy_installation(cli: Cli) -> None:
     assert report["versions"]["torch"].startswith("2.")
 
 
-def test_doctor_names_what_to_do_and_exits_with_2(cli: Cli) -> None:
+def test_doctor_says_what_to_do_and_exits_with_2(cli: Cli) -> None:
     outcome = cli("--block", "no-such-plugin", "doctor")
     assert outcome.status == 2
     assert "no-such-plugin (block)" in outcome.out
@@ -74,7 +74,7 @@ def test_doctor_names_what_to_do_and_exits_with_2(cli: Cli) -> None:
         ("2.6.0", None, "pip install torchvision", False),
     ],
 )
-def test_doctor_sees_a_torchvision_that_does_not_fit(
+def test_doctor_reports_a_torchvision_that_does_not_match_torch(
     torch: str, vision: str | None, problem: str | None, note: bool
 ) -> None:
     notes, problems = packages_advice({"torch": torch, "torchvision": vision})
@@ -82,7 +82,7 @@ def test_doctor_sees_a_torchvision_that_does_not_fit(
     assert (problem in problems[0].hint) if problem else not problems
 
 
-def test_layers_json_is_the_catalogue(cli: Cli) -> None:
+def test_layers_json_lists_the_models_layers(cli: Cli) -> None:
     listed = json.loads(cli("layers", MODEL, "--json").out)
     catalogue = load_model(MODEL).layers
     assert [layer["name"] for layer in listed["layers"]] == list(catalogue)
@@ -99,7 +99,7 @@ def test_layers_json_is_the_catalogue(cli: Cli) -> None:
     }
 
 
-def test_layers_shows_blocks_and_says_how_many_it_hides(cli: Cli) -> None:
+def test_layers_shows_blocks_and_the_number_of_hidden_layers(cli: Cli) -> None:
     short = cli("layers", MODEL).out
     assert "blocks.4 " in short
     assert "blocks.4.attn" not in short

@@ -1,4 +1,4 @@
-"""`mine` and `merge` as a user runs them: parts, what is said beside the result, and defects."""
+"""`mine` and `merge` print results, log lines, unreadable images and how to resume."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_parts_are_mined_and_merged_to_the_store_of_one_run(
-    cli: Any, photos: Path, tmp_path: Path
-) -> None:
+def test_merged_parts_equal_the_store_of_one_pass(cli: Any, photos: Path, tmp_path: Path) -> None:
     settings = ["--layers", "layer1,layer2", "--precision", "bf16", *SIZES]
     assert cli("mine", MODEL, photos, "-o", "whole.scope", *settings).status == 0
     for i in (1, 2):
@@ -50,33 +48,33 @@ def test_parts_are_mined_and_merged_to_the_store_of_one_run(
     assert (missing.status, missing.err) == (2, "timmscope: error: part 1 of 2 is missing\n")
 
 
-def test_a_batch_size_left_to_the_program_is_told_with_its_reason(
+def test_an_automatic_batch_size_is_printed_with_its_reason(
     cli: Any, photos: Path, tmp_path: Path
 ) -> None:
     command = ["mine", MODEL, photos, "-l", "layer1", "--shard-size", 8, "--workers", 0]
-    said = cli(*command, "-o", "a.scope", "--batch-size", "auto")
-    assert said.status == 0
-    assert "timmscope: batch size 8: a forward takes " in said.err
-    assert said.err.count("\n") == 1
+    outcome = cli(*command, "-o", "a.scope", "--batch-size", "auto")
+    assert outcome.status == 0
+    assert "timmscope: batch size 8: a forward takes " in outcome.err
+    assert outcome.err.count("\n") == 1
     facts = json.loads(cli(*command, "-o", "a.scope", "--json").out)
     assert facts["batch_size"] == 8
     assert json.loads((tmp_path / "a.scope" / "manifest.json").read_text())["batch_size"] == 8
 
 
 @pytest.mark.parametrize("text", ["auto ", "Auto", "0", "-3", "1.5", ""])
-def test_a_batch_size_that_is_none_is_one_clear_line(cli: Any, photos: Path, text: str) -> None:
-    said = cli("mine", MODEL, photos, "-o", "a.scope", f"--batch-size={text}")
+def test_an_invalid_batch_size_gives_one_line(cli: Any, photos: Path, text: str) -> None:
+    outcome = cli("mine", MODEL, photos, "-o", "a.scope", f"--batch-size={text}")
     wanted = f"timmscope: error: --batch-size {text!r}: expected a number of images, or auto\n"
-    assert (said.status, said.err) == (2, wanted)
+    assert (outcome.status, outcome.err) == (2, wanted)
 
 
-def test_what_bfloat16_costs_is_told_at_the_end_and_kept(
+def test_the_error_of_bfloat16_is_printed_at_the_end_and_kept(
     cli: Any, photos: Path, tmp_path: Path
 ) -> None:
     command = ["mine", MODEL, photos, "-o", "b.scope", "-l", "layer1,layer4", *SIZES]
-    said = cli(*command, "--precision", "bf16")
-    assert said.status == 0, said.err
-    table = said.out[said.out.index("bfloat16 error") :].splitlines()
+    outcome = cli(*command, "--precision", "bf16")
+    assert outcome.status == 0, outcome.err
+    table = outcome.out[outcome.out.index("bfloat16 error") :].splitlines()
     assert table[0].split() == ["bfloat16", "error", "pooled", "max"]
     kept = json.loads((tmp_path / "b.scope" / "manifest.json").read_text())["precision_error"]
     assert kept["images"] == 4
@@ -90,7 +88,7 @@ def test_what_bfloat16_costs_is_told_at_the_end_and_kept(
 
 
 @pytest.mark.parametrize("ranges", ["3", "a/b", "1/", "/2", "1.5/2", "-1/2"])
-def test_ranges_that_cannot_be_read_are_one_line(cli: Any, photos: Path, ranges: str) -> None:
+def test_invalid_ranges_give_one_line(cli: Any, photos: Path, ranges: str) -> None:
     outcome = cli("mine", MODEL, photos, "-o", "s.scope", f"--ranges={ranges}")
     assert outcome.status == 2
     assert outcome.err == f"timmscope: error: --ranges {ranges}: expected i/n, as in 2/4\n"
@@ -103,9 +101,7 @@ def test_the_reason_does_not_repeat_the_name_of_the_image(cli: Any, photos: Path
     assert line.split(maxsplit=1) == ["5.png", "the file is empty (0 bytes); replace or remove it"]
 
 
-def test_the_size_of_maps_is_logged_first_and_the_finished_shards_on_resuming(
-    cli: Any, photos: Path
-) -> None:
+def test_the_size_of_maps_and_the_finished_shards_are_logged(cli: Any, photos: Path) -> None:
     command = ["mine", MODEL, photos, "-o", "s.scope", "--maps", "layer1", *SIZES]
     first = cli(*command)
     assert first.err.startswith("timmscope: s.scope: needs about ")
@@ -116,7 +112,7 @@ def test_the_size_of_maps_is_logged_first_and_the_finished_shards_on_resuming(
     assert "s.scope: has 3 of 4 shards already" in again.err
 
 
-def test_a_folder_without_one_readable_image_may_be_mined_into_again(
+def test_mining_without_a_readable_image_leaves_the_folder_usable(
     cli: Any, photos: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad"
@@ -128,9 +124,9 @@ def test_a_folder_without_one_readable_image_may_be_mined_into_again(
     assert cli("mine", MODEL, photos, "-o", "s.scope", "--layer", "layer2", *SIZES).status == 0
 
 
-def test_ctrl_c_is_one_line_that_says_how_to_go_on(photos: Path, tmp_path: Path) -> None:
+def test_ctrl_c_gives_one_line_that_says_how_to_resume(photos: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "s.scope", tmp_path / "names.txt"
-    names.write_text("photos/1.png\n" * 2000)  # so many that the signal is not too late
+    names.write_text("photos/1.png\n" * 2000)  # enough that the signal comes before the end
     code = "from timmscope.cli import main; raise SystemExit(main())"
     command = [sys.executable, "-c", code, "mine", MODEL, names, "-o", out, "-l", "layer1"]
     command += ["--batch-size", "1", "--shard-size", "1", "--workers", "2"]
@@ -148,4 +144,4 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(photos: Path, tmp_path: Path)
     assert process.returncode == 130
     (line,) = err.splitlines()
     assert line.startswith("timmscope: interrupted with ")
-    assert line.endswith(" of 2000 shards done: give the same command again to go on")
+    assert line.endswith(" of 2000 shards done: run the same command again to resume")

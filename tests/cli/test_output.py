@@ -1,4 +1,4 @@
-"""What commands print and write, whatever files are called."""
+"""Commands print and write correctly with unusual file names."""
 
 import os
 from collections.abc import Callable
@@ -16,21 +16,21 @@ ODD = "a\nb [red]c \x1b[31m.png"
 SEEN = r"a\nb [red]c \x1b[31m.png"
 
 
-def test_names_of_files_neither_steer_the_terminal_nor_vanish(
+def test_control_characters_in_file_names_are_escaped(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     output.table((ODD, "other"), [(ODD, 1)], title=ODD)
     output.say(f"wrote {ODD}".replace("\n", " "))
-    output.complain(f"error: {ODD}")
-    told = capsys.readouterr()
-    assert "\x1b" not in told.out + told.err
-    assert told.out.count(SEEN) == 3
-    assert SEEN.replace(r"\n", " ") in told.out
-    assert told.err == f"timmscope: error: {SEEN}\n".replace(r"\n", " ", 1)
+    output.print_stderr(f"error: {ODD}")
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+    assert printed.out.count(SEEN) == 3
+    assert SEEN.replace(r"\n", " ") in printed.out
+    assert printed.err == f"timmscope: error: {SEEN}\n".replace(r"\n", " ", 1)
 
 
-def test_names_that_are_not_utf_8_keep_the_columns_of_a_table_straight(
+def test_file_names_that_are_not_utf_8_keep_table_columns_aligned(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -40,7 +40,7 @@ def test_names_that_are_not_utf_8_keep_the_columns_of_a_table_straight(
     assert lines[2].index("odd") == lines[3].index("even")
 
 
-def test_names_that_stdout_cannot_encode_are_escaped(
+def test_file_names_that_stdout_cannot_encode_are_escaped(
     fresh: Callable[..., Any], tmp_path: Path
 ) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "ü.png")
@@ -54,7 +54,7 @@ def test_names_that_stdout_cannot_encode_are_escaped(
     assert r"\xfc.png" in done.stdout
 
 
-def test_a_figure_is_written_where_the_command_says_or_nowhere(tmp_path: Path) -> None:
+def test_a_figure_is_written_to_the_given_path_or_refused(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 
     from timmscope import ParameterError

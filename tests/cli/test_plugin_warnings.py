@@ -1,4 +1,4 @@
-"""A warning that is raised while a command works is told with the plugin whose doing it is."""
+"""A warning is printed with the name of the plugin that caused it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ class Loud(AttributionTechnique):
 
     def attribute(self, model, images, objective):
         warnings.warn("straight")
-        warnings.warn("told of its caller", stacklevel=2)
+        warnings.warn("attributed to its caller", stacklevel=2)
         someone_elses(warnings.warn, "from a library")
         model.module.train()
         return images.sum(1)
@@ -70,7 +70,7 @@ def timmscope_model_sources():
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A folder with the plugin and a folder of one picture."""
+    """Return a folder with the plugin and a folder of one picture."""
     (tmp_path / "loud.py").write_text(PLUGIN)
     (tmp_path / "pictures").mkdir()
     Image.effect_noise((32, 32), 60).convert("RGB").save(tmp_path / "pictures" / "noise.png")
@@ -79,23 +79,23 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("always")
 @pytest.mark.parametrize("command", ["run loud loud:x", "compare loud:x --technique loud"])
-def test_what_a_method_warns_of_is_told_with_its_plugin_and_what_we_say_of_it_as_ever(
+def test_warnings_of_a_technique_name_its_plugin_and_timmscope_warnings_do_not(
     cli: Cli, work: Path, command: str
 ) -> None:
     did = cli("--plugin", "loud.py", *command.split(), work / "pictures" / "noise.png")
     assert did.status == 0, did.err
-    told = [line.removeprefix("timmscope: warning: ") for line in did.err.splitlines()]
-    assert told == [
+    printed = [line.removeprefix("timmscope: warning: ") for line in did.err.splitlines()]
+    assert printed == [
         "loud.py: loading",
         "loud.py: straight",
-        "loud.py: told of its caller",
+        "loud.py: attributed to its caller",
         "loud.py: from a library",
         "technique 'loud' of loud.py changed the model's train mode; it was put back; fix loud.py",
     ]
 
 
 @pytest.mark.filterwarnings("always")
-def test_what_a_collector_warns_of_is_told_with_its_plugin(cli: Cli, work: Path) -> None:
+def test_warnings_of_a_collector_name_its_plugin(cli: Cli, work: Path) -> None:
     did = cli(
         *("--plugin", "loud.py", "mine", "random:test_resnet?seed=0", "pictures", "-o", "x.scope"),
         *("--layer", "layer1", "--collector", "count", "--workers", 0),

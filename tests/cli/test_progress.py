@@ -1,4 +1,4 @@
-"""Progress is silent unless somebody listens, and says every step to who does."""
+"""Progress is silent without a reporter, and a reporter receives every step."""
 
 import io
 import re
@@ -29,7 +29,7 @@ def test_without_a_reporter_nothing_is_shown(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_reporter_hears_the_total_and_every_step() -> None:
+def test_a_reporter_receives_the_total_and_every_step() -> None:
     recorder = Recorder()
     with reporting(recorder), task("mining", total=64) as advance:
         advance(32)
@@ -37,7 +37,7 @@ def test_a_reporter_hears_the_total_and_every_step() -> None:
     assert recorder.events == [("mining", 64), 32, ("inner", None), 1, 1, "closed", "closed"]
 
 
-def test_work_that_fails_or_is_left_is_closed() -> None:
+def test_a_task_that_fails_or_is_left_early_is_closed() -> None:
     recorder = Recorder()
     with reporting(recorder):
         for item in track(range(5), "steps"):
@@ -50,7 +50,7 @@ def test_work_that_fails_or_is_left_is_closed() -> None:
     assert len(recorder.events) == 5
 
 
-def test_finished_outer_bars_stay_and_inner_ones_make_room() -> None:
+def test_finished_outer_bars_stay_and_inner_bars_disappear() -> None:
     screen = io.StringIO()
     reporter = RichReporter(Console(file=screen, force_terminal=True, width=100))
     with reporting(reporter), task("mining", total=2) as advance:
@@ -61,7 +61,7 @@ def test_finished_outer_bars_stay_and_inner_ones_make_room() -> None:
     assert "optimising" not in last
 
 
-def test_a_bar_says_how_fast_how_long_and_what_was_remarked() -> None:
+def test_a_bar_shows_rate_time_left_and_the_last_remark() -> None:
     screen = io.StringIO()
     remark("nobody listens")
     now = 0.0
@@ -69,7 +69,7 @@ def test_a_bar_says_how_fast_how_long_and_what_was_remarked() -> None:
     reporter = RichReporter(console)
     reporter.remark("no work yet")
     with reporting(reporter), task("mining images", total=4_000_000) as advance:
-        advance(1_000_000)  # were there before
+        advance(1_000_000)  # finished in an earlier pass
         for shard in (977, 978):
             now += 0.5
             advance(512_000)
@@ -77,7 +77,7 @@ def test_a_bar_says_how_fast_how_long_and_what_was_remarked() -> None:
         with task("inner", total=1) as inner:
             remark("of the inner one")
             inner(1)
-        now += 1  # bars are not drawn at every moment
+        now += 1  # bars are not redrawn at every step
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     last = text.rpartition("mining images")[2].splitlines()[0]
     assert " 2024000/4000000, 1.02e+06/s, 00:02 left, 1023" in last
@@ -85,7 +85,7 @@ def test_a_bar_says_how_fast_how_long_and_what_was_remarked() -> None:
     assert "no work yet" not in text
 
 
-def test_work_of_unknown_length_says_how_long_it_has_taken() -> None:
+def test_a_task_of_unknown_length_shows_the_elapsed_time() -> None:
     screen = io.StringIO()
     now = 0.0
     console = Console(file=screen, force_terminal=True, width=80, get_time=lambda: now)

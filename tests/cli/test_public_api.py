@@ -1,4 +1,4 @@
-"""`import timmscope` offers every public name, lazily, and nothing it does not have."""
+"""`import timmscope` loads every public name lazily and refuses unknown names."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_every_name_of_the_registry_resolves(name: str) -> None:
     assert getattr(timmscope_registry, name) is not None
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="attribute load_modle"):
         _ = timmscope.load_modle
 

@@ -1,4 +1,4 @@
-"""`stats`, `search` and `index` on a store of labelled pictures, through the real commands."""
+"""`stats`, `search` and `index` work on a store of labelled pictures."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of twelve pictures, dark and bright, and one file that is none."""
+    """Write two folders of twelve pictures, dark and bright, and one file that is not an image."""
     folder = tmp_path_factory.mktemp("pictures")
     generator = np.random.default_rng(0)
     for number in range(COUNT):
@@ -47,12 +47,14 @@ def read(outcome: Any) -> Any:
 
 
 class TestStats:
-    def test_the_summary_comes_first_and_a_figure_is_written(self, cli: Cli, store: Path) -> None:
-        told = cli("stats", store, "layer2", "-k", "5")
-        assert told.status == 0, told.err
+    def test_stats_prints_the_summary_first_and_writes_a_figure(
+        self, cli: Cli, store: Path
+    ) -> None:
+        printed = cli("stats", store, "layer2", "-k", "5")
+        assert printed.status == 0, printed.err
         report = judge_units(Store.open(store).layer("layer2"))
-        assert told.out.splitlines()[0] == report.sentence
-        assert "over 24 images much of this is chance" in told.out
+        assert printed.out.splitlines()[0] == report.sentence
+        assert "over 24 images much of this is chance" in printed.out
         with Image.open("timmscope-out/stats-layer2.png") as figure:
             assert figure.width > 1000
 
@@ -74,27 +76,27 @@ class TestStats:
                 report.ranked("correlation", ascending=True),
             ),
         ):
-            told = cli("stats", store, "layer2", "-k", "3", *flags).out.splitlines()
-            rows = [line.split()[0] for line in told if line.strip()[:1].isdigit()]
+            printed = cli("stats", store, "layer2", "-k", "3", *flags).out.splitlines()
+            rows = [line.split()[0] for line in printed if line.strip()[:1].isdigit()]
             assert rows == [str(unit) for unit in expected[:3]]
 
     @pytest.mark.parametrize("columns", ["80", "30"])
-    def test_a_narrow_terminal_gets_fewer_columns_and_whole_numbers(
+    def test_a_narrow_terminal_gets_fewer_columns_and_no_cut_numbers(
         self, cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, columns: str
     ) -> None:
         monkeypatch.setenv("COLUMNS", columns)
-        told = cli("stats", store, "layer2", "-k", "3", "--sort", "mean_std").out.splitlines()
-        heads = next(line.split() for line in told if line.split()[:1] == ["unit"])
+        printed = cli("stats", store, "layer2", "-k", "3", "--sort", "mean_std").out.splitlines()
+        heads = next(line.split() for line in printed if line.split()[:1] == ["unit"])
         assert "largest" not in heads
-        assert heads[-2:] == ["area", "mean_std"]
+        assert heads[-2:] == ["AUROC", "mean_std"]
         table = judge_units(Store.open(store).layer("layer2")).table()
-        rows = [line.split() for line in told if line.strip()[:1].isdigit()]
+        rows = [line.split() for line in printed if line.strip()[:1].isdigit()]
         for row in rows:
             assert row[-1] == f"{table[int(row[0])]['mean_std']:.5g}"
             assert row[-2] == f"{table[int(row[0])]['auroc']:.3f}"
         assert len(rows) == 3
 
-    def test_a_condition_over_a_table_of_ones_own_chooses_the_images(
+    def test_a_condition_on_metadata_selects_the_images(
         self, cli: Cli, store: Path, tmp_path: Path
     ) -> None:
         lines = [f"{number}.png,{number}" for number in range(COUNT)]
@@ -117,7 +119,7 @@ class TestStats:
             (["layer2", "-k", "0"], "--count is 0"),
         ],
     )
-    def test_what_cannot_be_told_is_one_line(
+    def test_wrong_input_to_stats_gives_one_line(
         self, cli: Cli, store: Path, arguments: list[str], words: str
     ) -> None:
         outcome = cli("stats", store, *arguments)
@@ -127,7 +129,9 @@ class TestStats:
 
 
 class TestSearch:
-    def test_by_row_is_brute_force_without_the_row_itself(self, cli: Cli, store: Path) -> None:
+    def test_search_by_row_equals_brute_force_without_the_row_itself(
+        self, cli: Cli, store: Path
+    ) -> None:
         rows = Store.open(store).layer("layer2").pooled[:].astype(np.float64)
         readable = Store.open(store).images.readable
         for metric in ("cosine", "l2", "ip"):
@@ -147,7 +151,7 @@ class TestSearch:
             assert shown == pytest.approx(np.abs(scores[order]), rel=1e-5)
             assert out["metric"] == metric
 
-    def test_by_objective_ranks_by_its_value(self, cli: Cli, store: Path) -> None:
+    def test_search_by_objective_ranks_by_its_value(self, cli: Cli, store: Path) -> None:
         opened = Store.open(store)
         hits = strongest(opened, "layer2[3] - 0.5*layer2[7]", 4, where="label == 'dark'")
         out = read(
@@ -170,7 +174,7 @@ class TestSearch:
         exact = strongest(opened, "layer2[3]")
         assert [hit["image_id"] for hit in near["nearest"]] == exact.ids[0].tolist()
 
-    def test_by_vector_and_under_a_condition(self, cli: Cli, store: Path, tmp_path: Path) -> None:
+    def test_search_by_vector_with_a_condition(self, cli: Cli, store: Path, tmp_path: Path) -> None:
         row = Store.open(store).layer("global_pool").pooled[6]
         np.save(tmp_path / "v.npy", row)
         out = read(cli("search", store, "--vector", tmp_path / "v.npy", "-k", "1", "--json"))
@@ -179,12 +183,12 @@ class TestSearch:
         assert some.status == 0, some.err
         assert "no more rows with id in [1, 2]" in some.out
 
-    def test_the_metric_of_the_kept_index_is_the_default(self, cli: Cli, store: Path) -> None:
+    def test_the_metric_of_the_saved_index_is_the_default(self, cli: Cli, store: Path) -> None:
         assert cli("index", "build", store, "layer2", "--metric", "l2").status == 0
         out = read(cli("search", store, "--row", "0", "-l", "layer2", "--json"))
         assert out["metric"] == "l2"
 
-    def test_images_that_have_gone_cost_the_sheet_and_nothing_else(
+    def test_search_without_the_images_skips_only_the_sheet(
         self, cli: Cli, store: Path, pictures: Path, tmp_path: Path
     ) -> None:
         moved = tmp_path / "moved"
@@ -207,10 +211,10 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "nothing to search by is given"),
+            ([], "no query is given"),
             (["x.png", "--row", "1"], "IMAGE and --row are given"),
             (["--row", "99"], "has no row 99"),
-            (["--row", "4", "--where", "id > 99"], "no row beside 4 with id > 99"),
+            (["--row", "4", "--where", "id > 99"], "no row other than 4 with id > 99"),
             (["--row", "4", "--where", "label = 'a'"], "write =="),
             (["--vector", "none.npy"], "none.npy"),
             (["--vector", "text.npy"], "not a .npy file"),
@@ -221,7 +225,7 @@ class TestSearch:
             (["--objective", "class:5", "--layer", "layer2"], "not an affine function"),
         ],
     )
-    def test_what_cannot_be_searched_is_one_line(
+    def test_wrong_input_to_search_gives_one_line(
         self, cli: Cli, store: Path, tmp_path: Path, arguments: list[str], words: str
     ) -> None:
         (tmp_path / "text.npy").write_text("no numbers")
@@ -243,9 +247,9 @@ class TestIndex:
         gone = read(cli("index", "remove", store, "layer2", "--where", "label == 'dark'", "--json"))
         assert gone["rows_removed"] == 12
         assert gone["facts"]["tombstones"] == 12
-        told = cli("index", "info", store).out
-        assert "timmscope index remove" in told
-        assert "--compact" in told
+        printed = cli("index", "info", store).out
+        assert "timmscope index remove" in printed
+        assert "--compact" in printed
         ids = sorted(VectorIndex.load(store, "layer2").ids.tolist())
         fewer = read(cli("index", "remove", store, "layer2", "--ids", f"{ids[0]},{ids[2]}-{ids[3]}",
                          "--compact", "--json"))  # fmt: skip
@@ -257,7 +261,7 @@ class TestIndex:
         hits = read(cli("search", store, "--row", str(ids[1]), "-l", "layer2", "--json"))["nearest"]
         assert {hit["image_id"] for hit in hits} == set(ids[4:])
 
-    def test_rows_that_a_store_gained_are_told_of_and_added(
+    def test_missing_rows_are_reported_and_added(
         self, cli: Cli, store: Path, tmp_path: Path
     ) -> None:
         record = store / "index" / "layer2.json"
@@ -267,10 +271,10 @@ class TestIndex:
         shards = {n: digest for n, digest in index.record.shards.items() if n != 0}
         index.record = index.record.model_copy(update={"shards": shards})  # as built before
         index.save()
-        told = cli("index", "info", store)
-        assert "8 rows of the store" in told.out
-        assert f"timmscope index add {store} layer2\n" in told.out
-        assert told.err == ""
+        printed = cli("index", "info", store)
+        assert "8 rows of the store" in printed.out
+        assert f"timmscope index add {store} layer2\n" in printed.out
+        assert printed.err == ""
         added = read(cli("index", "add", store, "layer2", "--json"))
         assert (added["rows_added"], added["missing_rows"], added["count"]) == (8, 0, COUNT)
         before = record.read_bytes()
@@ -294,7 +298,7 @@ class TestIndex:
             (["bild", "S", "layer2"], "bild"),
         ],
     )
-    def test_what_cannot_be_done_is_one_line(
+    def test_wrong_input_to_index_gives_one_line(
         self, cli: Cli, store: Path, arguments: list[str], words: str
     ) -> None:
         if "--ids" in arguments:

@@ -1,4 +1,4 @@
-"""`timmscope run`: flags come from fields, results land on disk."""
+"""`timmscope run` makes flags from a technique's fields and saves its result."""
 
 import json
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def test_run_without_a_technique_lists_them(cli: Cli) -> None:
     assert "Channels of a layer weighted by their mean gradient." in outcome.out
 
 
-def test_flags_reach_the_technique_and_the_result_the_disk(
+def test_flags_reach_the_technique_and_the_result_is_saved(
     cli: Cli, plugin: Path, picture: Path, tmp_path: Path
 ) -> None:
     outcome = cli(
@@ -90,7 +90,7 @@ def test_json_prints_what_was_saved(cli: Cli, plugin: Path, picture: Path, tmp_p
 
 
 @pytest.mark.parametrize("deed", ["print('found it')", "import sys; sys.stdout.close()"])
-def test_what_a_technique_does_to_stdout_leaves_json_readable(
+def test_json_is_readable_if_a_technique_prints_or_closes_stdout(
     cli: Cli, plugin: Path, picture: Path, deed: str
 ) -> None:
     method = "        mean = images.mean("
@@ -125,7 +125,7 @@ def timmscope_model_sources():
     ],
     ids=lambda command: command[0],
 )
-def test_what_plugins_print_leaves_json_of_every_command_readable(
+def test_json_of_every_command_is_readable_if_plugins_print(
     cli: Cli, plugin: Path, picture: Path, tmp_path: Path, command: list[str]
 ) -> None:
     method = "        mean = images.mean("
@@ -138,7 +138,9 @@ def test_what_plugins_print_leaves_json_of_every_command_readable(
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, joined: bool) -> None:
+def test_global_flags_are_accepted_after_the_technique(
+    cli: Cli, plugin: Path, joined: bool
+) -> None:
     flag = [f"--plugin={plugin}"] if joined else ["--plugin", plugin]
     outcome = cli("run", "contrast", MODEL, "none.png", "--power", "2", *flag)
     assert outcome.status == 2
@@ -147,12 +149,12 @@ def test_global_flags_may_stand_after_the_technique(cli: Cli, plugin: Path, join
     assert "--block" in cli("run", "pgd", "m", "--block").err
 
 
-def test_no_parameter_of_ours_is_taken_for_a_global_flag() -> None:
+def test_no_first_party_field_is_named_like_a_global_flag() -> None:
     for entry in get_registry().techniques():
         assert not {*GLOBAL_FLAGS} & {*technique(entry.id).model_fields}, entry.id
 
 
-def test_a_parameter_called_like_a_global_flag_is_refused() -> None:
+def test_a_field_named_like_a_global_flag_is_refused() -> None:
     class Blocked(AttributionTechnique):
         block: int = 0
 
@@ -163,7 +165,9 @@ def test_a_parameter_called_like_a_global_flag_is_refused() -> None:
         command(Blocked, "blocked")
 
 
-def test_a_range_is_checked_and_named(cli: Cli, plugin: Path, picture: Path) -> None:
+def test_a_value_out_of_range_is_refused_with_the_parameters_name(
+    cli: Cli, plugin: Path, picture: Path
+) -> None:
     outcome = cli("--plugin", plugin, "run", "contrast", MODEL, picture, "--power", "9")
     assert outcome.status == 2
     assert "'power' of contrast is 9.0" in outcome.err
@@ -187,7 +191,7 @@ def test_each_family_runs_from_the_command_line(cli: Cli, picture: Path, tmp_pat
         assert (tmp_path / name / "figure.png").stat().st_size > 1000
 
 
-def test_bounds_read_as_words() -> None:
+def test_bounds_are_described_in_words() -> None:
     class Fields(BaseModel):
         a: int = Field(ge=0, le=1)
         b: float = Field(gt=0)
@@ -215,7 +219,7 @@ def test_docstrings_become_paragraphs_without_markup() -> None:
     )
 
 
-def test_help_has_the_formula_and_leaves_out_the_sections_of_the_docstring(cli: Cli) -> None:
+def test_help_shows_the_formula_without_the_docstrings_sections(cli: Cli) -> None:
     text = cli("run", "grad-cam", "--help").out
     assert "weighs each channel" in text
     assert "ReLU(Σ_k mean_ij(g_kij) · A_k)" in text

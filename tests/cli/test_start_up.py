@@ -1,4 +1,4 @@
-"""Listing things costs nothing: no torch, and nothing else that is heavy."""
+"""Help and listings import neither torch nor any other slow package."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`mine`, `top`, `search`, `verify`: a store from the command line."""
+"""`mine`, `top`, `search` and `verify` work on one store."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MODEL = "random:resnet18?seed=0&img_size=64"
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Eleven pictures of noise, and one file that is none."""
+    """Write eleven pictures of noise, and one file that is not an image."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_top_lists_the_strongest_images_and_writes_their_patches(
     assert (tmp_path / "a" / "b.png").exists()
 
 
-def test_search_finds_the_image_itself_first_and_keeps_the_index(
+def test_search_finds_the_query_image_first_and_keeps_the_index(
     cli: Cli, store: Path, pictures: Path
 ) -> None:
     query = pictures / "7.png"
@@ -76,7 +76,7 @@ def test_search_finds_the_image_itself_first_and_keeps_the_index(
     assert "7.png" in cli("search", store, query, "--layer", "layer2").out
 
 
-def test_verify_finds_damage_and_repairs_just_that(cli: Cli, store: Path, pictures: Path) -> None:
+def test_verify_finds_and_repairs_damage(cli: Cli, store: Path, pictures: Path) -> None:
     assert cli("verify", store).status == 0
     shard = next(iter(sorted((store / "shards").glob("*.h5"))))
     whole = shard.read_bytes()
@@ -89,7 +89,7 @@ def test_verify_finds_damage_and_repairs_just_that(cli: Cli, store: Path, pictur
     assert shard.name in search.err
     repaired = cli("verify", store, "--repair")
     assert repaired.status == 0, repaired.err
-    assert "whole again" in repaired.out
+    assert "files checked: repaired" in repaired.out
     assert cli("verify", store).status == 0
     assert len(Store.open(store)) == 12
 
@@ -103,7 +103,7 @@ def test_verify_finds_damage_and_repairs_just_that(cli: Cli, store: Path, pictur
         (["layer2", "0", "--images", "gone"], "gone: no such file or folder"),
     ],
 )
-def test_top_refuses_what_the_store_does_not_have(
+def test_top_refuses_units_and_images_that_do_not_exist(
     cli: Cli, store: Path, arguments: list[str], words: str
 ) -> None:
     outcome = cli("top", store, *arguments)
@@ -112,7 +112,7 @@ def test_top_refuses_what_the_store_does_not_have(
     assert len(outcome.err.splitlines()) == 1
 
 
-def test_mining_again_with_another_model_changes_nothing(
+def test_mining_into_a_store_of_another_model_changes_nothing(
     cli: Cli, store: Path, pictures: Path
 ) -> None:
     before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}

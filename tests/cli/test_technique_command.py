@@ -1,4 +1,4 @@
-"""A base's `__call__` is its command: kinds, plain types, defaults and help come from it."""
+"""A technique's command has the arguments, types, defaults and help of its base's `__call__`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ called: dict[str, Any] = {}
 
 
 class Certification(Technique):
-    """A family that the command line has never heard of."""
+    """A family that the command line does not know."""
 
     family = "certification"
     radius: float = 0.5
@@ -64,11 +64,13 @@ def app(monkeypatch: pytest.MonkeyPatch) -> App:
         "model",
         technique_command.KINDS["model"].__class__(
             str, technique_command.ONE, lambda text, device=None: (text, device), rank=1,
-            beside=technique_command.KINDS["model"].beside, name="model",
+            extra_flags=technique_command.KINDS["model"].extra_flags, name="model",
         ),
     )  # fmt: skip
     monkeypatch.setattr(
-        technique_command, "deliver", lambda result, folder, as_json: called.update(folder=folder)
+        technique_command,
+        "save_and_print",
+        lambda result, folder, as_json: called.update(folder=folder),
     )
     app = App(name="certify", help_format="plaintext")
     app.default(command(Certification, "certify"))
@@ -80,7 +82,7 @@ def run(app: App, *tokens: str) -> dict[str, Any]:
     return called
 
 
-def test_a_new_family_needs_no_code_of_the_command_line(app: App) -> None:
+def test_a_new_family_needs_no_code_in_the_command_line(app: App) -> None:
     given = run(
         app, "resnet18", "a.png", "b.png", "--label", "cat", "--label", "7", "--device", "cpu",
         "--background", "grey.png", "--sigma", "0.1", "--sigma", "0.2", "--count", "5",
@@ -97,7 +99,7 @@ def test_a_new_family_needs_no_code_of_the_command_line(app: App) -> None:
     assert given["folder"].name.endswith("-a")
 
 
-def test_what_is_not_given_is_as_in_python(app: App) -> None:
+def test_arguments_that_are_not_given_have_the_defaults_of_the_call(app: App) -> None:
     given = run(app, "resnet18", "a.png")
     assert given["labels"] is None
     assert given["background"] is None
@@ -106,7 +108,7 @@ def test_what_is_not_given_is_as_in_python(app: App) -> None:
         run(app, "resnet18")
 
 
-def test_help_is_the_first_sentence_of_what_args_say() -> None:
+def test_help_is_the_first_sentence_of_each_entry_under_args() -> None:
     about = {each.parameter.name: each.about for each in arguments.call_arguments(Certification)}
     assert about["labels"] == "True class of all images or one for each; by default the prediction."
     assert about["background"] == "What is behind."

@@ -1,4 +1,4 @@
-"""`timmscope top`: which field is cut out, of which images, and what it says of itself."""
+"""`timmscope top` cuts out the chosen receptive field of the selected images and reports it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL = "random:efficientnet_b0?seed=0&img_size=96"
 
 @pytest.fixture
 def store(cli: Cli, tmp_path: Path) -> Path:
-    """Eight pictures in two folders, and a file that says more of them."""
+    """Mine eight pictures in two folders, and write a CSV file of metadata."""
     generator = np.random.default_rng(0)
     for number in range(8):
         file = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
@@ -40,7 +40,7 @@ def asked(cli: Cli, *arguments: object) -> dict[str, Any]:
     return json.loads(outcome.out)
 
 
-def test_top_says_which_field_it_cut_and_how_large_it_is(cli: Cli, store: Path) -> None:
+def test_top_reports_kind_and_size_of_the_receptive_field(cli: Cli, store: Path) -> None:
     spatial = asked(cli, store, "blocks.1.0", "3", "-k", "2")
     # Stem 3/2, then depthwise 3/1 and 3/2: 3 + 4 + 4 px.
     assert spatial["field"]["kind"] == "spatial"
@@ -63,7 +63,9 @@ def test_top_says_which_field_it_cut_and_how_large_it_is(cli: Cli, store: Path) 
     assert "the whole image" in cli("top", store, "global_pool", "3", "-k", "2").out
 
 
-def test_top_of_the_images_that_meet_a_condition(cli: Cli, store: Path, tmp_path: Path) -> None:
+def test_top_with_a_condition_shows_only_matching_images(
+    cli: Cli, store: Path, tmp_path: Path
+) -> None:
     found = asked(cli, store, "blocks.1.0", "0", "--where", "folder == 'a' and width > 92")
     assert {Path(row["path"]).name for row in found["top"]} == {"4.png", "6.png"}
     assert found["where"] == "folder == 'a' and width > 92"
@@ -83,7 +85,7 @@ def test_top_of_the_images_that_meet_a_condition(cli: Cli, store: Path, tmp_path
         (["--metadata", "gone.csv"], "gone.csv"),
     ],
 )
-def test_top_refuses_what_it_cannot_do_in_one_line(
+def test_wrong_input_to_top_gives_one_line(
     cli: Cli, store: Path, arguments: list[str], words: str
 ) -> None:
     outcome = cli("top", store, "blocks.1.0", "0", *arguments)

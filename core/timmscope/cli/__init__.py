@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch before a command needs a model."""
+"""The command line, which imports torch only when a command needs a model."""
 
 from timmscope.cli.main import main
 

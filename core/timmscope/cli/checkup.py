@@ -1,4 +1,4 @@
-"""What `doctor -v` adds: the machine as libraries see it, and the stores that it is shown."""
+"""Checks the machine, the plugins' implementations and stores, for ``timmscope doctor``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPENMP = re.compile(
 
 
 def machine() -> dict[str, str]:
-    """Versions and sizes that only an import tells; takes as long as importing torch."""
+    """Return versions and devices that are known only after torch is imported."""
     import faiss
     import h5py
     import torch
@@ -43,7 +43,7 @@ def machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "device": device,
         "processors": str(os.cpu_count()),
-        "threads of torch": str(torch.get_num_threads()),
+        "torch threads": str(torch.get_num_threads()),
         "oneDNN": "yes" if torch.backends.mkldnn.is_available() else "no",
         "HDF5": h5py.version.hdf5_version,
         "FAISS": f"{faiss.__version__} ({faiss.get_compile_options().strip().lower()})",
@@ -51,14 +51,13 @@ def machine() -> dict[str, str]:
     }
 
 
-def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
-    """Import every implementation: nobody notices before first use that one is slow or broken.
+def import_implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
+    """Import every implementation, because a slow or broken one is otherwise found at first use.
 
     Returns:
-        Seconds that each plugin's implementations took beside the framework, a note on each that
-        took over `SLOW_S`, and those that cannot be imported.
+        The seconds spent on each plugin's implementations, a note on each implementation that took
+        over `SLOW_S`, and a problem for each that cannot be imported.
     """
-
     spent: dict[str, float] = {}
     notes, problems = [], []
     for entry in get_registry().entries():
@@ -67,7 +66,7 @@ def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
         try:
             entry.load()
         except PluginError as error:
-            if error.__cause__ is None:  # it lacks an extra, which is no fault
+            if error.__cause__ is None:  # only an optional dependency is missing
                 continue
             problems.append(
                 Problem(
@@ -89,7 +88,7 @@ def implementations() -> tuple[dict[str, float], list[str], list[Problem]]:
 
 
 def openmp_libraries() -> list[str]:
-    """Files of the OpenMP runtimes that this process has loaded; none where that cannot be seen."""
+    """Return the loaded OpenMP libraries; none on systems without ``/proc``."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
@@ -99,7 +98,7 @@ def openmp_libraries() -> list[str]:
 
 
 def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
-    """Two of LLVM's or Intel's runtimes can crash or hang a process; GNU's stand side by side."""
+    """Report several runtimes of LLVM or Intel, which can crash or hang a process."""
     makers: dict[str, list[str]] = {}
     for file in libraries:
         makers.setdefault("gnu" if "gomp" in Path(file).name else "llvm", []).append(file)
@@ -116,15 +115,12 @@ def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
     ]
 
 
-def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Facts of each store and its indexes, and what is wrong with them.
-
-    Shards are not read: `timmscope verify` does that.
-    """
+def check_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Return facts and problems of stores and their indexes, without reading the shards."""
     facts, problems = [], []
     for path in paths:
         try:
-            fact, found = _store(path)
+            fact, found = _check_store(path)
         except TimmscopeError as error:
             problems.append(
                 Problem(
@@ -142,7 +138,7 @@ def look_at_stores(paths: Iterable[Path]) -> tuple[list[dict[str, Any]], list[Pr
     return facts, problems
 
 
-def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
+def _check_store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
     from timmscope.index.files import salvaged_record
     from timmscope.index.ownership import missing_rows
     from timmscope.index.verify import examine_indexes, index_files
@@ -158,7 +154,7 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
                 plugin=str(path),
                 stage="store",
                 message=f"{left} of {store.manifest.shard_count} shards are not mined yet",
-                hint="give the command that mined it again",
+                hint="run the command that mined it again",
             )
         )
     with warnings.catch_warnings():
@@ -182,14 +178,14 @@ def _store(path: Path) -> tuple[dict[str, Any], list[Problem]]:
         record = salvaged_record(file)
         if record is None:
             continue
-        lacks = missing_rows(record, store)
-        indexes.append({"layer": record.layer, "backend": record.backend, "missing_rows": lacks})
-        if lacks:
+        missing = missing_rows(record, store)
+        indexes.append({"layer": record.layer, "backend": record.backend, "missing_rows": missing})
+        if missing:
             problems.append(
                 Problem(
                     plugin=str(path),
                     stage="index",
-                    message=f"the index of {record.layer} lacks {lacks} rows of the store",
+                    message=f"the index of {record.layer} is missing {missing} rows of the store",
                     hint=f"timmscope index add {path} {record.layer}",
                 )
             )

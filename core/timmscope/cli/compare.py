@@ -1,4 +1,4 @@
-"""``timmscope compare``: several explanations of the same images, side by side."""
+"""``timmscope compare`` explains the same images by several techniques, side by side."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ def compare(
     device: parameters.Device = None,
     json: parameters.Record = False,
 ) -> None:
-    """Explain images by several techniques, and write their maps side by side on one sheet.
+    """Explain images by several techniques and write their maps side by side in one figure.
 
-    Class activation maps share one forward and one backward, whatever their number and layers.
+    All class activation maps share one forward and one backward pass.
 
     Parameters
     ----------
     technique
-        Attribution, as in ``grad-cam``, with parameters behind it if need be, as in
+        Attribution technique, as in ``grad-cam``, optionally with parameters, as in
         ``"occlusion patch_px=56 baseline=blur"``; may be repeated.
     layer
-        Layer for the techniques that have one and name none; may be repeated, for a map at each.
+        Layer for techniques that have a layer and do not set it; may be repeated, for one map per
+        layer.
     output_dir
         Where to write; by default ``timmscope-out/compare-IMAGE``.
     """
     if not images:
         raise ParameterError("no image given: name at least one file", parameter="images")
-    from timmscope.cli.save_result import default_folder, deliver
+    from timmscope.cli.save_result import default_folder, save_and_print
     from timmscope.evaluation import compare as run
     from timmscope.models import load_model
 
@@ -50,4 +51,4 @@ def compare(
         seed=seed,
         batch_size=batch_size,
     )
-    deliver(result, output_dir or default_folder("compare", images[0].stem), as_json=json)
+    save_and_print(result, output_dir or default_folder("compare", images[0].stem), as_json=json)

@@ -1,4 +1,4 @@
-"""``timmscope demo``: all of it once, on real photographs, as a report that opens with one look."""
+"""``timmscope demo`` runs every kind of technique on photographs and writes an HTML report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def demo(
     images
         A folder of your own images; by default the photographs of scikit-image and scikit-learn.
     output_dir
-        Where to write; a second run reuses the store it finds there.
+        Where to write; a second run reuses the store in it.
     """
     from timmscope.demo import run_demo
 

@@ -1,4 +1,4 @@
-"""``timmscope doctor``: every problem and what to do about it, without importing torch."""
+"""``timmscope doctor`` lists problems and what to do about them, without importing torch."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def doctor(
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"], negative="")] = False,
     json: parameters.Json = False,
 ) -> None:
-    """Explain every problem with plugins and packages, and what to do; exit status 2 if any.
+    """Explain problems with plugins and packages and what to do; exit status 2 if there are any.
 
     Parameters
     ----------
     stores
-        Stores to look at as well, with their indexes.
+        Stores to check as well, with their indexes.
     verbose
-        Import what plugins and libraries need, and tell the machine, libraries and loading times.
+        Import all plugins and libraries, and show the machine, library versions and loading times.
     """
     versions = {name: _version(name) for name in PACKAGES}
     notes, faults = packages_advice(versions)
@@ -51,7 +51,7 @@ def doctor(
             Problem(
                 plugin="timmscope",
                 stage="metadata",
-                message="no plugin is found, not even timmscope's own",
+                message="no plugin is found, not even those of timmscope",
                 hint="install the package: python -m pip install timmscope",
             )
         )
@@ -61,11 +61,11 @@ def doctor(
     if verbose or stores:
         from timmscope.cli import checkup
 
-        seen, faults = checkup.look_at_stores(stores)
+        seen, faults = checkup.check_stores(stores)
         problems += faults
         if verbose:
             facts = checkup.machine()
-            spent, slow, faults = checkup.implementations()
+            spent, slow, faults = checkup.import_implementations()
             notes, problems = notes + slow, problems + faults
             problems += checkup.openmp_problems(checkup.openmp_libraries())
     if json:
@@ -91,14 +91,14 @@ def doctor(
             }
         )
     else:
-        _tell(versions, facts, plugins if verbose else [], spent, seen)
-        _complain(notes, problems, {plugin.id: plugin.version for plugin in plugins})
+        _print_facts(versions, facts, plugins if verbose else [], spent, seen)
+        _print_problems(notes, problems, {plugin.id: plugin.version for plugin in plugins})
     if problems:
         raise SystemExit(2)
 
 
 def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Problem]]:
-    """Return notes and problems that the packages' versions alone give away."""
+    """Return notes and problems that follow from the versions of packages."""
     notes: list[str] = []
     problems = [
         Problem(
@@ -134,7 +134,7 @@ def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Pr
     return notes, problems
 
 
-def _tell(
+def _print_facts(
     versions: dict[str, str | None],
     facts: dict[str, str],
     plugins: list[PluginInfo],
@@ -182,7 +182,7 @@ def _tell(
         )
 
 
-def _complain(notes: list[str], problems: list[Problem], released: dict[str, str]) -> None:
+def _print_problems(notes: list[str], problems: list[Problem], released: dict[str, str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 

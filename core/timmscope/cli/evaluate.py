@@ -1,4 +1,4 @@
-"""``timmscope evaluate``: which explanations to believe, over a folder of images."""
+"""``timmscope evaluate`` measures how faithful attribution techniques are on many images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from timmscope.evaluation import Evaluation
 
 SHOWN = 5
-"""Refused maps and unreadable images named one by one; all are in the records."""
+"""Refused maps and unreadable images that are printed; the records hold all."""
 
 
 @plain_help
@@ -31,22 +31,21 @@ def evaluate(
     device: parameters.Device = None,
     json: parameters.Json = False,
 ) -> None:
-    """Judge explanations of many images: techniques side by side, by several metrics.
+    """Compare attribution techniques on many images by several metrics.
 
-    An evaluation that was interrupted goes on where it stopped when the same command is given
-    again.
+    After an interruption, run the same command again to resume.
 
     Parameters
     ----------
     technique
-        Attribution to judge, as in ``grad-cam``, with parameters behind it if need be, as in
+        Attribution technique, as in ``grad-cam``, optionally with parameters, as in
         ``"occlusion patch_px=56 baseline=blur"``; may be repeated.
     metric
         ``insertion``, ``deletion``, ``pointing-game``, ``sensitivity-n`` or ``randomisation``; may
-        be repeated. By default all, the pointing game where there are boxes.
+        be repeated. By default all; the pointing game only with --boxes.
     boxes
-        CSV file with the columns path, left, upper, right and lower, in pixels of the image file:
-        the objects, for the pointing game.
+        CSV file of the objects' boxes for the pointing game, with the columns path, left, upper,
+        right and lower, in pixels of the image file.
     output_dir
         Where to write; by default ``timmscope-out/evaluate-IMAGES``.
     """
@@ -67,7 +66,7 @@ def evaluate(
             batch_size=batch_size,
         )
     except KeyboardInterrupt as stopped:
-        stopped.add_note(f"(the same command goes on where it stopped; so far is in {folder})")
+        stopped.add_note(f"(run the same command again to resume; results so far are in {folder})")
         raise
     if json:
         output.print_json(
@@ -82,8 +81,8 @@ def evaluate(
         return
     _print(result)
     output.say(
-        f"\nmeans over images with their 95 % confidence intervals; figure.png, records.jsonl (a "
-        f"line a map) and result.json are in {folder}"
+        "\nmeans over images with 95 % confidence intervals; figure.png, records.jsonl (one line "
+        f"per map) and result.json are in {folder}"
     )
 
 

@@ -1,4 +1,4 @@
-"""From a technique's fields to command-line flags: nothing is written twice."""
+"""Makes command-line flags from a technique's fields, with their types, defaults and help."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ if TYPE_CHECKING:
     from timmscope.techniques import Technique
 
 GLOBAL_FLAGS = ("block", "plugin", "debug", "help")
-"""Taken out of the command line before a technique sees it."""
+"""Flags that are removed from the command line before a technique's command reads it."""
 
 
 def of_fields(
-    technique: type[Technique], title: str, own: Iterable[inspect.Parameter]
+    technique: type[Technique], title: str, others: Iterable[inspect.Parameter]
 ) -> list[inspect.Parameter]:
-    """The flags of a technique's fields.
+    """Return a keyword parameter for each of a technique's fields.
 
     Args:
-        technique: whose fields they are.
-        title: what the technique is called.
-        own: what else the command takes.
+        technique: the technique's class.
+        title: the technique's name in help.
+        others: the command's other parameters.
 
     Raises:
-        PluginError: a field has the name of what else the command takes, of one of the global
-            flags, or of another field but for its case.
+        PluginError: a field's flag equals another parameter's, a global one, or another field's.
     """
     taken = {f"--{name}" for name in GLOBAL_FLAGS}
-    for other in own:
+    for other in others:
         taken.add(flag(other.name))
         for note in getattr(other.annotation, "__metadata__", ()):
             taken.update(note.name or ())
@@ -63,7 +62,7 @@ def _of_field(name: str, info: FieldInfo, group: Group) -> inspect.Parameter:
 
 
 def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:
-    """A flag of a type, with its help; `more` is for cyclopts."""
+    """Return a keyword parameter with its help; `more` is passed to cyclopts."""
     shown: bool | Callable[[Any], str] = not any(
         default is nothing for nothing in (None, False, inspect.Parameter.empty)
     )
@@ -77,12 +76,12 @@ def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> ins
 
 
 def flag(name: str) -> str:
-    """The flag of a field: ``"--step-size"``."""
+    """Return the flag of a field, as in ``"--step-size"``."""
     return f"--{name.lower().replace('_', '-')}"
 
 
 def usage(program: str, function: Callable[..., None]) -> str:
-    """The line that help begins with: the program, then what it takes in order."""
+    """Return the usage line: the program, then its positional parameters."""
     words = [program]
     for parameter in inspect.signature(function).parameters.values():
         name = parameter.name.upper()
@@ -98,7 +97,7 @@ def _words(values: Iterable[object]) -> str:
 
 
 def plain(annotation: Any) -> Any:
-    """The type without pydantic's own annotations, which mean nothing to a command line."""
+    """Return the type without pydantic's annotations, which cyclopts does not know."""
     if get_origin(annotation) is Annotated:
         return plain(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -107,7 +106,7 @@ def plain(annotation: Any) -> Any:
 
 
 def bounds(info: FieldInfo) -> str:
-    """The limits of a number, in words: ``"0 to 1"``, ``"at least 1"``, ``"above 0"``."""
+    """Return a number's limits in words: ``"0 to 1"``, ``"at least 1"``, ``"above 0"``."""
     found: dict[str, Any] = {}
     for item in _metadata(info):
         for name in ("ge", "gt", "le", "lt", "multiple_of"):
@@ -130,7 +129,7 @@ def bounds(info: FieldInfo) -> str:
 
 
 def _metadata(info: FieldInfo) -> list[Any]:
-    """Constraints of the field and of the parts of its type (``PositiveInt | None``)."""
+    """Return the constraints of a field and of its type's parts (``PositiveInt | None``)."""
     found = list(info.metadata)
 
     def visit(annotation: Any) -> None:

@@ -1,4 +1,4 @@
-"""``timmscope index``: build, extend, thin out, tune and look at the index of a layer."""
+"""``timmscope index`` builds, extends, shrinks, tunes and shows the index of a layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metric = Literal["cosine", "l2", "ip"]
 
 app = App(
     name="index",
-    help="Keep an index of a layer's rows, to search a store by.",
+    help="Manage the index of a layer's rows, which makes searches fast.",
     help_flags=("--help", "-h"),
     version_flags=(),
     help_format="plaintext",
@@ -30,7 +30,7 @@ app = App(
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-@app.command(help="Build the index of a layer anew.")
+@app.command(help="Build the index of a layer.")
 @plain_help
 def build(
     store: Path,
@@ -44,7 +44,7 @@ def build(
     seed: int = 0,
     json: parameters.Json = False,
 ) -> None:
-    """Build the index of a layer anew, and keep it in the store.
+    """Build the index of a layer and save it in the store; an older one is replaced.
 
     Parameters
     ----------
@@ -53,15 +53,15 @@ def build(
     layer
         Layer of the store.
     metric
-        What near means: angle (``cosine``), distance (``l2``) or inner product (``ip``).
+        Measure of nearness: angle (``cosine``), distance (``l2``) or inner product (``ip``).
     backend
-        Engine, as ``timmscope plugins`` lists them; ``auto`` chooses by the other settings.
+        Index backend, as in ``timmscope plugins``; ``auto`` chooses by the other settings.
     recall
         Share of the 10 true neighbours that searches are to find on average.
     memory
-        Most memory that searches may keep, as in ``2G`` or ``500M``; by default no limit.
+        Most memory that searches may use, as in ``2G`` or ``500M``; by default no limit.
     seed
-        Of everything random.
+        Seed of all random numbers.
     """
     from timmscope.index import VectorIndex
 
@@ -71,10 +71,10 @@ def build(
         rows, metric=metric, backend=backend, recall=recall, memory=limit, seed=seed
     )
     index.save()
-    _tell(store, index, json=json)
+    _print_info(store, index, json=json)
 
 
-@app.command(help="Add the rows that the store has gained since.")
+@app.command(help="Add the rows that the store has gained since the build.")
 @plain_help
 def add(store: Path, layer: str, /, *, json: parameters.Json = False) -> None:
     """Add the rows that the store has gained since the index was built.
@@ -90,10 +90,10 @@ def add(store: Path, layer: str, /, *, json: parameters.Json = False) -> None:
     added = index.add_missing()
     if added:
         index.save()
-    _tell(store, index, json=json, done={"rows_added": added})
+    _print_info(store, index, json=json, done={"rows_added": added})
 
 
-@app.command(help="Take rows out of the index.")
+@app.command(help="Remove rows from the index.")
 @plain_help
 def remove(
     store: Path,
@@ -106,7 +106,7 @@ def remove(
     compact: parameters.Flag = False,
     json: parameters.Json = False,
 ) -> None:
-    """Take rows out of the index; the store keeps them.
+    """Remove rows from the index; the store keeps them.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def remove(
     where
         Images that meet a condition, as in ``"label == 'dog' and width > 300"``.
     compact
-        Give back what removed rows still take up.
+        Free the space of removed rows.
     """
     import numpy as np
 
@@ -127,7 +127,7 @@ def remove(
     if metadata is not None:
         opened = opened.with_metadata(metadata)
     if ids is None and where is None and not compact:
-        raise ParameterError("nothing to remove is named: expected --where, --ids or --compact")
+        raise ParameterError("nothing to remove: expected --where, --ids or --compact")
     index = _load(opened, layer)
     held = index.ids
     chosen = np.zeros(len(opened), dtype=bool)
@@ -151,10 +151,10 @@ def remove(
         index.compact()
     if len(gone) or compact:
         index.save()
-    _tell(store, index, json=json, done={"rows_removed": len(gone)})
+    _print_info(store, index, json=json, done={"rows_removed": len(gone)})
 
 
-@app.command(help="Choose the quickest settings that reach a recall.")
+@app.command(help="Choose the fastest settings that reach a recall.")
 @plain_help
 def tune(
     store: Path,
@@ -164,7 +164,7 @@ def tune(
     recall: float = 0.95,
     json: parameters.Json = False,
 ) -> None:
-    """Choose the quickest search settings that reach a recall, measured on rows of the index.
+    """Choose the fastest search settings that reach a recall, measured on rows of the index.
 
     Parameters
     ----------
@@ -178,22 +178,22 @@ def tune(
     index = _load(_open(store), layer)
     index.tune(recall)
     index.save()
-    _tell(store, index, json=json)
+    _print_info(store, index, json=json)
 
 
-@app.command(help="Show what an index is and what it lacks.")
+@app.command(help="Show the facts of an index, and rows that it is missing.")
 @plain_help
 def info(store: Path, layer: str | None = None, /, *, json: parameters.Json = False) -> None:
-    """Show what an index is, how well it finds, and which rows of the store it lacks.
+    """Show the type, settings, recall and size of an index, and how many rows it is missing.
 
     Parameters
     ----------
     store
         Store that holds the index.
     layer
-        Layer of the index; may be left out where there is only one.
+        Layer of the index; optional if the store has only one index.
     """
-    _tell(store, _load(_open(store), layer), json=json)
+    _print_info(store, _load(_open(store), layer), json=json)
 
 
 def _open(path: Path) -> Store:
@@ -203,7 +203,7 @@ def _open(path: Path) -> Store:
 
 
 def _load(store: Store, layer: str | None) -> VectorIndex:
-    """The index kept; that it lacks rows is told in the table."""
+    """Load an index without its warning of missing rows, which the table shows."""
     import warnings
 
     from timmscope.index import VectorIndex
@@ -213,7 +213,7 @@ def _load(store: Store, layer: str | None) -> VectorIndex:
         return VectorIndex.load(store, layer)
 
 
-def _tell(
+def _print_info(
     store: Path, index: VectorIndex, *, json: bool, done: dict[str, int] | None = None
 ) -> None:
     facts = index.info()
@@ -223,20 +223,24 @@ def _tell(
     for what, count in (done or {}).items():
         verb = what.removeprefix("rows_")
         output.say(f"{verb} {count:,} row{'' if count == 1 else 's'}\n")
-    output.table(("index", str(facts["layer"])), _lines(facts), keep=["index"])
-    place = f"{store} {facts['layer']}"  # commands stand below, where they are never wrapped
+    output.table(("index", str(facts["layer"])), _info_lines(facts), keep=["index"])
+    place = f"{store} {facts['layer']}"  # outside the table, where commands are not wrapped
     if facts["missing_rows"]:
-        output.say(f"\nthe missing rows are added by: timmscope index add {place}")
+        output.say(f"\nadd the missing rows with: timmscope index add {place}")
     if facts["facts"].get("tombstones"):
-        output.say(f"\nspace is given back by: timmscope index remove {place} --compact")
+        output.say(
+            f"\nfree the space of removed rows with: timmscope index remove {place} --compact"
+        )
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known of an index, in words."""
+def _info_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the table's rows: what is known about an index."""
+    from timmscope.index.metrics import SCORE_NAMES
+
     engine: dict[str, Any] = facts["facts"]
     lines = [
         ("rows", f"{facts['count']:,}, of {facts['dim']} values each"),
-        ("compared by", str(index_words(facts["metric"]))),
+        ("compared by", SCORE_NAMES[facts["metric"]]),
         ("type", str(engine.get("type", facts["backend"]))),
     ]
     if "chosen" in engine:
@@ -245,7 +249,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if recall.get("queries"):
         reached = f"{recall['reached']:.4f} of the {recall['k']} nearest"
         lines.append(
-            ("recall", f"{reached} ({recall['queries']:,} searches, {recall['wanted']} wanted)")
+            ("recall", f"{reached} ({recall['queries']:,} searches, target {recall['wanted']})")
         )
     elif engine.get("exact"):
         lines.append(("recall", "exact"))
@@ -268,13 +272,6 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def index_words(metric: Metric) -> str:
-    """What a metric compares by."""
-    from timmscope.index.metrics import SCORE_NAMES
-
-    return SCORE_NAMES[metric]
-
-
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.strip().lower())
     if found is None:
@@ -285,7 +282,7 @@ def _bytes(text: str) -> int:
 
 
 def _ids(text: str, images: int) -> list[int]:
-    """Numbers of a list with ranges, each once and in order, of a store with so many images."""
+    """Return the sorted ids of a list with ranges, for a store of `images` images."""
     try:
         return sorted(number_list(text, images))
     except ValueError as error:

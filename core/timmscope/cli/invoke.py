@@ -1,4 +1,4 @@
-"""How an application of commands is called: errors are raised, help goes to the real stdout."""
+"""Runs a cyclopts application so that it raises its errors and prints help to the real stdout."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from timmscope.cli import output
 
 
 def call(app: App, tokens: Sequence[str]) -> None:
-    """Run the command that the tokens name; its errors are for `main` to tell."""
+    """Run the command that the tokens name; `main` reports its errors."""
     app(
         tokens,
-        console=output.console(piped_width=None),  # of help
+        console=output.console(piped_width=None),  # for help
         exit_on_error=False,
         print_error=False,
         result_action="return_value",

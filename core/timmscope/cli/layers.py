@@ -1,4 +1,4 @@
-"""``timmscope layers``: what can be recorded, explained and maximised in a model."""
+"""``timmscope layers`` lists the layers of a model that can be recorded and explained."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def layers(
     Parameters
     ----------
     all
-        Show every hook point, not only stages and blocks.
+        Show all layers, not only stages and blocks.
     json
-        Print JSON, always with every hook point.
+        Print JSON, always with all layers.
     """
     from timmscope.models import load_model
 

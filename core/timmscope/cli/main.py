@@ -1,4 +1,4 @@
-"""The application: global flags, commands, and every error as one line with an exit status.
+"""The command-line application: global flags, commands, and errors as one line with exit status.
 
 Exit status: 0 success; 2 wrong input, a machine at its limits (disk, memory), or something found
 wrong (`verify`, `doctor`); 1 a defect of timmscope or of a plugin; 130 interrupted.
@@ -35,7 +35,7 @@ from timmscope_registry import (
 GLOBAL = Group("Everywhere", sort_key=90)
 WORK = Group("Work", sort_key=1)
 LOOK = Group("Look", sort_key=2)
-KEEP = Group("Upkeep", sort_key=3)
+MAINTAIN = Group("Maintenance", sort_key=3)
 
 app = App(
     name="timmscope",
@@ -45,36 +45,37 @@ app = App(
     version=lambda: f"timmscope {version('timmscope')}",
     default_parameter=Parameter(negative=""),
     help_format="plaintext",
-    help_epilogue="timmscope COMMAND --help tells more; timmscope run lists the techniques.",
+    help_epilogue="timmscope COMMAND --help explains a command; timmscope run lists techniques.",
 )
 HELP = ("--help", "-h")
 COMMANDS = (
     ("compare", WORK, "Explain images by several techniques and layers, side by side."),
     ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
-    ("evaluate", WORK, "Judge explanations of many images, techniques side by side."),
+    ("evaluate", WORK, "Compare attribution techniques on many images by several metrics."),
     ("mine", WORK, "Run a model over images and keep its activations in a store."),
-    ("merge", WORK, "Join the parts of a pass that were mined apart."),
+    ("merge", WORK, "Merge the stores of the parts of one pass."),
     ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
     ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
     ("search", LOOK, "Find the images of a store nearest to an image, or highest in an objective."),
-    ("stats", LOOK, "Judge every unit of a layer: dead, sparse, saturated, redundant, selective."),
-    ("top", LOOK, "Show the images of a store that drive a unit highest."),
-    ("doctor", KEEP, "Explain every problem with plugins and packages, and what to do."),
-    ("index", KEEP, "Build, extend, thin out, tune or look at the index of a layer."),
-    ("plugins", KEEP, "List techniques, collectors, sources, backends; begin a plugin."),
-    ("verify", KEEP, "Check every shard of a store, and repair it if asked."),
+    ("stats", LOOK, "Find dead, sparse, saturated, redundant and selective units of a layer."),
+    ("top", LOOK, "Show the images of a store that activate a unit most."),
+    ("doctor", MAINTAIN, "Explain problems with plugins and packages, and what to do."),
+    ("index", MAINTAIN, "Build, extend, shrink, tune or show the index of a layer."),
+    ("plugins", MAINTAIN, "List techniques, collectors, sources, backends; create a plugin."),
+    ("verify", MAINTAIN, "Check every shard of a store; repair it with --repair."),
 )
 for name, group, summary in COMMANDS:
-    if name in ("run", "index", "plugins"):  # applications of their own, with commands below them
+    if name in ("run", "index", "plugins"):  # applications with subcommands
         app.command(f"timmscope.cli.{name}:app", name=name, group=group, help=summary)
     else:
         path = f"timmscope.cli.{name}:{name}"
         app.command(path, name=name, group=group, help=summary, help_flags=HELP)
 app["--help"].group = app["--version"].group = GLOBAL
-app.meta.suppress_keyboard_interrupt = False  # `main` has a line to say about it
-app.meta.help_flags = app.meta.version_flags = ()  # the command's own, so that `run` sees them
+app.meta.suppress_keyboard_interrupt = False  # `main` reports it
+app.meta.help_flags = app.meta.version_flags = ()  # left to the command, so that `run` sees them
 
-TELLS_PROBLEMS = ("plugins", "doctor")
+SHOW_PROBLEMS = ("plugins", "doctor")
+"""Commands that also run with a broken plugin file, because they show what is wrong with it."""
 
 
 @app.meta.default
@@ -89,16 +90,16 @@ def launch(
         tuple[Path, ...], Parameter(group=GLOBAL, negative="", show_default=False)
     ] = (),
 ) -> None:
-    """Run a command under the global flags.
+    """Run a command with the global flags.
 
     Parameters
     ----------
     debug
         Show the traceback of an error.
     block
-        A plugin not to load: a distribution or ``distribution:entry-point``; may be repeated.
+        Plugin not to load: a distribution or ``distribution:entry-point``; may be repeated.
     plugin
-        A Python file to load as a plugin; may be repeated.
+        Python file to load as a plugin; may be repeated.
     """
     if tokens[:1] == ("run",):
         tokens, late_blocks, late_plugins = _global_flags(tokens)
@@ -110,13 +111,13 @@ def launch(
             try:
                 registry.load_file(file)
             except PluginError:
-                if not (tokens and tokens[0] in TELLS_PROBLEMS and file.is_file()):
+                if not (tokens and tokens[0] in SHOW_PROBLEMS and file.is_file()):
                     raise
-        with output.others_aside():
+        with output.plugin_prints_to_stderr():
             call(app, tokens)
     except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # sys.exit in a plugin too
+    except BaseException as error:  # including a sys.exit in a plugin
         from timmscope.cli.plugin_errors import plugin_at_fault
 
         failure = plugin_at_fault(error, registry)
@@ -130,18 +131,18 @@ def launch(
 def _global_flags(
     tokens: Sequence[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Path, ...]]:
-    """Take the global flags out of what follows ``run``, to which cyclopts leaves every token."""
+    """Split off the global flags after ``run``, because cyclopts passes all tokens on to it."""
     rest: list[str] = []
     found: dict[str, list[str]] = {"--block": [], "--plugin": []}
     left = iter(tokens)
     for token in left:
         flag, equals, value = token.partition("=")
         if flag not in found:
-            if token != "--debug":  # `main` has seen it
+            if token != "--debug":  # `main` reads it
                 rest.append(token)
             continue
         if not equals and (value := next(left, "")) == "":
-            raise ParameterError(f"{flag} lacks its value", parameter=flag.lstrip("-"))
+            raise ParameterError(f"{flag} requires a value", parameter=flag.lstrip("-"))
         found[flag].append(value)
     return tuple(rest), tuple(found["--block"]), tuple(map(Path, found["--plugin"]))
 
@@ -150,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
 
     Args:
-        arguments: what follows the program's name; by default those of the process.
+        arguments: the command line after the program's name; by default that of the process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name of a file may not be in its encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for file names that it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _progress(), _warnings_as_lines(debug):
@@ -162,20 +163,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    except BrokenPipeError:  # the reader of our output has gone: nothing to tell anybody
+    except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except BaseException as error:
         if debug:
             traceback.print_exc()
         status, message = explain(error)
-        output.complain(message)
+        output.print_stderr(message)
         return status
     return 0
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit status and the one line for an error."""
+    """Return the exit status and the line that is printed for an error."""
     if isinstance(error, TimmscopeError):
         return error.exit_status, f"error: {error}"
     if isinstance(error, CycloptsError):
@@ -209,7 +210,7 @@ def _usage_message(error: CycloptsError) -> str:
         text = text[0].lower() + text[1:]
     name = error.app.name[0] if error.app and error.app.name else ""
     program = name if name.startswith("timmscope ") else f"timmscope {command}".strip()
-    return f"{text.rstrip('.')} (`{program} --help` shows what there is)"
+    return f"{text.rstrip('.')} (see `{program} --help`)"
 
 
 def _progress() -> AbstractContextManager[None]:
@@ -220,14 +221,14 @@ def _progress() -> AbstractContextManager[None]:
 
 @contextmanager
 def _warnings_as_lines(debug: bool) -> Iterator[None]:
-    """Show what concerns the user in one line; other packages' deprecations only with --debug."""
+    """Print each warning as one line, without deprecations; with `debug`, all as Python does."""
 
     def show(message: Warning | str, category: type[Warning], *where: object) -> None:
         if not issubclass(category, FutureWarning | DeprecationWarning):
-            from timmscope.cli.plugin_errors import with_its_plugin
+            from timmscope.cli.plugin_errors import warning_with_plugin
 
-            text = with_its_plugin(str(message), sys._getframe(1), get_registry())
-            output.complain(f"warning: {text}")
+            text = warning_with_plugin(str(message), sys._getframe(1), get_registry())
+            output.print_stderr(f"warning: {text}")
 
     with warnings.catch_warnings():
         if not debug:

@@ -1,4 +1,4 @@
-"""``timmscope merge``: the parts of a pass, mined apart, become one store."""
+"""``timmscope merge`` merges the stores of the parts of one pass into one store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from timmscope.cli import parameters
-from timmscope.cli.mine import summarise, telling
+from timmscope.cli.mine import mining_messages, summarise
 from timmscope.cli.text import plain_help
 
 
@@ -18,19 +18,19 @@ def merge(
     store: Annotated[Path, Parameter(name=["--output", "-o"])],
     json: parameters.Json = False,
 ) -> None:
-    """Join the stores that ``timmscope mine --ranges i/n`` made to the store of one pass.
+    """Merge the stores that ``timmscope mine --ranges i/n`` wrote into the store of one pass.
 
-    Shards are hard links where the file system allows it, else copies. A merge that was
-    interrupted goes on when the same command is given again.
+    Shards are hard links where the file system allows it, else copies. After an interruption, run
+    the same command again to resume.
 
     Parameters
     ----------
     parts
-        Stores to join, in any order.
+        Stores to merge, in any order.
     store
-        Folder to make, by custom ``NAME.scope``.
+        Folder of the new store, by convention ``NAME.scope``.
     """
-    with telling(store):
+    with mining_messages(store):
         from timmscope.mining import merge as run
 
         made = run(parts, store)

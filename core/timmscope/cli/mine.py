@@ -1,4 +1,4 @@
-"""``timmscope mine``: one pass over a data set, kept in a store."""
+"""``timmscope mine`` runs a model over a data set once and keeps its activations in a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from timmscope.cli import output, parameters
-from timmscope.cli.names import names
 from timmscope.cli.text import plain_help
 from timmscope_registry import ParameterError, TimmscopeError
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from timmscope.store.manifest import PrecisionError
 
 SHOWN = 10
-"""Unreadable images named one by one; all are in the store."""
+"""Unreadable images that are printed; the store holds all."""
 
 
 @plain_help
@@ -49,37 +48,38 @@ def mine(
 ) -> None:
     """Run a model over images and keep its activations in a store.
 
-    A pass that was interrupted goes on where it stopped when the same command is given again.
+    After an interruption, run the same command again to resume.
 
     Parameters
     ----------
     store
-        Folder to make, by custom ``NAME.scope``.
+        Folder of the store, by convention ``NAME.scope``.
     layers
-        Layer to mine; may be repeated, or several with commas between. By default the last one
+        Layer to mine; may be repeated, or several separated by commas. By default the last layer
         with a grid and the pooled features.
     maps
-        Layer whose full maps to keep as well; large: their size is said first. May be repeated.
+        Layer whose full maps are kept as well; may be repeated. Maps are large: their size is
+        printed before the pass.
     collector
-        A plugin's collector to feed as well, by name; may be repeated.
+        A plugin's collector to run as well, by name; may be repeated.
     top_k
         How many of the strongest images to keep for every unit; by default 100.
     batch_size
-        Images a forward; by default 32. ``auto``: as many as memory allows, up to 64 (256 on an
-        accelerator).
+        Images per forward pass; by default 32. ``auto``: as many as memory allows, up to 64 (256
+        on an accelerator).
     shard_size
-        Images in a file of the store; by default 1024.
+        Images per shard, a file of the store; by default 1024.
     precision
-        Type of number the model runs in; by default float32. The error of bf16 (bfloat16) is
-        measured on the first images, told at the end and kept in the store.
+        Number type of the model's forward pass; by default float32. The error of bf16 (bfloat16) is
+        measured on the first images, printed at the end and kept in the store.
     ranges
-        ``i/n``: mine only the i-th of n parts, each with its own --output, at the same time or on
-        several machines; ``timmscope merge`` joins them.
+        ``i/n``: mine only the i-th of n parts. Each part has its own --output and may run at the
+        same time or on another machine; ``timmscope merge`` merges them.
     workers
-        Processes that decode images; by default one a processor, at most 2.
+        Processes that decode images; by default one per processor, at most 2.
     """
-    part = None if ranges is None else _part(ranges)
-    with telling(store):
+    part = None if ranges is None else _parse_part(ranges)
+    with mining_messages(store):
         from timmscope.mining import mine as run
         from timmscope.models import load_model
 
@@ -87,10 +87,10 @@ def mine(
             load_model(model, device=device),
             images,
             store,
-            layers=names(layers) or None,
-            maps=names(maps),
-            collectors=names(collector),
-            batch_size=None if batch_size is None else _batch_size(batch_size),
+            layers=parameters.split_names(layers) or None,
+            maps=parameters.split_names(maps),
+            collectors=parameters.split_names(collector),
+            batch_size=None if batch_size is None else _parse_batch_size(batch_size),
             shard_size=shard_size,
             top_k=top_k,
             precision=precision,
@@ -101,18 +101,12 @@ def mine(
 
 
 def summarise(made: Store, named: Path, *, json: bool) -> None:
-    """Print what a pass, or a merge of parts, left behind.
-
-    Args:
-        made: the store.
-        named: its folder, as the user wrote it.
-        json: print JSON.
-    """
+    """Print a store's facts after a pass or a merge; `named` is its path as the user wrote it."""
     from timmscope.store.nonfinite import nonfinite_counts
 
     manifest = made.manifest
     bad = made.images.unreadable()
-    odd = {layer: counts for layer, counts in nonfinite_counts(made).items() if counts.any()}
+    nonfinite = {layer: counts for layer, counts in nonfinite_counts(made).items() if counts.any()}
     size = sum(file.stat().st_size for file in made.path.rglob("*") if file.is_file())
     if json:
         output.print_json(
@@ -128,7 +122,7 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
                 "layers": list(made.layers),
                 "nonfinite_units": {
                     layer: {int(unit): int(counts[unit]) for unit in counts.nonzero()[0]}
-                    for layer, counts in odd.items()
+                    for layer, counts in nonfinite.items()
                 },
                 "batch_size": manifest.batch_size,
                 "precision": manifest.precision,
@@ -137,17 +131,17 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
             }
         )
         return
-    _layers(made)
+    _print_layers(made)
     if bad:
         output.say()
         output.table(("unreadable image", "reason"), [entry[1:] for entry in bad[:SHOWN]])
         if len(bad) > SHOWN:
             output.say(f"… and {len(bad) - SHOWN} more")
     if manifest.precision_error is not None:
-        _precision(manifest.precision, manifest.precision_error)
+        _print_precision_error(manifest.precision, manifest.precision_error)
     output.say()
-    for layer, counts in odd.items():
-        output.say(_odd(layer, counts))
+    for layer, counts in nonfinite.items():
+        output.say(_nonfinite_line(layer, counts))
     skipped = f", {len(bad)} of them unreadable and skipped" if bad else ""
     part = "" if manifest.part is None else ", part {} of {}".format(*manifest.part)
     output.say(
@@ -164,7 +158,7 @@ def summarise(made: Store, named: Path, *, json: bool) -> None:
     output.say(f"      timmscope search {typed} IMAGE")
 
 
-def _layers(made: Store) -> None:
+def _print_layers(made: Store) -> None:
     output.table(
         ("layer", "layout", "units", "grid", "kept"),
         [
@@ -181,8 +175,8 @@ def _layers(made: Store) -> None:
     )
 
 
-def _precision(name: str, error: PrecisionError) -> None:
-    """A table of a lower precision's error, layer by layer."""
+def _print_precision_error(name: str, error: PrecisionError) -> None:
+    """Print a table of a lower precision's error in each layer."""
     kinds = list(dict.fromkeys(kind for row in error.layers.values() for kind in row))
     output.say()
     output.table(
@@ -194,8 +188,8 @@ def _precision(name: str, error: PrecisionError) -> None:
         right=kinds,
     )
     output.say(
-        f"root mean square of the difference to float32, over that of the values; on the first "
-        f"{error.images} images"
+        "root mean square of the difference to float32, divided by that of the values, on the "
+        f"first {error.images} images"
     )
 
 
@@ -203,17 +197,17 @@ def _percent(share: float | None) -> str:
     return "overflow" if share is None else f"{100 * share:.2g} %"
 
 
-def _odd(layer: str, counts: np.ndarray) -> str:
-    """One line on the units of a layer that are not always finite."""
+def _nonfinite_line(layer: str, counts: np.ndarray) -> str:
+    """Return one line about the units of a layer that are NaN or infinite on some images."""
     units = int((counts > 0).sum())
     worst = int(counts.argmax())
     return (
-        f"{layer}: {units} of {len(counts)} units are NaN or infinite at some images, most often "
-        f"unit {worst}, at {counts[worst]}; top and statistics leave those values out"
+        f"{layer}: {units} of {len(counts)} units are NaN or infinite on some images, most often "
+        f"unit {worst}, on {counts[worst]}; top lists and statistics leave these values out"
     )
 
 
-def _batch_size(text: str) -> int | Literal["auto"]:
+def _parse_batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
@@ -223,7 +217,7 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def _part(text: str) -> tuple[int, int]:
+def _parse_part(text: str) -> tuple[int, int]:
     number, slash, parts = text.partition("/")
     if not (slash and number.strip().isdecimal() and parts.strip().isdecimal()):
         raise ParameterError(f"--ranges {text}: expected i/n, as in 2/4", parameter="ranges")
@@ -231,33 +225,33 @@ def _part(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def telling(store: Path) -> Iterator[None]:
-    """Show on stderr what mining or merging has to say, and after Ctrl-C how to go on."""
-    log, lines = logging.getLogger("timmscope.mining"), _Lines(logging.INFO)
+def mining_messages(store: Path) -> Iterator[None]:
+    """Print the log of mining or merging on stderr, and after Ctrl-C how to resume."""
+    log, lines = logging.getLogger("timmscope.mining"), _StderrHandler(logging.INFO)
     before = log.level
     log.addHandler(lines)
     log.setLevel(logging.INFO)
     try:
         yield
     except KeyboardInterrupt as error:
-        error.add_note(_how_to_go_on(store))
+        error.add_note(_resume_hint(store))
         raise
     finally:
         log.setLevel(before)
         log.removeHandler(lines)
 
 
-class _Lines(logging.Handler):
+class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        output.complain(record.getMessage())
+        output.print_stderr(record.getMessage())
 
 
-def _how_to_go_on(store: Path) -> str:
+def _resume_hint(store: Path) -> str:
     from timmscope.store import Manifest
 
     try:
         manifest = Manifest.read(store.resolve())
     except TimmscopeError:
-        return "before the first shard: give the same command to begin again"
+        return "before the first shard: run the same command again to start over"
     done, of = len(manifest.shards), len(manifest.own_shards)
-    return f"with {done} of {of} shards done: give the same command again to go on"
+    return f"with {done} of {of} shards done: run the same command again to resume"

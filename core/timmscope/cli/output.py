@@ -1,4 +1,4 @@
-"""What commands print: tables and sentences for people, JSON for programs, errors on stderr."""
+"""Prints tables and sentences for people, JSON for programs, and messages on stderr."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PIPED_WIDTH = 160
-"""Columns where no terminal says how many there are; ``COLUMNS`` overrides it."""
+"""Width of output that is not on a terminal, in characters; ``COLUMNS`` overrides it."""
 GAP = 3
-"""Blanks between columns."""
+"""Spaces between columns."""
 MOST_SIDE_BY_SIDE = 5
+"""Most rows of a table that is turned on its side because it is too wide."""
 _FOLDED = 5
-"""Columns that a text to be wrapped gets at least."""
+"""Least width of a column that is wrapped, in characters."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""What a terminal would obey, or cannot show; names of files may hold any of it."""
+"""Characters that steer a terminal or that it cannot show; file names may contain them."""
 
 
-_kept: ContextVar[TextIO | None] = ContextVar("timmscope_stdout", default=None)
+_real_stdout: ContextVar[TextIO | None] = ContextVar("timmscope_stdout", default=None)
 
 
 def _stdout() -> TextIO:
-    return _kept.get() or sys.stdout
+    return _real_stdout.get() or sys.stdout
 
 
 @contextmanager
-def others_aside() -> Iterator[None]:
-    """Send to stderr what plugins print while a command works: stdout is for what it says."""
-    token = _kept.set(_stdout())
+def plugin_prints_to_stderr() -> Iterator[None]:
+    """Send what plugins print to stderr, so that stdout holds only the command's own output."""
+    token = _real_stdout.set(_stdout())
     try:
         with stdout_to_stderr():
             yield
     finally:
-        _kept.reset(token)
+        _real_stdout.reset(token)
 
 
 def console(*, stderr: bool = False, piped_width: int | None = PIPED_WIDTH) -> Console:
     """Return a console on the current stdout or stderr.
 
     Args:
-        stderr: on stderr.
-        piped_width: columns where there is no terminal; None for 80.
+        stderr: use stderr instead of stdout.
+        piped_width: width if the output is not a terminal; None for 80.
     """
     from rich.console import Console
 
@@ -64,23 +65,23 @@ def console(*, stderr: bool = False, piped_width: int | None = PIPED_WIDTH) -> C
 
 
 def say(text: str = "") -> None:
-    """Print a sentence; the terminal wraps it, so that paths and commands copy whole."""
+    """Print text without wrapping it, so that paths and commands can be copied."""
     lines = [visible(line) for line in text.split("\n")]
     console().print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def complain(text: str) -> None:
+def print_stderr(text: str) -> None:
     """Print ``timmscope: …`` on stderr as exactly one line."""
     print("timmscope:", visible(" ".join(text.split())), file=sys.stderr)
 
 
 def visible(text: str) -> str:
-    """Return the text with control characters as Python writes them, as in ``\\n``."""
+    """Return the text with control characters escaped as in Python, such as ``\\n``."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def print_json(value: object) -> None:
-    """Print a value for a program to read."""
+    """Print a value as JSON."""
     stdout = _stdout()
     ascii_only = not (stdout.encoding or "ascii").lower().startswith("utf")
     print(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str), file=stdout)
@@ -99,12 +100,11 @@ def table(
 
     Args:
         columns: headings.
-        rows: cells; text, numbers, or rich renderables.
-        right: columns of numbers, set flush right.
-        keep: columns that are never wrapped nor cut: where the terminal has no room for them, lines
-            run over its edge.
-        styles: rich style by column.
-        title: a line above.
+        rows: cells: text, numbers, or rich renderables.
+        right: columns that are aligned to the right.
+        keep: columns that are never wrapped; if the terminal is too narrow, lines exceed its width.
+        styles: rich styles by column.
+        title: a line above the table.
     """
     from rich import box
     from rich.cells import cell_len
@@ -142,7 +142,7 @@ def table(
 
 
 def records(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print mappings as a table: keys on top, or at the left where that would be too wide."""
+    """Print mappings as a table, with the keys on top, or on the left if that is too wide."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     heads = [key.replace("_", " ") for key in keys]
     numbers = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in keys]
@@ -162,15 +162,15 @@ def records(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def slug(text: str) -> str:
-    """A part of a file name made of any text."""
+    """Return a text as part of a file name."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "result"
 
 
 def write_figure(figure: Figure, file: Path) -> None:
-    """Write a figure as PNG, or as what the name ends in, with the folders above it.
+    """Write a figure in the format of its file name, by default PNG; creates missing folders.
 
     Raises:
-        ParameterError: figures cannot be written as that.
+        ParameterError: Matplotlib does not write this format.
     """
     kind = file.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():

@@ -1,7 +1,8 @@
-"""What several commands take: one name, one flag and one sentence of help for each."""
+"""Parameters that several commands share, each with its flag and its help."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,41 +13,49 @@ Model = Annotated[
 ]
 ImageFile = Annotated[Path, Parameter(help="Image files.")]
 DataSet = Annotated[
-    str, Parameter(help="A folder, a text file of paths, an .npz or HDF5 file, a webdataset .tar.")
+    str,
+    Parameter(help="A folder, a text file of paths, an .npz or HDF5 file, or a WebDataset .tar."),
 ]
 Target = Annotated[
     str,
     Parameter(
         name=["--target", "-t"],
-        help="What to explain: tiger cat, class:282, a unit blocks.4[17], or top, the model's own "
-        "prediction for each image.",
+        help="What to explain: a class (tiger cat, class:282), a unit (blocks.4[17]), or top, the "
+        "model's prediction for each image.",
     ),
 ]
 Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
-"""Where to write; each command says what happens without it."""
+"""Where to write; each command documents its default."""
 Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Layers = Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)]
 Count = Annotated[int, Parameter(name=["--count", "-k"])]
-Seed = Annotated[int, Parameter(help="Of random numbers.")]
-BatchSize = Annotated[int | None, Parameter(help="Images a pass; by default what fits memory.")]
+Seed = Annotated[int, Parameter(help="Seed of all random numbers.")]
+BatchSize = Annotated[
+    int | None, Parameter(help="Images per forward pass; by default as many as fit.")
+]
 Device = Annotated[
     str | None, Parameter(help="Where to run the model, as in cpu or cuda:0; by default the CPU.")
 ]
 
-StorePath = Annotated[Path, Parameter(help="Store that timmscope mine made.")]
+StorePath = Annotated[Path, Parameter(help="Store that timmscope mine wrote.")]
 Where = Annotated[
     str | None,
     Parameter(help="Only images that meet a condition, as in \"label == 'dog' and width > 300\"."),
 ]
 Metadata = Annotated[
     Path | None,
-    Parameter(help="CSV file whose columns --where may name; joined by path, name or id."),
+    Parameter(help="CSV file with more columns for --where; joined by path, name or id."),
 ]
 Moved = Annotated[
-    str | None, Parameter(help="Where the store's images are now, if they have moved since.")
+    str | None, Parameter(help="Where the store's images are now, if they have been moved.")
 ]
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
-"""A switch that is off unless given."""
+"""A switch that is off by default."""
 Json = Annotated[Flag, Parameter(help="Print JSON.")]
-Record = Annotated[Flag, Parameter(help="Print what was written to result.json.")]
+Record = Annotated[Flag, Parameter(help="Print the contents of result.json.")]
+
+
+def split_names(given: Sequence[str]) -> list[str]:
+    """Return the names of a repeated flag, each of which may hold several: ``["a,b", "c"]``."""
+    return [name for text in given for name in text.split(",") if name]

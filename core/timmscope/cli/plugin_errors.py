@@ -11,21 +11,21 @@ from timmscope_registry import PluginError, PluginInfo, Registry
 from timmscope_registry.plugin_faults import described, fault, one_line
 
 DEFECT = 1
-"""Exit status of a defect, as against wrong input."""
-_OURS = "timmscope"
-"""The distribution whose plugins are ours."""
+"""Exit status of a defect; wrong input has 2."""
+_TIMMSCOPE = "timmscope"
+"""The distribution of the first-party plugins, which are not named."""
 
 
 def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | None:
-    """The error that names the plugin in whose code an exception was raised, and the line there.
+    """Return an error that names the third-party plugin and line where an exception was raised.
 
-    None where no code of a plugin of others had a part in it.
+    None if no third-party plugin's code is in the traceback.
     """
     owners = _owners(registry)
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         plugin = _owner(frame, owners)
-        if plugin is not None and plugin.distribution != _OURS:
+        if plugin is not None and plugin.distribution != _TIMMSCOPE:
             found = plugin, Path(frame.f_code.co_filename).name, line
     if found is None:
         return None
@@ -34,38 +34,40 @@ def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | N
     remedy = "tell its authors, everything else works (--debug shows the traceback)"
     failure = PluginError(fault(plugin, did, advice=remedy))
     if not (isinstance(error, OSError) and error.errno is not None):
-        failure.exit_status = DEFECT  # a file or a disk may be at fault instead
+        failure.exit_status = DEFECT  # a file or a disk may have caused it instead
     return failure
 
 
-def with_its_plugin(warning: str, raised_in: FrameType | None, registry: Registry) -> str:
-    """A warning, after the name of the plugin of others whose doing it is.
+def warning_with_plugin(warning: str, raised_in: FrameType | None, registry: Registry) -> str:
+    """Return a warning's text after the name of the third-party plugin that caused it.
 
-    That is the one that warns, or called what warns. What timmscope has to say to a plugin that
-    called it stays in its own name.
+    The innermost plugin on the stack caused it. A warning that timmscope's own code raises gets no
+    name, also if a plugin called that code.
 
     Args:
-        warning: its text.
-        raised_in: the frame that raised it.
-        registry: of all plugins.
+        warning: the warning's text.
+        raised_in: the frame that raised the warning.
+        registry: the registry of all plugins.
     """
     owners = _owners(registry)
     while raised_in is not None:
         plugin = _owner(raised_in, owners)
         if plugin is not None:
-            return warning if plugin.distribution == _OURS else f"{described(plugin)}: {warning}"
+            return (
+                warning if plugin.distribution == _TIMMSCOPE else f"{described(plugin)}: {warning}"
+            )
         raised_in = raised_in.f_back
     return warning
 
 
 def _owners(registry: Registry) -> dict[str, PluginInfo]:
-    """Whose modules and whole packages are, by name; what is ours stays ours."""
+    """Return the plugin of each module and top-level package that holds implementations."""
     owners: dict[str, PluginInfo] = {}
     for entry in registry.entries():
         module = entry.spec.impl.partition(":")[0]
         owners.setdefault(module, entry.plugin)
         owners.setdefault(module.partition(".")[0], entry.plugin)
-        if entry.plugin.distribution == _OURS:
+        if entry.plugin.distribution == _TIMMSCOPE:
             owners.setdefault(timmscope_registry.__name__, entry.plugin)
     return owners
 

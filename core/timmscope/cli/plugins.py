@@ -1,4 +1,4 @@
-"""``timmscope plugins``: everything on offer and who offers it, without importing any of it."""
+"""``timmscope plugins`` lists what plugins contribute without importing it, and creates plugins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Family = Literal[
 
 app = App(
     name="plugins",
-    help="List techniques, collectors, sources and index backends, or begin a plugin of your own.",
+    help="List techniques, collectors, sources and index backends, or create a plugin.",
     version_flags=(),
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative=""),
@@ -45,15 +45,15 @@ def new(
     family: Family,
     folder: parameters.Output = None,
 ) -> None:
-    """Write a package with one example that works, its tests, a README and a CI file.
+    """Write a package with one working example, its tests, a README and a CI file.
 
     Parameters
     ----------
     name
-        Of the technique, collector, scheme or engine: lower case with hyphens, as in
+        Name of the technique, collector, scheme or backend: lower case with hyphens, as in
         ``edge-energy``.
     family
-        What kind of plugin.
+        Kind of the plugin.
     folder
         Where to write; by default ``timmscope-NAME``.
     """
@@ -117,7 +117,7 @@ def listing(*, json: parameters.Json = False) -> None:
     )
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-        output.say(f"\n{count}: `timmscope doctor` explains")
+        output.say(f"\n{count}: see `timmscope doctor`")
 
 
 def _plain(record: object) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""``timmscope run TECHNIQUE``: any technique of any plugin, its fields as flags."""
+"""``timmscope run TECHNIQUE`` runs a technique of any plugin, with its fields as flags."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ app = App(
 
 @app.default
 def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]) -> None:
-    """Run a technique, or list them all when none is named."""
+    """Run a technique, or list all techniques if none is named."""
     if not tokens or tokens[0] in HELP:
         _list()
         return
@@ -48,7 +48,7 @@ def run(*tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)
 
 
 def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
-    """Run one technique with the flags that its fields make."""
+    """Make a technique's command from its fields and run it."""
     from pydantic import ValidationError as PartError
 
     from timmscope.cli import flags, technique_command
@@ -81,17 +81,17 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
             first = error.__cause__.errors()[0]
             flag = ".".join(map(str, [error.argument.name, *first["loc"]]))
             raise ParameterError(f"{flag} is {first['input']!r}: {first['msg']}") from error
-        did = f"has a default of {error.argument.name} that is not what its type says"
+        did = f"has a default for {error.argument.name} that does not match its type"
         raise PluginError(fault(entry, did)) from error
 
 
 def _given(argument: Argument) -> bool:
-    """Whether the command line has a value for a parameter, or for a part of it."""
+    """Whether the command line gives a parameter, or a part of it, a value."""
     return bool(argument.tokens) or any(map(_given, argument.children))
 
 
 def _list() -> None:
-    """Print techniques by family; nothing is imported for it."""
+    """Print all techniques by family without importing them."""
     entries = get_registry().techniques()
     names = [entry.spec.name for entry in entries]
     output.say("usage: timmscope run TECHNIQUE …\n")
@@ -110,4 +110,4 @@ def _list() -> None:
         keep=("technique", "family"),
         styles={"technique": "cyan"},
     )
-    output.say("\n`timmscope run TECHNIQUE --help` shows what it takes and its parameters")
+    output.say("\n`timmscope run TECHNIQUE --help` shows a technique's arguments and parameters")

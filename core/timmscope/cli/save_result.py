@@ -1,4 +1,4 @@
-"""What a command does with a result: save it, and say what came out and where it is."""
+"""Saves a command's result and prints its summary and where it was saved."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from timmscope.results import Result
 
 _MOST_ROWS = 40
-"""Rows that a terminal shows of a summary."""
+"""Rows of a summary that are printed."""
 
 
-def deliver(result: Result, folder: Path, *, as_json: bool) -> None:
-    """Save a result to a folder; print its summary, or for programs its whole record."""
+def save_and_print(result: Result, folder: Path, *, as_json: bool) -> None:
+    """Save a result to a folder; print its summary, or with `as_json` its ``result.json``."""
     result.save(folder)
     record = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if as_json:
@@ -25,10 +25,10 @@ def deliver(result: Result, folder: Path, *, as_json: bool) -> None:
     rows = record["summary"]
     output.records(rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
-        output.say(f"and {len(rows) - _MOST_ROWS:,} more rows, under summary in result.json")
+        output.say(f"and {len(rows) - _MOST_ROWS:,} more rows; result.json has all under summary")
     output.say(f"\nwrote {', '.join(record['files'])}, arrays.h5 and result.json to {folder}")
 
 
 def default_folder(kind: str, subject: str) -> Path:
-    """Where results go when nobody says: ``timmscope-out/KIND-SUBJECT``."""
+    """Return the default folder of a result: ``timmscope-out/KIND-SUBJECT``."""
     return Path("timmscope-out") / f"{kind}-{output.slug(subject)}"

@@ -1,4 +1,4 @@
-"""``timmscope search``: images by likeness to an image, a row or a vector, or by an objective."""
+"""``timmscope search`` finds images by nearness to a query or by the value of an objective."""
 
 from __future__ import annotations
 
@@ -43,28 +43,29 @@ def search(
 ) -> None:
     """Find images of a store nearest to an image, a row or a vector, or highest in an objective.
 
-    Nearest images are found by an index, which is built at the first search and kept in the store
-    (``timmscope index`` builds it otherwise). An objective needs none: all rows are scored.
+    The first search for near images builds an index and keeps it in the store; ``timmscope index``
+    builds one with other settings. For an objective all rows are scored, without an index.
 
     Parameters
     ----------
     image
-        Image file to start from.
+        Image file as the query.
     row
         Instead of an image: the id of an image of the store.
     objective
-        Instead of an image: units, directions and classes, as in ``blocks.4[12]``,
-        ``0.5*blocks.4[12] - blocks.4[3]``, ``blocks.4@vector.npy`` or ``class:espresso``. Images
-        are ranked by its value; with --metric, by nearness to its direction.
+        Instead of an image: an expression of units, directions and classes, as in
+        ``blocks.4[12]``, ``0.5*blocks.4[12] - blocks.4[3]``, ``blocks.4@vector.npy`` or
+        ``class:espresso``. Images are ranked by its value; with --metric, by nearness to its
+        direction.
     vector
-        Instead of an image: a ``.npy`` file of one row as long as the layer has units.
+        Instead of an image: a ``.npy`` file with one value for each unit of the layer.
     layer
-        Layer whose features decide; by default the last one mined before the logits. For classes,
-        the layer that they are read from.
+        Layer whose features are compared; by default the last one mined before the logits. For
+        classes, the layer that the classifier reads.
     count
         How many images.
     metric
-        What near means; by default that of the index kept, and cosine for a new one.
+        Measure of nearness; by default that of the saved index, or cosine for a new one.
     sheet
         PNG to write; by default ``timmscope-out/search-QUERY.png``.
     """
@@ -73,33 +74,38 @@ def search(
     from timmscope_registry import ImageError, ParameterError, StoreError
 
     queries = {"IMAGE": image, "--row": row, "--objective": objective, "--vector": vector}
-    given = [name for name, value in queries.items() if value is not None]
+    given = {name: value for name, value in queries.items() if value is not None}
     if len(given) != 1:
-        what = f"{' and '.join(given)} are given" if given else "nothing to search by is given"
+        what = f"{' and '.join(given)} are given" if given else "no query is given"
         raise ParameterError(f"{what}: expected one of {', '.join(queries)}")
     if count < 1:
         raise ParameterError(f"--count is {count}, expected at least 1", parameter="count")
     opened = Store.open(store)
     if metadata is not None:
         opened = opened.with_metadata(metadata)
-    start = next(value for value in (row, objective, image, vector) if value is not None)
-    asked = start if vector is None else _read_vector(vector)
+    (query,) = given.values()
     found = search_store(
-        opened, asked, count, layer=layer, metric=metric, where=where, device=device
+        opened,
+        query if vector is None else _read_vector(vector),
+        count,
+        layer=layer,
+        metric=metric,
+        where=where,
+        device=device,
     )
     ids, scores = found.ids.tolist(), found.scores.tolist()
     if not ids:
-        other = "" if row is None else f" beside {row}"
+        other = "" if row is None else f" other than {row}"
         raise StoreError(f"{store} has no row{other}{f' with {where}' if where else ''}")
-    query = str(next(value for value in queries.values() if value is not None))
-    target = sheet or Path("timmscope-out") / f"search-{_slug(row, objective, image or vector)}.png"
+    name = query.stem if isinstance(query, Path) else query if row is None else f"row-{row}"
+    target = sheet or Path("timmscope-out") / f"search-{output.slug(str(name))}.png"
     file: Path | None = target
     try:
         source = opened.source(images)
     except (StoreError, ImageError) as error:
         if sheet is not None or images is not None:
             raise
-        output.complain(f"warning: no sheet: {error}")
+        output.print_stderr(f"warning: no sheet: {error}")
         file = None
     else:
         output.write_figure(_sheet(opened, source, found, row, objective, where), target)
@@ -110,7 +116,7 @@ def search(
                 "store": str(store),
                 "layer": found.layer,
                 "metric": found.metric,
-                "query": query,
+                "query": str(query),
                 "where": where,
                 "sheet": None if file is None else str(file),
                 "nearest": [
@@ -134,13 +140,6 @@ def search(
         output.say(f"\nno more rows with {where}")
     if file is not None:
         output.say(f"\nwrote {file}")
-
-
-def _slug(row: int | None, objective: str | None, file: Path | None) -> str:
-    """Part of a file name."""
-    return (
-        f"row-{row}" if row is not None else output.slug(objective or (file.stem if file else ""))
-    )
 
 
 def _title(found: Found, objective: str | None, model: str) -> str:
@@ -178,7 +177,7 @@ def _sheet(
     objective: str | None,
     where: str | None,
 ) -> Figure:
-    """The images found, after the query where it is one."""
+    """Draw the images found, after the query if it is an image."""
     import torch
 
     from timmscope.drawing import sheet_figure
@@ -196,7 +195,7 @@ def _sheet(
         try:
             pictures.append(prepare(source.load(number)))
         except ImageError as error:
-            output.complain(f"warning: {error}")
+            output.print_stderr(f"warning: {error}")
             pictures.append(torch.full(prepare.input_size, 0.9))
     return sheet_figure(
         pictures,

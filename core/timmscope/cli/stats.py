@@ -29,31 +29,31 @@ def stats(
     figure: parameters.Output = None,
     json: parameters.Flag = False,
 ) -> None:
-    """Judge every unit of a layer over the images of a store.
+    """Find dead, sparse, saturated, redundant and selective units of a layer.
 
-    Dead units never fire, saturated ones are always on, hardly depending on the image, sparse ones
-    fire on at most 1 % of images, redundant ones correlate with another by 0.95 or more, selective
-    ones tell their best class from all other images with an area under the ROC curve of 0.95 or
-    more. Reads all rows once, in memory that does not grow with the number of images. `timmscope
-    run unit-report` takes other limits, and any column in place of the labels.
+    Dead units never fire. Saturated units are always on and hardly depend on the image. Sparse
+    units fire on at most 1 % of images. Redundant units have a correlation of at least 0.95 with
+    another unit. Selective units separate their best class from all other images with an area
+    under the ROC curve of at least 0.95. Reads all rows once; memory does not grow with the number
+    of images. `timmscope run unit-report` takes other limits, and any column instead of labels.
 
     Parameters
     ----------
     layer
         Layer of the store.
     count
-        How many units to show; by default those that stand out.
+        How many units to show; without --sort those that stand out.
     sort
-        Show the units with the highest values of a column of --csv, as ``correlation`` (by
+        Column of --csv by which units are sorted, highest first, as in ``correlation`` (by
         magnitude), ``fires``, ``mean_std`` or ``auroc``.
     ascending
-        With --sort, the lowest values first.
+        With --sort, lowest first.
     csv
         CSV file to write, one line per unit.
     figure
         PNG to write; by default ``timmscope-out/stats-LAYER.png``.
     json
-        Print JSON, all units.
+        Print JSON, with all units.
     """
     from timmscope.store import Store
     from timmscope.units import judge_units
@@ -91,7 +91,8 @@ def stats(
     _table(report, shown, sort)
     if not report.rectified:
         output.say(
-            "\nValues go below zero here, so none counts as sparse, and dead is what never changes."
+            "\nThis layer has negative values: no unit counts as sparse, and a unit is dead if its "
+            "value never changes."
         )
     output.say(f"\nwrote {file}{f' and {csv}' if csv else ''}")
 
@@ -101,8 +102,8 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
 
     classes = any(report.best_class)
     sizes = _SIZES if not classes or output.console().width >= _WIDE else {}
-    columns = ["unit", "what", *sizes.values(), "fires", "alike", "r"]
-    columns += ["best class", "selectivity", "area"] if classes else []
+    columns = ["unit", "flags", *sizes.values(), "fires", "partner", "r"]
+    columns += ["best class", "selectivity", "AUROC"] if classes else []
     table = report.table()
     extra = sort if sort in table[0] and sort not in (*sizes, *_SHOWN) else None
     lines = []
@@ -125,7 +126,7 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
             ]
         lines.append([*line, row[extra]] if extra else line)
     columns += [extra] if extra else []
-    words = ("what", "best class")
+    words = ("flags", "best class")
     output.table(
         columns,
         lines,
@@ -135,7 +136,7 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
 
 
 _WIDE = 108
-"""Columns of a terminal from which on there is room for classes and sizes."""
+"""Width in characters from which a terminal has room for classes and sizes."""
 _SIZES = {"mean_mean": "mean", "mean_std": "std", "max_max": "largest"}
 _SHOWN = ("unit", "fires", "partner", "correlation", "selectivity", "auroc")
-"""Columns that the table has anyway."""
+"""Columns of the report that the table always has."""

@@ -1,6 +1,6 @@
-"""Makes a technique's command: flags for its fields, and what its family's call takes.
+"""Makes a technique's command: flags for its fields and for the arguments of its call.
 
-Imported by ``timmscope run`` once a technique is chosen, so torch is in memory by then.
+``timmscope run`` imports this module after a technique is chosen, because it imports torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 from cyclopts import Parameter
 
 from timmscope.cli import flags, parameters
-from timmscope.cli.names import names
-from timmscope.cli.save_result import default_folder, deliver
+from timmscope.cli.save_result import default_folder, save_and_print
 from timmscope.cli.text import plain_text, sections
 from timmscope.models import load_model
 from timmscope.techniques.arguments import Argument, call_arguments
@@ -35,28 +34,28 @@ SHORT = {"target": "-t", "layer": "-l", "style": "-s"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How the command line asks for an argument.
+class CliArgument:
+    """How the command line takes an argument of a technique's call.
 
     Attributes:
-        type: of what is given. A tuple's flag may be repeated, and its name is in the singular.
-        place: `ONE` or `MANY` without a flag, or `FLAG`.
-        read: makes the argument of what is given, and of the flags `beside` it.
-        beside: these flags and their types.
-        name: on the command line; by default the argument's own.
-        rank: the given argument of the highest rank stands in the name of the result's folder.
+        type: type of the value. The flag of a tuple may be repeated, and its name is singular.
+        place: `ONE` or `MANY` for positional arguments, or `FLAG`.
+        read: converts the value, and the values of `extra_flags`, to the call's argument.
+        extra_flags: further flags that `read` takes, with their types.
+        name: name on the command line; by default the argument's name.
+        rank: the result's folder is named after the argument with the highest rank.
     """
 
     type: Any
     place: Any = FLAG
     read: Callable[..., Any] = lambda given: given
-    beside: Mapping[str, Any] = field(default_factory=dict)
+    extra_flags: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
     rank: int = 0
 
 
 def _store(path: Path, metadata: Path | None = None) -> Store:
-    """A store, with the columns of a CSV file beside its images where there is one."""
+    """Open a store, optionally with the columns of a CSV file."""
     from timmscope.store import Store
 
     store = Store.open(path)
@@ -68,50 +67,50 @@ def _stores(paths: Sequence[Path], metadata: Path | None = None) -> list[Store]:
 
 
 def _classes(given: Sequence[str]) -> int | str | list[int | str]:
-    """One class for all images, or one for each."""
+    """Return one class for all images, or a list with one per image."""
     classes = [int(text) if text.isdecimal() else text for text in given]
     return classes if len(classes) > 1 else classes[0]
 
 
 _DEVICE, _METADATA = {"device": parameters.Device}, {"metadata": parameters.Metadata}
-_STORES = Annotated[Path, Parameter(help="Stores that timmscope mine made.")]
+_STORES = Annotated[Path, Parameter(help="Stores that timmscope mine wrote.")]
 _LAYERS = Annotated[
     parameters.Layers,
     Parameter(
-        help="Layer of a store; may be repeated, or several with commas between, for techniques "
-        "that look at several. By default the only one that all stores hold, or all."
+        help="Layer of a store; may be repeated, or several separated by commas, for techniques "
+        "that read several. By default the only one that all stores hold, or all."
     ),
 ]
 KINDS = {
-    "model": Asked(parameters.Model, ONE, load_model, _DEVICE, name="model", rank=1),
-    "objective": Asked(str, name="target", rank=2),
-    "other images": Asked(tuple[Path, ...], read=list, rank=3),
-    "images": Asked(parameters.ImageFile, MANY, list, rank=4),
-    "optional images": Asked(Path, MANY, list, rank=4),
-    "image": Asked(Path, ONE, rank=4),
-    "queries": Asked(Path, MANY, list, name="queries", rank=4),
-    "store": Asked(parameters.StorePath, ONE, _store, _METADATA, name="store", rank=5),
-    "stores": Asked(_STORES, MANY, _stores, _METADATA, name="stores", rank=5),
-    "classes": Asked(tuple[str, ...], read=_classes),
-    "layers": Asked(_LAYERS, read=names),
-    "where": Asked(parameters.Where),
-    "location": Asked(str, name="images"),
-    "locations": Asked(tuple[str, ...], read=list, name="images"),
+    "model": CliArgument(parameters.Model, ONE, load_model, _DEVICE, name="model", rank=1),
+    "objective": CliArgument(str, name="target", rank=2),
+    "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
+    "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
+    "optional images": CliArgument(Path, MANY, list, rank=4),
+    "image": CliArgument(Path, ONE, rank=4),
+    "queries": CliArgument(Path, MANY, list, name="queries", rank=4),
+    "store": CliArgument(parameters.StorePath, ONE, _store, _METADATA, name="store", rank=5),
+    "stores": CliArgument(_STORES, MANY, _stores, _METADATA, name="stores", rank=5),
+    "classes": CliArgument(tuple[str, ...], read=_classes),
+    "layers": CliArgument(_LAYERS, read=parameters.split_names),
+    "where": CliArgument(parameters.Where),
+    "location": CliArgument(str, name="images"),
+    "locations": CliArgument(tuple[str, ...], read=list, name="images"),
 }
-"""How each kind of argument is asked for; arguments of a plain type need no entry."""
-Asking = list[tuple[Argument, Asked]]
+"""How each kind of argument is taken; arguments of a plain type need no entry."""
+CliArguments = list[tuple[Argument, CliArgument]]
 
 
 def command(technique: type[Technique], title: str) -> Callable[..., None]:
-    """The command of a technique: it makes the technique, calls it and saves the result.
+    """Return the command of a technique: it makes the technique, calls it and saves the result.
 
     Raises:
-        PluginError: a field has the name of another flag, or of another field but for its case.
+        PluginError: a field's flag equals another flag of the command.
     """
-    asking = [(argument, _asked(argument)) for argument in call_arguments(technique)]
-    further = {name: kind for _, how in asking for name, kind in how.beside.items()}
-    further["output_dir"] = Annotated[parameters.Output, Parameter(help=_where_to_write(asking))]
-    own = [_parameter(argument, how) for argument, how in asking]
+    arguments = [(argument, _cli_argument(argument)) for argument in call_arguments(technique)]
+    further = {name: kind for _, how in arguments for name, kind in how.extra_flags.items()}
+    further["output_dir"] = Annotated[parameters.Output, Parameter(help=_where_to_write(arguments))]
+    own = [_parameter(argument, how) for argument, how in arguments]
     own += [inspect.Parameter(n, FLAG, default=None, annotation=k) for n, k in further.items()]
     own += [inspect.Parameter("json", FLAG, default=False, annotation=parameters.Record)]
     every = sorted([*own, *flags.of_fields(technique, title, own)], key=lambda each: each.kind)
@@ -120,9 +119,9 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     def run(*positional: Any, **named: Any) -> None:
         given = signature.bind(*positional, **named).arguments
         made = technique(**{name: given[name] for name in technique.model_fields if name in given})
-        result = made(**_values(asking, given))  # type: ignore[operator]
-        folder = given.get("output_dir") or default_folder(made.title(), _subject(asking, given))
-        deliver(result, folder, as_json=given.get("json", False))
+        result = made(**_values(arguments, given))  # type: ignore[operator]
+        folder = given.get("output_dir") or default_folder(made.title(), _subject(arguments, given))
+        save_and_print(result, folder, as_json=given.get("json", False))
 
     run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in every}
@@ -131,35 +130,35 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     return run
 
 
-def _asked(argument: Argument) -> Asked:
-    """How an argument is asked for: as its kind says, or by a flag of its plain type."""
+def _cli_argument(argument: Argument) -> CliArgument:
+    """Return how an argument is taken: as its kind says, or by a flag of its plain type."""
     parameter = argument.parameter
-    how = KINDS[argument.kind] if argument.kind else Asked(_repeated(parameter.annotation))
+    how = KINDS[argument.kind] if argument.kind else CliArgument(_as_tuple(parameter.annotation))
     if parameter.kind is FLAG:
         how = replace(how, place=FLAG, rank=0)
-    return replace(how, name=how.name or parameter.name.removesuffix("s" * _repeats(how)))
+    return replace(how, name=how.name or parameter.name.removesuffix("s" * _is_repeated(how)))
 
 
-def _repeats(how: Asked) -> bool:
-    """Whether its flag may be repeated."""
+def _is_repeated(how: CliArgument) -> bool:
+    """Whether the argument's flag may be repeated."""
     kind = get_args(how.type)[0] if get_origin(how.type) is Annotated else how.type
     return get_origin(kind) is tuple
 
 
-def _repeated(hint: Any) -> Any:
-    """`Sequence[float] | None` as the tuple that a repeated flag makes; other types as they are."""
+def _as_tuple(hint: Any) -> Any:
+    """Return `Sequence[float] | None` as the tuple of a repeated flag; other types unchanged."""
     sequences = [part for part in (hint, *get_args(hint)) if get_origin(part) is Sequence]
     return GenericAlias(tuple, (*get_args(sequences[0]), ...)) if sequences else hint
 
 
-def _parameter(argument: Argument, how: Asked) -> inspect.Parameter:
+def _parameter(argument: Argument, how: CliArgument) -> inspect.Parameter:
     default = argument.parameter.default
     if how.place is MANY:
         default = EMPTY
-    elif default is None and _repeats(how):
+    elif default is None and _is_repeated(how):
         default = ()
     kind = how.type
-    if get_origin(kind) is not Annotated:  # so it has no help of its own
+    if get_origin(kind) is not Annotated:  # so its type brings no help
         kind = kind | None if default is None else kind
         if how.place is FLAG:
             alias = SHORT.get(how.name)
@@ -168,35 +167,35 @@ def _parameter(argument: Argument, how: Asked) -> inspect.Parameter:
     return inspect.Parameter(how.name, how.place, default=default, annotation=kind)
 
 
-def _values(asking: Asking, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The call's arguments, by name in Python."""
-    for argument, how in asking:
+def _values(arguments: CliArguments, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the call's arguments by their names in Python."""
+    for argument, how in arguments:
         required = argument.parameter.default is EMPTY
         if required and how.place is MANY and not given.get(how.name):
             what = how.name.removesuffix("s")
             raise ParameterError(f"no {what} given: name at least one", parameter=how.name)
     values = {}
-    for argument, how in asking:
+    for argument, how in arguments:
         value = given.get(how.name)
         if value is None or value == ():
             values[argument.parameter.name] = argument.parameter.default
         else:
-            beside = {name: given[name] for name in how.beside if name in given}
-            values[argument.parameter.name] = how.read(value, **beside)
+            extra = {name: given[name] for name in how.extra_flags if name in given}
+            values[argument.parameter.name] = how.read(value, **extra)
     return values
 
 
-def _subject(asking: Asking, given: Mapping[str, Any]) -> str:
-    """What a result is named after: of images the first one, of stores all."""
-    best = max((how for _, how in asking if given.get(how.name)), key=lambda how: how.rank)
+def _subject(arguments: CliArguments, given: Mapping[str, Any]) -> str:
+    """Return what the result's folder is named after: the first image, or all stores."""
+    best = max((how for _, how in arguments if given.get(how.name)), key=lambda how: how.rank)
     values = given[best.name] if isinstance(given[best.name], tuple) else (given[best.name],)
     names = [value.stem if isinstance(value, Path) else str(value) for value in values]
     return "-".join(names if best.name == "stores" else names[:1])
 
 
-def _where_to_write(asking: Asking) -> str:
+def _where_to_write(arguments: CliArguments) -> str:
     subjects = []
-    for argument, how in sorted(asking, key=lambda pair: -pair[1].rank):
+    for argument, how in sorted(arguments, key=lambda pair: -pair[1].rank):
         subjects.append(how.name.removesuffix("s").upper())
         if argument.parameter.default is EMPTY:
             break

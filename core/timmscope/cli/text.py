@@ -1,7 +1,6 @@
-"""Docstrings as help on a terminal.
+"""Turns docstrings into help on a terminal.
 
-Help is plain text: markup would have to be parsed, which takes longer than all else that
-``timmscope --help`` does.
+Help is plain text, because parsing markup would take longer than the rest of ``timmscope --help``.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ _SECTION = re.compile(
 
 
 def plain_help(function: Callable[P, None]) -> Callable[P, None]:
-    """Decorate a command so that its docstring reads well as help."""
+    """Turn a command's docstring into plain text; a decorator."""
     function.__doc__ = plain_text(inspect.cleandoc(function.__doc__ or ""))
     return function
 
 
 def sections(docstring: str) -> dict[str, str]:
-    """The sections of a docstring by name, such as `Raises`; `""` is the text before the first."""
+    """Return a docstring's sections by name, such as `Raises`; `""` is the text before them."""
     before, *parts = _SECTION.split(docstring)
     bodies = (textwrap.dedent(body).strip() for body in parts[1::2])
     return {"": before.strip(), **dict(zip(parts[::2], bodies, strict=True))}
 
 
 def plain_text(docstring: str) -> str:
-    """A docstring without back-quotes, its paragraphs on one line each, to be wrapped anew."""
+    """Return a docstring without back-quotes, with each paragraph on one line."""
     lines: list[str] = []
     for line in docstring.replace("`", "").splitlines():
         before = lines[-1] if lines else ""

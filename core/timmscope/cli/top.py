@@ -1,4 +1,4 @@
-"""``timmscope top`` is a short name for the technique ``top-patches`` on one unit."""
+"""``timmscope top`` runs the technique ``top-patches`` on one unit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def top(
     sheet: parameters.Output = None,
     json: parameters.Json = False,
 ) -> None:
-    """Show the images of a store that drive a unit highest, and write a sheet of the patches.
+    """Show the images of a store that activate a unit most, and draw the patches that do so.
 
     Parameters
     ----------
@@ -36,11 +36,11 @@ def top(
     count
         How many images.
     field
-        Which receptive field the patches are: all pixels that can matter (``exact``), those that
-        matter locally, global gates left aside (``spatial``), or those with 95 % of the gradient's
-        energy on these images (``effective``).
+        Receptive field that is cut out: all pixels that can matter (``exact``), the same without
+        global gates (``spatial``), or the pixels with 95 % of the gradient's energy on these images
+        (``effective``).
     view
-        Explanation to show beside each patch, of this unit and cell, as in ``guided-backprop``.
+        Attribution technique that explains the unit in each patch, as in ``guided-backprop``.
     sheet
         PNG to write; by default ``timmscope-out/top-LAYER-UNIT.png``.
     """

@@ -1,4 +1,4 @@
-"""``timmscope verify``: is a store whole, and if not, what is wrong with it."""
+"""``timmscope verify`` reports the damaged files of a store and repairs them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ def verify(
     device: str | None = None,
     json: parameters.Json = False,
 ) -> None:
-    """Check every shard and index of a store by checksum and by reading; exit status 2 if damaged.
+    """Check every shard and index by checksum and by reading it; exit status 2 if one is damaged.
 
     Parameters
     ----------
     repair
-        Mine damaged and missing shards again, and build damaged indexes again; the others stay as
-        they are.
+        Mine damaged and missing shards again and rebuild damaged indexes.
     images
-        Where the images are now, if they have moved since; for --repair.
+        Where the images are now, if they have been moved; for --repair.
     device
         Where to run the model for --repair, as in ``cpu`` or ``cuda:0``.
     """
@@ -50,13 +49,13 @@ def verify(
         rows = [(item.file, item.reason, item.file in report.repaired) for item in report.damage]
         rows += [(f"shard {number}", "not mined yet", repair) for number in report.missing]
         if rows:
-            output.table(("file", "what is wrong", "repaired"), rows)
+            output.table(("file", "problem", "repaired"), rows)
             output.say()
         for file in report.changed:
-            output.say(f"{file} differs from the lost one: images or libraries have changed")
+            output.say(f"{file} differs from the original: images or libraries have changed")
         checked = f"{report.checked} files checked"
-        advice = "" if repair else f"; `timmscope verify {store} --repair` makes them again"
-        done = "whole again" if rows else "whole"
+        advice = "" if repair else f"; `timmscope verify {store} --repair` restores them"
+        done = "repaired" if rows else "intact"
         output.say(f"{checked}: {done if report.ok else f'damaged{advice}'}")
     if not report.ok:
         raise SystemExit(2)
