@@ -24,7 +24,7 @@ from timmscope.drawing import (
     table_figure,
 )
 from timmscope.drawing.heat import BY_COLOUR
-from timmscope.drawing.style import fit, number, text_width
+from timmscope.drawing.style import format_number, text_width, truncate
 from timmscope.evaluation.comparison_figure import comparison_figure
 from timmscope.results import Provenance
 from timmscope.techniques import Stylization, Synthesis
@@ -266,7 +266,7 @@ def test_characters_that_the_typeface_lacks_are_drawn_in_an_installed_one(tmp_pa
         fontManager.addfont(tmp_path / "cat.ttf")
         for cache in caches:
             cache.cache_clear()
-        assert style.printable("a 猫") == "a 猫"
+        assert style.replace_missing_glyphs("a 猫") == "a 猫"
         assert text_width("猫", 72) == pytest.approx(1.03)  # one em, and the allowance of hinting
         figure = sheet_figure(images(1), ["猫"], cell_in=1)
         with warnings.catch_warnings():
@@ -288,17 +288,17 @@ def test_titles_and_notes_of_one_picture_are_not_cut_off():
 
 
 def test_fit_cuts_between_words_and_else_inside_them():
-    assert fit("one two", 10.0) == "one two"
-    lines = fit("one two three four five six", 0.6, 8, lines=2).split("\n")
+    assert truncate("one two", 10.0) == "one two"
+    lines = truncate("one two three four five six", 0.6, 8, lines=2).split("\n")
     assert len(lines) == 2
     assert lines[1].endswith("…")
     assert all(text_width(line, 8) <= 0.6 for line in lines)
-    assert fit("abcdefghijklmnopqrstuvwxyz", 0.6, 8).endswith("…")
-    assert fit("one\ntwo", 10.0) == "one\ntwo"
+    assert truncate("abcdefghijklmnopqrstuvwxyz", 0.6, 8).endswith("…")
+    assert truncate("one\ntwo", 10.0) == "one\ntwo"
 
 
 def test_fit_keeps_the_ends_of_names():
-    short = [fit(f"3 motorcycle_right-small-{number:02d}", 1.0, 8) for number in (3, 4)]
+    short = [truncate(f"3 motorcycle_right-small-{number:02d}", 1.0, 8) for number in (3, 4)]
     assert [text[-4:] for text in short] == ["l-03", "l-04"]
     assert all(text.count("…") == 1 and text_width(text, 8) <= 1.0 for text in short)
 
@@ -315,7 +315,7 @@ def test_fit_keeps_the_ends_of_names():
     ],
 )
 def test_numbers_have_three_digits(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def test_a_magnified_change_spans_the_whole_range():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 PACKAGES = (
     "timmscope",
+    "timmscope.drawing",
     "timmscope_registry",
     "timmscope_registry.hooks",
     "timmscope.testing",

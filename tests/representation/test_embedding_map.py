@@ -32,7 +32,7 @@ from timmscope import (
     technique,
 )
 from timmscope.cli.main import main
-from timmscope.drawing.map_colours import MOST, groups_of
+from timmscope.drawing.map_colours import MOST, group_by_class
 from timmscope_representation.embedding.embedding import Embedding
 from timmscope_representation.embedding.figure_pictures import PANEL_IN, PICTURE_IN, spread_out
 from timmscope_representation.embedding.pictures import BUDGET, BYTES_PER_PIXEL, tile_px
@@ -267,7 +267,7 @@ def test_clusters_equal_scikit_learns_on_clear_data() -> None:
 def test_rare_classes_share_a_look_and_no_two_classes_do() -> None:
     classes = [f"c{k}" for k in range(30)]
     codes = np.repeat(np.arange(30), np.arange(1, 31))
-    groups = groups_of(classes, np.append(codes, [-1, -1]))
+    groups = group_by_class(classes, np.append(codes, [-1, -1]))
     assert [group.name for group in groups[:MOST]] == classes[-MOST:]
     assert [group.name for group in groups[MOST:]] == ["19 other classes", "no class"]
     assert sum(len(group.members) for group in groups) == len(codes) + 2

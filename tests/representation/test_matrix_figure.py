@@ -11,19 +11,19 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from timmscope.drawing.style import fit_middle, text_width, with_error
+from timmscope.drawing.style import format_with_error, text_width, truncate_middle
 from timmscope_representation.distances.matrix_figure import matrix_figure
 
 
 def test_the_middle_of_a_long_name_is_cut_out() -> None:
     name = "generated-sample-at-guidance-00017"
-    short = fit_middle(name, 1.0, 7.5)
+    short = truncate_middle(name, 1.0, 7.5)
     assert short.startswith("gen")
     assert short.endswith("00017")
     assert short.count("…") == 1
     assert text_width(short, 7.5) <= 1.0 < text_width(name, 7.5)
-    assert fit_middle("short", 1.0, 7.5) == "short"
-    assert fit_middle(name, 0.01, 7.5) == "…"
+    assert truncate_middle("short", 1.0, 7.5) == "short"
+    assert truncate_middle(name, 0.01, 7.5) == "…"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_middle_of_a_long_name_is_cut_out() -> None:
     ],
 )
 def test_a_value_has_as_many_digits_as_its_error(value: float, error: float, text: str) -> None:
-    assert with_error(value, error) == text
+    assert format_with_error(value, error) == text
 
 
 def test_all_matrices_share_a_scale_from_zero_or_the_lowest_number() -> None:

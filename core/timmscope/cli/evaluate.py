@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _print(result: Evaluation) -> None:
-    from timmscope.drawing.style import number
+    from timmscope.drawing.style import format_number
 
     arrows = {"higher": "↑", "lower": "↓"}
     heads = [f"{m} {arrows[b]}" for m, b in zip(result.metrics, result.better, strict=True)]
@@ -101,9 +101,9 @@ def _print(result: Evaluation) -> None:
             if mean != mean:
                 cells.append("–")
             elif low != low:
-                cells.append(number(mean))
+                cells.append(format_number(mean))
             else:
-                cells.append(f"{number(mean)} [{number(low)}, {number(high)}]")
+                cells.append(f"{format_number(mean)} [{format_number(low)}, {format_number(high)}]")
         rows.append(cells)
     output.table(("technique", "maps", *heads), rows, right=("maps",), keep=("technique",))
     for things, what in (

@@ -8,7 +8,7 @@ import torch
 
 from timmscope.demo import choose
 from timmscope.demo.tour import FEATURES, LATE, MIDDLE, Exhibit, Tour, in_python
-from timmscope.drawing import number
+from timmscope.drawing import format_number
 from timmscope.index import strongest
 from timmscope.techniques import Synthesis
 
@@ -99,7 +99,7 @@ def synthesis(tour: Tour) -> list[Exhibit]:
         hits = strongest(tour.store, f"class:{classes[row]}", 1, model=tour.model)
         logit, name = float(hits.scores[0, 0]), tour.model.class_name(label)
         best.append(int(hits.ids[0, 0]))
-        titles.append(f"{tour.name(best[-1])}\n“{name}”: logit {number(logit)}")
+        titles.append(f"{tour.name(best[-1])}\n“{name}”: logit {format_number(logit)}")
         rows.append(
             {
                 "class": name,

@@ -9,7 +9,7 @@ from .canvas import Canvas, line_height
 from .curves import curves_figure
 from .heat import BY_COLOUR, HeatScale, around_grey, colour_bar, colourise, overlay
 from .html_map import PointMap, map_page
-from .map_colours import CONTINUOUS, OTHER, Group, groups_of
+from .map_colours import CONTINUOUS, OTHER, Group, group_by_class
 from .pixels import png_bytes, to_array, write_png
 from .sheet import sheet_figure
 from .style import (
@@ -25,13 +25,13 @@ from .style import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
-    fit,
-    fit_middle,
-    number,
-    printable,
+    format_number,
+    format_with_error,
+    replace_missing_glyphs,
     text_width,
     theme,
-    with_error,
+    truncate,
+    truncate_middle,
 )
 from .table import table_figure
 
@@ -59,20 +59,20 @@ __all__ = [
     "colour_bar",
     "colourise",
     "curves_figure",
-    "fit",
-    "fit_middle",
-    "groups_of",
+    "format_number",
+    "format_with_error",
+    "group_by_class",
     "line_height",
     "map_page",
-    "number",
     "overlay",
     "png_bytes",
-    "printable",
+    "replace_missing_glyphs",
     "sheet_figure",
     "table_figure",
     "text_width",
     "theme",
     "to_array",
-    "with_error",
+    "truncate",
+    "truncate_middle",
     "write_png",
 ]

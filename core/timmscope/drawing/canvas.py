@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from timmscope.drawing.pixels import to_array
-from timmscope.drawing.style import ASCENT, INK, LABEL_PT, LINE, RULE, printable
+from timmscope.drawing.style import ASCENT, INK, LABEL_PT, LINE, RULE, replace_missing_glyphs
 
 
 class Canvas:
@@ -110,7 +110,7 @@ class Canvas:
             align: `left`, `center` or `right`.
             bold: whether the text is bold.
         """
-        for number, line in enumerate(printable(text).split("\n")):
+        for number, line in enumerate(replace_missing_glyphs(text).split("\n")):
             # Place each line by its baseline, because matplotlib's `top` depends on the letters.
             baseline = top + (number * LINE + ASCENT) * size / 72
             self.figure.text(

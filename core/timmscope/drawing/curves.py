@@ -19,9 +19,9 @@ from timmscope.drawing.style import (
     MUTED,
     SERIES,
     SMALL_PT,
-    fit,
     text_width,
     theme,
+    truncate,
 )
 
 _PLOT_W, _PLOT_H = 3.6, 2.3
@@ -68,9 +68,9 @@ def curves_figure(
             row, column = divmod(index, columns)
             left, top = MARGIN_IN + column * step_x, MARGIN_IN + row * step_y
             page.picture(picture, left, top, cell, tall)
-            page.text(fit(first, cell), left, top + tall + 0.04)
+            page.text(truncate(first, cell), left, top + tall + 0.04)
             small = top + tall + 0.04 + line_height(LABEL_PT)
-            page.text(fit(second, cell, SMALL_PT), left, small, size=SMALL_PT, colour=MUTED)
+            page.text(truncate(second, cell, SMALL_PT), left, small, size=SMALL_PT, colour=MUTED)
         axes = page.axes(plot_left, MARGIN_IN + 0.02, _PLOT_W, plot_height)
         _draw(axes, curves, value, log=log)
     return page.figure

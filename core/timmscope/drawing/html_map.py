@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from timmscope.drawing.map_colours import CONTINUOUS, groups_of
+from timmscope.drawing.map_colours import CONTINUOUS, group_by_class
 from timmscope.drawing.pixels import png_bytes
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _colouring(colouring: dict[str, Any], values: Any) -> dict[str, Any]:
             "low": low,
             "high": high,
         }
-    groups = groups_of(colouring["classes"], values)
+    groups = group_by_class(colouring["classes"], values)
     member = np.zeros(len(values), np.int32)
     for number, group in enumerate(groups):
         member[group.members] = number

@@ -41,7 +41,7 @@ class Group:
     named: bool
 
 
-def groups_of(classes: Sequence[str], codes: npt.ArrayLike) -> list[Group]:
+def group_by_class(classes: Sequence[str], codes: npt.ArrayLike) -> list[Group]:
     """Group points by class: the `MOST` most frequent classes, all others, and points without one.
 
     Args:

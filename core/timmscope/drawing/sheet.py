@@ -17,9 +17,9 @@ from timmscope.drawing.style import (
     MUTED,
     SMALL_PT,
     TITLE_PT,
-    fit,
     text_width,
     theme,
+    truncate,
 )
 from timmscope_registry import ParameterError
 
@@ -85,7 +85,7 @@ def sheet_figure(
     cell = cell_in or max(0.35, min(1.6 if widest > _KERNEL_PX else 0.8, 8.5 / columns))
     tall = cell * max(picture.shape[-2] / picture.shape[-1] for picture in pictures)
     tall = min(tall, 1.6 * cell)
-    texts = [fit(text, cell + gap_in * 0.5, SMALL_PT, lines=2) for text in titles or []]
+    texts = [truncate(text, cell + gap_in * 0.5, SMALL_PT, lines=2) for text in titles or []]
     text_lines = max((text.count("\n") + 1 for text in texts), default=0)
     label = line_height(SMALL_PT, text_lines) + 0.05 if texts else 0.0
     side = 0.0
@@ -95,8 +95,8 @@ def sheet_figure(
     step_x, step_y = cell + gap_in, tall + label + gap_in
     least = _READABLE_IN if title or note else 2.2
     width = max(2 * MARGIN_IN + side + columns * step_x - gap_in, least)
-    heading = fit(title, width - 2 * MARGIN_IN, TITLE_PT, lines=2, bold=True)
-    small = fit(note, width - 2 * MARGIN_IN, SMALL_PT, lines=6)
+    heading = truncate(title, width - 2 * MARGIN_IN, TITLE_PT, lines=2, bold=True)
+    small = truncate(note, width - 2 * MARGIN_IN, SMALL_PT, lines=6)
     head = MARGIN_IN + (_height(heading, TITLE_PT) + 0.12 if title else 0)
     foot = _height(small, SMALL_PT) + 0.1 if note else 0.0
     with theme():
@@ -114,7 +114,7 @@ def sheet_figure(
             place = (left + cell / 2, top + tall + 0.04)
             page.text(text, *place, size=SMALL_PT, colour=MUTED, align="center")
         for row, text in enumerate(row_labels or []):
-            shown = fit(text, side - 0.13, LABEL_PT, lines=3)
+            shown = truncate(text, side - 0.13, LABEL_PT, lines=3)
             page.text(shown, MARGIN_IN, head + row * step_y, size=LABEL_PT)
         if note:
             page.text(small, MARGIN_IN, page.height - foot - 0.08, size=SMALL_PT, colour=MUTED)

@@ -127,7 +127,7 @@ def text_width(text: str, size_pt: float, *, bold: bool = False) -> float:
     return sum(_advance(letter, bold) for letter in text) * _HINTING * size_pt / 72
 
 
-def printable(text: str) -> str:
+def replace_missing_glyphs(text: str) -> str:
     """Replace each character that no typeface has by a box."""
     return "".join(
         letter if letter.isspace() or _font_of(letter, False) is not None else _MISSING
@@ -135,10 +135,10 @@ def printable(text: str) -> str:
     )
 
 
-def fit(
+def truncate(
     text: str, width_in: float, size_pt: float = LABEL_PT, *, lines: int = 1, bold: bool = False
 ) -> str:
-    """Wrap text at spaces to at most `lines` lines of a width; the rest is cut off with `…`.
+    """Wrap text at spaces and truncate it with `…` after `lines` lines of a width.
 
     If the name of a file or layer fills more than half of a line, the middle is cut out instead,
     because names differ at their ends. Each line of a text with line breaks is wrapped separately.
@@ -150,12 +150,12 @@ def fit(
         lines: most lines.
         bold: whether the text is bold.
     """
-    parts = (_fit_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
+    parts = (_wrap_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
     return "\n".join(parts)
 
 
-def _fit_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool) -> str:
-    words = printable(text).split()
+def _wrap_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool) -> str:
+    words = replace_missing_glyphs(text).split()
     done: list[str] = []
     while words and len(done) < lines:
         last = len(done) == lines - 1
@@ -164,7 +164,7 @@ def _fit_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool
             count -= 1
         line, rest = " ".join(words[:count]), words[count:]
         if (rest and last) or text_width(line, size_pt, bold=bold) > width_in:
-            line = _cut(" ".join(words) if last else line, width_in, size_pt, bold)
+            line = _truncate_line(" ".join(words) if last else line, width_in, size_pt, bold)
         done.append(line)
         words = rest
     return "\n".join(done)
@@ -173,18 +173,20 @@ def _fit_line(text: str, width_in: float, size_pt: float, lines: int, bold: bool
 _NAME = re.compile(r"[\w)][-_./]\w|\d$")
 
 
-def _cut(text: str, width_in: float, size_pt: float, bold: bool) -> str:
+def _truncate_line(text: str, width_in: float, size_pt: float, bold: bool) -> str:
     names = [word for word in text.split() if _NAME.search(word)]
     if any(text_width(name, size_pt, bold=bold) > width_in / 2 for name in names):
-        return fit_middle(text, width_in, size_pt, bold=bold)
+        return truncate_middle(text, width_in, size_pt, bold=bold)
     while text and text_width(text + "…", size_pt, bold=bold) > width_in:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
-def fit_middle(text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: bool = False) -> str:
-    """Fit text to one line of a width by cutting out its middle: names differ at their ends."""
-    text = " ".join(printable(text).split())
+def truncate_middle(
+    text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: bool = False
+) -> str:
+    """Truncate text to one line of a width in its middle, because names differ at their ends."""
+    text = " ".join(replace_missing_glyphs(text).split())
     if text_width(text, size_pt, bold=bold) <= width_in:
         return text
     for kept in range(len(text) - 1, 1, -1):
@@ -195,7 +197,7 @@ def fit_middle(text: str, width_in: float, size_pt: float = LABEL_PT, *, bold: b
     return "…"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """Format a number for a caption with three digits: `0.93`, `12.4`, `1.2e-05`."""
     if value != value:
         return "NaN"
@@ -204,10 +206,10 @@ def number(value: float) -> str:
     return f"{value:.1e}"
 
 
-def with_error(value: float, error: float) -> str:
+def format_with_error(value: float, error: float) -> str:
     """Format a number and its standard error to two digits of the error: `0.048 ± 0.0031`."""
     if not error > 0 or not math.isfinite(error):
-        return f"{number(value)} ± {number(error)}"
+        return f"{format_number(value)} ± {format_number(error)}"
     digits = max(0, 1 - math.floor(math.log10(error)))
     return (
         f"{value:.{digits}f} ± {error:.{digits}f}" if digits < 8 else f"{value:.2e} ± {error:.1e}"

@@ -14,10 +14,10 @@ from timmscope.drawing.style import (
     MARGIN_IN,
     MUTED,
     SMALL_PT,
-    fit,
-    number,
+    format_number,
     text_width,
     theme,
+    truncate,
 )
 
 _MAX_ROWS = 40
@@ -63,11 +63,13 @@ def table_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for index, head in enumerate(heads):
             place = left + widths[index] if right[index] else left
             align = "right" if right[index] else "left"
-            text = fit(head, widths[index], bold=True)
+            text = truncate(head, widths[index], bold=True)
             page.text(text, place, MARGIN_IN, align=align, bold=True)
             for row, values in enumerate(cells):
                 top = MARGIN_IN + (row + 1) * step + 0.04
-                page.text(fit(values[index], widths[index]), place, top, align=align, colour=INK)
+                page.text(
+                    truncate(values[index], widths[index]), place, top, align=align, colour=INK
+                )
             left += widths[index] + _GAP_IN
         for row in range(len(shown) + bool(columns)):
             colour = MUTED if row == 0 else "#e8eaee"
@@ -91,7 +93,7 @@ def cell_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, list | tuple):
         return ", ".join(cell_text(item) for item in value)
     return " ".join(str(value).split())

@@ -17,9 +17,9 @@ from timmscope.drawing.style import (
     MAX_ROWS,
     MUTED,
     SMALL_PT,
-    fit,
-    number,
+    format_number,
     theme,
+    truncate,
 )
 
 _SIDE_IN = 1.75
@@ -52,7 +52,7 @@ def comparison_figure(
     lines = -(-(len(names) + 1) // columns)
     columns = -(-(len(names) + 1) // lines)  # lines of equal length
     height = _SIDE_IN * images.shape[2] / images.shape[3]
-    heads = [fit(name.replace(" at ", "\n"), _SIDE_IN, lines=2) for name in names]
+    heads = [truncate(name.replace(" at ", "\n"), _SIDE_IN, lines=2) for name in names]
     head = line_height(LABEL_PT, max(text.count("\n") + 1 for text in heads)) + 0.04
     cell = head + height + 0.05 + _BAR_IN + line_height(SMALL_PT) + 0.12
     block = line_height(LABEL_PT) + 0.08 + lines * cell + 0.1
@@ -66,7 +66,7 @@ def comparison_figure(
         room = page.width - 2 * MARGIN_IN
         for row in range(count):
             top = MARGIN_IN + row * block
-            page.text(fit(labels[row], room), MARGIN_IN, top, bold=True)
+            page.text(truncate(labels[row], room), MARGIN_IN, top, bold=True)
             top += line_height(LABEL_PT) + 0.08
             page.picture(images[row], MARGIN_IN, top + head, _SIDE_IN, height)
             for index, text in enumerate(heads):
@@ -108,8 +108,8 @@ def _cell(
     axes.set_axis_off()
     below = upper + _BAR_IN + 0.02
     beyond = " ≥" if scale.clipped else ""
-    high = f"{beyond} {number(scale.high)}".strip()
-    low = ("≤ " if scale.clipped and signed else "") + number(scale.low)
+    high = f"{beyond} {format_number(scale.high)}".strip()
+    low = ("≤ " if scale.clipped and signed else "") + format_number(scale.low)
     page.text(low, left, below, size=SMALL_PT, colour=MUTED)
     if signed:
         page.text("0", left + _SIDE_IN / 2, below, size=SMALL_PT, colour=MUTED, align="center")

@@ -17,10 +17,10 @@ from timmscope.drawing.style import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
-    fit,
-    number,
+    format_number,
     text_width,
     theme,
+    truncate,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
         images = f"{count} image{'s' if count != 1 else ''}"
         title = f"{images}, target {objective}, {model}"
         room = width - 2 * MARGIN_IN
-        page.text(fit(title, room, TITLE_PT, bold=True), MARGIN_IN, MARGIN_IN - 0.02,
+        page.text(truncate(title, room, TITLE_PT, bold=True), MARGIN_IN, MARGIN_IN - 0.02,
                   size=TITLE_PT, bold=True)  # fmt: skip
         for column, metric in enumerate(evaluation.metrics):
             start = left + column * (_PANEL_W + _GAP)
@@ -68,7 +68,7 @@ def evaluation_figure(evaluation: Evaluation) -> Figure:
                 _curves(below, evaluation.curves[metric], colours)
         for index, name in enumerate(names):
             top = means_top + 0.05 + (index + 0.5) * _ROW_H - line_height(LABEL_PT) / 2
-            page.text(fit(name, left - MARGIN_IN - 0.12), left - 0.12, top, align="right",
+            page.text(truncate(name, left - MARGIN_IN - 0.12), left - 0.12, top, align="right",
                       colour=colours[name], bold=False)  # fmt: skip
     return page.figure
 
@@ -89,7 +89,7 @@ def _means(axes: Axes, evaluation: Evaluation, column: int, colours: dict[str, s
         ends = [value for value in (low, high, mean) if math.isfinite(value)]
         low_end, high_end = min(low_end, *ends), max(high_end, *ends)
         axes.plot([mean], [row], "o", color=colours[name], markersize=5)
-        axes.annotate(number(mean), (mean, row), xytext=(0, 4.5), textcoords="offset points",
+        axes.annotate(format_number(mean), (mean, row), xytext=(0, 4.5), textcoords="offset points",
                       ha="center", fontsize=SMALL_PT, color=MUTED)  # fmt: skip
     if low_end <= high_end:
         margin = max(0.12 * (high_end - low_end), 0.02 * max(abs(high_end), abs(low_end)), 1e-6)

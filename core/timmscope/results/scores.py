@@ -47,14 +47,14 @@ class Scores(Result):
 
     def figure(self) -> Figure:
         """The spread of all scores, and the images that have the highest."""
-        from timmscope.drawing.style import number
+        from timmscope.drawing.style import format_number
 
         from .scores_figure import scores_figure
 
         places = self.ranking()[: self.top]
         titles = []
         for rank, at in enumerate(places, 1):
-            score = number(float(self.scores[at]))
+            score = format_number(float(self.scores[at]))
             name = PurePath(self.names[at]).stem or self.names[at]
             label = self.labels[at]
             titles.append(f"{rank}. {name}\n" + (f"{score}  {label}" if label else score))

@@ -22,11 +22,11 @@ from timmscope.drawing import (
     SMALL_PT,
     TITLE_PT,
     Canvas,
-    fit,
+    format_number,
     line_height,
-    number,
     theme,
     to_array,
+    truncate,
 )
 
 _COLUMNS, _LISTED = 8, 3
@@ -57,11 +57,11 @@ def scores_figure(
         images: these images, `(len(best), 3, h, w)` in [0, 1]; None lists only the captions.
         score_name: label of the axis.
         title: title of the figure.
-        note: small print below the images.
+        note: small text below the images.
     """
     inner = _WIDTH - 2 * MARGIN_IN
-    heading = fit(title, inner, TITLE_PT, lines=2, bold=True)
-    small = fit(note, inner, SMALL_PT, lines=3)
+    heading = truncate(title, inner, TITLE_PT, lines=2, bold=True)
+    small = truncate(note, inner, SMALL_PT, lines=3)
     head = MARGIN_IN + line_height(TITLE_PT, heading.count("\n") + 1) + 0.15
     top = head + _PLOT_H + _PLOT_BELOW
     columns = _LISTED if images is None else _COLUMNS
@@ -80,7 +80,7 @@ def scores_figure(
         ]
         if images is None:
             for text, (left, upper) in zip(titles, corners, strict=True):
-                page.text(fit(text, step_x - GAP_IN, SMALL_PT), left, upper, size=SMALL_PT)
+                page.text(truncate(text, step_x - GAP_IN, SMALL_PT), left, upper, size=SMALL_PT)
         else:
             page.arrays(
                 (to_array(image), *corner, _CELL, _CELL)
@@ -88,7 +88,7 @@ def scores_figure(
             )
             for text, (left, upper) in zip(titles, corners, strict=True):
                 place = (left + _CELL / 2, upper + _CELL + 0.04)
-                shown = fit(text, _CELL + GAP_IN / 2, SMALL_PT)
+                shown = truncate(text, _CELL + GAP_IN / 2, SMALL_PT)
                 page.text(shown, *place, size=SMALL_PT, colour=MUTED, align="center")
         if note:
             page.text(small, MARGIN_IN, page.height - foot - 0.08, size=SMALL_PT, colour=MUTED)
@@ -114,7 +114,7 @@ def _histogram(axes: Axes, scores: Any, best: Any, name: str) -> None:
     axes.axvline(lowest, color=INK, linewidth=0.8, linestyle=":")
     right = lowest < (edges[0] + edges[-1]) / 2
     axes.annotate(
-        f"{len(best)} shown, from {number(lowest)}",
+        f"{len(best)} shown, from {format_number(lowest)}",
         (lowest, 0.96), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 0),
         textcoords="offset points", ha="left" if right else "right", va="top",
         fontsize=LABEL_PT, color=INK,

@@ -19,9 +19,9 @@ from timmscope.drawing.style import (
     MUTED,
     SMALL_PT,
     TITLE_PT,
-    fit,
-    number,
+    format_number,
     theme,
+    truncate,
 )
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _row(
         verdict, colour = ("fooled" if lasts else "fooled, but not once saved as 8 bits"), BAD
     else:
         verdict, colour = "held", GOOD
+    linf, l2 = float(result.linf[row]) * 255, format_number(float(result.l2[row]))
     columns = [
         (
             result.originals[row],
@@ -101,7 +102,7 @@ def _row(
         (
             shown,
             f"change ×{factor:.0f}",
-            f"L∞ {float(result.linf[row]) * 255:.1f}/255   L2 {number(float(result.l2[row]))}",
+            f"L∞ {linf:.1f}/255   L2 {l2}",
             MUTED,
         ),
         (
@@ -114,8 +115,8 @@ def _row(
     below = top + height + 0.04
     for left, (picture, caption, detail, colour) in zip(lefts, columns, strict=True):
         page.picture(picture, left, top, side, height)
-        page.text(fit(caption, side), left, below)
-        detail = fit(detail, side, SMALL_PT)
+        page.text(truncate(caption, side), left, below)
+        detail = truncate(detail, side, SMALL_PT)
         page.text(detail, left, below + line_height(LABEL_PT), size=SMALL_PT, colour=colour)
 
 

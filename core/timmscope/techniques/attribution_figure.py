@@ -21,10 +21,10 @@ from timmscope.drawing import (
     around_grey,
     colour_bar,
     colourise,
-    fit,
     line_height,
     overlay,
     theme,
+    truncate,
 )
 
 
@@ -70,7 +70,7 @@ def attribution_figure(
             page.text(title, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         for row in range(count):
             top = head + row * row_height
-            page.text(fit(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
+            page.text(truncate(labels[row], lefts[2] + side - MARGIN_IN), MARGIN_IN, top)
             if pixels is not None:
                 page.text(BY_COLOUR, lefts[3], top, colour=MUTED)
             top += line_height(LABEL_PT) + 0.04

@@ -60,12 +60,12 @@ class Synthesis(Result):
 
     def figure(self) -> Figure:
         """The images beside the objective's course."""
-        from timmscope.drawing import MAX_ROWS, curves_figure, number
+        from timmscope.drawing import MAX_ROWS, curves_figure, format_number
 
         count = min(len(self.images), MAX_ROWS)
         names = [f"{row + 1}" for row in range(count)] if count > 1 else [""]
         captions = [  # the legend names each image by its number
-            (f"{name}  {self.labels[row]}".lstrip(), f"objective {number(float(score))}")
+            (f"{name}  {self.labels[row]}".lstrip(), f"objective {format_number(float(score))}")
             for row, (name, score) in enumerate(zip(names, self.final_scores, strict=False))
         ]
         curves = {name: self.scores[:, row] for row, name in enumerate(names)}

@@ -18,8 +18,8 @@ from timmscope.drawing.style import (
     SERIES,
     SMALL_PT,
     TITLE_PT,
-    fit,
     theme,
+    truncate,
 )
 
 from .unit_rows import LABEL
@@ -57,11 +57,11 @@ def units_figure(report: UnitReport) -> Figure:
     with theme():
         width = 2 * MARGIN_IN + 2 * step_x - 0.35
         room = width - 2 * MARGIN_IN
-        below = fit("\n".join(filter(None, [found, _prunable(report)])), room, lines=2)
+        below = truncate("\n".join(filter(None, [found, _prunable(report)])), room, lines=2)
         small = line_height(LABEL_PT, below.count("\n") + 1)
         head = MARGIN_IN + line_height(TITLE_PT) + small + 0.15
         page = Canvas(width, head + lines * step_y + 0.1)
-        top = fit(f"{title}: {counts}", room, TITLE_PT, bold=True)
+        top = truncate(f"{title}: {counts}", room, TITLE_PT, bold=True)
         page.text(top, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
         page.text(below, MARGIN_IN, MARGIN_IN + line_height(TITLE_PT) + 0.02, colour=MUTED)
         for number, panel in enumerate(panels):
@@ -69,7 +69,7 @@ def units_figure(report: UnitReport) -> Figure:
             left, upper = MARGIN_IN + column * step_x, head + row * step_y
             axes = page.axes(left + _LEFT, upper + _HEAD, _W, _H)
             caption = panel(report, axes)
-            page.text(fit(caption, _LEFT + _W, bold=True), left, upper, bold=True)
+            page.text(truncate(caption, _LEFT + _W, bold=True), left, upper, bold=True)
     return page.figure
 
 
@@ -196,7 +196,7 @@ def _colour(report: UnitReport, unit: int, flags: tuple[str, ...]) -> str:
 
 
 def _names(axes: Axes, lines: list[str], top: float) -> None:
-    _corner(axes, "\n".join(fit(line, 1.6, SMALL_PT) for line in lines), top)
+    _corner(axes, "\n".join(truncate(line, 1.6, SMALL_PT) for line in lines), top)
 
 
 def _corner(axes: Axes, text: str, top: float, *, colour: str = INK) -> None:

@@ -18,14 +18,14 @@ from timmscope.drawing import (
     SMALL_PT,
     TITLE_PT,
     Canvas,
-    fit,
-    fit_middle,
+    format_number,
+    format_with_error,
     line_height,
-    number,
     text_width,
     theme,
     to_array,
-    with_error,
+    truncate,
+    truncate_middle,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def dataset_figure(result: DatasetComparison) -> Figure:
     """Measures and points above, below them the images of each set that the other lacks."""
     room = _PAGE - 2 * MARGIN_IN
     first, second = result.titles
-    heading = fit(f"{second} compared with {first}", room, TITLE_PT, lines=2, bold=True)
+    heading = truncate(f"{second} compared with {first}", room, TITLE_PT, lines=2, bold=True)
     top = MARGIN_IN + line_height(TITLE_PT, heading.count("\n") + 1)
     head = top + line_height(LABEL_PT) + 0.12
     width = room - _PLOT_W - _AXIS_LEFT - 0.35
@@ -62,7 +62,7 @@ def dataset_figure(result: DatasetComparison) -> Figure:
     with theme():
         page = Canvas(_PAGE, head + upper + sum(heights) + MARGIN_IN)
         page.text(heading, MARGIN_IN, MARGIN_IN - 0.02, size=TITLE_PT, bold=True)
-        page.text(fit(result.features, room), MARGIN_IN, top, colour=MUTED)
+        page.text(truncate(result.features, room), MARGIN_IN, top, colour=MUTED)
         _measures(page, lines, notes, head, width)
         _points(page, result, _PAGE - MARGIN_IN - _PLOT_W, head, line_height(LABEL_PT) + 0.06)
         place = head + upper
@@ -74,10 +74,14 @@ def dataset_figure(result: DatasetComparison) -> Figure:
 
 def _lines_of(result: DatasetComparison) -> list[tuple[str, str, str]]:
     """Name, value and meaning of each measure."""
-    first, second = (fit_middle(title, _NAME, SMALL_PT) for title in result.titles)
+    first, second = (truncate_middle(title, _NAME, SMALL_PT) for title in result.titles)
     return [
-        ("FID", number(result.fid), "distance of Gaussians; 0 if equal"),
-        ("KID", with_error(result.kid, result.kid_error), "discrepancy, unbiased; near 0 if equal"),
+        ("FID", format_number(result.fid), "distance of Gaussians; 0 if equal"),
+        (
+            "KID",
+            format_with_error(result.kid, result.kid_error),
+            "discrepancy, unbiased; near 0 if equal",
+        ),
         ("precision", f"{result.precision:.3f}", f"share of {second} that is like {first}"),
         ("recall", f"{result.recall:.3f}", f"share of {first} that is like {second}"),
         ("density", f"{result.density:.3f}", f"{first} around {second}; near 1 if equal"),
@@ -90,7 +94,7 @@ def _notes(result: DatasetComparison, width: float) -> str:
         f"{count:,} {title}" for count, title in zip(result.images, result.titles, strict=True)
     ]
     notes = [f"Images: {', '.join(counts)}; {result.k} neighbours.", *result.notes]
-    wrapped = (fit(note, width - 0.12, SMALL_PT, lines=3) for note in notes)
+    wrapped = (truncate(note, width - 0.12, SMALL_PT, lines=3) for note in notes)
     return "\n".join("• " + note.replace("\n", "\n   ") for note in wrapped)
 
 
@@ -104,7 +108,7 @@ def _measures(
         at = top + row * _STEP
         page.text(name, MARGIN_IN, at)
         page.text(value, right, at, align="right", bold=True)
-        text = fit(meaning, MARGIN_IN + width - right - 0.2, SMALL_PT)
+        text = truncate(meaning, MARGIN_IN + width - right - 0.2, SMALL_PT)
         page.text(text, right + 0.2, at + 0.015, size=SMALL_PT, colour=MUTED)
         page.rule(MARGIN_IN, at + _STEP - 0.07, width, "#e8eaee")
     page.text(notes, MARGIN_IN, top + len(lines) * _STEP + 0.03, size=SMALL_PT, colour=MUTED)
@@ -136,7 +140,7 @@ def _points(page: Canvas, result: DatasetComparison, left: float, top: float, he
     for place, title in enumerate(result.titles):
         at = left + place * half
         _mark(page, at + 0.06, top + line_height(LABEL_PT) / 2, place)
-        page.text(fit_middle(title, half - 0.25), at + 0.17, top)
+        page.text(truncate_middle(title, half - 0.25), at + 0.17, top)
 
 
 def _mark(page: Canvas, left: float, top: float, place: int) -> None:
@@ -158,13 +162,13 @@ def _mark(page: Canvas, left: float, top: float, place: int) -> None:
 
 def _heading(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
     room = (page.width - 2 * MARGIN_IN - 3.6) / 2  # next to the other words
-    titles = [fit_middle(title, room, bold=True) for title in result.titles]
+    titles = [truncate_middle(title, room, bold=True) for title in result.titles]
     own, other = titles[which], titles[1 - which]
     text = f"What {other} lacks: images of {own} farthest from it"
     if not result.far_names[which]:
         text = f"{other} lacks nothing: it holds an equal of each image of {own}"
     _mark(page, MARGIN_IN + 0.05, top + line_height(LABEL_PT) / 2, which)
-    text = fit(text, page.width - 2 * MARGIN_IN - 0.2, bold=True)
+    text = truncate(text, page.width - 2 * MARGIN_IN - 0.2, bold=True)
     page.text(text, MARGIN_IN + 0.17, top, bold=True)
 
 
@@ -186,7 +190,7 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
     top += line_height(LABEL_PT) + 0.1
     names = [PurePath(name).stem or name for name in result.far_names[which][:_COLUMNS]]
     nearest = [PurePath(name).stem or name for name in result.nearest_names[which]]
-    gaps = [f"{number(gap)} away" for gap in result.far_distances[which]]
+    gaps = [f"{format_number(gap)} away" for gap in result.far_distances[which]]
     places = [MARGIN_IN + _SIDE + column * (_CELL + GAP_IN) for column in range(len(names))]
     rows = (
         (f"farthest of\n{result.titles[which]}", INK, names, gaps),
@@ -194,14 +198,14 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
     )
     for row, (label, colour, captions, below) in enumerate(rows if names else ()):
         head, _, title = label.partition("\n")
-        label = f"{head}\n{fit_middle(title, _SIDE - 0.1, SMALL_PT)}"
+        label = f"{head}\n{truncate_middle(title, _SIDE - 0.1, SMALL_PT)}"
         page.text(label, MARGIN_IN, top, size=SMALL_PT, colour=colour)
         page.arrays(
             (to_array(result.pictures_of[which, row, column]), place, top, _CELL, _CELL)
             for column, place in enumerate(places)
         )
         for column, place in enumerate(places):
-            text = fit_middle(captions[column], _CELL + GAP_IN / 2, SMALL_PT)
+            text = truncate_middle(captions[column], _CELL + GAP_IN / 2, SMALL_PT)
             text += f"\n{below[column]}" if below else ""
             at = (place + _CELL / 2, top + _CELL + 0.04)
             page.text(text, *at, size=SMALL_PT, colour=MUTED, align="center")
@@ -211,12 +215,12 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
 def _listed(page: Canvas, result: DatasetComparison, which: int, top: float) -> None:
     """The names of the far images, where there are no thumbnails."""
     _heading(page, result, which, top)
-    names = [fit_middle(name, 4.0) for name in result.far_names[which][:_LISTED]]
+    names = [truncate_middle(name, 4.0) for name in result.far_names[which][:_LISTED]]
     right = MARGIN_IN + 1.0 + max((text_width(name, LABEL_PT) for name in names), default=0.0)
     for row, name in enumerate(names):
         at = top + line_height(LABEL_PT) + 0.1 + row * _LINE
         page.text(name, MARGIN_IN + 0.17, at)
-        gap = f"{number(result.far_distances[which][row])} from"
+        gap = f"{format_number(result.far_distances[which][row])} from"
         page.text(gap, right, at, align="right", colour=MUTED)
-        nearest = fit_middle(result.nearest_names[which][row], 4.0)
+        nearest = truncate_middle(result.nearest_names[which][row], 4.0)
         page.text(nearest, right + 0.1, at, colour=MUTED)

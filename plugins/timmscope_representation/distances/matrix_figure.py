@@ -21,11 +21,11 @@ from timmscope.drawing import (
     SMALL_PT,
     TITLE_PT,
     Canvas,
-    fit,
-    fit_middle,
     line_height,
     text_width,
     theme,
+    truncate,
+    truncate_middle,
 )
 
 _NUMBERED = 12
@@ -63,7 +63,7 @@ def matrix_figure(
         key = [f"{letter} {group}" for group, letter in letters.items()]
     else:
         key = []
-    labels = [fit_middle(label, _LABEL, SMALL_PT) for label in labels]
+    labels = [truncate_middle(label, _LABEL, SMALL_PT) for label in labels]
     side = _side(count)
     room = max(text_width(label, SMALL_PT) for label in labels) + 0.12
     across = 2 * side + _GAP + room < 12.5
@@ -72,9 +72,9 @@ def matrix_figure(
     width = 2 * MARGIN_IN + room + columns * (side + _GAP) - _GAP + 0.2 + _BAR + _BAR_LABEL
     width = max(width, 5.5)
     text = width - 2 * MARGIN_IN
-    heading = fit(title, text, TITLE_PT, lines=2, bold=True)
-    below = "\n".join(fit(line, text) for line in [*filter(None, [subtitle]), *key])
-    small = "\n".join(fit(note, text, SMALL_PT, lines=3) for note in notes)
+    heading = truncate(title, text, TITLE_PT, lines=2, bold=True)
+    below = "\n".join(truncate(line, text) for line in [*filter(None, [subtitle]), *key])
+    small = "\n".join(truncate(note, text, SMALL_PT, lines=3) for note in notes)
     head = MARGIN_IN + (line_height(TITLE_PT, heading.count("\n") + 1) if heading else 0)
     top = head + (line_height(LABEL_PT, below.count("\n") + 1) if below else 0) + 0.15
     foot = line_height(SMALL_PT, small.count("\n") + 1) + 0.1 if small else 0

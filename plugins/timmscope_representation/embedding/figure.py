@@ -25,13 +25,13 @@ from timmscope.drawing import (
     TITLE_PT,
     Canvas,
     Group,
-    fit,
-    groups_of,
+    format_number,
+    group_by_class,
     line_height,
-    number,
-    printable,
+    replace_missing_glyphs,
     text_width,
     theme,
+    truncate,
 )
 from timmscope_representation.embedding.figure_pictures import (
     FRAME,
@@ -77,8 +77,8 @@ def embedding_figure(embedding: Embedding) -> Figure:
     aside = _PLAIN_IN if embedding.explained is None or embedding.points.shape[1] == 3 else _AXIS_IN
     width = 2 * MARGIN_IN + aside + PANEL_IN + legend + (PANEL_IN + 0.3 if pictures else 0)
     room = width - 2 * MARGIN_IN
-    title = fit(embedding.title, room, TITLE_PT, lines=2, bold=True)
-    note = fit(_note(embedding), room, SMALL_PT, lines=2)
+    title = truncate(embedding.title, room, TITLE_PT, lines=2, bold=True)
+    note = truncate(_note(embedding), room, SMALL_PT, lines=2)
     head = MARGIN_IN + line_height(TITLE_PT, title.count("\n") + 1) + 0.15
     foot = 0.42 + line_height(SMALL_PT, note.count("\n") + 1) + MARGIN_IN
     with theme():
@@ -107,7 +107,7 @@ def _groups(embedding: Embedding, colouring: dict[str, Any] | None, values: Any)
     if colouring is None or colouring["classes"] is None:
         everything = np.arange(len(embedding))
         return [Group("images", SERIES[0], "disc", everything, False)]
-    return groups_of(colouring["classes"], values)
+    return group_by_class(colouring["classes"], values)
 
 
 def _plane(
@@ -144,7 +144,7 @@ def _plane(
     taken: list[tuple[float, float, float, float]] = []
     for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
-            text = fit(printable(group.name), 1.3, LABEL_PT)
+            text = truncate(replace_missing_glyphs(group.name), 1.3, LABEL_PT)
             place = _named_at(points[group.members], 2 * half / PANEL_IN)
             _write(axes, text, place, taken, 2 * half, effects=halo, weight="bold")
     _queries(axes, embedding, halo, taken)
@@ -222,14 +222,14 @@ def _space(
     taken: list[tuple[float, float, float, float]] = []
     for group in sorted(groups, key=lambda each: -len(each.members)):
         if group.named and len(groups) > 1:
-            text = fit(printable(group.name), 1.3, LABEL_PT)
+            text = truncate(replace_missing_glyphs(group.name), 1.3, LABEL_PT)
             middle = projected(_middle(points[group.members]))
             _write(names, text, middle, taken, PANEL_IN, effects=halo, weight="bold")
     for name, at in zip(
         embedding.query_names[:_NAMED_QUERIES], embedding.query_points.tolist(), strict=False
     ):
         x, y = projected(at)
-        text = fit(_short(name), 1.8, SMALL_PT)
+        text = truncate(_short(name), 1.8, SMALL_PT)
         _write(names, text, (x, y - 0.14), taken, PANEL_IN, effects=halo, weight="normal")
     for axis, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), "xyz", strict=True):
         axis.set_pane_color((0.97, 0.975, 0.98, 1))
@@ -289,7 +289,7 @@ def _queries(axes: Axes, embedding: Embedding, halo: Any, taken: list[Any]) -> N
     )  # fmt: skip
     span = float(np.ptp(axes.get_xlim()))
     for name, (x, y) in zip(embedding.query_names[:_NAMED_QUERIES], points.tolist(), strict=False):
-        text = fit(_short(name), 1.8, SMALL_PT)
+        text = truncate(_short(name), 1.8, SMALL_PT)
         lift = span / PANEL_IN * 0.14
         _write(axes, text, (x, y - lift), taken, span, effects=halo, weight="normal")
 
@@ -354,7 +354,9 @@ def _legend(
         at += 0.1
     if colouring is None:
         return
-    page.text(fit(str(colouring["title"]), room, LABEL_PT, bold=True), left, top + at, bold=True)
+    page.text(
+        truncate(str(colouring["title"]), room, LABEL_PT, bold=True), left, top + at, bold=True
+    )
     at += 0.25
     if colouring["classes"] is None:
         bar = page.axes(left + 0.02, top + at, 0.16, 2.4)
@@ -365,12 +367,14 @@ def _legend(
         bar.grid(visible=False)
         low, high = float(scale.vmin or 0), float(scale.vmax or 0)
         for share in (0.0, 0.5, 1.0):
-            text = number(low + (high - low) * share)
+            text = format_number(low + (high - low) * share)
             page.text(text, left + 0.26, top + at + (1 - share) * 2.4 - 0.07, size=SMALL_PT)
         return
     for group in groups:
         count = f"{len(group.members):,}"
-        name = fit(group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT, lines=3)
+        name = truncate(
+            group.name, room - 0.32 - text_width(f"  {count}", SMALL_PT), SMALL_PT, lines=3
+        )
         entry(_marker(group, len(embedding)), group.colour, f"{name}  {count}", 30)
 
 
@@ -391,4 +395,4 @@ def _note(embedding: Embedding) -> str:
 
 
 def _short(name: str) -> str:
-    return printable(PurePath(name).stem or name)
+    return replace_missing_glyphs(PurePath(name).stem or name)
