@@ -1,4 +1,4 @@
-"""Results: what a technique returns, and how it is saved, shown and loaded again."""
+"""Defines the results that techniques return, and saves, draws and loads them."""
 
 from .csv_text import csv_text
 from .result import Provenance, Result, load_result, to_json

@@ -1,4 +1,4 @@
-"""Rows as CSV text, for the documents of a result."""
+"""Writes rows as CSV text, for the documents of a result."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as CSV: a line of names, then one line per row, ended by CR LF.
+    """Return rows with the same keys as CSV: a line of names, then a line per row, ended by CR LF.
 
-    None is an empty cell. File names that are not valid UTF-8 get `\\ufffd` for what is not.
+    None is an empty cell. Invalid bytes of file names that are not UTF-8 become `\\ufffd`.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]) if rows else [])

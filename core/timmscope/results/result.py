@@ -1,8 +1,8 @@
-"""Results: what a technique returns, how it is kept on disk, shown and made again.
+"""`Result` is the base class of what techniques return; results are saved, drawn and loaded again.
 
 `save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every array, and
-`result.json` with the rest and all that is needed to run it again; `load_result(dir)` returns the
-same object. Torch is imported only for results that hold tensors.
+`result.json` with the other fields and everything needed to run the technique again;
+`load_result(dir)` returns an equal object. Torch is imported only for results that hold tensors.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ R = TypeVar("R", bound="Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Everything that is needed to run a result again.
+    """Everything that is needed to compute a result again.
 
     Attributes:
-        technique: id, `distribution:name`.
+        technique: id of the technique, `distribution:name`.
         family: its family.
         parameters: the technique's fields as JSON values.
-        model: the model's id.
-        weights_sha256: of the model's parameters and buffers.
-        seed: of the random numbers.
+        model: id of the model.
+        weights_sha256: hash of the model's parameters and buffers.
+        seed: seed of random numbers.
         call: further arguments, such as the objective's text.
-        versions: of the packages that decide the numbers.
+        versions: versions of the packages that affect the numbers.
     """
 
     technique: str
@@ -59,29 +59,29 @@ class Provenance:
 
     @classmethod
     def now(cls, **facts: Any) -> Provenance:
-        """With the versions of this environment."""
+        """Create a provenance with the package versions of this environment."""
         return cls(versions=environment_versions(), **facts)
 
 
 def environment_versions() -> dict[str, str]:
-    """Versions of timmscope and the packages that decide its numbers."""
+    """Return the versions of timmscope and the packages that affect its numbers."""
     return {name: _version(name) for name in ("timmscope", "torch", "timm", "numpy")}
 
 
 @cache
 def _version(name: str) -> str:
     try:
-        return version(name)  # parses a file: as long as a forward of a small model
+        return version(name)  # parses a file, which takes as long as a small model's forward pass
     except PackageNotFoundError:
         return "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result(ABC):
-    """Base of all results: frozen dataclasses of tensors, NumPy arrays and plain values.
+    """Base class of all results: frozen dataclasses of tensors, NumPy arrays and plain values.
 
-    Subclasses are declared `@dataclass(frozen=True, kw_only=True)`. Fields of arrays may be None. A
-    loaded field is a NumPy array where its annotation says so, else a tensor.
+    Declare subclasses with `@dataclass(frozen=True, kw_only=True)`. Fields of arrays may be None.
+    A loaded array is a NumPy array if the field's annotation says so, otherwise a tensor.
     """
 
     provenance: Provenance
@@ -91,7 +91,7 @@ class Result(ABC):
         cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # dataclass keeps it
 
     def __repr__(self) -> str:
-        """Shapes instead of values."""
+        """Show shapes instead of values."""
         shown = ", ".join(
             f"{name}={'×'.join(str(size) for size in value.shape) or value.item()}"
             for name, value in self._arrays().items()
@@ -100,29 +100,29 @@ class Result(ABC):
 
     @abstractmethod
     def figure(self) -> Figure:
-        """The result as one matplotlib figure."""
+        """Draw the result as one matplotlib figure."""
 
     @abstractmethod
     def summary(self) -> list[dict[str, Any]]:
-        """One row of a few plain facts per image, unit…, for tables and JSON."""
+        """Return a few plain facts per image, unit …, one dictionary each, for tables and JSON."""
 
     def pictures(self) -> dict[str, Any]:
-        """Pictures that `save` writes besides the figure, by name.
+        """Return pictures that `save` writes besides the figure, by name.
 
         Each is an image tensor `(3, H, W)` in [0, 1], a matplotlib figure, or a function without
-        arguments that makes one of these: of many pages one at a time is in memory.
+        arguments that makes one of these, so that only one of many pages is in memory.
         """
         return {}
 
     def documents(self) -> dict[str, str]:
-        """Text files that `save` writes besides the pictures: file name → content in UTF-8.
+        """Return text files that `save` writes besides the pictures, such as CSV tables and pages.
 
-        For what other programs read or a browser shows: a CSV table, an HTML page.
+        Keys are file names; values are the contents.
         """
         return {}
 
     def save(self, directory: str | Path) -> Path:
-        """Write figure, pictures, documents, `arrays.h5` and `result.json`; returns the directory.
+        """Write figure, pictures, documents, `arrays.h5` and `result.json`; return the directory.
 
         Raises:
             TimmscopeError: the directory cannot be written.
@@ -146,14 +146,14 @@ class Result(ABC):
                 written.append(name)
             self._write_arrays(directory / "arrays.h5")
             text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
-            # A file name that is no UTF-8 holds lone surrogates: written as JSON's own escapes.
+            # File names that are not UTF-8 hold lone surrogates, which become JSON escapes.
             (directory / "result.json").write_text(
                 text + "\n", encoding="utf-8", errors="backslashreplace"
             )
         except (FileExistsError, NotADirectoryError) as error:
             raise TimmscopeError(
-                f"{directory}: a file stands where the result's folder should be; "
-                "name another folder"
+                f"{directory}: the result's folder cannot be created, because a file is in its "
+                "place; choose another folder"
             ) from error
         except OSError as error:
             raise TimmscopeError(f"cannot write the result to {directory}: {error}") from error
@@ -165,7 +165,7 @@ class Result(ABC):
         return buffer.getvalue()
 
     def _arrays(self) -> dict[str, Tensor | np.ndarray]:
-        torch = sys.modules.get("torch")  # without it there is no tensor
+        torch = sys.modules.get("torch")  # if torch is not imported, there are no tensors
         kinds = np.ndarray if torch is None else (np.ndarray, torch.Tensor)
         return {
             item.name: value
@@ -207,24 +207,25 @@ def load_result(directory: str | Path, kind: type[R]) -> R: ...
 
 
 def load_result(directory: str | Path, kind: type[Result] | None = None) -> Result:
-    """The result that `save` wrote there.
+    """Load a result that `save` wrote.
 
-    The file says what it holds by the name of a class of timmscope's own, or of the plugin whose
-    technique made it; a file never names code to import.
+    The file holds the name of a public class of timmscope, or of a class of the plugin whose
+    technique made the result; it never names code to import.
 
     Args:
-        directory: where it was saved.
-        kind: its class, for an editor to know the result's fields; needed for the result of a
-            technique that no plugin registers.
+        directory: folder of the result.
+        kind: class of the result, which gives an editor the types of its fields; needed for the
+            result of a technique that no plugin registers.
 
     Raises:
-        TimmscopeError: the directory holds no result, or one of an unknown type.
+        TimmscopeError: the directory holds no result, or a result of an unknown class.
         PluginError: the plugin that made it is not installed, or does not load.
     """
     directory = Path(directory)
     try:
         record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        found = _type_of(directory, str(record["type"]), record["provenance"]["technique"], kind)
+        technique = record["provenance"]["technique"]
+        found = _result_class(directory, str(record["type"]), technique, kind)
         values = dict(record["fields"])
         types = {item.name: str(item.type).lower() for item in dataclasses.fields(found)}
         with h5py.File(directory / "arrays.h5") as file:
@@ -243,10 +244,10 @@ def _tensor(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _type_of(
+def _result_class(
     directory: Path, name: str, technique: str, given: type[Result] | None
 ) -> type[Result]:
-    """The class that a file names: the one given, a public one, or one of a plugin."""
+    """Return the class that a file names: the given one, a public one, or a plugin's."""
     if given is not None:
         if given.__name__ != name:
             raise TimmscopeError(f"{directory} holds {name!r}, not {given.__name__!r}")
@@ -271,7 +272,7 @@ def _type_of(
             return same[0]
         raise TimmscopeError(
             f"{directory} holds {name!r}, which the plugin of {technique} lacks: install the "
-            "version that saved it, or pass its class as kind="
+            "version that saved it, or pass its class as kind=…"
         )
     raise TimmscopeError(
         f"{directory} holds {name!r} of {technique!r}, which no plugin registers: pass its class, "
@@ -286,12 +287,12 @@ def _subclasses(base: type[Result]) -> Iterator[type[Result]]:
 
 
 def _is_in(module: str, kind: type) -> bool:
-    """Whether a loaded module has the class under its name."""
+    """Whether a loaded module contains the class under its name."""
     return vars(sys.modules[module]).get(kind.__name__) is kind
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values: tensors and arrays become lists, paths text, NaN and infinity None."""
+    """Convert to JSON values: arrays become lists, paths text, NaN and infinity None."""
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`Scores` is the result of a technique whose outcome is one number per image."""
+"""`Scores` is the result of a technique that computes one number per image."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Result):
-    """A score for each image; the highest are shown.
+    """A score per image; the figure shows the images with the highest scores.
 
     Attributes:
         ids: `(n,)` ids of the images.
         scores: `(n,)` float64.
-        names: what each image is called.
-        labels: of each, None where there is none.
-        top: how many are shown.
-        pictures_of: `(top, 3, t, t)` in [0, 1], highest score first; or None.
-        title: of the figure.
-        score_name: what a score is.
-        note: small print below the figure.
+        names: names of the images.
+        labels: labels of the images, None for images without one.
+        top: number of images in the figure.
+        pictures_of: `(top, 3, t, t)` in [0, 1], highest score first; None shows no pictures.
+        title: title of the figure.
+        score_name: name of the score.
+        note: small text below the figure.
     """
 
     ids: Tensor
@@ -41,26 +41,26 @@ class Scores(Result):
     note: str = ""
 
     def ranking(self) -> list[int]:
-        """Places of all images, highest score first, ties by id."""
+        """Return the indices of all images, highest score first, ties by id."""
         order: list[int] = self.scores.argsort(descending=True, stable=True).tolist()
         return order
 
     def figure(self) -> Figure:
-        """The spread of all scores, and the images that have the highest."""
+        """Draw the distribution of all scores and the images with the highest ones."""
         from timmscope.drawing.style import format_number
 
         from .scores_figure import scores_figure
 
-        places = self.ranking()[: self.top]
+        best = self.ranking()[: self.top]
         titles = []
-        for rank, at in enumerate(places, 1):
-            score = format_number(float(self.scores[at]))
-            name = PurePath(self.names[at]).stem or self.names[at]
-            label = self.labels[at]
+        for rank, index in enumerate(best, 1):
+            score = format_number(float(self.scores[index]))
+            name = PurePath(self.names[index]).stem or self.names[index]
+            label = self.labels[index]
             titles.append(f"{rank}. {name}\n" + (f"{score}  {label}" if label else score))
         return scores_figure(
             self.scores.numpy(),
-            self.scores[places].tolist(),
+            self.scores[best].tolist(),
             titles,
             self.pictures_of,
             score_name=self.score_name,
@@ -69,11 +69,11 @@ class Scores(Result):
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """A row for each image that is shown."""
+        """Return one row per image in the figure."""
         return self._rows(self.top)
 
     def documents(self) -> dict[str, str]:
-        """`scores.csv`: all images, highest score first."""
+        """Return `scores.csv` with all images, highest score first."""
         return {"scores.csv": csv_text(self._rows(len(self.ids)))}
 
     def _rows(self, count: int) -> list[dict[str, Any]]:
@@ -81,10 +81,10 @@ class Scores(Result):
         return [
             {
                 "rank": rank,
-                "id": ids[at],
-                "name": self.names[at],
-                "label": self.labels[at],
-                "score": scores[at],
+                "id": ids[index],
+                "name": self.names[index],
+                "label": self.labels[index],
+                "score": scores[index],
             }
-            for rank, at in enumerate(self.ranking()[:count], 1)
+            for rank, index in enumerate(self.ranking()[:count], 1)
         ]

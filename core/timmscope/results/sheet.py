@@ -1,4 +1,4 @@
-"""`Sheet` is the result of a technique whose outcome is many small pictures in a grid."""
+"""`Sheet` is the result of a technique that shows many small pictures in a grid."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SHOWN = 256
-"""Pictures on a page of a sheet; the others are on further pages."""
+"""Largest number of pictures per page; the others are on further pages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet(Result):
-    """Many small pictures in a grid, for analyses whose outcome is looked at.
+    """Many small pictures in a grid.
 
     Attributes:
         images: `(n, 3, h, w)` in [0, 1].
-        titles: a label each.
-        rows: facts about each, dictionaries with the same keys.
-        title: of the whole sheet.
-        note: small print below it.
-        columns: pictures per row, or None for nearly a square.
-        row_labels: a label at the left of each row, or None.
-        row_lengths: pictures of each row, where rows are not all full; None where they are.
+        titles: one label per picture.
+        rows: facts about each picture, as dictionaries with the same keys.
+        title: title of the sheet.
+        note: small text below the sheet.
+        columns: pictures per row; None makes the grid nearly square.
+        row_labels: label at the left of each row; None for no labels.
+        row_lengths: number of pictures of each row; None if all rows are full.
     """
 
     images: Tensor
@@ -42,21 +42,21 @@ class Sheet(Result):
     row_lengths: list[int] | None = None
 
     def figure(self) -> Figure:
-        """The pictures in a grid with their labels: the first page, `MAX_SHOWN` in whole rows."""
+        """Draw the first page: whole rows of up to `MAX_SHOWN` pictures with their labels."""
         return self._page(0)
 
     def pictures(self) -> dict[str, Any]:
-        """The other pages."""
+        """Return the pages after the first."""
         pages = range(1, len(self._pages()))
         return {f"page-{number + 1:03d}": partial(self._page, number) for number in pages}
 
     def _pages(self) -> list[tuple[slice, slice]]:
-        """Of every page its pictures and its rows."""
-        lengths, columns = self.row_lengths, self.columns
+        """Return the pictures and the rows of every page."""
+        lengths = self.row_lengths
         if lengths is None:
             count = len(self.images)
-            wide = columns or MAX_SHOWN
-            lengths = [min(wide, count - start) for start in range(0, count, wide)]
+            columns = self.columns or MAX_SHOWN
+            lengths = [min(columns, count - start) for start in range(0, count, columns)]
         step = max(1, MAX_SHOWN // max(lengths, default=1))
         ends = [0, *accumulate(lengths)]
         starts = range(0, len(lengths), step)
@@ -86,5 +86,5 @@ class Sheet(Result):
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row per picture."""
+        """Return one row per picture."""
         return self.rows

@@ -1,4 +1,4 @@
-"""`Table` is the result of a technique whose outcome is a table."""
+"""`Table` is the result of a technique that computes a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Result):
-    """Plain rows, for analyses whose outcome is a table.
+    """A table of plain values.
 
     Attributes:
         rows: dictionaries with the same keys.
@@ -22,11 +22,11 @@ class Table(Result):
     rows: list[dict[str, Any]]
 
     def figure(self) -> Figure:
-        """The rows as a table."""
+        """Draw the rows as a table."""
         from timmscope.drawing import table_figure
 
         return table_figure(self.rows)
 
     def summary(self) -> list[dict[str, Any]]:
-        """The rows."""
+        """Return the rows."""
         return self.rows
