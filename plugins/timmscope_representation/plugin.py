@@ -38,7 +38,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="unit-report",
         family="representation",
-        summary="Units that are dead, saturated, sparse, redundant, or selective of a class.",
+        summary="Units that are dead, saturated, sparse, redundant, or selective for a class.",
         impl="timmscope_representation.units.unit_report:JudgeUnits",
         paper="Morcos et al., ICLR 2018",
     )

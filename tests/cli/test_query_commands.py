@@ -54,7 +54,7 @@ class TestStats:
         assert printed.status == 0, printed.err
         report = judge_units(Store.open(store).layer("layer2"))
         assert printed.out.splitlines()[0] == report.sentence
-        assert "over 24 images much of this is chance" in printed.out
+        assert "with only 24 images, much of this is chance" in printed.out
         with Image.open("timmscope-out/stats-layer2.png") as figure:
             assert figure.width > 1000
 

@@ -96,9 +96,9 @@ def test_a_context_takes_the_place_of_labels(with_context: Store) -> None:
     assert [unit["best_class"] for unit in report.table()] == names[best].tolist()
     np.testing.assert_allclose([unit["selectivity"] for unit in report.table()], index, rtol=1e-5)
     np.testing.assert_allclose([unit["auroc"] for unit in report.table()], area, atol=0.06)
-    assert "selective of a camera" in report.sentence
+    assert "selective for a camera" in report.sentence
     texts = [text.get_text() for text in report.figure().texts]
-    assert "How well it tells its best camera apart" in texts
+    assert "Selectivity for a unit's best camera" in texts
     folders = JudgeUnits(context="folder", class_size=5)(with_context, layer="layer1")
     labels = JudgeUnits(class_size=5)(with_context, layer="layer1")
     assert folders.table() == labels.table()  # the labels of this store are its folders
@@ -168,7 +168,7 @@ def test_units_correlate_with_a_column_of_numbers(with_context: Store) -> None:
     assert first["context_correlation"] == found[best]
     assert "auroc" not in first
     figure = report.figure()
-    assert "How each unit goes with year" in [text.get_text() for text in figure.texts]
+    assert "Correlation of each unit with year" in [text.get_text() for text in figure.texts]
     named = figure.axes[3].texts[0].get_text().splitlines()
     assert named[0] == f"{best}: {expected[best]:+.2f}"
     some = JudgeUnits(context="id")(with_context, layer="layer1", where="id >= 3 and id < 12")
@@ -192,7 +192,7 @@ def test_a_report_over_few_images_warns_of_chance() -> None:
     rows = np.random.default_rng(0).random((120, 4))
     assert "chance" not in JudgeUnits()(rows).sentence
     few = JudgeUnits()(rows[:99])
-    assert few.sentence.endswith("; over 99 images much of this is chance")
+    assert few.sentence.endswith("; with only 99 images, much of this is chance")
     assert any("over 99 images" in text.get_text() for text in few.figure().texts)
 
 
@@ -318,7 +318,7 @@ def test_the_command_writes_the_csv_and_names_the_context(
         again = [*run[:3], *more, *([] if "," in more[0] else run[3:5])]
         assert main(again) == 2
         error = capsys.readouterr().err
-        assert "looks at one layer, 2 are named:" in error
+        assert "reads one layer, but 2 are given:" in error
         assert error.endswith("; run it once for each\n")
     assert main([*run, "--context", "width"]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Stores of rows that a test chose."""
+"""Fixture that writes given rows to a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keep_rows(
     top_k: int = 5,
     unreadable: Sequence[int] = (),
 ) -> StoreLayer:
-    """Write a store of one layer, ``x``; maxima are the means where there are no others."""
+    """Write a store of one layer, ``x``; maxima are the means by default."""
     pooled = np.asarray(pooled, np.float32)
     maxima = pooled if maxima is None else np.asarray(maxima, np.float32)
     layer = Layer(

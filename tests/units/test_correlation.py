@@ -1,9 +1,9 @@
-"""Correlations from rows seen once, against NumPy and by hand."""
+"""Correlations from one pass over rows agree with NumPy and with hand computation."""
 
 import numpy as np
 import pytest
 
-from timmscope.units.correlation import Correlation, strongest
+from timmscope.units.correlation import Correlation, strongest_partners
 
 
 def streamed(rows: np.ndarray, batch: int, first: int = 0, last: int | None = None) -> np.ndarray:
@@ -14,7 +14,7 @@ def streamed(rows: np.ndarray, batch: int, first: int = 0, last: int | None = No
 
 
 def pairwise(rows: np.ndarray) -> np.ndarray:
-    """Slowly: each pair over the images at which both are finite."""
+    """Compute each pair separately, over the images for which both units are finite."""
     units = rows.shape[1]
     result = np.full((units, units), np.nan)
     for i in range(units):
@@ -26,7 +26,7 @@ def pairwise(rows: np.ndarray) -> np.ndarray:
     return result
 
 
-def test_two_units_by_hand() -> None:
+def test_two_units_agree_with_hand_computation() -> None:
     # Deviations (-1, 0, 1) and (-2, 1, 1): products 3, squares 2 and 6.
     rows = np.array([[1, 5], [2, 8], [3, 8]], np.float32)
     expected = 3 / np.sqrt(2 * 6)
@@ -35,7 +35,7 @@ def test_two_units_by_hand() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 7, 500])
-def test_correlations_are_numpys(batch: int) -> None:
+def test_correlations_agree_with_numpy(batch: int) -> None:
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(500, 30)) @ rng.normal(size=(30, 20)) + 100).astype(np.float32)
     assert streamed(rows, batch) == pytest.approx(np.corrcoef(rows.T.astype(float)), abs=1e-12)
@@ -43,7 +43,7 @@ def test_correlations_are_numpys(batch: int) -> None:
     assert part == pytest.approx(np.corrcoef(rows.T.astype(float))[5:9], abs=1e-12)
 
 
-def test_a_large_offset_costs_no_digits_even_when_the_first_rows_lie_apart() -> None:
+def test_a_large_offset_loses_no_digits_even_if_the_first_rows_differ_from_the_rest() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(4000, 3)) + 3e5
     rows[:, 1] += rows[:, 0]
@@ -52,7 +52,7 @@ def test_a_large_offset_costs_no_digits_even_when_the_first_rows_lie_apart() -> 
     assert streamed(rows, 10) == pytest.approx(np.corrcoef(rows.T.astype(float)), abs=1e-10)
 
 
-def test_what_is_not_finite_leaves_out_that_unit_alone() -> None:
+def test_a_value_that_is_not_finite_affects_its_unit_only() -> None:
     rng = np.random.default_rng(2)
     rows = rng.normal(size=(60, 5)).astype(np.float32)
     clean = streamed(rows, 8)
@@ -65,7 +65,7 @@ def test_what_is_not_finite_leaves_out_that_unit_alone() -> None:
     assert np.isnan(found[4]).all()
 
 
-def test_a_constant_has_no_correlation_however_it_is_rounded() -> None:
+def test_a_constant_has_no_correlation_despite_rounding() -> None:
     rows = np.random.default_rng(3).normal(size=(1000, 4)).astype(np.float32)
     rows[:, 1] = np.float32(0.1)
     rows[:, 2] = np.float32(1e6) / 3
@@ -76,13 +76,13 @@ def test_a_constant_has_no_correlation_however_it_is_rounded() -> None:
     assert np.isfinite(streamed(rows, 9)[1, 0]), "one value a bit higher is no constant"
 
 
-def test_the_strongest_is_another_unit_of_either_sign() -> None:
+def test_the_strongest_partner_is_another_unit_of_either_sign() -> None:
     matrix = np.array([[1, 0.5, -0.9], [0.5, 1, 0.5], [-0.9, 0.5, 1]])
-    values, partners = strongest(matrix, 0)
+    values, partners = strongest_partners(matrix, 0)
     assert values.tolist() == [-0.9, 0.5, -0.9]
     assert partners.tolist() == [2, 0, 0]
-    values, partners = strongest(matrix[1:], 1)
+    values, partners = strongest_partners(matrix[1:], 1)
     assert partners.tolist() == [0, 0]
-    values, partners = strongest(np.full((1, 1), 1.0), 0)
+    values, partners = strongest_partners(np.full((1, 1), 1.0), 0)
     assert np.isnan(values[0])
     assert partners[0] == -1

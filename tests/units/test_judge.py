@@ -1,4 +1,4 @@
-"""Units judged: each flag from rows made for it, and the report told in every form."""
+"""Each flag is set for rows made for it, and the report shows it in every form."""
 
 import csv
 import dataclasses
@@ -53,11 +53,11 @@ def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
     assert report.fires[1] == 3 / N
     assert report.sentence == (
         "x: 10 units over 400 images: 1 dead, 2 saturated, 1 sparse, 2 redundant, "
-        "1 selective of a class; 1 were NaN or infinite on some images; 4 could be pruned"
+        "1 selective for a class; 1 were NaN or infinite on some images; 4 could be pruned"
     )
 
 
-def test_limits_are_the_callers(keep: Keep) -> None:
+def test_the_callers_thresholds_are_used(keep: Keep) -> None:
     layer = keep(*rectified_rows(), LABELS)
     strict = UnitThresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
     assert judge_units(layer, thresholds=strict).counts == {
@@ -66,7 +66,7 @@ def test_limits_are_the_callers(keep: Keep) -> None:
     }  # fmt: skip
 
 
-def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep) -> None:
+def test_in_a_layer_that_is_not_rectified_only_constant_units_are_dead(keep: Keep) -> None:
     rows = RNG.normal(size=(N, 4))
     rows[:, 0] = -7  # one value
     rows[:, 1] = -5 + RNG.random(N)  # never above zero, and alive
@@ -80,7 +80,7 @@ def test_where_negative_values_mean_something_only_a_constant_is_dead(keep: Keep
     assert "selective" not in report.sentence
 
 
-def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
+def test_a_layer_with_a_floor_just_below_zero_counts_as_rectified(keep: Keep) -> None:
     rows = np.abs(RNG.normal(size=(N, 3))) - 0.1
     rows[:, 0] = -0.1 * RNG.random(N)  # varies, and never fires
     report = judge_units(keep(rows))
@@ -89,7 +89,7 @@ def test_a_floor_just_below_zero_is_that_of_gelu(keep: Keep) -> None:
 
 
 @pytest.mark.parametrize("where", ["id < 100 and id != 5", [*range(5), *range(6, 100)]])
-def test_chosen_images_give_what_a_store_of_them_gives(keep: Keep, where: Any) -> None:
+def test_chosen_images_give_the_same_report_as_a_store_of_them(keep: Keep, where: Any) -> None:
     pooled, maxima = rectified_rows()
     chosen = [i for i in range(100) if i != 5]
     some = judge_units(keep(pooled, maxima, LABELS), where=where)
@@ -100,7 +100,7 @@ def test_chosen_images_give_what_a_store_of_them_gives(keep: Keep, where: Any) -
             assert row[name] == (value if plain else pytest.approx(value, rel=1e-9)), name
 
 
-def test_numbers_are_numpys(keep: Keep) -> None:
+def test_statistics_agree_with_numpy(keep: Keep) -> None:
     pooled, maxima = rectified_rows()
     rows = judge_units(keep(pooled, maxima, unreadable=[9])).table()
     good = np.delete(np.arange(N), 9)
@@ -131,7 +131,7 @@ def test_wide_layers_are_read_in_blocks_with_the_same_result(
     assert parts.images == whole.images
 
 
-def test_equal_units_lose_all_but_the_first(keep: Keep) -> None:
+def test_of_equal_units_all_but_the_first_are_prunable(keep: Keep) -> None:
     column = RNG.random((50, 1))
     report = judge_units(keep(np.repeat(column, 3, axis=1)))
     assert report.redundant.all()
@@ -147,14 +147,14 @@ def test_choosing_no_image_is_an_error(keep: Keep) -> None:
         judge_units(layer, [7])
 
 
-def test_one_image_and_one_unit_are_no_reason_to_fail(keep: Keep) -> None:
+def test_one_image_and_one_unit_are_enough(keep: Keep) -> None:
     report = judge_units(keep([[0.5]], labels=["a"]))
     assert report.partner.tolist() == [-1]
     assert report.table()[0]["correlation"] is None
     assert report.striking(5) in ([], [0])
 
 
-def test_units_are_ranked_by_any_number(keep: Keep) -> None:
+def test_units_can_be_ranked_by_any_column_of_numbers(keep: Keep) -> None:
     report = judge_units(keep(*rectified_rows(), LABELS))
     assert report.ranked("fires", ascending=True)[:2] == [0, 1]
     assert set(report.ranked("correlation")[:2]) == {4, 5}
@@ -164,7 +164,7 @@ def test_units_are_ranked_by_any_number(keep: Keep) -> None:
         report.ranked("aurok")
 
 
-def test_the_striking_ones_are_of_every_kind(keep: Keep) -> None:
+def test_striking_units_include_every_flag(keep: Keep) -> None:
     report = judge_units(keep(*rectified_rows(), LABELS))
     assert report.striking(7)[:4] == [0, 3, 2, 1], "dead, saturated, sparse"
     assert set(report.striking(7)) >= {4, 6}
@@ -172,7 +172,7 @@ def test_the_striking_ones_are_of_every_kind(keep: Keep) -> None:
     assert len(set(report.striking(99))) == len(report.striking(99))
 
 
-def test_the_table_is_plain_and_the_csv_is_the_table(keep: Keep, tmp_path: Path) -> None:
+def test_the_table_has_plain_values_and_the_csv_equals_it(keep: Keep, tmp_path: Path) -> None:
     report = judge_units(keep(*rectified_rows(), LABELS))
     rows = report.table()
     json.dumps(rows, allow_nan=False)
@@ -184,7 +184,7 @@ def test_the_table_is_plain_and_the_csv_is_the_table(keep: Keep, tmp_path: Path)
     assert read[0]["correlation"] == ""
 
 
-def test_a_saved_report_comes_back_as_numpy_arrays(keep: Keep, tmp_path: Path) -> None:
+def test_a_saved_report_loads_as_numpy_arrays(keep: Keep, tmp_path: Path) -> None:
     report = judge_units(keep(*rectified_rows(), LABELS), "id < 300", UnitThresholds(sparse=0.02))
     again = load_result(report.save(tmp_path / "saved"))
     assert isinstance(again, UnitReport)

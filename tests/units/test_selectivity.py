@@ -1,4 +1,4 @@
-"""Class selectivity by hand, and areas under the curve against counted pairs."""
+"""Selectivity agrees with hand computation, and areas under the curve with counted pairs."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def means_of(rows: np.ndarray, codes: np.ndarray, least: int = 1, batch: int = 3
     return found.means(least)
 
 
-def test_the_index_of_morcos_by_hand() -> None:
+def test_the_index_of_morcos_agrees_with_hand_computation() -> None:
     rows = np.array([[4, 0], [2, 0], [1, 0], [0, 0], [0, 0]], np.float32)
     codes = np.array([0, 0, 1, 1, 2])
     means = means_of(rows, codes)  # unit 0: 3, 0.5, 0
@@ -32,7 +32,7 @@ def test_negative_activations_are_measured_from_the_lowest() -> None:
     assert index.tolist() == [1.0]
 
 
-def test_small_classes_unlabelled_images_and_what_is_not_finite_are_left_out() -> None:
+def test_small_classes_unlabelled_images_and_non_finite_values_are_left_out() -> None:
     rows = np.array([[9], [1], [3], [np.inf], [2], [100]], np.float32)
     means = means_of(rows, np.array([0, 1, 1, 1, 2, -1]), least=2)
     assert np.isnan(means[[0, 2]]).all()
@@ -45,7 +45,7 @@ def test_small_classes_unlabelled_images_and_what_is_not_finite_are_left_out() -
 
 
 def counted(values: np.ndarray, member: np.ndarray) -> float:
-    """Share of pairs won, pair by pair."""
+    """Compute the share of pairs won, pair by pair."""
     a, b = values[member].astype(float), values[~member].astype(float)
     wins = (a[:, None] > b).sum() + (a[:, None] == b).sum() / 2
     return float(wins / (len(a) * len(b)))
@@ -76,7 +76,7 @@ def test_areas_are_the_share_of_pairs_won() -> None:
     assert np.isnan(areas[5])
 
 
-def test_values_that_are_not_finite_and_units_of_zeros_have_a_place() -> None:
+def test_non_finite_values_are_left_out_and_units_of_zeros_have_an_area() -> None:
     rows = np.array([[0, 1], [0, np.nan], [0, 3], [0, np.inf]], np.float32)
     found = OneAgainstRest(np.array([0, 0]), np.array([0.0, 1.0]), np.array([0.0, 3.0]))
     found.update(rows, np.array([0, 0, 1, 1]))

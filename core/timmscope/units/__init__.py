@@ -1,4 +1,4 @@
-"""Which units of a layer are dead, sparse, saturated, redundant, or selective of a class."""
+"""Finds the units of a layer that are dead, sparse, saturated, redundant or selective."""
 
 from .judge import UnitThresholds, judge_rows, judge_units
 from .unit_report import UnitReport

@@ -1,4 +1,4 @@
-"""Draws a `UnitReport`: how often units fire, how they spread, repeat each other, tell classes."""
+"""Draws a `UnitReport`: how often units fire, their ranges, redundancy and selectivity."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _COLOURS = {
     "redundant": SERIES[1],
     "selective": SERIES[2],
 }
-_NAMED = 6
-"""Units that are named in a panel."""
-_LISTED = 12
-"""Units that are listed for each reason to prune them."""
-_WORDS = {"saturated": "saturated (always on)"}
+_MAX_LABELS = 6
+"""Largest number of units that are labelled in a panel."""
+_MAX_PRUNABLE = 12
+"""Largest number of units that are listed per reason to prune them."""
+_FLAG_LABELS = {"saturated": "saturated (always on)"}
 
 
 def units_figure(report: UnitReport) -> Figure:
-    """Four panels: firing, spread, redundancy, and what tells images' classes or numbers apart."""
+    """Draw panels of firing, range, redundancy, and selectivity or correlation with a column."""
     panels = [_firing, _spread, _redundancy]
     if not np.isnan(report.auroc).all():
         panels.append(_selectivity)
@@ -74,32 +74,32 @@ def units_figure(report: UnitReport) -> Figure:
 
 
 def _prunable(report: UnitReport) -> str:
-    """The units that could be pruned, those with the plainest reason first."""
-    why: dict[str, list[int]] = {name: [] for name in ("dead", "saturated", "redundant")}
+    """Return a text that lists the prunable units by reason, the clearest reason first."""
+    reasons: dict[str, list[int]] = {name: [] for name in ("dead", "saturated", "redundant")}
     for unit in np.flatnonzero(report.prunable).tolist():
-        why[next(name for name in why if getattr(report, name)[unit])].append(unit)
+        reasons[next(name for name in reasons if getattr(report, name)[unit])].append(unit)
     parts = []
-    for name, found in why.items():
+    for name, found in reasons.items():
         if found:
-            shown = ", ".join(map(str, found[:_LISTED]))
-            more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-            parts.append(f"{name} {shown}{more}")
+            shown = ", ".join(map(str, found[:_MAX_PRUNABLE]))
+            left_out = len(found) - _MAX_PRUNABLE
+            parts.append(f"{name} {shown}" + (f" and {left_out} more" if left_out > 0 else ""))
     return f"to prune: {'; '.join(parts)}" if parts else ""
 
 
 def _firing(report: UnitReport, axes: Axes) -> str:
-    """Share of images that each unit fires on, in falling order."""
+    """Draw the share of images on which each unit fires, in descending order."""
     shares = np.nan_to_num(report.fires)
     order = np.argsort(-shares, kind="stable")
     _bars(report, axes, shares[order], order, ("dead", "saturated", "sparse"))
     axes.set_ylabel("share of images")
     axes.set_xlabel("units, most active first")
-    what = "fires" if report.rectified else "is above zero"
-    return f"On how many images a unit {what}"
+    fires = "fires" if report.rectified else "is above zero"
+    return f"Share of images on which a unit {fires}"
 
 
 def _spread(report: UnitReport, axes: Axes) -> str:
-    """Median, middle half and largest of the maxima of every unit."""
+    """Draw the median, the middle half and the largest of every unit's maxima."""
     median = report.column("max_q50")
     order = np.argsort(-np.nan_to_num(median), kind="stable")
     low, high = report.column("max_q25")[order], report.column("max_q75")[order]
@@ -111,32 +111,32 @@ def _spread(report: UnitReport, axes: Axes) -> str:
     axes.set_ylabel("spatial maximum")
     axes.set_xlabel("units, by median")
     bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top + 0.15 * (top - bottom))  # room for what the marks are
-    _corner(axes, "line: median   band: middle half   dots: largest", 0.97, colour=MUTED)
-    return "How high, over the images"
+    axes.set_ylim(bottom, top + 0.15 * (top - bottom))  # room for the legend
+    _corner_text(axes, "line: median   band: middle half   dots: largest", 0.97, colour=MUTED)
+    return "Range of a unit's maxima over the images"
 
 
 def _redundancy(report: UnitReport, axes: Axes) -> str:
-    """Highest correlation of each unit with another, in falling order."""
+    """Draw the highest correlation of each unit with another, in descending order."""
     correlation = report.correlation
-    size = np.nan_to_num(np.abs(correlation))
-    order = np.argsort(-size, kind="stable")
-    _bars(report, axes, size[order], order, ("redundant",))
+    magnitude = np.nan_to_num(np.abs(correlation))
+    order = np.argsort(-magnitude, kind="stable")
+    _bars(report, axes, magnitude[order], order, ("redundant",))
     axes.axhline(report.thresholds["redundant"], color=INK, linewidth=0.8, linestyle=":")
     axes.set_ylabel("highest |correlation|")
-    axes.set_xlabel("units, most alike first")
+    axes.set_xlabel("units, most redundant first")
     pairs: dict[frozenset[int], str] = {}
     for unit in order.tolist():
         partner = int(report.partner[unit])
         if partner >= 0:
             text = f"{unit}, {partner}: {correlation[unit]:+.2f}"
             pairs.setdefault(frozenset((unit, partner)), text)
-    _names(axes, list(pairs.values())[:_NAMED], 0.88)
-    return "How alike another unit"
+    _label_units(axes, list(pairs.values())[:_MAX_LABELS], 0.88)
+    return "Highest correlation with another unit"
 
 
 def _selectivity(report: UnitReport, axes: Axes) -> str:
-    """Selectivity index against area under the curve."""
+    """Draw the area under the ROC curve over the selectivity index."""
     area = report.auroc
     colours = [_colour(report, unit, ("selective", "dead")) for unit in range(len(report))]
     axes.scatter(report.selectivity, area, s=9, c=colours, linewidths=0, alpha=0.8)
@@ -149,14 +149,13 @@ def _selectivity(report: UnitReport, axes: Axes) -> str:
     best = [
         u for u in np.argsort(-np.nan_to_num(area), kind="stable").tolist() if area[u] == area[u]
     ]
-    lines = [f"{u}: {area[u]:.3f} {report.best_class[u]}" for u in best[:_NAMED]]
-    _names(axes, lines, 0.4)
-    what = "class" if report.by == LABEL else report.by
-    return f"How well it tells its best {what} apart"
+    lines = [f"{u}: {area[u]:.3f} {report.best_class[u]}" for u in best[:_MAX_LABELS]]
+    _label_units(axes, lines, 0.4)
+    return f"Selectivity for a unit's best {'class' if report.by == LABEL else report.by}"
 
 
 def _context(report: UnitReport, axes: Axes) -> str:
-    """Correlation of each unit with a column of numbers, in falling order."""
+    """Draw the correlation of each unit with a column of numbers, in descending order."""
     correlation = report.context_correlation
     order = np.argsort(-np.nan_to_num(correlation), kind="stable")
     axes.bar(np.arange(len(order)), np.nan_to_num(correlation[order]), width=1.0, color=SERIES[0])
@@ -167,14 +166,14 @@ def _context(report: UnitReport, axes: Axes) -> str:
     axes.set_xlabel("units, most positive first")
     known = [unit for unit in order.tolist() if correlation[unit] == correlation[unit]]
     known.sort(key=lambda unit: -abs(correlation[unit]))
-    _names(axes, [f"{unit}: {correlation[unit]:+.2f}" for unit in known[:_NAMED]], 0.97)
-    return f"How each unit goes with {report.by}"
+    _label_units(axes, [f"{unit}: {correlation[unit]:+.2f}" for unit in known[:_MAX_LABELS]], 0.97)
+    return f"Correlation of each unit with {report.by}"
 
 
 def _bars(
     report: UnitReport, axes: Axes, heights: np.ndarray, order: np.ndarray, flags: tuple[str, ...]
 ) -> None:
-    """Shares as bars, coloured by flag, with the names of the flags that occur."""
+    """Draw bars, coloured by flag, and a legend of the flags that occur."""
     colours = [_colour(report, unit, flags) for unit in order.tolist()]
     axes.bar(np.arange(len(order)), heights, width=1.0, color=colours, linewidth=0)
     axes.set_xlim(-0.5, max(len(order) - 0.5, 0.5))
@@ -184,7 +183,7 @@ def _bars(
     if found:
         axes.legend(
             [Patch(color=_COLOURS[name]) for name in found],
-            [f"{_WORDS.get(name, name)}: {counts[name]}" for name in found],
+            [f"{_FLAG_LABELS.get(name, name)}: {counts[name]}" for name in found],
             loc="upper left", bbox_to_anchor=(0, 0.94), frameon=True, framealpha=0.85,
             edgecolor="none", borderaxespad=0.3, handlelength=1,
         )  # fmt: skip
@@ -195,12 +194,12 @@ def _colour(report: UnitReport, unit: int, flags: tuple[str, ...]) -> str:
     return _COLOURS[found] if found else SERIES[0]
 
 
-def _names(axes: Axes, lines: list[str], top: float) -> None:
-    _corner(axes, "\n".join(truncate(line, 1.6, SMALL_PT) for line in lines), top)
+def _label_units(axes: Axes, lines: list[str], top: float) -> None:
+    _corner_text(axes, "\n".join(truncate(line, 1.6, SMALL_PT) for line in lines), top)
 
 
-def _corner(axes: Axes, text: str, top: float, *, colour: str = INK) -> None:
-    """Small print at the right edge of a panel; `top` in its heights."""
+def _corner_text(axes: Axes, text: str, top: float, *, colour: str = INK) -> None:
+    """Write small text at the right edge of a panel; `top` is relative to its height."""
     axes.text(
         0.98, top, text, transform=axes.transAxes, color=colour, va="top", ha="right",
         fontsize=SMALL_PT, parse_math=False,

@@ -1,9 +1,9 @@
 """`judge_units` judges every unit of a layer from the store's statistics and a pass over its rows.
 
-The pass gives correlations and class means; where images have labels, a second one measures how
-well each unit tells its best class from the rest. Memory depends on the number of units and
-classes, not of images: correlations of wide layers are computed in blocks, one pass each. No torch
-is imported.
+The pass computes correlations and class means. If images have labels, a second pass measures how
+well each unit separates its best class from the others. Memory depends on the number of units and
+classes, not of images: correlations of wide layers are computed in blocks, with one pass per block.
+Torch is not imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from timmscope.results import Provenance
 from timmscope.store import StoreLayer
 from timmscope_registry import ParameterError
 
-from .correlation import Correlation, strongest
+from .correlation import Correlation, strongest_partners
 from .selectivity import ClassMeans, OneAgainstRest, best_classes
 from .unit_report import QUANTILES, UnitReport
 from .unit_rows import LABEL, UnitRows
@@ -28,25 +28,26 @@ if TYPE_CHECKING:
     from timmscope.techniques import Rows
 
 CORRELATION_BYTES = 256 << 20
-"""Largest matrix of correlations kept at a time; a wider layer is read once per block."""
-_CORRELATED = 3
-"""Images that a correlation with numbers needs at least: that of any two is 1 or -1."""
+"""Largest block of the correlation matrix; a wider layer is read once per block."""
+_MIN_NUMBERS = 3
+"""Fewest images for a correlation with numbers; of two images it is always 1 or -1."""
 _FLOOR = 0.4
 _FLOOR_SHARE = 0.1
+"""A rectified layer has no value below -0.4, or below -0.1 times its largest value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitThresholds:
-    """From where a unit counts as what.
+    """Thresholds of the flags of units.
 
     Attributes:
-        sparse: share of images that a sparse unit fires on, at most.
-        saturated: spread of a saturated unit's mean over its mean (standard deviation over
-            magnitude), at most.
-        ceiling: share of its highest maximum that a saturated unit's median reaches.
-        redundant: magnitude of the correlation between redundant units, at least.
-        selective: area under the ROC curve of a selective unit's class, at least.
-        class_size: images of a class that counts, at least.
+        sparse: largest share of images on which a sparse unit fires.
+        saturated: largest standard deviation of a saturated unit's mean, relative to the mean's
+            magnitude.
+        ceiling: smallest median of a saturated unit's maxima, relative to their largest value.
+        redundant: smallest magnitude of the correlation between redundant units.
+        selective: smallest area under the ROC curve of a selective unit's class.
+        class_size: fewest images of a class that counts.
     """
 
     sparse: float = 0.01
@@ -64,18 +65,18 @@ def judge_units(
     *,
     by: str | None = None,
 ) -> UnitReport:
-    """Judge every unit of a layer; see `UnitReport` for what the words mean.
+    """Judge every unit of a layer; `UnitReport` defines the flags.
 
     Args:
-        layer: as `store.layer(name)` gives it, or the rows that a technique is given.
+        layer: layer from `store.layer(name)`, or the rows that a technique gets.
         where: only these images of a layer: a condition (`ImageTable.where`), a mask (N,) or ids.
-        thresholds: from where a unit counts as what.
-        by: column in place of the labels, as in ``folder``, ``width`` or one of the metadata: units
-            may be selective of its texts, or correlate with its numbers.
+        thresholds: thresholds of the flags.
+        by: column to use instead of the labels, such as ``folder``, ``width`` or a column of the
+            metadata: units may be selective for its texts, or correlate with its numbers.
 
     Raises:
-        ParameterError: the condition is wrong, or chooses no image that could be read; there is no
-            such column, or the images have one value of it, or fewer than three have a number.
+        ParameterError: the condition is wrong, or selects no readable image; there is no such
+            column, or all images have the same value, or fewer than three have a number.
         StoreError: the store is not finished.
         StoreCorrupted: a shard cannot be read.
     """
@@ -87,24 +88,24 @@ def judge_units(
 def judge_rows(
     source: UnitRows, thresholds: UnitThresholds | None = None, *, by: str | None = None
 ) -> UnitReport:
-    """Judge units by rows of any origin; arguments and errors as for `judge_units`."""
+    """Judge units by rows from any source; arguments and errors as for `judge_units`."""
     limits = thresholds or UnitThresholds()
     units, codes, numbers = source.channels, source.codes, source.numbers
     if numbers is None:
         labelled = codes[source.readable]
         labelled = labelled[labelled >= 0]
         sizes = np.bincount(labelled, minlength=len(source.names))
-        unjudged = _unjudged(sizes, limits.class_size, by or LABEL)
+        unjudged = _why_unjudged(sizes, limits.class_size, by or LABEL)
     else:
         labelled = numbers[source.readable]
         labelled = labelled[np.isfinite(labelled)]
-        unjudged = _unjudged(np.unique(labelled, return_counts=True)[1], 1, by or LABEL)
-        if not unjudged and len(labelled) < _CORRELATED:
-            unjudged = f"only {len(labelled)} images have a {by}, and any two are on a line"
+        unjudged = _why_unjudged(np.unique(labelled, return_counts=True)[1], 1, by or LABEL)
+        if not unjudged and len(labelled) < _MIN_NUMBERS:
+            unjudged = f"only {len(labelled)} images have a {by}, and a correlation needs 3"
     if unjudged and by is not None:
-        raise ParameterError(f"nothing to tell apart: {unjudged}", parameter="context")
+        raise ParameterError(f"nothing to compare units with: {unjudged}", parameter="context")
     means = ClassMeans(len(source.names), units)
-    context = Correlation(units + 1, units)  # of the numbers, as one more unit, with all
+    context = Correlation(units + 1, units)  # the numbers are an additional unit
     correlation, partner = np.empty(units), np.empty(units, dtype=np.int64)
     maxima, pooled = source.known() or _statistics(source)
     width = max(1, min(units, CORRELATION_BYTES // (8 * units)))
@@ -119,7 +120,7 @@ def judge_rows(
                     context.update(np.column_stack([rows, numbers[ids]]))
                 images += len(ids)
         span = slice(first, first + width)
-        correlation[span], partner[span] = strongest(block.matrix(), first)
+        correlation[span], partner[span] = strongest_partners(block.matrix(), first)
     constant = pooled.minimum == pooled.maximum
     correlation[constant], partner[constant] = np.nan, -1
     with_context = np.full(units, np.nan) if numbers is None else context.matrix()[0, :units]
@@ -128,7 +129,7 @@ def judge_rows(
     area = np.full(units, np.nan)
     if (best >= 0).any():
         counts = OneAgainstRest(best, np.nan_to_num(pooled.minimum), np.nan_to_num(pooled.maximum))
-        for ids, rows in source.stream("pooled", "telling classes apart"):
+        for ids, rows in source.stream("pooled", "measuring selectivity"):
             counts.update(rows, codes[ids])
         area = counts.areas()
     rectified = _is_rectified(pooled, maxima)
@@ -165,12 +166,12 @@ def judge_rows(
     )
 
 
-def _unjudged(sizes: np.ndarray, least: int, by: str) -> str:
-    """Why no unit can be selective, in a few words; empty where some can."""
-    some = int((sizes > 0).sum())
-    if not some:
+def _why_unjudged(sizes: np.ndarray, least: int, by: str) -> str:
+    """Return why selectivity cannot be judged, in a few words; empty if it can."""
+    values = int((sizes > 0).sum())
+    if not values:
         return f"no image has a {by}"
-    if some == 1:
+    if values == 1:
         return f"all images that have a {by} have the same one"
     if (sizes >= least).sum() < 2:
         return f"no two values of {by} have {least} images"
@@ -178,7 +179,7 @@ def _unjudged(sizes: np.ndarray, least: int, by: str) -> str:
 
 
 def _statistics(source: UnitRows) -> tuple[UnitStatistics, UnitStatistics]:
-    """Statistics of maxima and means, from the rows."""
+    """Compute the statistics of maxima and means from the rows."""
     from timmscope.collectors import LayerBatch, Statistics
     from timmscope.store import UnitStatistics
 
@@ -191,14 +192,14 @@ def _statistics(source: UnitRows) -> tuple[UnitStatistics, UnitStatistics]:
         found.update(LayerBatch(layer=source.name, ids=ids, rows=rows))
     if not len(found.of("max").count):
         raise ParameterError(
-            f"no image that could be read is chosen: nothing to say of {source.name}",
+            f"no image that could be read is chosen, so {source.name} has no statistics",
             parameter="where",
         )
     return UnitStatistics.of(found.of("max")), UnitStatistics.of(found.of("pooled"))
 
 
 def _columns(found: UnitStatistics) -> list[np.ndarray]:
-    """Rows of `UnitReport.statistics`."""
+    """Return rows of `UnitReport.statistics`."""
     moments = [found.mean, found.std, found.minimum, found.maximum, found.zeros]
     return [*moments, *map(found.quantile, QUANTILES)]
 
@@ -222,20 +223,20 @@ def _flags(
     rectified: bool,
     limits: UnitThresholds,
 ) -> dict[str, np.ndarray]:
-    some = maxima.count > 0
+    measured = maxima.count > 0
     if rectified:
-        dead = some & (maxima.maximum <= 0)
+        dead = measured & (maxima.maximum <= 0)
     else:
-        one_mean = pooled.minimum == pooled.maximum
-        dead = some & one_mean & (maxima.minimum == maxima.maximum)
-    live = some & ~dead
+        constant_mean = pooled.minimum == pooled.maximum
+        dead = measured & constant_mean & (maxima.minimum == maxima.maximum)
+    live = measured & ~dead
     steady = pooled.std <= limits.saturated * np.abs(pooled.mean)
     median = maxima.quantile(0.5)
-    capped = (maxima.maximum > 0) & (median >= limits.ceiling * maxima.maximum)
+    at_ceiling = (maxima.maximum > 0) & (median >= limits.ceiling * maxima.maximum)
     return {
         "dead": dead,
         "sparse": live & rectified & (maxima.positive <= limits.sparse),
-        "saturated": live & (steady | capped),
+        "saturated": live & (steady | at_ceiling),
         "redundant": live & (np.abs(np.nan_to_num(correlation)) >= limits.redundant),
         "selective": live & (np.nan_to_num(area) >= limits.selective),
     }
@@ -244,11 +245,11 @@ def _flags(
 def _prunable(
     flags: dict[str, np.ndarray], partner: np.ndarray, variance: np.ndarray
 ) -> np.ndarray:
-    """Dead and saturated units, and of redundant ones all but one: that which varies most."""
-    gone: np.ndarray = flags["dead"] | flags["saturated"]
-    redundant = np.flatnonzero(flags["redundant"] & ~gone)
-    # By falling number among equal variances, so that the first of equals stays.
+    """Select dead and saturated units, and redundant units whose partner varies more and stays."""
+    pruned: np.ndarray = flags["dead"] | flags["saturated"]
+    redundant = np.flatnonzero(flags["redundant"] & ~pruned)
+    # Units with equal variances go in descending order, so that the first of them stays.
     for unit in sorted(redundant.tolist(), key=lambda unit: (variance[unit], -unit)):
-        if not gone[partner[unit]]:
-            gone[unit] = True
-    return gone
+        if not pruned[partner[unit]]:
+            pruned[unit] = True
+    return pruned

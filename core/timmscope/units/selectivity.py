@@ -1,19 +1,19 @@
-"""Measures how well a unit tells one class from the rest: class means, then a histogram per unit.
+"""Measures how well a unit separates one class from the rest, by class means and histograms.
 
 The selectivity index of Morcos et al. ("On the importance of single directions for
 generalization", ICLR 2018, section 2.3) is (μ_max - μ_-max) / (μ_max + μ_-max), where μ_max is the
 highest mean of a unit within a class and μ_-max the mean over the other classes' means. It assumes
-activations that are not negative; where a unit has negative ones, all are measured from its
-lowest. It depends on the unit's offset, so the area under the ROC curve of that class against all
-other images stands beside it: the share of pairs in which the image of the class has the higher
-value, equal ones counting half (Mann and Whitney, 1947).
+activations that are not negative; the values of a unit with negative ones are measured from its
+lowest value. The index depends on the unit's offset, so it is reported with the area under the ROC
+curve of that class against all other images: the share of pairs in which the image of the class has
+the higher value, where equal values count half (Mann and Whitney, 1947).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-_SHIFT = 18  # of a float32's bits, 5 remain of the mantissa: bins 1/32 of a value wide
+_SHIFT = 18  # drops bits of a float32 and leaves 5 of the mantissa: bins are 1/32 of a value wide
 _OCTAVES = 24
 _SIDE = (_OCTAVES << 5) + 1
 _BINS = 2 * _SIDE + 1
@@ -33,7 +33,7 @@ class ClassMeans:
         self._images = np.zeros(classes, dtype=np.int64)
 
     def update(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        """Take in rows (n, C) of classes `codes` (n,); those without one (-1) are left out."""
+        """Add rows (n, C) of classes `codes` (n,), without rows that have no class (-1)."""
         kept = np.flatnonzero(codes >= 0)
         if not len(kept):
             return
@@ -47,21 +47,21 @@ class ClassMeans:
         self._images[found] += np.diff(starts, append=len(order))
 
     def means(self, least: int) -> np.ndarray:
-        """Means (K, C), NaN for classes of fewer images than `least`, and without finite values."""
+        """Return means (K, C); NaN for classes with under `least` images or no finite values."""
         enough = (self._images >= least)[:, None] & (self._counts > 0)
         return np.where(enough, self._sums / np.maximum(self._counts, 1), np.nan)
 
 
 def best_classes(means: np.ndarray, lowest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each unit's class of highest mean, and its selectivity index.
+    """Return each unit's class of highest mean, and its selectivity index.
 
     Args:
         means: (K, C), NaN for classes that do not count.
-        lowest: (C,) lowest value of every unit; negative ones are the zero of the index.
+        lowest: (C,) lowest value of every unit; the index measures from it if it is negative.
 
     Returns:
-        Classes (C,) int64, -1 where fewer than two count or all have one mean, as of a constant
-        unit; indices (C,), NaN there.
+        Classes (C,) int64 and indices (C,); -1 and NaN if fewer than two classes count or all
+        have the same mean, as for a constant unit.
     """
     known = ~np.isnan(means)
     if len(means) < 2:
@@ -82,15 +82,15 @@ def best_classes(means: np.ndarray, lowest: np.ndarray) -> tuple[np.ndarray, np.
 class OneAgainstRest:
     """Area under the ROC curve of each unit for one class, from histograms.
 
-    Values are measured from zero, or from the unit's value nearest to it, so that units that vary
-    little beside their size are distinguished too. Bins are 1/32 of a value wide, down to 2**-24 of
-    the largest; values in one bin count as equal. The area is off by at most half the share of
-    pairs that a bin joins.
+    Values are measured from the unit's value nearest to zero, so that bins also resolve units that
+    vary little relative to their size. Bins are 1/32 of a value wide, down to 2**-24 of the
+    largest; values in one bin count as equal. The error of the area is at most half the share of
+    pairs in the same bin.
 
     Args:
-        best: (C,) the class of every unit, -1 for none.
-        low: (C,) the lowest value of every unit.
-        high: (C,) the highest.
+        best: (C,) class of every unit, -1 for none.
+        low: (C,) lowest value of every unit.
+        high: (C,) highest value of every unit.
     """
 
     def __init__(self, best: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -101,7 +101,7 @@ class OneAgainstRest:
         self._counts = np.zeros((2, len(best), _BINS), dtype=np.int64)
 
     def update(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        """Take in rows (n, C) of classes `codes` (n,); those without one (-1) are left out."""
+        """Add rows (n, C) of classes `codes` (n,), without rows that have no class (-1)."""
         kept = codes >= 0
         if not kept.any():
             return
@@ -114,7 +114,7 @@ class OneAgainstRest:
         self._counts += counts.reshape(self._counts.shape)
 
     def areas(self) -> np.ndarray:
-        """Areas (C,); NaN for a unit without class, or with nothing to compare."""
+        """Return areas (C,); NaN for a unit without a class or without pairs."""
         rest, members = self._counts
         below = np.cumsum(rest, axis=1) - rest
         wins = (members * (below + rest / 2)).sum(axis=1)
@@ -123,7 +123,7 @@ class OneAgainstRest:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Bin of values in [-1, 1], rising with the value; the middle one holds zero."""
+    """Return the bin of each value in [-1, 1], in ascending order; the middle bin holds zero."""
     magnitude = np.abs(values.astype(np.float32)).view(np.uint32) >> _SHIFT
     lowest = (127 - _OCTAVES) << 5  # the bin of 2**-24
     steps = np.clip(magnitude.astype(np.int64) - lowest + 1, 0, _SIDE)

@@ -1,4 +1,4 @@
-"""`UnitReport` is the result of judging a layer's units: arrays, a table, CSV and a figure."""
+"""`UnitReport` is the result of `judge_units`: arrays over a layer's units, tables and a figure."""
 
 from __future__ import annotations
 
@@ -25,57 +25,57 @@ STATISTICS = tuple(
 )
 """Rows of `UnitReport.statistics`: of the units' spatial means, then of their maxima."""
 FLAGS = ("dead", "saturated", "sparse", "redundant", "selective")
-"""In the order in which they are listed."""
+"""Flags in the order of listings."""
 NUMBERS = (
     *("unit", "fires", *STATISTICS, "count", "nonfinite", "correlation", "partner"),
     *("selectivity", "auroc", "context_correlation"),
 )
 """Columns of numbers."""
-_FEW = 100
-"""Images below which a correlation of 0.95 between some two of many units says little."""
+_FEW_IMAGES = 100
+"""With fewer images, two of many units may correlate by 0.95 by chance."""
 _SHOWN = 20
-"""Units in the summary."""
+"""Number of units in the summary."""
 _COLUMNS = ("unit", "flags", "prunable", "fires", "mean_mean", "partner", "correlation")
-_OF_CLASSES = ("best_class", "selectivity", "auroc")
-_OF_NUMBERS = ("context_correlation",)
+_CLASS_COLUMNS = ("best_class", "selectivity", "auroc")
+_NUMBER_COLUMNS = ("context_correlation",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitReport(Result):
-    """Every unit of a layer judged; arrays (C,). Limits are those of `UnitThresholds`.
+    """Statistics and flags of every unit of a layer, as arrays (C,).
 
-    A layer counts as rectified when no value lies below -0.4, nor further below zero than a tenth
-    of the largest value lies above it: after ReLU, ReLU6, GELU, SiLU or hard swish. There a unit
-    fires on an image where its spatial maximum is above zero.
+    A layer is rectified if no value is below -0.4, or further below zero than a tenth of the
+    largest value: after ReLU, ReLU6, GELU, SiLU or hard swish. A unit of a rectified layer fires on
+    an image if its spatial maximum is above zero. `UnitThresholds` holds the thresholds.
 
     Attributes:
         layer: name of the layer.
-        images: images that were read.
-        labelled: those of them with a label, or a value of the column in its place.
-        by: what classes, or numbers, are: ``label``, or a column of the images or their metadata.
-        unjudged: why no unit can be selective, in a few words; empty where some can.
-        rectified: whether the layer is.
-        thresholds: the limits by name.
+        images: number of images that were read.
+        labelled: number of these images with a label, or with a value of the column `by`.
+        by: source of classes or numbers: ``label``, or a column of the images or their metadata.
+        unjudged: why selectivity cannot be judged, in a few words; empty if it can.
+        rectified: whether the layer is rectified.
+        thresholds: the thresholds by name.
         statistics: (20, C) mean, standard deviation, smallest and largest value, share of zeros and
             five quantiles of the units' spatial means and maxima, in the order of the columns
-            ``mean_mean`` to ``max_q99`` of `table`; `column` gives one by name.
+            ``mean_mean`` to ``max_q99`` of `table`; `column` returns one by name.
         fires: share of images on which the spatial maximum is above zero.
-        count: images whose spatial mean is neither NaN nor infinite.
-        correlation: Pearson's correlation of the spatial means with those of the other unit where
-            its magnitude is highest; NaN for a constant unit.
+        count: number of images whose spatial mean is neither NaN nor infinite.
+        correlation: Pearson's correlation of the spatial means with those of the other unit for
+            which its magnitude is highest; NaN for a constant unit.
         partner: that unit, -1 for none.
         best_class: class of the highest mean, None without labels.
-        selectivity: index of Morcos et al. (ICLR 2018) for it, 0 to 1; NaN without labels.
-        auroc: area under the ROC curve of that class against all other images.
+        selectivity: index of Morcos et al. (ICLR 2018) for this class, 0 to 1; NaN without labels.
+        auroc: area under the ROC curve of this class against all other images.
         context_correlation: Pearson's correlation of the spatial means with a column of numbers;
-            NaN where there is none, and for a constant unit.
-        dead: never fires; in a layer that is not rectified, has one value whatever the image.
+            NaN if there is none, and for a constant unit.
+        dead: never fires; in a layer that is not rectified, has the same value on all images.
         sparse: fires on few images; set in rectified layers only.
-        saturated: always on, hardly depending on the image: its spatial mean varies little, or its
-            maximum is at its ceiling on half of the images.
+        saturated: always on and hardly dependent on the image: its spatial mean varies little, or
+            its maximum is at its ceiling on half of the images.
         redundant: correlates highly, with either sign, with its partner.
-        selective: tells its best class from all other images.
-        nonfinite: on how many images it was NaN or infinite; these values are left out of all else.
+        selective: separates its best class from all other images.
+        nonfinite: number of images on which it is NaN or infinite; other statistics exclude them.
         prunable: dead, saturated, or redundant with a unit that stays and varies more.
     """
 
@@ -111,7 +111,7 @@ class UnitReport(Result):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many units have each flag."""
+        """Number of units with each flag."""
         names = (*FLAGS, "prunable", "nonfinite")
         return {name: int(np.count_nonzero(getattr(self, name))) for name in names}
 
@@ -125,28 +125,29 @@ class UnitReport(Result):
         found.append(f"{counts['redundant']} redundant")
         if not np.isnan(self.auroc).all():
             what = "class" if self.by == LABEL else self.by
-            found.append(f"{counts['selective']} selective of a {what}")
-        tie = self.context_correlation
-        if not np.isnan(tie).all():
-            unit = int(np.nanargmax(np.abs(tie)))
-            of = f" over {self.labelled}" if self.labelled < self.images else ""
-            found.append(f"unit {unit} closest to {self.by} (r = {tie[unit]:+.2f}{of})")
+            found.append(f"{counts['selective']} selective for a {what}")
+        correlation = self.context_correlation
+        if not np.isnan(correlation).all():
+            unit = int(np.nanargmax(np.abs(correlation)))
+            over = f" over {self.labelled}" if self.labelled < self.images else ""
+            r = f"r = {correlation[unit]:+.2f}{over}"
+            found.append(f"unit {unit} closest to {self.by} ({r})")
         text = f"{self.layer}: {len(self)} units over {self.images} images: {', '.join(found)}"
         if counts["nonfinite"]:
             text += f"; {counts['nonfinite']} were NaN or infinite on some images"
         if self.unjudged and self.labelled:
             text += f"; none is selective: {self.unjudged}"
         text += f"; {counts['prunable']} could be pruned"
-        if self.images < _FEW:
-            text += f"; over {self.images} images much of this is chance"
+        if self.images < _FEW_IMAGES:
+            text += f"; with only {self.images} images, much of this is chance"
         return text
 
     def flags(self, unit: int) -> list[str]:
-        """The flags of one unit, `nonfinite` included."""
+        """Return the flags of one unit, including `nonfinite`."""
         return [name for name in (*FLAGS, "nonfinite") if getattr(self, name)[unit]]
 
     def column(self, name: str) -> np.ndarray:
-        """A column of numbers of `table`, (C,); NaN where there is none, partners -1.
+        """Return a column of numbers of `table`, (C,); missing numbers are NaN, partners -1.
 
         Raises:
             ParameterError: there is no such column, or it holds no numbers.
@@ -163,7 +164,7 @@ class UnitReport(Result):
         return np.arange(len(self)) if name == "unit" else np.asarray(getattr(self, name))
 
     def table(self) -> list[dict[str, Any]]:
-        """One dictionary per unit, of plain values; None where there is no number."""
+        """Return one dictionary of plain values per unit; missing numbers are None."""
 
         def values(name: str) -> list[Any]:
             return [
@@ -186,7 +187,7 @@ class UnitReport(Result):
         ]
 
     def ranked(self, by: str, *, ascending: bool = False) -> list[int]:
-        """Units in order of a column of `table` (correlations by magnitude), NaN last.
+        """Return the units in order of a column of `table` (correlations by magnitude), NaN last.
 
         Raises:
             ParameterError: there is no such column, or it holds no numbers.
@@ -200,8 +201,8 @@ class UnitReport(Result):
         return [int(unit) for unit in order]
 
     def striking(self, count: int = _SHOWN) -> list[int]:
-        """Up to `count` units worth a look: some of every flag, the clearest of each first."""
-        size = np.nan_to_num(np.abs(self.correlation))
+        """Return up to `count` units that stand out: some with every flag, the clearest first."""
+        redundancy = np.nan_to_num(np.abs(self.correlation))
         area = np.nan_to_num(self.auroc)
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = self.column("mean_std") / np.abs(self.column("mean_mean"))
@@ -209,22 +210,22 @@ class UnitReport(Result):
             "dead": -np.arange(len(self)),
             "saturated": -np.nan_to_num(spread, nan=np.inf),
             "sparse": -np.nan_to_num(self.fires),
-            "redundant": size,
+            "redundant": redundancy,
             "selective": area,
         }
         lists = [
             [u for u in np.argsort(-clearest[name], kind="stable") if getattr(self, name)[u]]
             for name in FLAGS
         ]
-        tie = np.nan_to_num(np.abs(self.context_correlation))
-        if tie.any():
-            lists.insert(0, np.argsort(-tie, kind="stable").tolist())
-        # However few have a flag, what comes closest is worth knowing.
+        context = np.nan_to_num(np.abs(self.context_correlation))
+        if context.any():
+            lists.insert(0, np.argsort(-context, kind="stable").tolist())
+        # Add the units closest to these flags, because few units may have them.
         lists += [
-            np.argsort(-size, kind="stable")[:3].tolist() if size.any() else [],
-            np.argsort(-area, kind="stable")[:3].tolist() if area.any() else [],
+            np.argsort(-values, kind="stable")[:3].tolist() if values.any() else []
+            for values in (redundancy, area)
         ]
-        found: dict[int, int] = {}  # unit to the list that it is taken from
+        found: dict[int, int] = {}  # maps a unit to the list that it comes from
         for place in range(max(map(len, lists))):
             for number, units in enumerate(lists):
                 if place < len(units) and len(found) < count:
@@ -232,27 +233,27 @@ class UnitReport(Result):
         return sorted(found, key=lambda unit: found[unit])
 
     def figure(self) -> Figure:
-        """A picture of the layer: activity, spread, redundancy and selectivity of its units."""
+        """Draw activity, range, redundancy and selectivity of the layer's units."""
         from .figure import units_figure
 
         return units_figure(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """The units that stand out, one per row, in the columns that matter most."""
-        tied = not np.isnan(self.context_correlation).all()
-        more = () if self.unjudged else _OF_NUMBERS if tied else _OF_CLASSES
+        """Return one row per unit that stands out, with the most important columns."""
+        numbers = not np.isnan(self.context_correlation).all()
+        more = () if self.unjudged else _NUMBER_COLUMNS if numbers else _CLASS_COLUMNS
         table = self.table()
         return [
             {name: table[unit][name] for name in (*_COLUMNS, *more)} for unit in self.striking()
         ]
 
     def documents(self) -> dict[str, str]:
-        """`units.csv`: all units and all columns of `table`, flags as one text."""
+        """Return `units.csv` with all units and all columns of `table`, flags as one text."""
         rows = [{**row, "flags": " ".join(row["flags"])} for row in self.table()]
         return {"units.csv": csv_text(rows)}
 
     def to_csv(self, file: str | Path) -> Path:
-        """Write all units as CSV, one line per unit; returns the path."""
+        """Write all units as CSV, one line per unit, and return the path."""
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.documents()["units.csv"], encoding="utf-8", newline="")

@@ -1,4 +1,4 @@
-"""`UnitRows` is what units are judged by: rows and maxima of images, and the images' classes."""
+"""`UnitRows` is the input of `judge_units`: rows and maxima of images, and the images' classes."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class UnitRows:
     """Rows of units over images.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         channels: number of units.
-        stream: ids and rows of all images, by kind (``pooled`` or ``max``) and what they are read
-            for.
-        known: statistics of maxima and means where they are known beforehand.
-        names: of the classes.
-        codes: place of each image's class in `names`, -1 where there is none; by id.
+        stream: yields ids and rows of all images, by kind (``pooled`` or ``max``) and a text for
+            the progress bar.
+        known: returns statistics of maxima and means, or None if the store does not have them.
+        names: names of the classes.
+        codes: by id, index of the image's class in `names`, -1 for none.
         readable: by id, whether the image could be read and is chosen.
-        numbers: by id, a number in place of the class, NaN where there is none; None for classes.
-        facts: where the rows come from, for a result's provenance.
+        numbers: by id, a number instead of the class, NaN for none; None if there are classes.
+        facts: source of the rows, for a result's provenance.
     """
 
     name: str
@@ -54,7 +54,7 @@ class UnitRows:
     def of_layer(
         cls, layer: StoreLayer, where: str | npt.ArrayLike | None, by: str | None
     ) -> UnitRows:
-        """A store's layer, with the values of a column as its images' classes or numbers.
+        """Return the rows of a store's layer, with a column's values as classes or numbers.
 
         Raises:
             ParameterError: the condition is wrong, or there is no such column.
@@ -95,10 +95,9 @@ class UnitRows:
 
     @classmethod
     def of_rows(cls, rows: Rows, by: str | None) -> UnitRows:
-        """The rows that a technique is given; those of an array are means and maxima as well.
+        """Return the rows of a technique's input; rows of an array are both means and maxima.
 
-        Raises:
-            as `of_layer`, for rows of a store.
+        Errors for rows of a store are those of `of_layer`.
         """
         if rows.layer is not None:
             return cls.of_layer(rows.layer, rows.chosen, by)
@@ -115,7 +114,7 @@ class UnitRows:
 
 
 def _context_of(store: Store, column: str) -> tuple[LabelTable, np.ndarray | None]:
-    """A column of a store's images, or of the metadata beside it: classes, or else numbers (N,).
+    """Return a column of a store's images or metadata: classes, and numbers (N,) or None.
 
     Raises:
         ParameterError: there is no such column, or it holds neither text nor numbers.
@@ -146,7 +145,7 @@ def _context_of(store: Store, column: str) -> tuple[LabelTable, np.ndarray | Non
 
 
 def _rows(layer: StoreLayer, kind: str, chosen: np.ndarray | None, what: str) -> Batches:
-    """Ids and rows of the chosen images; shards without one are not read."""
+    """Yield ids and rows of the chosen images; shards without chosen images are not read."""
     manifest = layer.store.manifest
     shards = list(range(manifest.shard_count))
     if chosen is not None:
