@@ -38,7 +38,7 @@ def test_a_view_is_the_explanation_of_the_unit_at_the_cell_of_the_maximum(case):
     images = torch.stack([model.preprocess(source.load(i)) for i in found.image_ids[0].tolist()])
     cells = [(5, (row, column)) for row, column in found.positions[0].tolist()]
     views = CellAttributions(model, "layer1.0", "guided-backprop")
-    seen = views.of(images, cells, found.values[0].tolist())
+    seen = views.explain(images, cells, found.values[0].tolist())
     for rank, view in enumerate(seen):
         goal = neuron("layer1.0", 5, *cells[rank][1])
         expected = technique("guided-backprop")()(model, images[rank : rank + 1], goal)

@@ -26,7 +26,7 @@ from timmscope import (
     technique,
 )
 from timmscope.patches.field_cache import FOLDER, cached_field
-from timmscope.patches.figure import SIDE, note_of, panels
+from timmscope.patches.figure import SIDE, field_note, panels
 from timmscope.patches.patch import Patch
 from timmscope.receptive_fields import compute as find
 from timmscope.receptive_fields.field import ReceptiveField, whole_image
@@ -194,12 +194,12 @@ def test_all_patches_of_a_sheet_have_one_scale(model: HookedModel) -> None:
 
 def test_sheets_say_which_field_they_show(model: HookedModel) -> None:
     small = receptive_field(model, "layer1", "exact")
-    assert "exact receptive field, 43x43 px, and where it is" in note_of(small, placed=True)
+    assert "exact receptive field, 43x43 px, and where it is" in field_note(small, placed=True)
     large = receptive_field(model, "layer4")
-    text = note_of(large, placed=True)
+    text = field_note(large, placed=True)
     assert "outlined: spatial receptive field, 435x435 px, and the cell" in text
     vector = whole_image("global_pool", "spatial", (96, 96))
-    assert "no grid: the unit sees the whole image" in note_of(vector, placed=True)
+    assert "no grid: the unit sees the whole image" in field_note(vector, placed=True)
 
 
 @pytest.mark.parametrize("layer", ["layer2", "global_pool"])

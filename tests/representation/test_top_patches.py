@@ -179,7 +179,7 @@ def test_at_the_ceiling_of_relu6_the_value_before_it_is_explained(lite0: HookedM
     views = CellAttributions(lite0, layer, "guided-backprop")
     cells = [(unit, (y, x)) for unit, y, x in (capped, silent, open_)]
     values = [float(after[tuple(at)]) for at in (capped, silent, open_)]
-    seen = views.of(image.expand(3, -1, -1, -1), cells, values)
+    seen = views.explain(image.expand(3, -1, -1, -1), cells, values)
     assert [bool((picture != 0.5).any()) for picture in seen] == [True, False, True]
     alone = technique("guided-backprop")()(lite0, image, neuron(layer, *open_)).pixels[0]
     torch.testing.assert_close(seen[2], around_grey(alone), atol=1e-3, rtol=1e-3)
@@ -203,7 +203,7 @@ def test_views_of_many_forwards_explain_each_image_at_its_own_cell(
         (unit, tuple(map(int, np.unravel_index(maps[image, unit].argmax(), (16, 16)))))
         for image, unit in ((2, 3), (7, 60))
     ]
-    seen = CellAttributions(model, "layer1.0", view).of(images, cells, [0.0, 0.0])
+    seen = CellAttributions(model, "layer1.0", view).explain(images, cells, [0.0, 0.0])
     for row in rows:  # random numbers belong to an image's place in the batch
         goal = neuron("layer1.0", cells[row][0], *cells[row][1])
         result = attribution(view)(model, images[row : row + 1], goal)

@@ -1,4 +1,4 @@
-"""Patches: the parts of images that a unit responds to most, cut out, drawn and explained."""
+"""Cuts out, draws and explains the patches of images that activate units most."""
 
 from .unit_patches import UnitPatches, unit_patches
 

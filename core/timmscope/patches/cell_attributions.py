@@ -1,4 +1,4 @@
-"""`CellAttributions` explains units at cells: each image its own unit and cell, in one pass."""
+"""`CellAttributions` explains a unit at a cell per image, for several images in one pass."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from timmscope.models import HookedModel
     from timmscope_registry.hooks import Layer
 
-AT_ONCE = 16
-"""Images explained together."""
+BATCH_SIZE = 16
+"""Number of images that are explained together."""
 _CEILING = 6.0
-"""Of a ReLU6."""
-_PATIENCE = 16
-"""Refusals in a row after which a technique counts as unfit for the model."""
+"""Largest output of a ReLU6."""
+_MAX_FAILURES = 16
+"""If a technique fails for as many images before it succeeds, it does not fit the model."""
 
 
 class CellAttributions:
-    """Explains units at cells, in pictures.
+    """Draws explanations of units at cells.
 
-    At the ceiling of a ReLU6, where a unit's strongest cells are, no gradient passes. There the
-    value before the activation is explained.
+    No gradient passes where a ReLU6 is at its ceiling, as it is at the strongest cells. There the
+    input of the ReLU6 is explained instead.
 
     Args:
         model: the model.
@@ -46,95 +46,97 @@ class CellAttributions:
         technique: an attribution, or its text.
 
     Attributes:
-        refusal: the first of the technique's; None while there was none.
-        refused: how many images it has refused.
+        first_error: first error of the technique; None if there was none.
+        failures: number of images for which the technique failed.
 
     Raises:
-        ParameterError: the technique is no attribution.
+        ParameterError: the technique is not an attribution.
     """
 
     def __init__(
         self, model: HookedModel, layer: str, technique: AttributionTechnique | str
     ) -> None:
-        self._explain = attribution(technique) if isinstance(technique, str) else technique
-        if not isinstance(self._explain, AttributionTechnique):
-            raise ParameterError(f"{technique!r} is no attribution", parameter="view")
+        self._technique = attribution(technique) if isinstance(technique, str) else technique
+        if not isinstance(self._technique, AttributionTechnique):
+            raise ParameterError(f"{technique!r} is not an attribution", parameter="view")
         self._model = model
         self._layer = model.layers[layer].name
-        self._below = _below_the_ceiling(model, layer)
-        self.refusal: TimmscopeError | None = None
-        self.refused = self._explained = 0
+        self._relu6_input = _relu6_input(model, layer)
+        self.first_error: TimmscopeError | None = None
+        self.failures = self._explained = 0
 
     @property
     def title(self) -> str:
         """Name of the technique."""
-        return self._explain.title()
+        return self._technique.title()
 
     @property
-    def unfit(self) -> bool:
-        """Whether the technique has refused many images and explained none."""
-        return self.refused >= _PATIENCE and not self._explained
+    def unsuitable(self) -> bool:
+        """Whether the technique failed for many images and explained none."""
+        return self.failures >= _MAX_FAILURES and not self._explained
 
     @property
-    def some(self) -> bool:
-        """Whether it has explained any image."""
+    def any_explained(self) -> bool:
+        """Whether the technique explained any image."""
         return self._explained > 0
 
-    def of(
+    def explain(
         self,
         images: Tensor,
         cells: Sequence[tuple[int, tuple[int, int]]],
         values: Sequence[float],
     ) -> list[Tensor]:
-        """Pictures `(3, H, W)` in [0, 1], grey where there is no explanation.
+        """Return one picture `(3, H, W)` in [0, 1] per image, grey if there is no explanation.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
-            cells: unit, and row and column of its cell, one per image.
-            values: of the unit at the cell.
+            cells: for each image, a unit and the row and column of its cell.
+            values: values of the units at the cells.
         """
-        capped = [self._below is not None and value >= _CEILING for value in values]
-        found: dict[int, Tensor] = {}
-        for below in (False, True):
-            rows = [row for row, is_capped in enumerate(capped) if is_capped == below]
+        layers = [
+            self._layer if self._relu6_input is None or value < _CEILING else self._relu6_input
+            for value in values
+        ]
+        pictures: dict[int, Tensor] = {}
+        for layer in filter(None, (self._layer, self._relu6_input)):
+            rows = [row for row, name in enumerate(layers) if name == layer]
             if rows:
-                layer = self._below if below and self._below is not None else self._layer
-                parts = self._explained_at(layer, images[rows], [cells[row] for row in rows])
-                found |= zip(rows, parts, strict=True)
-        return [found[row] for row in range(len(images))]
+                parts = self._explain_at(layer, images[rows], [cells[row] for row in rows])
+                pictures |= zip(rows, parts, strict=True)
+        return [pictures[row] for row in range(len(images))]
 
-    def _explained_at(
+    def _explain_at(
         self, layer: str, images: Tensor, cells: Sequence[tuple[int, tuple[int, int]]]
     ) -> list[Tensor]:
         try:
             with quiet():
-                result = self._explain(self._model, images, _Cells(layer, tuple(cells)))
+                result = self._technique(self._model, images, _CellObjective(layer, tuple(cells)))
         except (TechniqueError, ModelError, UnsupportedModel) as error:
-            if len(images) > 1:  # another image may be explained all the same
+            if len(images) > 1:  # the technique may succeed for some of the images
                 return [
                     picture
                     for row, cell in enumerate(cells)
-                    for picture in self._explained_at(layer, images[row : row + 1], [cell])
+                    for picture in self._explain_at(layer, images[row : row + 1], [cell])
                 ]
             if layer != self._layer:
-                return self._explained_at(self._layer, images, cells)
-            self.refusal = self.refusal or error
-            self.refused += 1
+                return self._explain_at(self._layer, images, cells)
+            self.first_error = self.first_error or error
+            self.failures += 1
             return [torch.full((3, *images.shape[2:]), 0.5)]
         self._explained += len(images)
-        return _coloured(result)
+        return _colourise(result)
 
 
 @dataclass(frozen=True)
-class _Cells(Objective):
-    """A unit at a cell of a layer, one for all images or one for each."""
+class _CellObjective(Objective):
+    """The value of a unit at a cell of a layer; one target for all images, or one per image."""
 
     layer: str
     targets: tuple[tuple[int, tuple[int, int]], ...]
     at: Layer | None = field(default=None, repr=False, compare=False)
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
-        """Find the layer; units and cells come from a store of it."""
+        """Find the layer; units and cells are valid because they come from a store of it."""
         return replace(self, at=model.layers[self.layer])
 
     @property
@@ -143,7 +145,7 @@ class _Cells(Objective):
         return (self.layer,)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
-        """The unit at the cell, of each image."""
+        """Return the unit's value at the cell, for each image."""
         assert self.at is not None, "binding finds the layer"
         maps = self.at.spatial(recording[self.layer])
         units = [unit for unit, _ in self.targets]
@@ -157,16 +159,16 @@ class _Cells(Objective):
 
     @property
     def num_targets(self) -> int | None:
-        """One per image, unless there is one for all."""
+        """Number of targets; None if there is one for all images."""
         return len(self.targets) if len(self.targets) > 1 else None
 
     def rows(self, start: int, stop: int) -> Objective:
-        """The targets of those images."""
+        """Return the objective with the targets of those images."""
         one = len(self.targets) == 1
         return self if one else replace(self, targets=self.targets[start:stop])
 
     def repeated(self, times: int) -> Objective:
-        """The targets of those images, `times` over."""
+        """Return the objective with its targets repeated."""
         return self if len(self.targets) == 1 else replace(self, targets=self.targets * times)
 
     def __str__(self) -> str:
@@ -174,8 +176,8 @@ class _Cells(Objective):
         return f"{self.layer}[{'|'.join(cells)}]"
 
 
-def _below_the_ceiling(model: HookedModel, layer: str) -> str | None:
-    """The layer whose output is the input of the ReLU6 that `layer` ends with, if there is one."""
+def _relu6_input(model: HookedModel, layer: str) -> str | None:
+    """Return the layer that feeds the ReLU6 at the end of `layer`; None if there is none."""
     name = model.layers[layer].name
     for call in model.hooks.activations():
         if call.kind == "ReLU6" and name in call.after:
@@ -183,8 +185,8 @@ def _below_the_ceiling(model: HookedModel, layer: str) -> str | None:
     return None
 
 
-def _coloured(result: Attribution) -> list[Tensor]:
-    """The explanation of each image, `(3, H, W)` in [0, 1]."""
+def _colourise(result: Attribution) -> list[Tensor]:
+    """Return the explanation of each image as colours, `(3, H, W)` in [0, 1]."""
     if result.pixels is not None:
         return [around_grey(pixels) for pixels in result.pixels]
     return [colourise(heat, HeatScale.of(heat, signed=result.signed)) for heat in result.maps]

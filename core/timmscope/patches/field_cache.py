@@ -1,7 +1,7 @@
-"""Keeps receptive fields in the store, so that cutting patches again needs no model.
+"""Caches receptive fields in the store, so that cutting patches again needs no model.
 
-They depend on the architecture alone. Loading the model and following a forward takes longer than
-everything else that a sheet of patches needs, and some models cannot be loaded again at all.
+Fields depend only on the architecture. Loading the model and tracing a forward pass takes longer
+than the rest of a sheet of patches, and some models cannot be loaded again.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ FOLDER = "fields"
 
 
 def cached_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | None:
-    """The field of a layer that the store keeps; None if there is none.
+    """Return the cached field of a layer; None if there is none.
 
-    A file that is not what was written, or of another model, counts as none.
+    A file that was changed, or that belongs to another model, is ignored.
     """
     from timmscope.receptive_fields import ReceptiveField
 
@@ -52,9 +52,9 @@ def cached_field(store: Store, layer: str, kind: FieldKind) -> ReceptiveField | 
 
 
 def cache_field(store: Store, field: ReceptiveField, model: HookedModel) -> None:
-    """Keep an exact or spatial field in the store, unless its folder cannot be written.
+    """Write an exact or spatial field to the store, unless the store cannot be written.
 
-    The field of a model that is not the store's is not kept.
+    The field of another model than the store's is not written.
     """
     if [model.weights_sha256, list(model.input_size)] != _model(store):
         return
@@ -73,7 +73,7 @@ def _file(store: Store, layer: str, kind: FieldKind) -> Path:
 
 
 def _model(store: Store) -> list[Any]:
-    """What a field depends on: weights belong to one architecture."""
+    """Return the weights' hash, which identifies the architecture, and the input size."""
     record = store.manifest.model
     return [record.weights_sha256, list(record.preprocessing["input_size"])]
 

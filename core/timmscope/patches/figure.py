@@ -1,8 +1,8 @@
-"""Draws the patches of a unit: each enlarged, beside its explanation and where in its image it is.
+"""Draws patches of units: each patch enlarged, with its explanation and its place in the image.
 
-All patches of a sheet have one scale: one that the border of its image cuts short stands where it
-would in a whole one. Where the receptive field is most of the image, the images alone are shown,
-with the field and the cell of the maximum drawn in.
+All patches of a sheet have the same scale. A patch that the image's border clips keeps its place in
+the frame of a whole patch. If the receptive field covers most of the image, the whole image is
+shown instead, with the field and the cell of the maximum outlined.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 SIDE = 448
 """Height of a picture in a tile, in pixels."""
 _GAP = 1 / 32
-"""Between the pictures of a tile, in sides."""
-_FIELD, _CELL = "#e69f00", "#56b4e9"
-_OUTSIDE = "#e8eaee"
-_MOST = 0.5
-"""Of the image's area: a field as large as this is not cut out on the sheet."""
+"""Gap between the pictures of a tile, relative to their height."""
+_FIELD_COLOUR, _CELL_COLOUR = "#e69f00", "#56b4e9"
+_OUTSIDE_COLOUR = "#e8eaee"
+_MAX_SHARE = 0.5
+"""Fields that cover more than this share of the image's area are outlined instead of cut out."""
 
 
 def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, note: str) -> Figure:
-    """Tiles of one unit, `(3, H, W)` uint8, in nearly a square."""
+    """Draw the tiles of one unit, `(3, H, W)` uint8, in a grid that is nearly square."""
     columns = min(8, math.ceil(math.sqrt(len(tiles))))
-    pictures = round(tiles[0].shape[2] / tiles[0].shape[1])  # in a tile
+    pictures = round(tiles[0].shape[2] / tiles[0].shape[1])  # per tile
     columns = min(columns, {1: 6, 2: 4}.get(pictures, 2))
     widest = {1: 1.6, 2: 2.7}.get(pictures, 4.0)
     return sheet_figure(
@@ -52,17 +52,17 @@ def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, no
 
 
 def caption(value: float, position: tuple[int, int], name: str) -> str:
-    """What stands below a patch: its value, the cell where there is one, and the image."""
+    """Return the caption of a patch: its value, its cell if there is one, and the image's name."""
     cell = f" at {position[0]},{position[1]}" if position[0] >= 0 else ""
     return f"{value:.4g}{cell}\n{' '.join((PurePath(name).stem or name).split())}"
 
 
-def note_of(field: ReceptiveField, *, placed: bool) -> str:
-    """What is shown of a patch: the field's kind and size, what is drawn in, and the caption.
+def field_note(field: ReceptiveField, *, placed: bool) -> str:
+    """Return a note on a figure's patches: the field's kind and size, outlines, and captions.
 
     Args:
         field: the receptive field.
-        placed: whether the image with the patch's place stands beside it.
+        placed: whether the image with the patch's outline is shown beside the patch.
     """
     if field.grid is None:
         return "no grid: the unit sees the whole image; below: its value"
@@ -76,31 +76,32 @@ def note_of(field: ReceptiveField, *, placed: bool) -> str:
 
 
 def is_cut_out(field: ReceptiveField) -> bool:
-    """Whether the field is small enough beside its image to be cut out."""
-    (height, width), (whole_height, whole_width) = field.size, field.image_size
-    return min(height, whole_height) * min(width, whole_width) <= _MOST * whole_width * whole_height
+    """Whether the field is small enough relative to its image to be cut out."""
+    (height, width), (image_height, image_width) = field.size, field.image_size
+    area = min(height, image_height) * min(width, image_width)
+    return area <= _MAX_SHARE * image_width * image_height
 
 
 def panels(patch: Patch, view: Image.Image | None, side: int, *, placed: bool) -> list[Tensor]:
-    """A patch's pictures, `(3, side, W)` uint8: it, its explanation, and where in the image it is.
+    """Draw a patch, its explanation and its place in the image, each `(3, side, W)` uint8.
 
     Args:
         patch: the patch.
-        view: the image explained, if that is known.
+        view: explanation of the whole image, if there is one.
         side: height in pixels; the width follows the image's shape.
-        placed: show where it is, unless that is drawn into the first picture anyway.
+        placed: whether to add the image with the patch outlined, unless the first picture is that.
     """
     cut_out = is_cut_out(patch.field)
     shown = [_enlarged(patch, patch.whole, side) if cut_out else _outlined(patch, side)]
     if view is not None:
-        shown.append(_enlarged(patch, view, side) if cut_out else _of_height(view, side))
+        shown.append(_enlarged(patch, view, side) if cut_out else _scale_to_height(view, side))
     if cut_out and placed:
         shown.append(_outlined(patch, side))
     return [torch.from_numpy(np.asarray(each).copy()).permute(2, 0, 1) for each in shown]
 
 
-def joined(pictures: Sequence[Tensor], *, down: bool = False) -> Tensor:
-    """Pictures `(3, h, w)` uint8 of one size as one, side by side or one above the other."""
+def join_pictures(pictures: Sequence[Tensor], *, down: bool = False) -> Tensor:
+    """Join pictures `(3, h, w)` uint8 of one size, side by side or one above the other."""
     axis = 1 if down else 2
     shape = list(pictures[0].shape)
     shape[axis] = max(1, round(_GAP * pictures[0].shape[1]))
@@ -109,38 +110,38 @@ def joined(pictures: Sequence[Tensor], *, down: bool = False) -> Tensor:
 
 
 def _outlined(patch: Patch, side: int) -> Image.Image:
-    """The whole image with the field drawn in, and the cell where the field is most of it."""
-    whole = _of_height(patch.whole, side)
+    """Return the image with the field outlined, and the cell if the field is not cut out."""
+    whole = _scale_to_height(patch.whole, side)
     if patch.field.grid is not None:
         scale = side / patch.whole.height
         if not is_cut_out(patch.field):
-            _outline(whole, patch.cell, scale, _CELL)
-        _outline(whole, patch.box, scale, _FIELD)
+            _outline(whole, patch.cell, scale, _CELL_COLOUR)
+        _outline(whole, patch.box, scale, _FIELD_COLOUR)
     return whole
 
 
-def _of_height(picture: Image.Image, side: int) -> Image.Image:
+def _scale_to_height(picture: Image.Image, side: int) -> Image.Image:
     width = round(picture.width * side / picture.height)
     return picture.resize((width, side), Image.Resampling.BICUBIC)
 
 
 def _enlarged(patch: Patch, image: Image.Image, side: int) -> Image.Image:
-    """The patch of an image in its frame, its pixels kept apart, on white of the image's shape."""
+    """Return an image's patch, enlarged without interpolation, on white of the image's shape."""
     framed = _framed(patch, image)
     width = round(patch.whole.width * side / patch.whole.height)
     scale = min(side / framed.height, width / framed.width)
     size = (max(1, round(framed.width * scale)), max(1, round(framed.height * scale)))
-    way = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
-    cut = framed.resize(size, way)
-    ground = Image.new("RGB", (width, side), "white")
-    ground.paste(cut, ((width - cut.width) // 2, (side - cut.height) // 2))
-    return ground
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    cut = framed.resize(size, resampling)
+    background = Image.new("RGB", (width, side), "white")
+    background.paste(cut, ((width - cut.width) // 2, (side - cut.height) // 2))
+    return background
 
 
 def _framed(patch: Patch, image: Image.Image) -> Image.Image:
-    """The patch of an image in a frame of the size of a whole field."""
+    """Return an image's patch in a frame of the size of a whole field."""
     height, width = patch.field.size
-    frame = Image.new("RGB", (width, height), _OUTSIDE)
+    frame = Image.new("RGB", (width, height), _OUTSIDE_COLOUR)
     cut = image.crop(patch.box)
     left, upper = (width - cut.width) // 2, (height - cut.height) // 2
     if patch.field.unclipped is not None:
@@ -151,7 +152,7 @@ def _framed(patch: Patch, image: Image.Image) -> Image.Image:
 
 
 def _outline(image: Image.Image, box: Box, scale: float, colour: str) -> None:
-    """A frame outside a box where there is room, so that what is in small ones stays visible."""
+    """Draw a frame around a box, outside it if possible, so that small boxes stay visible."""
     left, upper, right, lower = (round(edge * scale) for edge in box)
     draw = ImageDraw.Draw(image)
     unit = image.height / SIDE

@@ -1,10 +1,10 @@
-"""Cuts out the parts of images that drive units highest: the receptive fields of their cells.
+"""Cuts out the patches of images that activate units most: the receptive fields of their cells.
 
-A patch is the receptive field of the cell of the maximum, clipped to the image. Where that field is
-the whole image, so is the patch, and `Patch.cell` says where in it the maximum is.
+A patch is the receptive field of the cell of the maximum, clipped to the image. If the field is the
+whole image, the patch is too, and `Patch.cell` gives the place of the maximum.
 
-Patches of many units are cut image by image, so that every image is read once and only those at
-hand are in memory.
+Patches of several units are cut image by image, so that every image is read once and only one batch
+of images is in memory.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Patch:
     """One of a unit's strongest cells, in its image.
 
     Attributes:
-        place: of the unit among those asked for.
-        rank: of the patch among the unit's, from 0.
+        place: index of the unit in the list of requested units.
+        rank: rank among the unit's patches, from 0.
         entry: image id, value and cell.
         field: the receptive field, with its kind and size.
         whole: the image as the model sees it, RGB.
-        pixels: the same, `(C, H, W)` in [0, 1].
+        pixels: the same image, `(C, H, W)` in [0, 1].
     """
 
     place: int
@@ -56,16 +56,16 @@ class Patch:
 
     @property
     def box(self) -> Box:
-        """Left, upper, right, lower edge of the patch in pixels of the image."""
+        """Left, upper, right and lower edge of the patch in pixels of the image."""
         return self.field.box(self.entry.position)
 
     @property
     def cell(self) -> Box:
-        """The same of the cell of the maximum: its share of the image, one stride wide."""
+        """The same edges of the cell of the maximum, which is one stride wide."""
         return self.field.cell(self.entry.position)
 
 
-def ranked(
+def rank_entries(
     layer: StoreLayer,
     load: Callable[[], HookedModel],
     units: Sequence[int],
@@ -75,7 +75,11 @@ def ranked(
     where: str | npt.ArrayLike | None,
     pictures: StorePictures,
 ) -> list[list[TopEntry]]:
-    """Of each unit its `k` strongest cells, one per image or of all positions."""
+    """Return each unit's `k` strongest cells: at most one per image, or of all positions.
+
+    Raises:
+        StoreError: the layer has no such unit.
+    """
     for unit in units:
         if not 0 <= unit < layer.channels:
             raise StoreError(
@@ -86,7 +90,7 @@ def ranked(
     return strongest_cells(layer, load(), units, k, where, pictures)
 
 
-def fields_of(
+def unit_fields(
     layer: StoreLayer,
     load: Callable[[], HookedModel],
     units: Sequence[int],
@@ -94,11 +98,11 @@ def fields_of(
     entries: Sequence[Sequence[TopEntry]],
     pictures: StorePictures,
 ) -> tuple[list[ReceptiveField], int]:
-    """Each unit's field, and how many of several units have no effective one.
+    """Return each unit's field, and how many units got the spatial field instead of the effective.
 
-    As the store has it, found by the model, or measured on those of the unit's images that can be
-    read. A unit that is silent on all of them has no effective field: alone it is refused, among
-    others it gets the spatial one.
+    Exact and spatial fields come from the store's cache or the model. Effective fields are measured
+    on those of the unit's images that can be read. A unit without a gradient on all of them has no
+    effective field, which is an error for a single unit.
     """
     if kind != "effective":
         return [_shared_field(layer, load, kind)] * len(units), 0
@@ -137,7 +141,7 @@ def cut_patches(
     fields: Sequence[ReceptiveField],
     pictures: StorePictures,
 ) -> Iterator[Patch]:
-    """Cut all units' patches, in order of the images' ids; `pictures.lost` says which are left out.
+    """Cut all units' patches in order of the images' ids, without the images in `pictures.lost`.
 
     Raises:
         ImageError: none of the images can be read any more.
@@ -148,13 +152,13 @@ def cut_patches(
             wanted[entry.image_id].append((place, rank))
     for ids, images in pictures.batches(sorted(wanted)):
         for image, pixels in zip(ids.tolist(), images, strict=True):
-            whole = to_picture(pixels)
+            whole = to_pil(pixels)
             for place, rank in wanted[image]:
                 yield Patch(place, rank, entries[place][rank], fields[place], whole, pixels)
 
 
-def to_picture(pixels: Tensor) -> Image.Image:
-    """Pixels `(C, H, W)` in [0, 1] as an RGB picture of 8 bits."""
+def to_pil(pixels: Tensor) -> Image.Image:
+    """Convert pixels `(C, H, W)` in [0, 1] to an 8-bit RGB image."""
     array = (pixels * 255).round().byte().permute(1, 2, 0).numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
 
@@ -162,10 +166,10 @@ def to_picture(pixels: Tensor) -> Image.Image:
 def _shared_field(
     layer: StoreLayer, load: Callable[[], HookedModel], kind: FieldKind
 ) -> ReceptiveField:
-    """The field of a layer's cells that does not depend on images: kept by the store, or found."""
-    if (kept := cached_field(layer.store, layer.name, kind)) is not None:
-        return kept
-    used = load()
-    found = receptive_field(used, layer.name, kind)
-    cache_field(layer.store, found, used)
-    return found
+    """Return the exact or spatial field of a layer from the store's cache, or compute it."""
+    if (cached := cached_field(layer.store, layer.name, kind)) is not None:
+        return cached
+    model = load()
+    field = receptive_field(model, layer.name, kind)
+    cache_field(layer.store, field, model)
+    return field

@@ -1,9 +1,9 @@
-"""Finds the strongest cells of units over all positions of all images, by running a few again.
+"""Finds the strongest cells of units over all positions of all images, by running few images again.
 
-A store keeps one maximum per image and unit, so its list has one cell per image. Where cell p of
-image X is among a unit's K strongest anywhere, the maximum of X is among the K strongest maxima:
-every image before it holds a cell that comes before p. So only the images of these K maxima are run
-through the model again, and all of their cells are ranked.
+A store has one maximum per image and unit, so its top list has one cell per image. If cell p of
+image X is among a unit's K strongest cells, the maximum of X is among its K strongest maxima,
+because every image with a stronger maximum holds a cell stronger than p. So only the images of
+these K maxima go through the model again, and all of their cells are ranked.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def strongest_cells(
     where: str | npt.ArrayLike | None,
     pictures: StorePictures,
 ) -> list[list[TopEntry]]:
-    """Of each unit the `k` strongest cells, best first, ties by image id, then by position.
+    """Return each unit's `k` strongest cells, best first; ties by image id, then by position.
 
-    Values are computed again. They may differ in the last digits from those in the store, which
-    another copy of the model computed (in more digits, where that ran in bfloat16).
+    Values are computed again and may differ in the last digits from the store's, which another
+    copy of the model computed (in more digits if that ran in bfloat16).
 
     Raises:
-        ImageError: one of the images is no longer there.
+        ImageError: one of the images no longer exists.
     """
     point = model.layers[layer.name]
     wanted: dict[int, list[int]] = defaultdict(list)  # image to places in `units`
@@ -61,7 +61,7 @@ def strongest_cells(
             for image, maps in zip(ids.tolist(), seen[0], strict=True):
                 for place in wanted[image]:
                     cells = maps[units[place]].numpy()
-                    best[place] = _merged(best[place], image, cells, k)
+                    best[place] = _merge(best[place], image, cells, k)
             advance(len(ids))
     return [
         [
@@ -72,10 +72,10 @@ def strongest_cells(
     ]
 
 
-def _merged(
+def _merge(
     best: tuple[np.ndarray, np.ndarray, np.ndarray], image: int, cells: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, cells and values of the k strongest, with those of another image."""
+    """Return ids, cells and values of the k strongest cells after adding those of an image."""
     at = np.flatnonzero(np.isfinite(cells))
     ids = np.append(best[0], np.full(len(at), image))
     places, values = np.append(best[1], at), np.append(best[2], cells[at])

@@ -1,7 +1,7 @@
 """`UnitPatches` is the result that holds the strongest patches of one or more units of a layer.
 
-All pictures of a result share a budget of memory: those of one unit are large, those of a thousand
-units are small.
+All pictures of a result share a memory budget, so those of one unit are large and those of a
+thousand units are small.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from timmscope.store import StorePictures, TopEntry
 from timmscope.store.pictures import MISSING
 from timmscope_registry import StoreError
 
-from .cell_attributions import AT_ONCE, CellAttributions
-from .figure import SIDE, caption, grid_figure, joined, note_of, panels
-from .patch import Patch, cut_patches, fields_of, ranked, to_picture
+from .cell_attributions import BATCH_SIZE, CellAttributions
+from .figure import SIDE, caption, field_note, grid_figure, join_pictures, panels
+from .patch import Patch, cut_patches, rank_entries, to_pil, unit_fields
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from timmscope.techniques import AttributionTechnique
 
 BUDGET = 256 << 20
-"""Bytes of all pictures of a result, about."""
+"""Approximate number of bytes of all pictures of a result."""
 _SIDE = 160
-"""Height of a picture in pixels where several units share the figure, at most."""
-_SMALLEST = 32
+"""Largest height of a picture in pixels if several units share the figure."""
+_MIN_SIDE = 32
 _EDGES = ("left_px", "upper_px", "right_px", "lower_px")
-_ABREAST = 10
-_LINES = {1: 14, 2: 8}
-"""Lines of tiles on a page, by the pictures in a tile."""
+_TILES_PER_LINE = 10
+_LINES_PER_PAGE = {1: 14, 2: 8}
+"""Lines of tiles per page, by the number of pictures per tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +57,22 @@ class UnitPatches(Result):
         model: id of the model that the store was mined with.
         units: `(U,)` int64.
         values: `(U, k)` float32, NaN where a unit has fewer patches.
-        image_ids: `(U, k)` int64 ids in the store, -1 where there is none.
+        image_ids: `(U, k)` int64 ids in the store, -1 where there is no patch.
         positions: `(U, k, 2)` int64 row and column of the cell, -1 where there is none.
         boxes: `(U, k, 4)` int64 left, upper, right, lower edge of the patch in pixels of the image
-            as the model sees it; -1 where there is none, or the image can no longer be read.
+            as the model sees it; -1 where there is no patch or the image can no longer be read.
         cells: `(U, k, 4)` int64 the same edges of the cell itself, one stride wide; -1 where there
             is none.
         names: `U` lists of the images' names.
-        patches: `(U, k, 3, h, w)` uint8 pictures of the patches, enlarged or reduced to one size;
-            where the field is most of the image, the image with field and cell drawn in; grey
-            where the image can no longer be read.
-        views: the same of what activated the unit; None where nothing is known of that.
-        wholes: of one unit the same of the images, with the patch drawn in; None of several.
-        fields: of each unit its receptive field: ``kind``, ``size_px`` (height and width),
-            ``stride_px`` (None where cells have no place in the image) and
-            ``unknown_operations``, for which no rule is known.
-        notes: which field the patches show, then how they were chosen, and what could not be shown.
+        patches: `(U, k, 3, h, w)` uint8 pictures of the patches, scaled to one size; if the field
+            covers most of the image, the image with field and cell outlined; grey if the image can
+            no longer be read.
+        views: the same pictures of the explanations; None without explanations.
+        wholes: the same pictures of the images with the patch outlined; None for several units.
+        fields: receptive field of each unit: ``kind``, ``size_px`` (height and width),
+            ``stride_px`` (None if cells have no place in the image) and ``unknown_operations``,
+            for which no rule is known.
+        notes: which field the patches show, how they were chosen, and what could not be shown.
     """
 
     layer: str
@@ -91,7 +91,7 @@ class UnitPatches(Result):
     notes: list[str]
 
     def figure(self) -> Figure:
-        """One unit's patches in a grid, or the first page of several units, one row per unit."""
+        """Draw one unit's patches in a grid, or the first page of several units, a row per unit."""
         if len(self.units) == 1:
             return grid_figure(
                 [self._tile(0, rank) for rank in range(len(self.names[0]))],
@@ -103,7 +103,7 @@ class UnitPatches(Result):
 
     @property
     def note(self) -> str:
-        """The notes as one text."""
+        """All notes as one text."""
         return "; ".join(self.notes)
 
     @property
@@ -112,18 +112,18 @@ class UnitPatches(Result):
         return self.fields[0]["stride_px"] is not None
 
     def pictures(self) -> dict[str, Any]:
-        """The other pages."""
+        """Return the pages after the first."""
         if len(self.units) == 1:
             return {}
         pages = range(1, math.ceil(len(self._lines()) / self._per_page))
         return {f"page-{number + 1:03d}": partial(self._page, number) for number in pages}
 
     def documents(self) -> dict[str, str]:
-        """All patches as CSV."""
+        """Return all patches as CSV."""
         return {"patches.csv": csv_text(self.table())}
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row per unit: its strongest patch, and how far the last one falls behind."""
+        """Return one row per unit: its strongest patch and the value of the last one."""
         rows = []
         for place, unit in enumerate(self.units.tolist()):
             count = len(self.names[place])
@@ -144,7 +144,7 @@ class UnitPatches(Result):
         return rows
 
     def table(self) -> list[dict[str, Any]]:
-        """One row per patch: unit, rank, value, image, cell and edges, None where there is none."""
+        """Return one row per patch: unit, rank, value, image, cell and edges, or None for these."""
         return [
             {
                 "unit": unit,
@@ -152,29 +152,29 @@ class UnitPatches(Result):
                 "value": float(self.values[place, rank]),
                 "image_id": int(self.image_ids[place, rank]),
                 "image": name,
-                **_named(("row", "column"), self.positions[place, rank], self.gridded),
-                **_named(_EDGES, self.boxes[place, rank], bool(self.boxes[place, rank, 2] >= 0)),
+                **_labelled(("row", "column"), self.positions[place, rank], self.gridded),
+                **_labelled(_EDGES, self.boxes[place, rank], bool(self.boxes[place, rank, 2] >= 0)),
             }
             for place, unit in enumerate(self.units.tolist())
             for rank, name in enumerate(self.names[place])
         ]
 
     def _tile(self, place: int, rank: int) -> Tensor:
-        """All pictures of a patch as one: side by side for one unit, else above each other."""
-        every = (self.patches, self.views, self.wholes)
-        shown = [pictures[place, rank] for pictures in every if pictures is not None]
-        return joined(shown, down=len(self.units) > 1)
+        """Join all pictures of a patch: side by side for one unit, else one above the other."""
+        kinds = (self.patches, self.views, self.wholes)
+        shown = [pictures[place, rank] for pictures in kinds if pictures is not None]
+        return join_pictures(shown, down=len(self.units) > 1)
 
     @property
     def _per_page(self) -> int:
-        return _LINES[1 if self.views is None else 2]
+        return _LINES_PER_PAGE[1 if self.views is None else 2]
 
     def _lines(self) -> list[tuple[int, int, int]]:
-        """Rows of the figure: unit, its first patch there, and the one after the last."""
+        """Return each line of tiles: index of the unit, first patch, and end of the patches."""
         return [
-            (place, start, min(start + _ABREAST, len(names)))
+            (place, start, min(start + _TILES_PER_LINE, len(names)))
             for place, names in enumerate(self.names)
-            for start in range(0, len(names), _ABREAST)
+            for start in range(0, len(names), _TILES_PER_LINE)
         ]
 
     def _captions(self, place: int, start: int, stop: int) -> list[str]:
@@ -188,9 +188,9 @@ class UnitPatches(Result):
         ]
 
     def _page(self, number: int) -> Figure:
-        every = self._lines()
-        pages = max(1, math.ceil(len(every) / self._per_page))
-        lines = every[number * self._per_page : (number + 1) * self._per_page]
+        all_lines = self._lines()
+        pages = max(1, math.ceil(len(all_lines) / self._per_page))
+        lines = all_lines[number * self._per_page : (number + 1) * self._per_page]
         note = self.note
         if pages > 1:
             note += f"; page {number + 1} of {pages}"
@@ -219,29 +219,29 @@ def unit_patches(
     per_image: bool = True,
     where: str | npt.ArrayLike | None = None,
 ) -> UnitPatches:
-    """Cut units' strongest patches and show each beside what activated the unit there.
+    """Cut units' strongest patches and show each beside an explanation of the unit there.
 
     Args:
-        layer: of a store.
-        load: gives the layer's model, and is called at most once, where it is needed.
-        units: channels.
-        k: patches of each.
-        provenance: of the result.
+        layer: layer of a store.
+        load: returns the layer's model; called at most once, and only if the model is needed.
+        units: numbers of the units.
+        k: number of patches per unit.
+        provenance: provenance of the result.
         pictures: the store's images.
-        field: which receptive field is cut out: ``exact``, ``spatial`` or ``effective``, as in
-            `receptive_field`. The effective one is measured on each unit's images, at the cells of
-            their maxima. Exact and spatial fields stay in the store once found.
-        view: an attribution, or its text. Where it does not fit the model, the note says so, and
-            patches stand alone.
-        per_image: one patch per image, at its maximum; else the strongest of all positions, of
-            which several may lie in one image. These are exact: the images of the `k` highest
-            maxima are run through the model again.
+        field: receptive field to cut out: ``exact``, ``spatial`` or ``effective``, as in
+            `receptive_field`. The effective field is measured on each unit's images, at the cells
+            of their maxima. The store caches exact and spatial fields.
+        view: an attribution, or its text. If it does not fit the model, the result has no
+            explanations and a note says so.
+        per_image: one patch per image, at its maximum; otherwise the strongest of all positions,
+            of which several may be in one image. These are exact, because the images of the `k`
+            highest maxima go through the model again.
         where: only images that meet a condition; see `ImageTable.where`.
 
     Raises:
-        ImageError: none of the images can be read any more; of all positions, one of them.
-        StoreError: there is no such unit, or no unit has a strongest image.
-        ParameterError: the condition is wrong, or `view` is no attribution.
+        ImageError: none of the images can be read any more, or one of them without `per_image`.
+        StoreError: there is no such unit, or no unit has a finite value on the chosen images.
+        ParameterError: the condition is wrong, or `view` is not an attribution.
         UnsupportedModel: a single unit has no effective field on these images.
     """
     loaded: list[HookedModel] = []
@@ -251,32 +251,33 @@ def unit_patches(
             loaded.append(load())
         return loaded[0]
 
-    entries = ranked(layer, model, units, k, per_image=per_image, where=where, pictures=pictures)
+    entries = rank_entries(
+        layer, model, units, k, per_image=per_image, where=where, pictures=pictures
+    )
     count = max(map(len, entries))
     if not count:
-        raise StoreError(
-            f"no unit of {layer.name} has a finite value on the images that are chosen"
-        )
-    fields, silent = fields_of(layer, model, units, field, entries, pictures)
+        raise StoreError(f"no unit of {layer.name} has a finite value on the chosen images")
+    fields, without_effective = unit_fields(layer, model, units, field, entries, pictures)
     views = None if view is None else CellAttributions(model(), layer.name, view)
-    made = _Pictures(len(units), count, viewed=views is not None)
+    drawn = _PictureArrays(len(units), count, viewed=views is not None)
     with task("drawing patches", total=sum(map(len, entries))) as advance:
-        for part in _batches(cut_patches(entries, fields, pictures), AT_ONCE):
-            seen: Sequence[Tensor | None] = [None] * len(part)
-            if views is not None and not views.unfit:
+        for part in _batches(cut_patches(entries, fields, pictures), BATCH_SIZE):
+            explained: Sequence[Tensor | None] = [None] * len(part)
+            if views is not None and not views.unsuitable:
                 cells = [(units[patch.place], patch.entry.position) for patch in part]
                 values = [patch.entry.value for patch in part]
-                seen = views.of(torch.stack([patch.pixels for patch in part]), cells, values)
-            for patch, explained in zip(part, seen, strict=True):
-                made.add(patch, explained)
+                images = torch.stack([patch.pixels for patch in part])
+                explained = views.explain(images, cells, values)
+            for patch, explanation in zip(part, explained, strict=True):
+                drawn.add(patch, explanation)
             advance(len(part))
     for place, found in enumerate(entries):
         for rank, entry in enumerate(found):
             if entry.image_id in pictures.lost:
-                made.grey(place, rank)
+                drawn.set_grey(place, rank)
 
     def padded(value: Callable[[ReceptiveField, TopEntry], Any], fill: Any) -> Tensor:
-        """A value of each patch, `(U, k, …)`."""
+        """Return a value of each patch, `(U, k, …)`."""
         rows = [
             [value(field, entry) for entry in found] + [fill] * (count - len(found))
             for field, found in zip(fields, entries, strict=True)
@@ -285,13 +286,15 @@ def unit_patches(
 
     none = (-1,) * 4
     first = fields[0]
-    notes = [note_of(first, placed=len(units) == 1)]
+    notes = [field_note(first, placed=len(units) == 1)]
     if len({each.size for each in fields}) > 1:
-        notes[0] = f"{field} receptive fields, of each unit its own; below: the value at row,column"
-    notes.append("one patch per image" if per_image else "of all positions")
-    notes += _about_views(views, several=len(units) > 1, gridded=first.grid is not None)
-    if silent:
-        notes.append(f"{silent} units without a gradient on these images show the spatial field")
+        notes[0] = f"{field} receptive field of each unit; below: the value at row,column"
+    notes.append("one patch per image" if per_image else "strongest of all positions")
+    notes += _view_notes(views, several=len(units) > 1, gridded=first.grid is not None)
+    if without_effective:
+        notes.append(
+            f"{without_effective} units without a gradient on these images show the spatial field"
+        )
     if pictures.lost:
         notes.append(f"grey: {len(pictures.lost)} images that can no longer be read")
     if empty := sum(not found for found in entries):
@@ -312,9 +315,9 @@ def unit_patches(
         ),
         cells=padded(lambda field, entry: field.cell(entry.position), none),
         names=[[layer.store.images.paths[entry.image_id] for entry in found] for found in entries],
-        patches=torch.from_numpy(made.kept[0]),
-        views=torch.from_numpy(made.kept[1]) if views is not None and views.some else None,
-        wholes=torch.from_numpy(made.kept[2]) if 2 in made.kept else None,
+        patches=torch.from_numpy(drawn.arrays["patches"]),
+        views=torch.from_numpy(drawn.arrays["views"]) if views and views.any_explained else None,
+        wholes=torch.from_numpy(drawn.arrays["wholes"]) if "wholes" in drawn.arrays else None,
         fields=[
             {
                 "kind": each.kind,
@@ -328,46 +331,45 @@ def unit_patches(
     )
 
 
-class _Pictures:
-    """Pictures of all patches, in the places of their units and ranks."""
+class _PictureArrays:
+    """Pictures of all patches as arrays `(U, k, …)`, by kind."""
 
     def __init__(self, units: int, count: int, *, viewed: bool) -> None:
         self._shape = (units, count)
         several = units > 1
-        room = BUDGET / (units * count * 3 * (1 + viewed + (not several)))
-        self._side = max(_SMALLEST, min(_SIDE if several else SIDE, int(math.sqrt(room))))
+        pixels = BUDGET / (units * count * 3 * (1 + viewed + (not several)))
+        self._side = max(_MIN_SIDE, min(_SIDE if several else SIDE, int(math.sqrt(pixels))))
         self._placed = not several
-        self.kept: dict[int, np.ndarray] = {}
+        self.arrays: dict[str, np.ndarray] = {}
 
     def add(self, patch: Patch, view: Tensor | None) -> None:
-        """Draw a patch, and the explained image `(3, H, W)` in [0, 1] where there is one."""
-        seen = None if view is None else to_picture(view)
-        drawn = panels(patch, seen, self._side, placed=self._placed)
-        names = [0, *([1] if seen is not None else []), *([2] if self._placed else [])]
-        for name, picture in zip(names, drawn, strict=False):
-            if name not in self.kept:
-                shape = (*self._shape, *picture.shape)
-                self.kept[name] = np.full(shape, 255, np.uint8)
-            self.kept[name][patch.place, patch.rank] = picture.numpy()
+        """Draw a patch, and the explanation `(3, H, W)` in [0, 1] of its image if there is one."""
+        explanation = None if view is None else to_pil(view)
+        pictures = panels(patch, explanation, self._side, placed=self._placed)
+        kinds = ["patches"] + ["views"] * (view is not None) + ["wholes"] * self._placed
+        for kind, picture in zip(kinds, pictures, strict=False):
+            if kind not in self.arrays:
+                self.arrays[kind] = np.full((*self._shape, *picture.shape), 255, np.uint8)
+            self.arrays[kind][patch.place, patch.rank] = picture.numpy()
 
-    def grey(self, place: int, rank: int) -> None:
-        """Leave a patch without a picture, as its image can no longer be read."""
-        for pictures in self.kept.values():
-            pictures[place, rank] = round(255 * MISSING)
+    def set_grey(self, place: int, rank: int) -> None:
+        """Draw a patch grey, because its image can no longer be read."""
+        for array in self.arrays.values():
+            array[place, rank] = round(255 * MISSING)
 
 
-def _named(names: Sequence[str], values: Tensor, known: bool) -> dict[str, int | None]:
+def _labelled(names: Sequence[str], values: Tensor, known: bool) -> dict[str, int | None]:
     return dict(zip(names, values.tolist() if known else [None] * len(names), strict=True))
 
 
-def _about_views(views: CellAttributions | None, *, several: bool, gridded: bool) -> list[str]:
+def _view_notes(views: CellAttributions | None, *, several: bool, gridded: bool) -> list[str]:
     if views is None:
         return []
-    if not views.some:
-        return [f"without {views.title}: {views.refusal}"]
+    if not views.any_explained:
+        return [f"without {views.title}: {views.first_error}"]
     place = "under" if several else "beside"
     cell = " at that cell" if gridded else ""
-    grey = f", all grey where it finds nothing ({views.refused})" if views.refused else ""
+    grey = f", all grey where it has no result ({views.failures})" if views.failures else ""
     return [f"{place} each patch: {views.title} of the unit{cell}{grey}"]
 
 
