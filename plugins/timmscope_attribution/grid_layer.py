@@ -24,7 +24,7 @@ def grid_layer(model: HookedModel, objective: Objective, name: str | None) -> La
     if layer.grid is None:
         why = "has no grid and so no map"
     elif layer.order > last:
-        why = "has no part in it"
+        why = "does not contribute to it"
     if why:
         instead = default_layer(model, objective)
         raise TechniqueError(

@@ -68,7 +68,7 @@ class GuidedGradCAM(GradCAM):
         if activation.requires_grad:
             (slope,) = torch.autograd.grad(score.sum(), activation, allow_unused=True)
         if slope is None:
-            raise self.unsuitable(model, objective, "has no part in it")
+            raise self.unsuitable(model, objective, "does not contribute to it")
         view = LayerView(score.detach(), activation.detach(), slope)
         coarse = self.weigh(*self.spatial_pair(model, objective, layer, view))
         coarse = coarse.relu() if self.relu else coarse

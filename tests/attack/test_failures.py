@@ -39,7 +39,7 @@ def test_parameters_that_make_no_sense_are_refused(name, settings, says):
     [
         (7, None, ObjectiveError, "classes 0 to 3, there is no class 7"),
         (-1, None, ObjectiveError, "there is no class -1"),
-        ([0, 1], None, ObjectiveError, "2 labels for 8 images: give one, or one an image"),
+        ([0, 1], None, ObjectiveError, "2 labels for 8 images: give one, or one per image"),
         (None, [0, 1, 2], ObjectiveError, "3 targets for 8 images"),
         ("tabby", None, ObjectiveError, "classes without names: use a number instead of 'tabby'"),
         ([1] * 8, [2] * 7 + [1], ParameterError, "a target equals the image's label"),
@@ -95,7 +95,7 @@ def test_the_summary_and_figure_name_the_target(lite0, photos):
     assert result.success.tolist() == [False]
     assert result.summary()[0]["target"] == "espresso maker"
     shown = [text.get_text() for text in result.figure().findobj(lambda a: hasattr(a, "get_text"))]
-    assert "aimed at espresso maker, not reached" in shown
+    assert "target espresso maker not reached" in shown
 
 
 @by_title

@@ -238,5 +238,5 @@ def test_tokens_are_ablated_on_the_grid_alone():
 def test_a_layer_that_cannot_be_mapped_is_refused_with_one_that_can(two_layers, noise, kind):
     with pytest.raises(TechniqueError, match=r"'fc': it has no grid.*use layer='second'"):
         kind(layer="fc")(two_layers, noise, 1)
-    with pytest.raises(TechniqueError, match="'second': it has no part in it; use layer='first'"):
+    with pytest.raises(TechniqueError, match="it does not contribute to it; use layer='first'"):
         kind(layer="second")(two_layers, noise, channel("first", 2))

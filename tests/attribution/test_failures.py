@@ -42,20 +42,20 @@ def test_patch_tokens_that_lead_nowhere_are_refused_with_the_layer_to_use(vit, i
     with pytest.raises(TechniqueError) as caught:
         GradCAM(layer=layer)(vit, images, 3)
     text = message(caught)
-    assert f"'{layer}': it gets a gradient at its 1 prefix token(s) alone" in text
+    assert f"'{layer}': it gets a gradient only at its 1 prefix token(s)" in text
     assert text.endswith("use layer='blocks.11.norm1'")
 
 
 def test_a_layer_after_the_objective_is_refused(vit, images):
     with pytest.raises(TechniqueError) as caught:
         GradCAM(layer="blocks.7")(vit, images, channel("blocks.3", 5))
-    assert message(caught).endswith("'blocks.7': it has no part in it; use layer='blocks.3'")
+    assert message(caught).endswith("it does not contribute to it; use layer='blocks.3'")
 
 
 def test_a_layer_without_a_grid_is_refused(vit, images):
     with pytest.raises(TechniqueError) as caught:
         GradCAM(layer="fc_norm")(vit, images, 3)
-    assert message(caught).endswith("it has no grid and so no map; use layer='blocks.11.norm1'")
+    assert message(caught).endswith("it has no grid; use layer='blocks.11.norm1'")
 
 
 def test_a_misspelt_layer_names_the_nearest(vit, images):

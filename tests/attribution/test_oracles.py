@@ -151,7 +151,7 @@ def test_a_layer_that_is_alike_in_all_cells_has_no_map(pooled_linear, noise):
     with pytest.raises(TechniqueError, match=r"same everywhere for image 1: .* is of one colour"):
         SignedCAM(pooled_linear, mixed, 1)
     tiled = noise[:1, :, :2, :2].repeat(1, 1, 4, 4)  # each cell sees the same patch
-    with pytest.raises(TechniqueError, match=r"image 0: what is mapped is alike in all its cells"):
+    with pytest.raises(TechniqueError, match=r"all cells of the layer have the same value"):
         SignedCAM(pooled_linear, tiled, 1)
     with pytest.raises(TechniqueError, match=r"it has one cell; choose an earlier layer"):
         SignedCAM(pooled_linear, noise[:1, :, :2, :2], 1)

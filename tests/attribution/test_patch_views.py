@@ -65,7 +65,7 @@ def test_a_technique_that_does_not_fit_says_so(case):
     found = top(case, "layer1.0", 5, "grad-cam layer=layer3")
     assert found.views is None
     assert "without grad-cam: " in found.note
-    assert "has no part in it" in found.note
+    assert "does not contribute to it" in found.note
 
 
 def test_the_command_puts_views_beside_patches(case, tmp_path, capsys):

@@ -200,7 +200,7 @@ def test_a_forward_of_as_many_as_fit_stays_within_the_budget(name, monkeypatch):
     """Every allocation of the forward is counted, by torch's own profiler."""
     budget = 100 << 20
     monkeypatch.setattr(session, "FORWARD_BUDGET_BYTES", budget)
-    monkeypatch.setattr(session, "MOST_AT_ONCE", {})
+    monkeypatch.setattr(session, "MAX_IMAGES_PER_FORWARD", {})
     model = load_model(f"random:{name}")
     image = torch.rand(1, *model.input_size)
     count = images_per_forward(model, image)

@@ -81,7 +81,7 @@ def test_one_technique_is_evaluated_with_two_settings(cli: Cli, pictures: Path) 
         (["--technique", "rise", "--technique", "rise masks=4000"], "rise is given twice"),
         (["--technique", "rise masks=0"], "parameter 'masks' of rise"),
         (["--technique", "grad-can"], "did you mean 'grad-cam'"),
-        (["--technique", "pgd"], "it makes no maps, and only attributions do"),
+        (["--technique", "pgd"], "only attributions make maps"),
         (["--technique", "saliency", "--metric", "pointing"], "did you mean 'pointing-game'"),
         (["--technique", "saliency", "--metric", "pointing-game"], "needs the boxes"),
         (["--technique", "saliency", "--boxes", "gone.csv"], "no boxes can be read from gone.csv"),

@@ -90,7 +90,7 @@ def test_warnings_of_a_technique_name_its_plugin_and_timmscope_warnings_do_not(
         "loud.py: straight",
         "loud.py: attributed to its caller",
         "loud.py: from a library",
-        "technique 'loud' of loud.py changed the model's train mode; it was put back; fix loud.py",
+        "technique 'loud' of loud.py changed the model's train mode; it was restored; fix loud.py",
     ]
 
 

@@ -260,7 +260,7 @@ def test_the_default_metrics_are_all_but_the_pointing_game(model):
     [
         ({"techniques": []}, ParameterError, "at least one technique"),
         ({"techniques": ["grad-can"]}, PluginError, "did you mean 'grad-cam'"),
-        ({"techniques": ["pgd"]}, ParameterError, "family attack: it makes no maps"),
+        ({"techniques": ["pgd"]}, ParameterError, "family attack: only attributions make maps"),
         ({"techniques": ["saliency", "saliency"]}, ParameterError, "saliency is given twice"),
         ({"metrics": ["insertoin"]}, ParameterError, "did you mean 'insertion'"),
         ({"metrics": []}, ParameterError, "at least one metric"),

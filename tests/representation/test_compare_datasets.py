@@ -437,7 +437,7 @@ def test_the_command_compares_writes_and_refuses(
         ([real, few, real], "3 are given"),
         ([], "no store given"),
         ([real, few, "--layer", "block.5"], "did you mean"),
-        ([real, few, "--layer", "a", "--layer", "b"], "one layer, 2 are named"),
+        ([real, few, "--layer", "a", "--layer", "b"], "one layer, but 2 are given"),
         ([real, few, "--images", str(folders / "real")], "1 location of images for 2 stores"),
         ([real, few, "--k", "12"], "k = 12 needs at least 13 images"),
     ):

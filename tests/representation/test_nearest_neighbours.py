@@ -263,5 +263,5 @@ def test_wrong_calls_are_one_clear_line(
 def test_a_store_of_several_layers_asks_which(crops: Path, tmp_path: Path) -> None:
     model = load_model("random:resnet18?seed=0&img_size=64")
     two = mine(model, crops, tmp_path / "two.scope", layers=["layer1", "layer2"], workers=0)
-    with pytest.raises(ParameterError, match="2 layers: say which, one of layer1, layer2"):
+    with pytest.raises(ParameterError, match="2 layers: choose one of layer1, layer2"):
         NearestNeighbours()(two, crops / "coffee-0.png", model=model)

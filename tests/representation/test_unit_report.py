@@ -319,7 +319,7 @@ def test_the_command_writes_the_csv_and_names_the_context(
         assert main(again) == 2
         error = capsys.readouterr().err
         assert "reads one layer, but 2 are given:" in error
-        assert error.endswith("; run it once for each\n")
+        assert error.endswith("; run it once per layer\n")
     assert main([*run, "--context", "width"]) == 2
     error = capsys.readouterr().err
     assert "all images that have a width have the same one" in error

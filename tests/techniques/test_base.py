@@ -1,4 +1,4 @@
-"""What every technique gets from its base: checked parameters, seeds, batches, results."""
+"""The base class of techniques checks parameters, seeds, splits batches and makes results."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from timmscope_registry.hooks import fingerprint
 
 
 class Noisy(AttributionTechnique):
-    """Gradient times noise: random, but for each image on its own."""
+    """Gradient times noise, drawn per image."""
 
     strength: float = Field(1.0, gt=0)
-    """How much."""
+    """Factor of the noise."""
 
     def attribute(self, model, images, objective):
         _, gradient = model.gradient(images, objective)
@@ -47,7 +47,7 @@ class Noisy(AttributionTechnique):
 
 
 class Answer(AttributionTechnique):
-    """Returns what it is told to."""
+    """Returns the kind of map that a test asks for."""
 
     kind: str = "zero"
 
@@ -71,19 +71,19 @@ def images() -> Tensor:
     return torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_misspelt_parameter_names_the_nearest():
+def test_the_error_for_a_misspelt_parameter_suggests_the_nearest_name():
     with pytest.raises(ParameterError, match=r"no parameter 'strenght'; did you mean 'strength'"):
         Noisy(strenght=2)
 
 
-def test_a_value_out_of_range_says_which_and_why():
+def test_the_error_for_a_value_out_of_range_names_parameter_and_reason():
     with pytest.raises(ParameterError, match=r"'strength' of .* is -1: .*greater than 0") as caught:
         Noisy(strength=-1)
     assert caught.value.parameter == "strength"
     assert "\n" not in str(caught.value)
 
 
-def test_a_field_with_an_alias_goes_by_its_name_too():
+def test_a_field_with_an_alias_is_accepted_by_name_and_alias():
     class Aliased(Noisy):
         steps: int = Field(1, alias="n")
 
@@ -94,7 +94,7 @@ def test_a_field_with_an_alias_goes_by_its_name_too():
 def test_parameters_are_frozen_and_field_docstrings_are_their_help():
     with pytest.raises(Exception, match="frozen"):
         Noisy().strength = 3
-    assert Noisy.model_fields["strength"].description == "How much."
+    assert Noisy.model_fields["strength"].description == "Factor of the noise."
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 9])
@@ -107,7 +107,7 @@ def test_results_do_not_depend_on_how_the_batch_is_split(linear_model, images, b
     assert "raw=5×4×4" in repr(whole)
 
 
-def test_the_seed_decides_and_the_callers_generator_does_not_move(linear_model, images):
+def test_the_seed_decides_the_result_and_the_callers_generator_is_unchanged(linear_model, images):
     torch.manual_seed(99)
     state = torch.get_rng_state()
     first = Noisy()(linear_model, images, "class:0", seed=1).raw
@@ -119,7 +119,7 @@ def test_the_seed_decides_and_the_callers_generator_does_not_move(linear_model, 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_noise_belongs_to_an_image_whatever_its_neighbours():
+def test_noise_depends_on_the_image_position_and_not_on_the_chunk():
     with session(3, range(4)):
         whole = noise_like(torch.zeros(4, 3, 2, 2))
     with session(3, [2, 3]):
@@ -139,7 +139,9 @@ def test_noise_belongs_to_an_image_whatever_its_neighbours():
         ("shape", r"expected a tensor"),
     ],
 )
-def test_an_untrustworthy_map_is_an_error(linear_model, images, kind, message):
+def test_a_zero_or_nan_map_or_a_map_of_a_wrong_shape_is_an_error(
+    linear_model, images, kind, message
+):
     with pytest.raises(TechniqueError, match=message):
         Answer(kind=kind)(linear_model, images, "class:0")
 
@@ -153,7 +155,7 @@ def test_state_is_restored_after_a_failure(linear_model, images, kind):
     assert fingerprint(linear_model.module).difference(before) == []
 
 
-def test_a_technique_takes_a_hooked_model_and_images_only(linear_model, images):
+def test_a_technique_refuses_a_plain_module_and_normalised_images(linear_model, images):
     with pytest.raises(TimmscopeError, match="use load_model"):
         Noisy()(linear_model.module, images, "class:0")
     with pytest.raises(ImageError, match="normalisation"):
@@ -168,14 +170,12 @@ def test_a_technique_takes_a_hooked_model_and_images_only(linear_model, images):
         Noisy()(grey, images[:, :1], "class:0")
 
 
-def test_a_saved_result_loads_the_same(linear_model, images, tmp_path):
+def test_a_saved_result_loads_with_equal_values(linear_model, images, tmp_path):
     result = Noisy()(linear_model, images[:2], "class:0|2", seed=4)
     loaded = load_result(result.save(tmp_path / "öut"))
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(
-            TimmscopeError, match="a file stands where the result's folder"
-        ) as caught:
+        with pytest.raises(TimmscopeError, match="because a file is in its place") as caught:
             result.save(folder)
         assert "Errno" not in str(caught.value)
     assert isinstance(loaded, Attribution)
@@ -187,7 +187,7 @@ def test_a_saved_result_loads_the_same(linear_model, images, tmp_path):
     assert (tmp_path / "öut" / "overlay-001.png").exists()
 
 
-def test_result_json_has_all_that_is_needed_to_run_it_again(photos, tmp_path):
+def test_result_json_holds_everything_needed_to_run_it_again(photos, tmp_path):
     model = load_model("random:resnet18?seed=2&img_size=64")
     picture = photos[:2, :, ::4, ::4][:, :, :56, :56]
     technique("grad-cam")(relu=False)(model, picture, "class:5|9", seed=3).save(tmp_path)
@@ -204,7 +204,7 @@ def test_result_json_has_all_that_is_needed_to_run_it_again(photos, tmp_path):
 
 
 class Page(Table):
-    """A table that writes a page of its own."""
+    """A table that also writes a page."""
 
     def documents(self):
         return {"page.html": "<p>ä\r\n</p>\n", "rows.csv": "a\r\n1\r\n"}
@@ -263,7 +263,7 @@ assert "json.tool" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_directory_without_a_result_is_one_clear_line(tmp_path):
+def test_loading_a_directory_without_a_result_is_an_error_of_one_line(tmp_path):
     with pytest.raises(TimmscopeError, match="no result can be read from"):
         load_result(tmp_path)
     for damaged in ('{"type": "Thing"}', "[]", "{", '{"type": 3, "provenance": []}'):
@@ -272,7 +272,7 @@ def test_a_directory_without_a_result_is_one_clear_line(tmp_path):
             load_result(tmp_path)
 
 
-def test_the_result_of_an_unregistered_technique_is_read_with_its_class(linear_model, tmp_path):
+def test_the_result_of_an_unregistered_technique_loads_with_its_class(linear_model, tmp_path):
     result = Page(provenance=Noisy()._provenance(linear_model, 0), rows=[{"a": 1}])
     record = json.loads((result.save(tmp_path) / "result.json").read_text(encoding="utf-8"))
     assert record["type"] == "Page"
@@ -295,13 +295,13 @@ class Painter(SynthesisTechnique):
 
 
 class Vandal(AttackTechnique):
-    """Claims success with impossible images."""
+    """Returns images out of range."""
 
     def perturb(self, model, images, labels, targets):
         return images + 2
 
 
-def test_images_outside_the_unit_range_are_stopped(linear_model, images):
+def test_images_outside_the_unit_range_are_an_error(linear_model, images):
     with pytest.raises(TechniqueError, match=r"pixels from 2 to 2; expected \[0, 1\]"):
         Painter()(linear_model, "class:0")
     with pytest.raises(TechniqueError, match="expected \\[0, 1\\]"):
@@ -313,17 +313,17 @@ def test_images_outside_the_unit_range_are_stopped(linear_model, images):
 @pytest.mark.parametrize(
     "arguments", [{"seed": "a"}, {"seed": 2**70}, {"seed": 0.5}, {"batch_size": 1.5}]
 )
-def test_a_seed_or_batch_size_that_is_no_int_is_refused(linear_model, images, arguments):
+def test_a_seed_or_batch_size_that_is_not_an_int_is_refused(linear_model, images, arguments):
     with pytest.raises(ParameterError, match="expected an int") as caught:
         Noisy()(linear_model, images, "class:0", **arguments)
     assert caught.value.parameter == next(iter(arguments))
 
 
 class Forgetful(AttributionTechnique):
-    """Leaves two hooks behind, and one more where it breaks."""
+    """Leaves two hooks behind, and one more if it raises."""
 
     broken: bool = False
-    """Whether to break."""
+    """Whether to raise."""
 
     def attribute(self, model, images, objective):
         model.module.register_forward_hook(lambda *a: None)
@@ -334,7 +334,7 @@ class Forgetful(AttributionTechnique):
         return model.gradient(images, objective)[1].sum(1)
 
 
-def test_a_forgotten_hook_is_removed_and_the_technique_named(linear_model, images):
+def test_a_hook_left_behind_is_removed_and_the_warning_names_the_technique(linear_model, images):
     kept = linear_model.module.fc.register_forward_hook(lambda *a: None)
     before = fingerprint(linear_model.module)
     with pytest.warns(UserWarning, match=r"Forgetful left 2 hook.s. behind, on the model, fc;"):
@@ -361,7 +361,7 @@ class ForgetfulEverywhere(AttributionTechnique):
         return images.sum(1)
 
 
-def test_a_hook_forgotten_on_a_parameter_or_on_all_modules_is_removed(linear_model, images):
+def test_a_hook_left_on_a_parameter_or_on_all_modules_is_removed(linear_model, images):
     kept = linear_model.module.fc.weight.requires_grad_(True).register_hook(lambda g: g)
     with pytest.warns(
         UserWarning, match=r"Everywhere left 3 hook.s. behind, on all modules, fc.weight, fc.bias;"
@@ -375,7 +375,7 @@ def test_a_hook_forgotten_on_a_parameter_or_on_all_modules_is_removed(linear_mod
 
 
 class ForgetfulReader(RepresentationTechnique):
-    """Leaves a hook of the most talkative sort on the model that it reads."""
+    """Leaves hooks of every kind on the model that it reads."""
 
     reads = "model"
 
@@ -387,7 +387,7 @@ class ForgetfulReader(RepresentationTechnique):
         return Table(provenance=self.provenance(source), rows=[{"layers": len(source.layers)}])
 
 
-def test_a_hook_that_an_analysis_of_a_model_forgets_is_removed_without_a_trace(linear_model):
+def test_a_hook_left_by_an_analysis_of_a_model_is_removed_without_a_trace(linear_model):
     before = fingerprint(linear_model.module)
     with pytest.warns(UserWarning, match=r"ForgetfulReader left 2 hook.s. behind, on fc;"):
         ForgetfulReader()(linear_model)

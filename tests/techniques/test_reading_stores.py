@@ -1,4 +1,4 @@
-"""What a technique that reads several stores is handed: rows of which layer of which store."""
+"""A technique that reads several stores gets the rows of the right layer of each store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from timmscope import (
 
 
 class Listing(RepresentationTechnique):
-    """Lists what it is handed."""
+    """Lists its sources."""
 
     reads: ClassVar[str] = "stores"
 
@@ -43,7 +43,7 @@ class Listing(RepresentationTechnique):
 
 
 class OneLayer(Listing):
-    """The same layer of all stores."""
+    """Reads the same layer of all stores."""
 
     one_layer: ClassVar[bool] = True
 
@@ -66,7 +66,7 @@ def titles(result: Any) -> list[str]:
     return [row["title"] for row in result.rows]
 
 
-def test_all_layers_of_each_store_are_read_unless_some_are_named(stores: list[Store]) -> None:
+def test_all_layers_of_each_store_are_read_by_default(stores: list[Store]) -> None:
     dark, light = stores
     assert titles(Listing()(dark)) == ["flatten of dark.scope", "fc of dark.scope"]
     assert titles(Listing()([dark, str(light.path)], layer="fc")) == [
@@ -83,7 +83,7 @@ def test_all_layers_of_each_store_are_read_unless_some_are_named(stores: list[St
     assert titles(mixed) == ["fc of light.scope", "the array"]
 
 
-def test_one_layer_is_the_named_one_or_the_only_common_one(
+def test_one_layer_is_the_given_one_or_the_only_common_one(
     stores: list[Store], linear_model: HookedModel, tmp_path: Path
 ) -> None:
     dark, light = stores
@@ -93,9 +93,9 @@ def test_one_layer_is_the_named_one_or_the_only_common_one(
     assert titles(OneLayer()(stores, layer=["fc"])) == ["fc of dark.scope", "fc of light.scope"]
     with pytest.raises(ParameterError, match=r"the stores share 2 layers.*one of flatten, fc"):
         OneLayer()(stores)
-    with pytest.raises(ParameterError, match=r"dark\.scope holds 2 layers: say which"):
+    with pytest.raises(ParameterError, match=r"dark\.scope holds 2 layers: choose one"):
         OneLayer()(dark)
-    with pytest.raises(ParameterError, match="one layer, 2 are named: fc, flatten"):
+    with pytest.raises(ParameterError, match="one layer, but 2 are given: fc, flatten"):
         OneLayer()(stores, layer=["fc", "flatten"])
     with pytest.raises(ParameterError, match=r"share no layer: only\.scope holds fc; flat\.scope"):
         OneLayer()([only, flat])
@@ -103,7 +103,7 @@ def test_one_layer_is_the_named_one_or_the_only_common_one(
         OneLayer()([only, flat], layer="fc")
 
 
-def test_conditions_and_the_seed_hold_for_every_store(stores: list[Store]) -> None:
+def test_conditions_and_the_seed_apply_to_every_store(stores: list[Store]) -> None:
     result = OneLayer()(stores, layer="fc", where="name != '1.png'", seed=7)
     assert [row["count"] for row in result.summary()] == [2, 2]
     assert result.provenance.seed == result.provenance.call["seed_used"] == 7
@@ -111,7 +111,9 @@ def test_conditions_and_the_seed_hold_for_every_store(stores: list[Store]) -> No
         OneLayer()([stores[1]], layer="fc", where="name == 'x'")
 
 
-def test_each_store_may_have_its_images_elsewhere(stores: list[Store], tmp_path: Path) -> None:
+def test_each_store_may_have_its_own_location_of_images(
+    stores: list[Store], tmp_path: Path
+) -> None:
     places = [
         shutil.move(tmp_path / name, tmp_path / f"{name}-moved") for name in ("dark", "light")
     ]
@@ -123,7 +125,9 @@ def test_each_store_may_have_its_images_elsewhere(stores: list[Store], tmp_path:
             Listing()(stores, layer="fc", location=wrong)
 
 
-def test_what_is_no_store_is_said_in_one_line(stores: list[Store], tmp_path: Path) -> None:
+def test_a_source_that_is_not_a_store_is_an_error_of_one_line(
+    stores: list[Store], tmp_path: Path
+) -> None:
     with pytest.raises(StoreError, match="not a store"):
         Listing()([stores[0], tmp_path])
     with pytest.raises(ParameterError, match="reads a store, its layer or an array, not int"):

@@ -1,4 +1,4 @@
-"""Rows are those of the store, in order, of the chosen images, and never NaN."""
+"""`Rows` yields the store's rows of the chosen images in order, and refuses NaN."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZE = 4
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Seven 4×4 images of one grey value each, in two folders, and one that is no image."""
+    """Seven 4×4 images of one grey value each, in two folders, and one file without an image."""
     for number in range(7):
         place = tmp_path / "images" / ("dark" if number < 4 else "light")
         place.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def test_batches_are_the_readable_rows_in_order(store: Store) -> None:
     np.testing.assert_array_equal(rows.take([5, 0]), store.layer("fc").pooled[[5, 0]])
 
 
-def test_a_condition_chooses_rows_labels_and_names(store: Store) -> None:
+def test_a_condition_selects_rows_labels_and_names(store: Store) -> None:
     rows = Rows(store.layer("fc"), "label == 'light'")
     assert rows.ids.tolist() == [5, 6, 7]
     assert list(rows.labels) == ["light"] * 3
@@ -89,18 +89,18 @@ def test_an_array_takes_a_mask_or_ids() -> None:
 @pytest.mark.parametrize(
     "array", [np.zeros((2, 3, 4)), np.zeros(3), np.array(1.0), np.zeros((4, 0))]
 )
-def test_an_array_that_is_not_of_rows_is_refused(array: np.ndarray) -> None:
+def test_an_array_of_a_wrong_shape_is_refused(array: np.ndarray) -> None:
     with pytest.raises(ParameterError, match=r"the array has shape \(.*\), expected \(n, d\)"):
         Rows(array)
 
 
 @pytest.mark.parametrize("values", [["a", "b"], [None, 1], [1j, 2]])
-def test_an_array_that_holds_no_real_numbers_is_refused(values: list[object]) -> None:
+def test_an_array_without_real_numbers_is_refused(values: list[object]) -> None:
     with pytest.raises(ParameterError, match=r"the array holds .*, expected real"):
         Rows(np.array([values] * 3))
 
 
-def test_rows_that_are_no_numbers_are_counted_and_named() -> None:
+def test_rows_with_nan_or_infinite_values_are_counted_and_named() -> None:
     array = np.ones((9000, 2), np.float32)
     array[[3, 8000], [0, 1]] = np.nan, np.inf
     rows = Rows(array)
@@ -114,12 +114,12 @@ def test_rows_that_are_no_numbers_are_counted_and_named() -> None:
     assert np.isfinite(Rows(array, np.isfinite(array).all(1)).take([0, 1])).all()
 
 
-def test_large_numbers_are_not_taken_for_infinite_ones() -> None:
+def test_large_finite_numbers_are_accepted() -> None:
     array = np.full((4, 2), 3e38, np.float32)
     assert len(Rows(array).take([0, 1, 2, 3])) == 4
 
 
-def test_a_sample_is_drawn_by_the_seed(store: Store) -> None:
+def test_the_seed_decides_the_sample(store: Store) -> None:
     rows = Rows(store.layer("fc"))
     drawn = rows.sample(4, seed=1)
     assert drawn.tolist() == sorted(set(drawn.tolist()) & set(rows.ids.tolist()))
@@ -129,7 +129,7 @@ def test_a_sample_is_drawn_by_the_seed(store: Store) -> None:
     assert rows.sample(70, seed=0).tolist() == rows.ids.tolist()
 
 
-def test_pictures_are_the_images_as_the_model_saw_them(
+def test_pictures_are_the_images_as_the_model_sees_them(
     store: Store, folder: Path, linear_model: HookedModel
 ) -> None:
     pictures = Rows(store.layer("fc")).pictures
@@ -148,7 +148,7 @@ def test_pictures_are_the_images_as_the_model_saw_them(
         list(again.batches([5]))
 
 
-def test_reading_ahead_ends_with_the_reader_and_tells_what_went_wrong(store: Store) -> None:
+def test_the_read_ahead_thread_ends_with_the_reader_and_passes_errors_on(store: Store) -> None:
     before = set(threading.enumerate())  # others may end while this runs
     for ids, _ in Rows(store.layer("fc")).batches(size=2):
         assert ids.tolist() == [0, 1]

@@ -1,4 +1,4 @@
-"""Units are named by number, by range and by list, and those that there are not are refused."""
+"""Units are given by number, range or list; units that do not exist are refused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Holder(BaseModel):
         (None, None),
     ],
 )
-def test_units_are_read_in_the_order_given_each_once(given, expected) -> None:
+def test_units_are_parsed_once_each_in_the_given_order(given, expected) -> None:
     assert Holder(units=given).units == expected
 
 
 @pytest.mark.parametrize("given", ["", "a", "5-3", "-1", "1.5", [], [-2], -3, "1,,2", "0-99999999"])
-def test_what_is_no_list_of_units_is_refused(given) -> None:
+def test_a_text_that_is_not_a_list_of_units_is_refused(given) -> None:
     with pytest.raises(
         ValidationError, match=r"neither a number nor a range|it is empty|there is no 99999999"
     ):
@@ -41,5 +41,5 @@ def test_units_are_checked_against_the_layer() -> None:
     assert chosen_units("1-2", "conv", 3) == [1, 2]
     with pytest.raises(ParameterError, match=r"conv has units 0 to 2, there is no unit 3$"):
         chosen_units((3,), "conv", 3)
-    with pytest.raises(ParameterError, match=r"no unit 5 nor 1 more of those named"):
+    with pytest.raises(ParameterError, match=r"no unit 5; 1 more of the given units do not exist"):
         chosen_units((5, 1, 6), "conv", 3)

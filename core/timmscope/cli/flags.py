@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from timmscope.techniques.base import blamed
+from timmscope.techniques.base import origin_of
 from timmscope_registry import PluginError
 from timmscope_registry.plugin_faults import fault
 
@@ -46,7 +46,7 @@ def of_fields(
         taken.add(flag(name))
     if clash:
         did = f"cannot be run from the command line: it has fields named like {', '.join(clash)}"
-        raise PluginError(fault(blamed(technique), did, advice="its authors should rename them"))
+        raise PluginError(fault(origin_of(technique), did, advice="its authors should rename them"))
     group = Group(f"Parameters of {title}", sort_key=2)
     return [_of_field(name, info, group) for name, info in technique.model_fields.items()]
 

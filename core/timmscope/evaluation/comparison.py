@@ -21,7 +21,7 @@ from timmscope.techniques.attribution import (
     AttributionTechnique,
     attribute_together,
 )
-from timmscope.techniques.lookup import attribution, told_apart
+from timmscope.techniques.lookup import attribution, unique_names
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _at_layers(
         else:
             placed.append(each)
     layer_of = [getattr(each, "layer", None) for each in placed]
-    names = told_apart(
+    names = unique_names(
         placed,
         [
             each.title() + (f" at {layer}" if layer else "")

@@ -25,7 +25,7 @@ from timmscope.results.result import Provenance
 from timmscope.store.lock import StoreLock
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_rgb
-from timmscope.techniques.lookup import attribution, told_apart
+from timmscope.techniques.lookup import attribution, unique_names
 from timmscope.techniques.session import session
 from timmscope_registry import (
     ImageError,
@@ -251,7 +251,7 @@ def _techniques(given: Techniques) -> dict[str, AttributionTechnique]:
         made = [attribution(each) if isinstance(each, str) else each for each in listed]
         titles = [each.title() if isinstance(each, Technique) else repr(each) for each in made]
         _require_attributions(zip(titles, made, strict=True))
-        labels = told_apart(made, titles)
+        labels = unique_names(made, titles)
         for label in labels:
             if labels.count(label) > 1:
                 raise ParameterError(

@@ -1,4 +1,4 @@
-"""Techniques: parameters plus one method; and the results the families return."""
+"""Defines the base classes of techniques, what they share, and the results they return."""
 
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique

@@ -1,8 +1,8 @@
-"""Describes what a technique's call takes, so that a command line or a form can ask for it.
+"""Describes the arguments of a technique's call, so that a command line or a form can ask for them.
 
-A family's base annotates the arguments of its `__call__` with the kinds below. An argument of a
-plain type (`int`, `str | None`, `Sequence[float]` …) needs no kind; one of any other type is for
-Python alone.
+A family's base class annotates the arguments of its `__call__` with the kinds below. An argument of
+a plain type (`int`, `str | None`, `Sequence[float]` …) needs no kind; an argument of any other type
+can be given in Python only.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """What an argument stands for, where its type does not say.
+    """The meaning of an argument whose type does not tell it.
 
     Attributes:
-        name: what those who ask for the argument know the kind by.
-        by_reads: instead, a name for each of what an analysis `reads`; one that reads something
-            else does not take the argument.
+        name: name of the kind.
+        by_reads: name of the kind for each value of an analysis's `reads`, used if `name` is empty;
+            an analysis with another value does not take the argument.
     """
 
     name: str = ""
     by_reads: Mapping[str, str] = field(default_factory=dict)
 
-    def of(self, technique: type[Technique]) -> str:
-        """The name for this technique; empty where it does not take the argument."""
+    def name_for(self, technique: type[Technique]) -> str:
+        """Return the name for a technique; empty if the technique does not take the argument."""
         return self.name or self.by_reads.get(getattr(technique, "reads", ""), "")
 
 
 Model = Annotated[HookedModel, Kind("model")]
 Images = Annotated[Any, Kind("images")]
-"""One or several, as `HookedModel.images` takes them."""
+"""One or several images, as `HookedModel.images` takes them."""
 Image = Annotated[Any, Kind("image")]
 OtherImages = Annotated[Any, Kind("other images")]
-"""Images that play a second part, beside those that the technique works on."""
+"""Images with a second role, besides the images that the technique works on."""
 Objective = Annotated[AnyObjective | str | int, Kind("objective")]
 Classes = Annotated[int | str | Sequence[int | str] | Tensor | None, Kind("classes")]
-"""One for all images, or one for each."""
+"""One class for all images, or one per image."""
 Source = Annotated[Any, Kind(by_reads={"store": "store", "stores": "stores", "model": "model"})]
 Queries = Annotated[Any, Kind(by_reads={"store": "queries", "model": "optional images"})]
 Layers = Annotated[
@@ -75,9 +75,9 @@ class Argument(NamedTuple):
     """One argument of a technique's call.
 
     Attributes:
-        parameter: name, type and default, which is None where the type allows None.
-        kind: the name of its kind; empty where its type is plain.
-        about: the first sentence of what the call's `Args` say; what follows is for Python.
+        parameter: name, type and default; the default is None if the type allows None.
+        kind: name of its kind; empty for a plain type.
+        about: first sentence of its description under `Args`; the rest concerns Python only.
     """
 
     parameter: inspect.Parameter
@@ -86,23 +86,23 @@ class Argument(NamedTuple):
 
 
 def call_arguments(technique: type[Technique]) -> Iterator[Argument]:
-    """What a technique's call takes that can be given as text, in the order of its signature."""
+    """Yield the arguments of a technique's call that can be given as text, in signature order."""
     call = technique.__call__
     hints = get_type_hints(call, include_extras=True)
     about = _first_sentences(inspect.getdoc(call) or "")
     for name, parameter in list(inspect.signature(call).parameters.items())[1:]:
         hint = hints[name]
         kind = _kind(hint)
-        known = kind.of(technique) if kind else ""
-        if not (known or (kind is None and _is_plain(hint))):
+        kind_name = kind.name_for(technique) if kind else ""
+        if not (kind_name or (kind is None and _is_plain(hint))):
             continue
         if parameter.default is parameter.empty and NoneType in get_args(hint):
             parameter = parameter.replace(default=None)
-        yield Argument(parameter.replace(annotation=hint), known, about.get(name, ""))
+        yield Argument(parameter.replace(annotation=hint), kind_name, about.get(name, ""))
 
 
 def _kind(hint: Any) -> Kind | None:
-    """The kind in an annotation, also in `Image | None`."""
+    """Return the kind in an annotation, also for `Image | None`."""
     notes = (n for part in (hint, *get_args(hint)) for n in getattr(part, "__metadata__", ()))
     return next((note for note in notes if isinstance(note, Kind)), None)
 
@@ -114,7 +114,7 @@ def _is_plain(hint: Any) -> bool:
 
 
 def _first_sentences(docstring: str) -> dict[str, str]:
-    """Of each entry under `Args`."""
+    """Return the first sentence of each entry under `Args`."""
     section = docstring.partition("\nArgs:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", section, re.MULTILINE)
     texts = ((name, " ".join(text.replace("`", "").split())) for name, text in entries)

@@ -1,7 +1,7 @@
-"""Attack: the smallest change that makes a model err.
+"""Base class and result of attacks: small changes that make a model misclassify images.
 
-The base re-checks every outcome on what is really handed back: clipped to [0, 1], once as floats
-and once rounded to 8 bits as a saved picture would be.
+The base class predicts the returned images again, once as floats and once rounded to 8 bits as in a
+saved picture, so that a reported success is a success of the images in the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.restore_state import restore_state
-from timmscope.techniques.session import chunk_size, session, usable
+from timmscope.techniques.session import chunk_size, for_autograd, session
 from timmscope.techniques.validate_output import checked_pixels
 from timmscope_registry import ObjectiveError, ParameterError
 
@@ -34,28 +34,28 @@ _passes: ContextVar[PassCounter | None] = ContextVar("timmscope_attack_passes", 
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Result):
-    """Images changed so that a model errs.
+    """Images changed so that a model misclassifies them.
 
     Attributes:
         images: `(B, 3, H, W)` in [0, 1], adversarial where `success`; unchanged where
             `already_wrong`.
         originals: `(B, 3, H, W)` in [0, 1].
-        labels: `(B,)` labels the attack moved away from.
-        targets: `(B,)` classes aimed at, or None for an untargeted attack.
+        labels: `(B,)` labels that the attack moved away from.
+        targets: `(B,)` target classes, or None for an untargeted attack.
         before: `(B,)` predictions on the originals.
         after: `(B,)` predictions on `images`.
         confidence_before: `(B,)` softmax probability of `before`.
         confidence_after: `(B,)` softmax probability of `after`.
-        success: `(B,)` whether `images` fool the model, re-predicted on the floats returned.
+        success: `(B,)` whether `images` fool the model, predicted again on the returned floats.
         success_8bit: `(B,)` the same after rounding to 8 bits.
-        already_wrong: `(B,)` images that were misclassified to begin with: no success is claimed.
+        already_wrong: `(B,)` whether the original was misclassified; this counts as no success.
         l0: `(B,)` number of changed pixels (any channel).
         l2: `(B,)` Euclidean norm of the change, pixel units [0, 1].
         linf: `(B,)` largest change of a value, pixel units [0, 1].
-        forwards: `(B,)` forward passes an image, without the three that judge the outcome.
-        backwards: `(B,)` backward passes an image.
-        queries: `(B,)` forward passes that a black-box attack would have to pay for.
-        class_names: name of each image's label, prediction before and prediction after.
+        forwards: `(B,)` forward passes per image, without the three that evaluate the result.
+        backwards: `(B,)` backward passes per image.
+        queries: `(B,)` forward passes of a black-box attack; 0 for attacks that use gradients.
+        class_names: for each image, names of its label, prediction before and prediction after.
         target_names: name of each image's target; empty for an untargeted attack.
     """
 
@@ -81,32 +81,32 @@ class Adversarial(Result):
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of images classified as labelled before the attack."""
+        """Share of images that were classified as labelled before the attack."""
         return float((self.before == self.labels).float().mean())
 
     @property
     def robust_accuracy(self) -> float:
-        """Share classified as labelled before, and not broken."""
+        """Share of images that were classified as labelled before and are not broken."""
         return float(((self.before == self.labels) & ~self.success).float().mean())
 
     @property
     def success_rate(self) -> float:
-        """Broken over attacked: images misclassified from the start do not count."""
+        """Share of attacked images that were broken; images with `already_wrong` do not count."""
         attacked = ~self.already_wrong
         return float(self.success[attacked].float().mean()) if bool(attacked.any()) else 0.0
 
     def figure(self) -> Figure:
-        """A row an image: original, magnified change, adversarial image."""
+        """Draw one row per image: original, magnified change, adversarial image."""
         from timmscope.techniques.attack_figure import attack_figure
 
         return attack_figure(self)
 
     def pictures(self) -> dict[str, Any]:
-        """The adversarial images."""
+        """Return the adversarial images."""
         return {f"adversarial-{row:03d}": image for row, image in enumerate(self.images)}
 
     def summary(self) -> list[dict[str, Any]]:
-        """An image a row: predictions, success, norms and cost."""
+        """Return one row per image: predictions, success, norms and cost."""
         return [
             {
                 "image": row,
@@ -131,7 +131,7 @@ class Adversarial(Result):
 
 
 class AttackTechnique(Technique):
-    """Base of attacks; a subclass writes `perturb`."""
+    """Base class of attacks; a subclass implements `perturb`."""
 
     family: ClassVar[str] = "attack"
     uses_gradients: ClassVar[bool] = True
@@ -141,21 +141,21 @@ class AttackTechnique(Technique):
     def perturb(
         self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """Changed images `(B, 3, H, W)` in [0, 1].
+        """Return the changed images, `(B, 3, H, W)` in [0, 1].
+
+        Run forwards of a part of the batch inside `self.only(rows)`, so that passes are counted
+        for the right images.
 
         Args:
-            model: to be fooled.
+            model: the model to fool.
             images: `(B, 3, H, W)` in [0, 1].
-            labels: `(B,)` to move away from.
-            targets: `(B,)` to move to, or None for an untargeted attack.
-
-        Use `self.only(rows)` around forwards of a part of the batch, so that passes are counted
-        for the right images.
+            labels: `(B,)` classes to move away from.
+            targets: `(B,)` classes to move to, or None for an untargeted attack.
         """
 
     @contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Inside, forwards are of these rows (`(n,)` int64) of the batch given to `perturb`."""
+        """Count forwards inside the context for these rows `(n,)` (int64) of `perturb`'s batch."""
         counter = _passes.get()
         if counter is None:
             yield
@@ -177,26 +177,26 @@ class AttackTechnique(Technique):
         """Attack images.
 
         Args:
-            model: to be fooled.
+            model: the model to fool.
             images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
             labels: true class, by name or index; once, or once for each image; by default the
                 model's own prediction.
             targets: class to aim at; once, or once for each image; by default any other than the
                 label.
-            seed: of random starts.
-            batch_size: images per pass; by default what fits the memory budget.
+            seed: seed of random starts.
+            batch_size: images per pass; by default as many as fit the memory budget.
 
         Raises:
             ImageError: the images are not RGB in [0, 1].
-            ObjectiveError: a label or target is no class of the model, or it has no classes.
+            ObjectiveError: the model has no class of that name or index, or has no classes.
             ParameterError: a target equals its label, or `batch_size` is less than 1.
-            TechniqueError: the attack returned something that is no image.
+            TechniqueError: the attack did not return images.
         """
         require_rgb(model)
         if model.num_classes < 2:
             raise ObjectiveError(
                 f"{model.id} has {'one class' if model.num_classes else 'no classes'}, so there is "
-                "no wrong one: an attack needs a classifier"
+                "no wrong class: an attack needs a classifier"
             )
         batch = model.images(images).detach()
         step = chunk_size(model, batch, batch_size)
@@ -228,8 +228,8 @@ class AttackTechnique(Technique):
                 restore_state(self, model, facts.weights_sha256),
                 model.count_passes(len(rows)) as counter,
             ):
-                part, label = usable(batch[rows]), usable(truth[rows])
-                aim = usable(aims[rows]) if aims is not None else None
+                part, label = for_autograd(batch[rows]), for_autograd(truth[rows])
+                aim = for_autograd(aims[rows]) if aims is not None else None
                 token = _passes.set(counter)
                 try:
                     changed = self.perturb(model, part, label, aim)
@@ -239,11 +239,11 @@ class AttackTechnique(Technique):
             adversarial[rows] = changed.detach().to(batch)
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
-        return self._judged(
+        return self._attack_result(
             model, batch, adversarial, truth, aims, clean, already, forwards, backwards, facts, step
         )
 
-    def _judged(
+    def _attack_result(
         self,
         model: HookedModel,
         originals: Tensor,
@@ -302,12 +302,12 @@ def _in_chunks(model: HookedModel, images: Tensor, step: int) -> Tensor:
 
 
 def _classes(model: HookedModel, classes: Any, batch: Tensor, what: str) -> Tensor:
-    """Class indices `(B,)` from one class or one an image, by index or name."""
+    """Return class indices `(B,)` from one class or one per image, by index or name."""
     goal = class_logit(classes)
     given = goal.targets  # type: ignore[attr-defined]
     if len(given) not in (1, len(batch)):
         raise ObjectiveError(
-            f"{len(given)} {what} for {len(batch)} images: give one, or one an image"
+            f"{len(given)} {what} for {len(batch)} images: give one, or one per image"
         )
     indices: tuple[int, ...] = goal.bind(model, batch).targets  # type: ignore[attr-defined]
     return torch.tensor(indices, device=batch.device).expand(len(batch)).clone()

@@ -1,4 +1,4 @@
-"""An attack: original, the change magnified, what came of it."""
+"""Draws an attack: the original, the magnified change and the adversarial image."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def magnified(change: Tensor) -> tuple[Tensor, float]:
-    """A change `(3, H, W)` around mid-grey, and the factor by which it was enlarged.
+    """Return a change `(3, H, W)` as colours around mid-grey, and its magnification.
 
-    The factor brings all but the largest 0.5 % of the values into the range, since a few extreme
-    ones (an L2 attack has them) would leave the rest grey; it is 1 where nothing changed, and at
-    most 255, where one 8-bit level fills the range.
+    The factor brings all but the largest 0.5 % of the values into the range, because a few extreme
+    values, as of an L2 attack, would leave the rest grey. It is 1 if nothing changed, and at most
+    255, where one 8-bit level fills the range.
     """
     sizes = change.detach().float().abs().flatten()
     largest = float(sizes.max())
@@ -44,7 +44,7 @@ def magnified(change: Tensor) -> tuple[Tensor, float]:
 
 
 def attack_figure(adversarial: Adversarial) -> Figure:
-    """A row an image: original, magnified change, adversarial image, with the predictions."""
+    """Draw one row per image: original, magnified change, adversarial image and predictions."""
     count = min(len(adversarial.images), MAX_ROWS)
     left_out = len(adversarial.images) - count
     side = 2.3
@@ -83,14 +83,17 @@ def _row(
     shown, factor = magnified(torch.as_tensor(change))
     label, before, after = result.class_names[row]
     if result.already_wrong[row]:
-        verdict, colour = "wrong from the start, not attacked", MUTED
+        verdict, colour = "misclassified from the start, not attacked", MUTED
     elif result.target_names and not result.success[row]:
-        verdict, colour = f"aimed at {result.target_names[row]}, not reached", GOOD
+        verdict, colour = f"target {result.target_names[row]} not reached", GOOD
     elif result.success[row]:
-        lasts = bool(result.success_8bit[row])
-        verdict, colour = ("fooled" if lasts else "fooled, but not once saved as 8 bits"), BAD
+        also_8bit = bool(result.success_8bit[row])
+        verdict, colour = (
+            ("fooled" if also_8bit else "fooled, but not after rounding to 8 bits"),
+            BAD,
+        )
     else:
-        verdict, colour = "held", GOOD
+        verdict, colour = "not fooled", GOOD
     linf, l2 = float(result.linf[row]) * 255, format_number(float(result.l2[row]))
     columns = [
         (

@@ -1,4 +1,4 @@
-"""Attribution: which pixels an objective depends on."""
+"""Base class and result of attributions, which map how much each pixel matters to an objective."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, blamed, require_rgb, technique_error
+from timmscope.techniques.base import Technique, origin_of, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
 from timmscope.techniques.shared_gradients import sharing
@@ -28,25 +28,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Outcome = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-"""What `attribute` returns: maps, then scores, then pixels by colour channel."""
+"""Return value of `attribute`: maps, then scores, then pixels per colour channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attribution(Result):
-    """Maps of how much each place of an image matters to an objective.
+    """Maps of how much each position of an image matters to an objective.
 
-    Maps and scores are float32, or float64 where the model is.
+    Maps and scores are float32, or float64 if the model is.
 
     Attributes:
         maps: `(B, H, W)` at image size (bilinear, corners not aligned), unnormalised.
         raw: `(B, h, w)` as computed, at the layer's grid.
-        images: `(B, 3, H, W)` in [0, 1], what the model saw.
+        images: `(B, 3, H, W)` in [0, 1], as the model sees them.
         scores: `(B,)` value of the objective.
-        objective: its text, bound: `class:282|504` where images have targets of their own.
-        labels: what each image's objective is called, for titles.
-        signed: whether values below zero speak against the objective: maps are then drawn in two
-            colours around zero.
-        pixels: `(B, 3, H, W)` by colour channel, of techniques that have it; `raw` is made of it.
+        objective: text of the bound objective: `class:282|504` if each image has its own target.
+        labels: name of each image's objective, for titles.
+        signed: whether values below zero are evidence against the objective; such maps are drawn
+            in two colours around zero.
+        pixels: `(B, 3, H, W)` values per colour channel, from which `raw` is computed; None for
+            techniques without them.
     """
 
     maps: Tensor
@@ -59,16 +60,13 @@ class Attribution(Result):
     pixels: Tensor | None = None
 
     def normalised(self) -> Tensor:
-        """`maps` with each image's own range stretched to [0, 1]; a constant map becomes 0."""
+        """Return `maps` scaled to [0, 1] per image; a constant map becomes 0."""
         low, high = self.maps.amin((1, 2), keepdim=True), self.maps.amax((1, 2), keepdim=True)
         span = high - low
         return torch.where(span > 0, (self.maps - low) / span, torch.zeros_like(self.maps))
 
     def figure(self) -> Figure:
-        """A row an image: the image, the map with its colour bar, the overlay.
-
-        Where there are `pixels`, they are shown in colour as well.
-        """
+        """Draw one row per image: image, map with colour bar, overlay, and `pixels` if any."""
         from .attribution_figure import attribution_figure
 
         return attribution_figure(
@@ -81,14 +79,14 @@ class Attribution(Result):
         )
 
     def _title(self) -> str:
-        """The technique with its layer, and what stood for nothing where it has a baseline."""
+        """Return the technique's name with its layer and its baseline, if it has them."""
         name = self.provenance.technique.rpartition(":")[2]
         layer, baseline = (self.provenance.parameters.get(key) for key in ("layer", "baseline"))
         name += f" at {layer}" if isinstance(layer, str) else ""
         return name + (f", baseline {baseline}" if isinstance(baseline, str) else "")
 
     def pictures(self) -> dict[str, Any]:
-        """Of each image the map in colours, its overlay, and the coloured pixels if any."""
+        """Return each image's map in colours, its overlay, and `pixels` in colours if any."""
         from timmscope.drawing import HeatScale, around_grey, colourise, overlay
 
         pictures: dict[str, Any] = {}
@@ -101,7 +99,7 @@ class Attribution(Result):
         return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """An image a row: objective, score, and where the map peaks in pixels."""
+        """Return one row per image: objective, score, and the pixel where the map is highest."""
         rows = []
         for row, heat in enumerate(self.maps):
             y, x = divmod(int(heat.argmax()), heat.shape[1])
@@ -119,30 +117,33 @@ class Attribution(Result):
 
 
 class AttributionTechnique(Technique):
-    """Base of attributions; a subclass writes `attribute`."""
+    """Base class of attributions; a subclass implements `attribute`."""
 
     family: ClassVar[str] = "attribution"
 
     @abstractmethod
     def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Outcome:
-        """Maps `(B, h, w)` at any grid; `objective` is bound to the model and these images.
+        """Return maps `(B, h, w)` at any grid; `objective` is bound to the model and the images.
 
-        Called with chunks of the batch; an image's map must not depend on its neighbours. A
-        technique that has the objective's values `(B,)` at hand returns `(maps, scores)`, which
-        saves a forward; one that computes by colour channel, `(maps, scores, pixels)` with
-        `pixels` `(B, 3, H, W)`.
+        This is called with chunks of the batch, so an image's map must not depend on other images.
+        A technique that also computes the objective's values `(B,)` returns `(maps, scores)`, which
+        saves a forward pass. A technique that computes values per colour channel returns
+        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`.
         """
 
     def why_zero(self) -> str:
-        """What to tell people whose map came out zero everywhere, and what to do about it."""
+        """Return why a map may be zero everywhere and what to do, for the error message."""
         return "the objective does not depend on what is mapped; choose an earlier layer"
 
     def is_signed(self) -> bool | None:
-        """Whether negative values speak against the objective; None lets the values tell."""
+        """Return whether maps are signed; None if the sign of the values decides.
+
+        Negative values of a signed map are evidence against the objective.
+        """
         return None
 
     def shared_layers(self, model: HookedModel, objective: Objective) -> tuple[str, ...]:
-        """Layers that `attribute` will ask `layer_view` for: techniques side by side share them."""
+        """Return the layers that `attribute` passes to `layer_view`; `compare` shares them."""
         return ()
 
     @final
@@ -163,14 +164,14 @@ class AttributionTechnique(Technique):
             objective: what to explain: `tiger cat`, `class:282`, a unit `blocks.4[17]`, or `top`,
                 the model's own prediction for each image. In Python also an `Objective` or a class
                 index.
-            seed: of random numbers.
-            batch_size: images per pass; by default what fits the memory budget.
+            seed: seed of random numbers.
+            batch_size: images per pass; by default as many as fit the memory budget.
 
         Raises:
             ImageError: the images are not RGB in [0, 1].
             ObjectiveError: the objective does not fit the model.
-            TechniqueError: a map is zero everywhere, not finite, or over a layer's grid and the
-                same in all cells: it explains nothing.
+            TechniqueError: a map is zero everywhere, is not finite, or has the same value in all
+                cells of a layer's grid, so it explains nothing.
             ParameterError: `batch_size` is less than 1.
         """
         return attribute_together([self], model, images, objective, seed, batch_size)[0]
@@ -184,9 +185,9 @@ def attribute_together(
     seed: int,
     batch_size: int | None,
 ) -> list[Attribution]:
-    """Run techniques on the same images and objective; what they share is computed once a chunk.
+    """Run techniques on the same images and objective; shared values are computed once per chunk.
 
-    Arguments, results and errors are those of a technique's own call.
+    Arguments, results and errors are the same as for a call of one technique.
     """
     require_rgb(model)
     batch = model.images(images).detach()
@@ -209,11 +210,11 @@ def attribute_together(
                     restore_state(technique, model, fact.weights_sha256),
                 ):
                     outcome = technique.attribute(model, part.clone(), goal)
-                done.append(_checked(technique, model, outcome, part, goal, start))
-    labels = describe(model, bound, len(batch))
+                done.append(_check_chunk(technique, model, outcome, part, goal, start))
+    labels = objective_labels(model, bound, len(batch))
     pictures = batch.cpu()
     return [
-        _joined(technique, fact, done, pictures, bound, labels)
+        _build_result(technique, fact, done, pictures, bound, labels)
         for technique, fact, done in zip(techniques, facts, chunks, strict=True)
     ]
 
@@ -225,7 +226,7 @@ class _Chunk:
     pixels: Tensor | None
 
 
-def _joined(
+def _build_result(
     technique: AttributionTechnique,
     facts: Provenance,
     chunks: list[_Chunk],
@@ -240,7 +241,7 @@ def _joined(
     pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
     return Attribution(
         provenance=facts,
-        maps=resize_maps(raw, (images.shape[2], images.shape[3])),
+        maps=_resize_maps(raw, (images.shape[2], images.shape[3])),
         raw=raw,
         images=images,
         scores=torch.cat([chunk.scores for chunk in chunks]),
@@ -251,7 +252,7 @@ def _joined(
     )
 
 
-def _checked(
+def _check_chunk(
     technique: AttributionTechnique,
     model: HookedModel,
     outcome: Outcome,
@@ -266,62 +267,66 @@ def _checked(
             f"returned {len(parts)} tensors",
             expected="maps, (maps, scores) or (maps, scores, pixels)",
         )
-    raw = _kept(checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model)
+    raw = _result_values(
+        checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model
+    )
     empty = (raw.abs().amax((1, 2)) == 0).nonzero().flatten().tolist()
     if empty:
-        raise _useless(technique, "zero", [start + row for row in empty], technique.why_zero())
-    flat = _flat(raw).nonzero().flatten().tolist()
-    if flat and raw.shape[1:] != images.shape[2:]:  # over a layer's grid
-        why = _why_flat(raw, images[flat[0]])
-        raise _useless(technique, "the same", [start + row for row in flat], why)
+        rows = [start + row for row in empty]
+        raise _constant_map_error(technique, "zero", rows, technique.why_zero())
+    constant = _is_constant(raw).nonzero().flatten().tolist()
+    if constant and raw.shape[1:] != images.shape[2:]:  # over a layer's grid
+        rows = [start + row for row in constant]
+        why = _why_constant(raw, images[constant[0]])
+        raise _constant_map_error(technique, "the same", rows, why)
     if len(parts) > 1:
         scores = checked_numbers(technique, parts[1], "scores", (len(images),))
     else:
         with torch.no_grad():
             scores = model.score(images, objective)
     if len(parts) < 3:
-        return _Chunk(raw, _kept(scores, model), None)
+        return _Chunk(raw, _result_values(scores, model), None)
     pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
-    return _Chunk(raw, _kept(scores, model), _kept(pixels, model))
+    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model))
 
 
-def _useless(
-    technique: AttributionTechnique, like: str, images: list[int], why: str
+def _constant_map_error(
+    technique: AttributionTechnique, value: str, images: list[int], why: str
 ) -> TechniqueError:
     rows = ", ".join(map(str, images[:5]))
-    name = described(blamed(technique))
-    return TechniqueError(f"the map of {name} is {like} everywhere for image {rows}: {why}")
+    name = described(origin_of(technique))
+    return TechniqueError(f"the map of {name} is {value} everywhere for image {rows}: {why}")
 
 
-def _flat(maps: Tensor) -> Tensor:
-    """Whether a map `(B, h, w)` has one value but for rounding, `(B,)`."""
+def _is_constant(maps: Tensor) -> Tensor:
+    """Whether each map `(B, h, w)` has one value, except for rounding, `(B,)`."""
     span = maps.amax((1, 2)) - maps.amin((1, 2))
     return span <= 16 * torch.finfo(maps.dtype).eps * maps.abs().amax((1, 2))
 
 
-def _why_flat(raw: Tensor, image: Tensor) -> str:
+def _why_constant(raw: Tensor, image: Tensor) -> str:
     if raw[0].numel() == 1:
         return "it has one cell; choose an earlier layer, or give larger images"
-    if bool(_flat(image).all()):
-        return "the image is of one colour, so no place differs from another"
-    return "what is mapped is alike in all its cells; choose an earlier layer"
+    if bool(_is_constant(image).all()):
+        return "the image has a single colour, so no position differs from another"
+    return "all cells of the layer have the same value; choose an earlier layer"
 
 
-def _kept(values: Tensor, model: HookedModel) -> Tensor:
-    """As results hold values: on the processor, float32, or float64 where the model is."""
+def _result_values(values: Tensor, model: HookedModel) -> Tensor:
+    """Return values as results hold them: on the CPU, float32, or float64 if the model is."""
     wanted = torch.float64 if model.dtype == torch.float64 else torch.float32
     return values.detach().to("cpu", wanted)
 
 
-def resize_maps(raw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps `(B, h, w)` at image size: bilinear, `align_corners=False`."""
+def _resize_maps(raw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps `(B, h, w)` to image size: bilinear, `align_corners=False`."""
     if tuple(raw.shape[1:]) == size:
         return raw
     return functional.interpolate(raw[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def describe(model: HookedModel, bound: Objective, batch: int) -> list[str]:
-    """What an objective is called for each image: the class's name where it is a class."""
+def objective_labels(model: HookedModel, bound: Objective, batch: int) -> list[str]:
+    """Return the name of an objective for each image: for a class, the class's name."""
     labels = []
     for row in range(batch):
         text = str(bound.rows(row, row + 1))

@@ -1,7 +1,7 @@
-"""`Technique`: a frozen set of parameters with help texts, and the ground all families share.
+"""`Technique` is the base class of all techniques: a frozen set of parameters with help texts.
 
-The one declaration of a technique's fields gives its Python signature, its command-line flags, its
-docs page and the JSON its results carry.
+The declaration of its fields gives a technique's Python signature, command-line flags, docs page
+and the JSON in its results.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from timmscope.store.manifest import ModelRecord
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
-"""Name of a hook point; command lines complete it and check it against the model."""
+"""Name of a layer; the command line completes it and checks it against the model."""
 
 T = TypeVar("T")
 
 
 class Technique(BaseModel, ABC):
-    """Base of all techniques: parameters are fields, and a call is `technique(model, …)`.
+    """Base class of all techniques: parameters are fields, and a call is `technique(model, …)`.
 
-    Subclass a family's base, not this class.
+    Subclass the base class of a family, not this class.
     """
 
     model_config = ConfigDict(
@@ -52,9 +52,9 @@ class Technique(BaseModel, ABC):
     )
 
     family: ClassVar[str] = ""
-    """The family's name; set by its base class."""
+    """Name of the family; set by its base class."""
 
-    if not TYPE_CHECKING:  # the checker sees the fields' own signature instead
+    if not TYPE_CHECKING:  # a type checker uses the signature made from the fields
 
         def __init__(self, **parameters: Any) -> None:
             try:
@@ -64,30 +64,30 @@ class Technique(BaseModel, ABC):
 
     @classmethod
     def technique_id(cls) -> str:
-        """The registered id, `distribution:name`, or the class's name if unregistered."""
+        """Return the registered id, `distribution:name`, or the class's name if unregistered."""
         entry = _entry(cls)
         return entry.id if entry is not None else cls.__qualname__
 
     @classmethod
     def title(cls) -> str:
-        """Short name for pictures and tables."""
+        """Return a short name for pictures and tables."""
         return cls.technique_id().rpartition(":")[2]
 
     def track(
         self, steps: Iterable[T], description: str = "", total: int | None = None
     ) -> Iterable[T]:
-        """Iterate with a progress bar where one is shown; use it for every long loop."""
+        """Iterate and report progress; use it for every long loop."""
         return track(steps, description or self.title(), total=total)
 
     def _recorded(self) -> dict[str, Any]:
-        """The parameters as JSON values: asked for before the method runs, which may change them.
+        """Return the parameters as JSON values, before the technique's method may change them.
 
         Raises:
             TechniqueError: JSON cannot hold one of them.
         """
         try:
             return self.model_dump(mode="json")
-        except Exception as error:  # a serialiser of a plugin's own raises what it likes
+        except Exception as error:  # a plugin's own serialiser may raise anything
             did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
             raise technique_error(self, did) from error
 
@@ -108,12 +108,12 @@ class Technique(BaseModel, ABC):
 def technique_error(
     technique: Technique, did: str, *, expected: str = "", advice: str | None = None
 ) -> TechniqueError:
-    """The error about what a technique did, which names it as `blamed` does."""
-    return TechniqueError(fault(blamed(technique), did, expected=expected, advice=advice))
+    """Return an error about what a technique did, which names the technique and its plugin."""
+    return TechniqueError(fault(origin_of(technique), did, expected=expected, advice=advice))
 
 
-def blamed(technique: Technique | type[Technique]) -> Entry[TechniqueSpec] | str:
-    """Whom to name for what a technique did: someone else's contribution, or the class itself."""
+def origin_of(technique: Technique | type[Technique]) -> Entry[TechniqueSpec] | str:
+    """Return what an error names as its origin: another plugin's contribution, or the class."""
     kind = technique if isinstance(technique, type) else type(technique)
     return culprit(kind, get_registry().techniques(), f"technique {kind.title()}")
 
@@ -122,7 +122,7 @@ def require_rgb(model: HookedModel) -> None:
     """Refuse a model that does not take RGB images.
 
     Raises:
-        ModelError: it takes another number of channels.
+        ModelError: it is not a `HookedModel`, or it takes another number of channels.
     """
     if not isinstance(model, HookedModel):
         raise ModelError(
@@ -136,7 +136,7 @@ def require_rgb(model: HookedModel) -> None:
 
 
 def _entry(technique: type[Technique]) -> Entry[TechniqueSpec] | None:
-    """What the registry lists of a technique; None where it is unregistered."""
+    """Return a technique's entry in the registry; None if it is unregistered."""
     return entry_of(technique, get_registry().techniques())
 
 

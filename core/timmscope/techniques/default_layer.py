@@ -1,9 +1,9 @@
-"""Which layer a class activation map weighs when nobody says.
+"""Chooses the layer of a class activation map when the user names none.
 
-A map needs a layer with a grid whose cells the objective still depends on. In a network that pools
-its last feature map this is that map; in a transformer that reads its class token alone, the patch
-tokens of the last block lead nowhere, and the place is the last block's first norm. A rule finds
-both: of the layers in execution order, the last one where the gradient on the grid is not zero.
+A map needs a layer with a grid on whose cells the objective depends. In a network that pools its
+last feature map, that is this feature map. In a transformer that classifies by its class token, the
+output does not depend on the patch tokens of the last block, so the layer is the last block's first
+norm. One rule finds both: the last layer in execution order whose gradient on the grid is not zero.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ _chosen: WeakKeyDictionary[HookedModel, dict[tuple[str, ...], str]] = WeakKeyDic
 
 
 def default_layer(model: HookedModel, objective: Objective) -> str:
-    """Name of the last layer whose grid a bound objective depends on.
+    """Return the name of the last layer whose grid a bound objective depends on.
 
-    It is found once for a model and the layers the objective reads, by one forward and backward of
-    a fixed noise image, so it never depends on the images explained. Grids of one cell are passed
-    over, and so is the inside of attention modules: queries, keys and values are not features.
+    It is found once per model and set of layers that the objective reads, by one forward and
+    backward pass of a fixed noise image, so it does not depend on the explained images. Grids of
+    one cell are skipped. Layers inside attention modules come last, because queries, keys and
+    values are not features.
 
     Raises:
         TechniqueError: the objective depends on no layer with a grid.
@@ -55,7 +56,7 @@ def _find(model: HookedModel, objective: Objective) -> str:
 def _probe(
     model: HookedModel, objective: Objective, layers: list[Layer]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """Activations of the layers on a noise image, and the objective's gradients there."""
+    """Return the layers' activations on a noise image and the objective's gradients there."""
     noise = torch.rand(1, *model.input_size, generator=torch.Generator().manual_seed(0))
     names = [layer.name for layer in layers]
     with torch.inference_mode(False), torch.enable_grad():
@@ -67,8 +68,9 @@ def _probe(
         reached = [name for name in names if activations[name].requires_grad]
         if not (score.requires_grad and reached):
             return activations, dict.fromkeys(names)
-        found = torch.autograd.grad(score, [activations[n] for n in reached], allow_unused=True)
-    return activations, dict.fromkeys(names) | dict(zip(reached, found, strict=True))
+        inputs = [activations[name] for name in reached]
+        gradients = torch.autograd.grad(score, inputs, allow_unused=True)
+    return activations, dict.fromkeys(names) | dict(zip(reached, gradients, strict=True))
 
 
 def _has_grid(layer: Layer) -> bool:
@@ -82,7 +84,7 @@ def _inside_attention(model: HookedModel, layer: Layer) -> bool:
 
 
 def _shortest_name(layer: Layer, layers: list[Layer], activations: dict[str, Tensor]) -> str:
-    """Of the layers that hand on this very tensor (a stage, its last block, its activation)."""
+    """Return the shortest name of the layers with this same output: a stage, its last block, …"""
     tensor = activations[layer.name]
     same = [
         other

@@ -1,7 +1,7 @@
-"""Looks techniques up: by registered name, and from text as in `occlusion patch_px=56`.
+"""Finds techniques by registered name, or by a text such as `occlusion patch_px=56`.
 
-Commands that compare or evaluate take many techniques at once, so their parameters cannot be flags.
-A text names a technique and, after it, the parameters that differ from the default.
+Commands that compare or evaluate take several techniques, so parameters cannot be flags. A text
+holds a technique's name, followed by the parameters that differ from their defaults.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ def technique(name: str) -> type[Technique]:
     """Return the class of a technique, as in ``technique("grad-cam")(layer="blocks.6")``.
 
     Args:
-        name: short name, or ``"distribution:name"`` where several plugins offer it.
+        name: short name, or ``"distribution:name"`` if several plugins contribute it.
 
     Raises:
-        PluginError: it is unknown or not unique, cannot be imported, or is no technique of its
-            family.
+        PluginError: it is unknown or not unique, cannot be imported, or does not follow the
+            interface of its family.
     """
     entry = get_registry().technique(name)
     base = BASES[entry.spec.family]
     found = subclass(entry, base)
     if found.__call__ is not base.__call__:
-        raise PluginError(fault(entry, "has a __call__ of its own", expected="its family's"))
+        raise PluginError(fault(entry, "defines __call__", expected="that of its family"))
     for method in sorted(base.__abstractmethods__):
         called = _parameters(base, method)
         try:
@@ -63,27 +63,29 @@ def technique(name: str) -> type[Technique]:
     if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
         wanted = "'store', 'stores' or 'model'"
         raise PluginError(fault(entry, f"reads {reads!r}", expected=wanted))
-    if shadowing := [name for name in found.model_fields if name in _names(base)]:
-        did = f"has parameters named like what its family's base has: {', '.join(shadowing)}"
+    taken = {name for name in dir(base) if not hasattr(BaseModel, name)}
+    if shadowing := [name for name in found.model_fields if name in taken]:
+        did = f"has parameters that hide attributes of its base class: {', '.join(shadowing)}"
         raise PluginError(fault(entry, did, advice="its authors should rename them"))
     return found
 
 
 def attribution(text: str) -> AttributionTechnique:
-    """The attribution that a text names, as in `grad-cam` or `grad-cam layer=blocks.4 relu=no`.
+    """Return the attribution of a text such as `grad-cam` or `grad-cam layer=blocks.4 relu=no`.
 
     Raises:
-        PluginError: no technique is called that.
-        ParameterError: it is no attribution, or a parameter is unknown, malformed or out of range.
+        PluginError: there is no technique of this name.
+        ParameterError: it is not an attribution, or a parameter is unknown, malformed or out of
+            range.
     """
     try:
         name, *settings = shlex.split(text) or [""]
-    except ValueError as error:  # a quote without its end
-        raise ParameterError(f"{text!r} is no technique with parameters: {error}") from None
+    except ValueError as error:  # an unclosed quote
+        raise ParameterError(f"{text!r} is not a technique with parameters: {error}") from None
     kind = technique(get_registry().technique(name, "attribution").id)
     if not issubclass(kind, AttributionTechnique):
         raise ParameterError(
-            f"{name} is of the family {kind.family}: it makes no maps, and only attributions do",
+            f"{name} is of the family {kind.family}: only attributions make maps",
             parameter="techniques",
         )
     given: dict[str, str] = {}
@@ -91,15 +93,15 @@ def attribution(text: str) -> AttributionTechnique:
         field, equals, value = setting.partition("=")
         if not equals:
             raise ParameterError(
-                f"{setting!r} behind {name} is no parameter: write name=value, as in 'relu=no'",
+                f"{setting!r} after {name} is not a parameter: write name=value, as in 'relu=no'",
                 parameter="techniques",
             )
         given[field.lstrip("-").replace("-", "_")] = value
     return kind(**given)
 
 
-def told_apart(techniques: Sequence[AttributionTechnique], names: Sequence[str]) -> list[str]:
-    """Names for a table: where two would be equal, with what is set otherwise than by default."""
+def unique_names(techniques: Sequence[AttributionTechnique], names: Sequence[str]) -> list[str]:
+    """Return names for a table; equal names get the parameters that differ from their defaults."""
     return [
         " ".join([name, *_settings(each)]) if names.count(name) > 1 else name
         for each, name in zip(techniques, names, strict=True)
@@ -107,7 +109,7 @@ def told_apart(techniques: Sequence[AttributionTechnique], names: Sequence[str])
 
 
 def _signature(kind: type, method: str) -> inspect.Signature:
-    """As an instance's method is called: without self."""
+    """Return the signature of an instance's method, without `self`."""
     signature = inspect.signature(getattr(kind, method))
     if isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod):
         return signature
@@ -116,10 +118,6 @@ def _signature(kind: type, method: str) -> inspect.Signature:
 
 def _parameters(base: type, method: str) -> list[str]:
     return list(_signature(base, method).parameters)
-
-
-def _names(base: type[Technique]) -> set[str]:
-    return {name for name in dir(base) if not hasattr(BaseModel, name)}
 
 
 def _settings(technique: AttributionTechnique) -> list[str]:

@@ -1,8 +1,7 @@
-"""What techniques and metrics that change images and look at the score have in common.
+"""Scores perturbed copies of images, for techniques and metrics that compare such scores.
 
-Perturbed copies of one image go through the model together, as many as memory allows, and never
-beside copies of another image: so a result is the same, to the last bit, in whatever batch the
-image came.
+As many copies of one image as memory allows go through the model together, never with copies of
+another image, so that a result is bit-identical whatever batch its image is in.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from timmscope.progress import track
 from timmscope.techniques.session import images_per_forward, noise_like
 
 Baseline = Literal["grey", "mean", "zero", "blur", "noise"]
-"""What stands where an image was taken away: grey 0.5, the model's mean colour (0 after
-normalisation), black, the image blurred, uniform noise."""
+"""Replacement of removed pixels: grey 0.5, the model's mean colour (0 after normalisation), black,
+the blurred image, or uniform noise."""
 
 Make = Callable[[int, int], Tensor]
 
@@ -38,21 +37,21 @@ def perturbed_scores(
     description: str = "perturbing",
     each: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """Scores of many variants of one image, without a graph.
+    """Compute the scores of many variants of one image, without a graph.
 
     Args:
         model: the model.
         image: `(3, H, W)`; its size decides how many variants go through the model at once.
-        objective: bound, and for one image (`objective.rows(i, i + 1)`).
+        objective: objective bound to this image (`objective.rows(i, i + 1)`).
         count: number of variants.
-        make: `make(start, stop)` gives the variants of that range, `(stop - start, 3, H, W)`.
-        probability: for a class, its softmax probability instead of its logit; other objectives
-            have no probability, and their value is taken as it is.
-        description: what the progress bar says.
-        each: called with the scores of every range as they come, in order.
+        make: `make(start, stop)` returns the variants of that range, `(stop - start, 3, H, W)`.
+        probability: for a class, use its softmax probability instead of its logit; other
+            objectives have no probability and keep their value.
+        description: text of the progress bar.
+        each: called with the scores of each range, in order.
 
     Returns:
-        `(count,)`, float32, or float64 where the model is.
+        Scores `(count,)`, float32, or float64 if the model is.
     """
     passes = math.ceil(count / images_per_forward(model, image[None]))
     ends = [count * number // passes for number in range(passes + 1)]  # of equal size, nearly
@@ -60,7 +59,7 @@ def perturbed_scores(
     with torch.no_grad():
         for start, stop in track(list(itertools.pairwise(ends)), description):
             variants = make(start, stop)
-            # Convolutions on processors are up to twice as fast in this order of memory.
+            # Convolutions on CPUs are up to twice as fast with this memory format.
             variants = variants.contiguous(memory_format=torch.channels_last)
             scores.append(_score(model, variants, objective, probability))
             if each is not None:
@@ -81,12 +80,12 @@ def _score(model: HookedModel, images: Tensor, objective: Objective, probability
 def baseline_images(
     model: HookedModel, images: Tensor, kind: Baseline, *, sigma_px: float = 8.0
 ) -> Tensor:
-    """Images with nothing to see in them, `(B, 3, H, W)` in [0, 1].
+    """Return images without content, `(B, 3, H, W)` in [0, 1].
 
     Args:
-        model: whose mean colour `mean` is.
+        model: model that gives the colour of `mean`.
         images: `(B, 3, H, W)` in [0, 1].
-        kind: which; noise is drawn per image from the running call's seed.
+        kind: kind of baseline; noise is drawn per image from the running call's seed.
         sigma_px: standard deviation of the Gaussian of `blur`, in pixels.
     """
     if kind == "noise":
@@ -100,7 +99,7 @@ def baseline_images(
 
 
 def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
-    """Images under a Gaussian of that standard deviation, cut at 3σ, mirrored at the edges."""
+    """Blur images with a Gaussian of that standard deviation, cut at 3σ, mirrored at the edges."""
     from torchvision.transforms.v2.functional import gaussian_blur as blur
 
     reach = math.ceil(3 * sigma_px)

@@ -1,4 +1,4 @@
-"""Representation: what a network has learned and holds, over a whole store or its weights."""
+"""Base class of representation analyses, which study a whole store or a model's weights."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT", bound=Result, covariant=True)
 
 
-class _Analyses(Protocol[ResultT]):
-    """A technique by the result of its `analyse`, so that calling it has the same type."""
+class _HasAnalyse(Protocol[ResultT]):
+    """A technique typed by its `analyse`, so that a call has the same result type."""
 
     def analyse(self, source: Any, images: Any) -> ResultT: ...
 
 
 @dataclass(frozen=True)
 class _Call:
-    """The running call: what `analyse` is not handed but may ask for, and what was given."""
+    """Values of the running call that `analyse` does not get as arguments."""
 
     seed: int = 0
     model: HookedModel | None = None
@@ -51,28 +51,27 @@ _call: ContextVar[_Call] = ContextVar("timmscope_representation_call", default=_
 
 
 class RepresentationTechnique(Technique):
-    """Base of analyses; a subclass writes `analyse` and says in `reads` what it looks at."""
+    """Base class of analyses; a subclass implements `analyse` and declares what it `reads`."""
 
     family: ClassVar[str] = "representation"
     reads: ClassVar[str] = "store"
     """`store`: one layer of a store, or an array of rows; `stores`: layers of one or several
-    stores, or arrays; `model`: the model itself."""
+    stores, or arrays; `model`: a model."""
     one_layer: ClassVar[bool] = False
-    """Whether a technique that reads several stores looks at one layer, the same in all of them."""
+    """Whether a technique with several stores reads one layer only, the same in all stores."""
 
     @abstractmethod
     def analyse(self, source: Any, images: Any) -> Result:
-        """Analyse `Rows`, a list of `Rows` or a `HookedModel`, as `reads` says.
+        """Analyse the source.
 
         Args:
-            source: what to look at.
-            images: query images, anything that `HookedModel.images` takes, for techniques that
-                look for some; else None.
+            source: `Rows`, a list of `Rows` or a `HookedModel`, depending on `reads`.
+            images: query images, anything that `HookedModel.images` takes; None if there are none.
         """
 
     @final
     def __call__(
-        self: _Analyses[ResultT],
+        self: _HasAnalyse[ResultT],
         source: arguments.Source,
         images: arguments.Queries = None,
         *,
@@ -88,18 +87,18 @@ class RepresentationTechnique(Technique):
             source: a store or its folder, one of its layers, an array of rows `(N, d)`; several
                 of these for techniques that read several stores; or a model, for techniques that
                 read one.
-            images: images to ask about, for techniques that take some. Anything that
+            images: query images, for techniques that take some. Anything that
                 `HookedModel.images` takes.
-            layer: which layer of a store; needed when it holds several. Techniques that read
+            layer: layer of the store; needed if the store holds several. Techniques that read
                 several stores take several names, and by default all layers of each store; those
-                that look at one layer, the only one that all stores hold.
+                that read one layer take by default the only layer that all stores share.
             where: only these images of a store: a condition, a mask (N,) or ids; see
                 `ImageTable.where`.
-            location: where the store's images are now, if they have moved since; once for each of
-                several stores.
+            location: where the store's images are now, if they have moved; one for each of several
+                stores.
             model: the model that the store was mined with, for techniques that take images; by
-                default it is loaded by the id that the store remembers.
-            seed: of random numbers.
+                default it is loaded by the id in the store.
+            seed: seed of random numbers.
 
         Raises:
             ParameterError: the source is not what the technique reads, or the condition is wrong.
@@ -113,17 +112,17 @@ class RepresentationTechnique(Technique):
         weights = None if used is None else used.weights_sha256
         try:
             with session(seed), restore_state(this, used, weights):
-                given = images.clone() if isinstance(images, Tensor) else images
-                read = this._source(source, layer, where, location)
-                result = this._checked(this.analyse(read, given))
-            for rows in read if isinstance(read, list) else [read]:
+                queries = images.clone() if isinstance(images, Tensor) else images
+                opened = this._source(source, layer, where, location)
+                result = this._checked_result(this.analyse(opened, queries))
+            for rows in opened if isinstance(opened, list) else [opened]:
                 if isinstance(rows, Rows):
                     rows.warn_of_lost()
             return cast(ResultT, result)
         finally:
             _call.reset(token)
 
-    def _checked(self, outcome: object) -> Result:
+    def _checked_result(self, outcome: object) -> Result:
         result = checked_type(self, outcome, Result)  # type: ignore[type-abstract]
         checked_type(self, result.provenance, Provenance)
         if isinstance(result, Table | Sheet):
@@ -138,26 +137,26 @@ class RepresentationTechnique(Technique):
         return result
 
     def model_of(self, layer: StoreLayer) -> HookedModel:
-        """The model that a store was mined with: the caller's, else loaded by its id.
+        """Return the model that a store was mined with: the caller's, or one loaded by its id.
 
         Raises:
             StoreMismatch: the caller's model has other weights.
-            StoreError: the caller gave none, and it cannot be loaded by its id.
+            StoreError: the caller passed none, and it cannot be loaded by its id.
         """
         return store_model(layer.store, _call.get().model)
 
     @property
     def seed(self) -> int:
-        """Seed of the running call, for whatever is drawn at random."""
+        """Seed of the running call, for random numbers."""
         return _call.get().seed
 
     def provenance(self, source: HookedModel | Rows | None = None, **facts: Any) -> Provenance:
-        """Return what is needed to make a result of the running call again.
+        """Return the provenance of the running call, which is needed to compute its result again.
 
         Args:
-            source: what was analysed. Of the rows of a store, its model, its layer and the chosen
+            source: what was analysed. For rows of a store, its model, its layer and the chosen
                 images are recorded.
-            facts: what else decides the result, such as names of the query images.
+            facts: other facts that decide the result, such as names of the query images.
         """
         model: HookedModel | ModelRecord | None
         if isinstance(source, Rows):
@@ -165,15 +164,15 @@ class RepresentationTechnique(Technique):
             facts = {**source.facts, **facts}
         else:
             model = source
-        made = self._provenance(model, _call.get().seed, **facts)
-        given = _call.get().parameters
-        return made if given is None else replace(made, parameters=dict(given))
+        provenance = self._provenance(model, _call.get().seed, **facts)
+        recorded = _call.get().parameters
+        return provenance if recorded is None else replace(provenance, parameters=dict(recorded))
 
     def layer_of(self, rows: Rows) -> StoreLayer:
-        """The layer of a store that rows are of.
+        """Return the store's layer from which rows come.
 
         Raises:
-            ParameterError: they are an array's, which has no images and no units' statistics.
+            ParameterError: they come from an array, which has no images and no statistics of units.
         """
         if rows.layer is None:
             raise ParameterError(
@@ -188,7 +187,7 @@ class RepresentationTechnique(Technique):
         where: str | npt.ArrayLike | None,
         location: Images | Sequence[Images] | None,
     ) -> Any:
-        """What `analyse` is handed: a model, rows or a list of rows."""
+        """Return the source for `analyse`: a model, rows or a list of rows."""
         if self.reads == "model":
             if not isinstance(source, HookedModel):
                 raise ParameterError(
@@ -202,23 +201,23 @@ class RepresentationTechnique(Technique):
             names = list(dict.fromkeys([layer] if isinstance(layer, str) else layer))
         several = self.reads == "stores"
         listed = several and isinstance(source, list | tuple)
-        sources = [self._opened(each) for each in (source if listed else [source])]
+        sources = [self._open_source(each) for each in (source if listed else [source])]
         if not several or self.one_layer:
             names = [self._one_layer(sources, names)]
-        places = _one_each(location, len(sources)) if listed else [location]
+        places = _locations(location, len(sources)) if listed else [location]
         rows = [
             Rows(found, where, location=place)
             for each, place in zip(sources, places, strict=True)
-            for found in _layers(each, names)
+            for found in _select_layers(each, names)
         ]
         if several:
             return rows
         if _call.get().model is not None and rows[0].layer is not None:
-            self.model_of(rows[0].layer)  # refuses another model, whether or not one is needed
+            self.model_of(rows[0].layer)  # refuse another model even if no model is needed
         return rows[0]
 
-    def _opened(self, source: Any) -> Any:
-        """A store, one of its layers or an array."""
+    def _open_source(self, source: Any) -> Any:
+        """Return the source as a store, a layer of a store or an array."""
         from timmscope.store import Store, StoreLayer
 
         if isinstance(source, str | Path):
@@ -231,14 +230,14 @@ class RepresentationTechnique(Technique):
         )
 
     def _one_layer(self, sources: list[Any], names: list[str] | None) -> str:
-        """The layer to look at in all stores: the one that is named, else the only one there is."""
+        """Return the layer to read in all stores: the given one, or the only one they share."""
         from timmscope.store import Store
 
         stores = [source for source in sources if isinstance(source, Store)]
         if names is not None and len(names) != 1:
             raise ParameterError(
-                f"{self.title()} looks at one layer, {len(names)} are named: {', '.join(names)}; "
-                "run it once for each",
+                f"{self.title()} reads one layer, but {len(names)} are given: {', '.join(names)}; "
+                "run it once per layer",
                 parameter="layer",
             )
         if names or not stores:
@@ -251,13 +250,13 @@ class RepresentationTechnique(Technique):
             raise ParameterError(f"the stores share no layer: {held}", parameter="layer")
         hold = f"{stores[0].path} holds" if len(stores) == 1 else "the stores share"
         raise ParameterError(
-            f"{hold} {len(common)} layers: say which, one of {', '.join(common)}",
+            f"{hold} {len(common)} layers: choose one of {', '.join(common)}",
             parameter="layer",
         )
 
 
-def _layers(source: Any, names: list[str] | None) -> list[Any]:
-    """Layers of a store, by default all; or the source itself, one layer or an array."""
+def _select_layers(source: Any, names: list[str] | None) -> list[Any]:
+    """Return layers of a store, by default all; a layer or an array is returned as it is."""
     from timmscope.store import Store
 
     if isinstance(source, Store):
@@ -265,8 +264,8 @@ def _layers(source: Any, names: list[str] | None) -> list[Any]:
     return [source]
 
 
-def _one_each(location: Any, stores: int) -> list[Any]:
-    """Where the images of each store are now."""
+def _locations(location: Any, stores: int) -> list[Any]:
+    """Return the location of each store's images."""
     if location is None:
         return [None] * stores
     places = list(location) if isinstance(location, list | tuple) else [location]

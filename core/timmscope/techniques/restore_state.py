@@ -1,7 +1,7 @@
-"""Undoes what a technique leaves behind on the model, and names the technique.
+"""Undoes changes that a technique leaves on the model, and warns with the technique's name.
 
-Settings of the whole process (torch's default dtype, `sys.stdout`, the working directory …) are
-checked by `timmscope.testing` instead, because asking for them at every chunk costs time.
+`timmscope.testing` checks settings of the whole process (torch's default dtype, `sys.stdout`, the
+working directory …) instead, because checking them at every chunk would cost time.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import warnings
 from collections.abc import Iterator
 
 from timmscope.models import HookedModel
-from timmscope.techniques.base import Technique, blamed, technique_error
+from timmscope.techniques.base import Technique, origin_of, technique_error
 from timmscope_registry.plugin_faults import fault
 
 _NAMED = 5
 
 
 class StateWarning(UserWarning):
-    """A technique left hooks or changes behind; they are undone, and its result stands."""
+    """A technique left hooks or changes on the model; they are undone, and its result is valid."""
 
 
 @contextlib.contextmanager
 def restore_state(
     technique: Technique, model: HookedModel | None, weights_sha256: str | None = None
 ) -> Iterator[None]:
-    """Undo afterwards what a technique did to the model.
+    """Undo, at the end of the context, the changes that a technique makes to the model.
 
     Args:
-        technique: whose method runs inside.
+        technique: technique whose method runs inside.
         model: the model passed to it, if any.
-        weights_sha256: of that model, before.
+        weights_sha256: hash of the model's weights before.
 
     Warns:
-        StateWarning: there was something to undo; the message names the technique and what.
+        StateWarning: something was undone; the message names it and the technique.
 
     Raises:
-        TechniqueError: weights have other values than before, which cannot be undone.
+        TechniqueError: values of weights changed, which cannot be undone.
     """
     if model is None:
         yield
@@ -46,13 +46,13 @@ def restore_state(
         yield
     finally:
         removed, changed = model.hooks.restore(snapshot)
-        if removed:  # after everything is undone: a warning may be an error
+        if removed:  # warn after everything is undone, because a warning may be an error
             many = f"{len(removed)} hook(s) behind, on {_few(removed)}"
             _warn(technique, f"left {many}; they were removed")
         if changed:
-            _warn(technique, f"changed {', '.join(changed)}; it was put back")
+            _warn(technique, f"changed {', '.join(changed)}; it was restored")
     if written := snapshot.written():
-        vars(model).pop("weights_sha256", None)  # kept since it was first asked for
+        vars(model).pop("weights_sha256", None)  # drop the cached hash
         if weights_sha256 not in (None, model.weights_sha256):
             raise technique_error(
                 technique,
@@ -62,7 +62,7 @@ def restore_state(
 
 
 def _warn(technique: Technique, did: str) -> None:
-    warnings.warn(fault(blamed(technique), did), StateWarning, stacklevel=4)
+    warnings.warn(fault(origin_of(technique), did), StateWarning, stacklevel=4)
 
 
 def _few(names: list[str]) -> str:

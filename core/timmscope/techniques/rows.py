@@ -1,4 +1,4 @@
-"""`Rows`: what an analysis reads: one row an image, streamed from a store's layer or an array."""
+"""`Rows` is the input of an analysis: one row per image, streamed from a store or an array."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ _NAMED = 5
 
 
 class Rows:
-    """Finite rows `(n, d)` of the images that an analysis is about, read as they are asked for.
+    """Finite rows `(n, d)` of the images that an analysis reads, read on demand.
 
     Args:
         source: a layer of a store, or an array `(n, d)`.
-        where: only these images: a condition (of a store, `ImageTable.where`), a mask or ids.
+        where: only these images: a condition (for a store, see `ImageTable.where`), a mask or ids.
         location: where the store's images are now, if they have moved.
 
     Attributes:
         layer: the store's layer; None for an array.
-        ids: `(n,)` int64, the images' ids in the store, rising; those that could not be read are
-            left out.
-        chosen: the mask `(N,)` over the store's images that `where` stands for; None for all.
+        ids: `(n,)` int64 ids of the images in the store, ascending, without images that mining
+            could not read.
+        chosen: mask `(N,)` over the store's images that `where` selects; None for all.
 
     Raises:
-        ParameterError: the condition is wrong or chooses nothing, or the array is not `(n, d)` of
+        ParameterError: the condition is wrong or selects nothing, or the array is not `(n, d)` of
             real numbers.
-        StoreError: the store is not finished or keeps no pooled rows.
+        StoreError: the store is not finished or has no pooled rows.
     """
 
     def __init__(
@@ -62,7 +62,8 @@ class Rows:
             known = source.store.images.readable
             self.chosen = None if where is None else source.store.images.where(where)
         else:
-            self._rows = _vectors(source)
+            _require_vectors(source)
+            self._rows = source
             known = np.ones(len(source), bool)
             self.chosen = None if where is None else _mask(where, len(source))
         self.ids = np.flatnonzero(known if self.chosen is None else known & self.chosen)
@@ -85,16 +86,16 @@ class Rows:
 
     @property
     def title(self) -> str:
-        """What the rows are, in a few words: `blocks.4 of demo.scope`, or `the array`."""
+        """Short description of the rows: `blocks.4 of demo.scope`, or `the array`."""
         if self.layer is None:
             return "the array"
         return f"{self.layer.name} of {self.layer.store.path.name}"
 
     @property
     def facts(self) -> dict[str, Any]:
-        """For a result's provenance: store, layer, condition, number of images, what else counts.
+        """Facts for a result's provenance: store, layer, condition, number of images.
 
-        That is the file of the store's metadata, and where the images are if they have moved.
+        The path of the store's metadata and the location of moved images are included.
         """
         where = self._where if isinstance(self._where, str | None) else f"{len(self)} images"
         found: dict[str, Any] = {"images": len(self), "where": where}
@@ -115,33 +116,34 @@ class Rows:
         """Yield ids `(b,)` and rows `(b, d)` in order, in bounded memory, reporting progress.
 
         Args:
-            what: is being done, for the progress bar.
-            size: most rows at a time; every batch but the last of a shard is of that size only
-                where all of its images are chosen.
+            what: text of the progress bar.
+            size: largest number of rows per batch; batches are smaller at the end of a shard, and
+                where some of their images are not chosen.
 
         Raises:
-            ParameterError: rows hold NaN or infinite values; all are counted, some named.
+            ParameterError: rows hold NaN or infinite values; the message counts them and names a
+                few.
         """
         with task(what, total=len(self)) as advance:
-            for ids, rows in _read_ahead(self._raw(size)):
+            for ids, rows in _read_ahead(self._unchecked_batches(size)):
                 if not _finite(rows):
-                    raise self._nonfinite(size)
+                    raise self._nonfinite_error(size)
                 yield ids, rows
                 advance(len(ids))
 
     def take(self, ids: npt.ArrayLike) -> npt.NDArray[Any]:
-        """Rows `(len(ids), d)` of some images, by id, in the order of `ids`.
+        """Return rows `(len(ids), d)` of some images, by id, in the order of `ids`.
 
         Raises:
             ParameterError: some of them hold NaN or infinite values.
         """
         rows: npt.NDArray[Any] = np.asarray(self._rows[np.asarray(ids, np.int64)])
         if not _finite(rows):
-            raise self._nonfinite(_BATCH)
+            raise self._nonfinite_error(_BATCH)
         return rows
 
     def sample(self, count: int, seed: int) -> npt.NDArray[np.int64]:
-        """Ids of `count` images drawn without repetition, rising; all where there are fewer."""
+        """Return ids of `count` images drawn without replacement, ascending; at most all images."""
         if count >= len(self):
             return self.ids
         generator = np.random.default_rng(seed % (1 << 32))  # seeds may be negative
@@ -161,29 +163,29 @@ class Rows:
                 parameter=parameter,
             )
 
-    # What belongs to the images
+    # Images
 
     @cached_property
     def labels(self) -> LabelTable:
-        """Label of each of the `n` images, None where there is none."""
+        """Label of each of the `n` images; None for images without one."""
         if self.layer is None:
             return LabelTable([None] * len(self))
         return self.layer.store.images.labels.take(self.ids)
 
     def names(self, ids: npt.ArrayLike) -> list[str]:
-        """What to call some images: their paths in the store, `row 7` in an array."""
+        """Return names of images: their paths in the store, `row 7` in an array."""
         wanted = np.asarray(ids, np.int64)
         if self.layer is None:
             return [f"row {image}" for image in wanted.tolist()]
         return self.layer.store.images.paths.take(wanted)
 
     def short_names(self, ids: npt.ArrayLike) -> list[str]:
-        """`names` without folder and ending, as captions."""
+        """Return `names` without folder and suffix, for captions."""
         return [PurePath(name).stem or name for name in self.names(ids)]
 
     @property
     def has_pictures(self) -> bool:
-        """Whether there are images to show: not for an array, nor a store of images in memory."""
+        """Whether there are images to show: not for an array or a store of images in memory."""
         if self.layer is None:
             return False
         return bool(self._location or self.layer.store.manifest.images.location)
@@ -193,16 +195,16 @@ class Rows:
         """The images, decoded again.
 
         Raises:
-            ParameterError: the rows are an array's.
-            ImageError: the images are no longer there.
-            StoreError: they were in memory, and no location was given.
+            ParameterError: the rows come from an array.
+            ImageError: the images no longer exist.
+            StoreError: the images were in memory, and no location was given.
         """
         if self.layer is None:
             raise ParameterError("an array has no images to show: pass a store", parameter="source")
         return StorePictures(self.layer.store, self._location)
 
     def warn_of_lost(self) -> None:
-        """Warn of images that `pictures` was asked for and that can no longer be read."""
+        """Warn about images that `pictures` could not read."""
         lost = sorted(self.pictures.lost) if "pictures" in vars(self) else []
         if lost:
             first = ", ".join(self.names(lost[:_NAMED]))
@@ -213,7 +215,7 @@ class Rows:
                 stacklevel=3,
             )
 
-    def _raw(self, size: int) -> Iterator[Batch]:
+    def _unchecked_batches(self, size: int) -> Iterator[Batch]:
         if self.layer is None:
             for start in range(0, len(self), size):
                 ids = self.ids[start : start + size]
@@ -231,10 +233,10 @@ class Rows:
             elif (kept := self.chosen[ids]).any():
                 yield ids[kept], rows[kept]
 
-    def _nonfinite(self, size: int) -> ParameterError:
-        """The refusal of rows that are no numbers, after all of them were counted."""
+    def _nonfinite_error(self, size: int) -> ParameterError:
+        """Count the rows with NaN or infinite values and return the error about them."""
         found: list[int] = []
-        for ids, rows in self._raw(size):
+        for ids, rows in self._unchecked_batches(size):
             found += ids[~np.isfinite(rows).all(1)].tolist()
         first = ", ".join(self.names(found[:_NAMED]))
         more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
@@ -255,7 +257,7 @@ class Rows:
 
 
 def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same, each one read while the one before is worked on."""
+    """Yield the batches; a thread reads the next one while the caller works on the current one."""
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(next, batches, None)
         while (batch := coming.result()) is not None:
@@ -264,7 +266,7 @@ def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def _finite(rows: npt.NDArray[Any]) -> bool:
-    """Whether all values are numbers; one sum tells, unless it overflows."""
+    """Whether all values are finite; a finite sum proves it, but the sum may overflow."""
     if rows.dtype.kind != "f":
         return True
     with np.errstate(over="ignore", invalid="ignore"):
@@ -272,24 +274,23 @@ def _finite(rows: npt.NDArray[Any]) -> bool:
     return bool(np.isfinite(total)) or bool(np.isfinite(rows).all())
 
 
-def _vectors(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array, if it is `(n, d)` of real numbers, d at least 1."""
+def _require_vectors(array: npt.NDArray[Any]) -> None:
+    """Refuse an array that is not `(n, d)` of real numbers with d at least 1."""
     if array.ndim != 2 or not array.shape[1]:
         raise ParameterError(
-            f"the array has shape {array.shape}, expected (n, d): a row of values an image",
+            f"the array has shape {array.shape}, expected (n, d): one row of values per image",
             parameter="source",
         )
     if array.dtype.kind not in "biuf":
         raise ParameterError(
             f"the array holds {array.dtype}, expected real numbers", parameter="source"
         )
-    return array
 
 
 def _mask(where: str | npt.ArrayLike, count: int) -> npt.NDArray[np.bool_]:
     if isinstance(where, str):
         raise ParameterError(
-            "a condition in words needs a store; for an array give a mask or ids",
+            "a condition as text needs a store; for an array give a mask or ids",
             parameter="where",
         )
     given = np.asarray(where)

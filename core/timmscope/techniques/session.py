@@ -1,12 +1,13 @@
-"""What every call of a technique does around its one method: seed, restore, batch.
+"""Prepares a technique's call: seeds random numbers, restores global state and sizes chunks.
 
-Randomness is drawn an image at a time from (seed, position of the image in the whole batch), so a
-result does not depend on how the batch was split.
+Random numbers are drawn per image from (seed, position of the image in the whole batch), so that a
+result does not depend on how the batch is split.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
@@ -21,17 +22,25 @@ from timmscope.models import HookedModel
 from timmscope_registry import ParameterError
 
 MEMORY_BUDGET_BYTES = 1 << 30
-"""Activations that one chunk of a batch may keep alive, by default."""
+"""Default memory for the activations of one chunk of a batch with its graph."""
 FORWARD_BUDGET_BYTES = 1 << 29
-"""What one forward without a graph may take beside the weights, by default."""
-MOST_AT_ONCE = {"cpu": 8}
-"""Images a forward beyond which a processor's caches overflow, and it slows down."""
+"""Default memory for one forward pass without a graph, besides the weights."""
+MAX_IMAGES_PER_FORWARD = {"cpu": 8}
+"""Largest number of images per forward pass; more overflow a CPU's caches and slow it down."""
+_LIVE_TENSORS = 5
+"""Tensors as large as the largest layer that a forward pass holds at its peak: input, output, skip
+connection, and the copies that convolution kernels make."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """The running call: its seed, where in the whole batch the images of the chunk are, and how
-    many images a pass the caller asked for."""
+    """The running call.
+
+    Attributes:
+        seed: seed of the call.
+        positions: positions of the chunk's images in the whole batch.
+        batch_size: images per pass that the caller asked for.
+    """
 
     seed: int
     positions: tuple[int, ...] | None = None
@@ -46,12 +55,12 @@ _session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 def session(
     seed: int, positions: Iterable[int] | None = None, batch_size: int | None = None
 ) -> Iterator[None]:
-    """Seed torch, NumPy and Python for the duration; afterwards they and grad mode are as before.
+    """Seed torch, NumPy and Python inside the context and restore their state and grad mode after.
 
-    Autograd is on inside, whatever the caller's mode: `no_grad` or `inference_mode`.
+    Autograd is on inside, even if the caller uses `no_grad` or `inference_mode`.
 
     Raises:
-        ParameterError: the seed is no int, or one of more than 31 bits.
+        ParameterError: the seed is not an int, or has more than 31 bits.
     """
     if not isinstance(seed, int) or not -(2**31) <= seed < 2**31:
         raise ParameterError(
@@ -79,13 +88,13 @@ def session(
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def usable(tensor: Tensor) -> Tensor:
-    """The same values as a tensor that autograd accepts; one of `inference_mode` is copied."""
+def for_autograd(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd accepts: a copy if it was made in `inference_mode`."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def image_generators(count: int) -> list[torch.Generator]:
-    """A CPU generator for each image of the current chunk, seeded by (seed, its position)."""
+    """Return a CPU generator per image of the current chunk, seeded by (seed, image position)."""
     current = _session.get()
     positions = current.positions if current.positions is not None else range(count)
     return [
@@ -99,12 +108,12 @@ def noise_like(
     distribution: Literal["uniform", "normal"] = "normal",
     generators: list[torch.Generator] | None = None,
 ) -> Tensor:
-    """Noise of the images' shape, the same for an image however the batch is split.
+    """Return noise of the images' shape that does not depend on how the batch is split.
 
     Args:
         images: `(B, …)`.
         distribution: `uniform` on [0, 1), or standard `normal`.
-        generators: reuse these to go on drawing; by default fresh ones.
+        generators: generators of an earlier call, to draw further numbers; by default new ones.
     """
     draw = torch.rand if distribution == "uniform" else torch.randn
     generators = generators if generators is not None else image_generators(len(images))
@@ -113,12 +122,12 @@ def noise_like(
 
 
 def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
-    """How many images may go through the model with a graph at once.
+    """Return how many images may go through the model with a graph at once.
 
     By default as many as keep the layers' activations within `MEMORY_BUDGET_BYTES`.
 
     Raises:
-        ParameterError: fewer than one were asked for.
+        ParameterError: `asked` is not an int, or is less than 1.
     """
     if asked is not None:
         if not isinstance(asked, int) or asked < 1:
@@ -126,49 +135,39 @@ def chunk_size(model: HookedModel, images: Tensor, asked: int | None) -> int:
                 f"batch_size is {asked!r}: expected an int, 1 or more", parameter="batch_size"
             )
         return asked
-    cells = model.input_size[1] * model.input_size[2]
-    scale = images.shape[-1] * images.shape[-2] / cells
-    values = sum(_numel(layer.shape) for layer in model.layers.values())
-    return max(1, int(MEMORY_BUDGET_BYTES / max(values * 4 * scale, 1)))
+    values = sum(math.prod(layer.shape) for layer in model.layers.values())
+    return max(1, int(MEMORY_BUDGET_BYTES / max(values * 4 * _scale(model, images), 1)))
 
 
 def images_per_pass(model: HookedModel, images: Tensor) -> int:
-    """How many images a technique may send through the model with a graph at once.
+    """Return how many images a technique may send through the model with a graph at once.
 
-    For techniques that look at many variants of an image: what the caller asked for as
-    `batch_size`, or what keeps the layers' activations within `MEMORY_BUDGET_BYTES`.
+    Techniques that use many variants of an image call it. The number is the caller's `batch_size`,
+    or as many as keep the layers' activations within `MEMORY_BUDGET_BYTES`.
 
     Args:
         model: the model.
-        images: `(B, 3, H, W)`; their size counts, their number does not.
+        images: `(B, 3, H, W)`, of which only the size matters.
     """
     return chunk_size(model, images, _session.get().batch_size)
 
 
 def images_per_forward(model: HookedModel, images: Tensor) -> int:
-    """How many images of this size may go through the model at once without a graph.
+    """Return how many images of this size may go through the model at once without a graph.
 
-    As many as the running call was asked for with `batch_size`; by default what keeps a forward
-    within `FORWARD_BUDGET_BYTES`, on a processor at most 8. Without a graph only a few tensors of
-    the size of the largest layer are alive together.
+    The number is the running call's `batch_size`; by default as many as keep a forward pass within
+    `FORWARD_BUDGET_BYTES`, on a CPU at most 8. Without a graph only a few tensors of the size of
+    the largest layer exist at the same time.
     """
     asked = _session.get().batch_size
     if asked is not None:
         return asked
-    scale = images.shape[-1] * images.shape[-2] / (model.input_size[1] * model.input_size[2])
-    largest = max((_numel(layer.shape) for layer in model.layers.values()), default=0)
-    alive = _ALIVE * largest * scale + 3 * images[0].numel()
-    fits = int(FORWARD_BUDGET_BYTES / (alive * 4))
-    return max(1, min(fits, MOST_AT_ONCE.get(model.device.type, fits)))
+    largest = max((math.prod(layer.shape) for layer in model.layers.values()), default=0)
+    values = _LIVE_TENSORS * largest * _scale(model, images) + 3 * images[0].numel()
+    fits = int(FORWARD_BUDGET_BYTES / (values * 4))
+    return max(1, min(fits, MAX_IMAGES_PER_FORWARD.get(model.device.type, fits)))
 
 
-_ALIVE = 5
-"""Tensors as large as the largest layer that a forward holds at its peak: input, output, skip
-connection, and the copies that convolution kernels make."""
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+def _scale(model: HookedModel, images: Tensor) -> float:
+    """Return the images' area relative to the model's input size."""
+    return images.shape[-1] * images.shape[-2] / (model.input_size[1] * model.input_size[2])

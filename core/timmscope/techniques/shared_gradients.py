@@ -1,7 +1,7 @@
-"""A layer's activation and the objective's gradient there: what class activation maps are made of.
+"""Computes layers' activations and gradients, and shares them between class activation maps.
 
-Several maps side by side need the same pair, or pairs of several layers. Inside `sharing(layers)`
-all of them come from one forward and one backward, made when the first is asked for.
+Techniques that run side by side need the same pair, or pairs of several layers. Inside
+`sharing(layers)` all of them come from one forward and one backward pass at the first request.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from timmscope.objectives import Objective
 
 @dataclass(frozen=True)
 class LayerView:
-    """A layer, seen from an objective, on the images of one chunk.
+    """A layer's activation and gradient on the images of one chunk.
 
     Attributes:
         score: `(B,)` value of the objective.
-        activation: the layer's output, in its own layout.
-        gradient: the objective's gradient there, likewise.
+        activation: the layer's output, in the layer's layout.
+        gradient: gradient of the objective with respect to the activation, in the same layout.
     """
 
     score: Tensor
@@ -45,9 +45,9 @@ _shared: ContextVar[_Shared | None] = ContextVar("timmscope_shared_layers", defa
 
 @contextmanager
 def sharing(layers: Sequence[str]) -> Iterator[None]:
-    """Inside, `layer_view` of any of the layers computes all of them, once.
+    """Let the first `layer_view` of one of the layers inside the context compute all of them.
 
-    Every call inside must be of the same model, images and objective.
+    All calls inside must use the same model, images and objective.
     """
     token = _shared.set(_Shared(tuple(dict.fromkeys(layers))) if layers else None)
     try:
@@ -59,7 +59,7 @@ def sharing(layers: Sequence[str]) -> Iterator[None]:
 def layer_view(
     model: HookedModel, images: Tensor, objective: Objective, layer: str
 ) -> LayerView | None:
-    """A layer's activation and gradient; None where the objective does not depend on the layer."""
+    """Return a layer's activation and gradient; None if the objective does not depend on it."""
     shared = _shared.get()
     if shared is None or layer not in shared.layers:
         shared = _Shared((layer,))
@@ -71,7 +71,7 @@ def layer_view(
 def layer_activation(
     model: HookedModel, images: Tensor, objective: Objective, layer: str
 ) -> tuple[Tensor, Tensor]:
-    """Score `(B,)` and a layer's activation, without a graph, for maps that need no gradient."""
+    """Return scores `(B,)` and a layer's activation without a graph, for maps without gradients."""
     shared = _shared.get()
     if shared is not None and layer in shared.layers:
         view = layer_view(model, images, objective, layer)

@@ -1,4 +1,4 @@
-"""Style: images whose statistics inside a model match a reference."""
+"""Base class and result of style techniques, which match an image's statistics inside a model."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StyleOutcome:
-    """What `stylize` hands back.
+    """Return value of `stylize`.
 
     Attributes:
         images: `(1, 3, H, W)` in [0, 1].
-        losses: name → `(steps + 1,)` value at each step and, last, of the image returned; `total`
-            is what was minimised.
+        losses: name → `(steps + 1,)` value at each step and, last, of the returned image; `total`
+            is the minimised loss.
     """
 
     images: Tensor
@@ -41,15 +41,15 @@ class StyleOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Stylization(Result):
-    """A content image in the manner of one or more style images.
+    """A content image in the style of one or more style images.
 
     Attributes:
         images: `(1, 3, H, W)` in [0, 1].
-        content: `(1, 3, H, W)` or None for a texture.
-        styles: style images as the model saw them, stacked at a common size for display.
-        losses: `(terms, steps + 1)`, in the order of `loss_names`; the last are of `images`.
-        loss_names: names of the terms; `total` is what was minimised.
-        weights: weight of each style image, summing to 1.
+        content: `(1, 3, H, W)`; None for a texture.
+        styles: style images as the model sees them, stacked at a common size for display.
+        losses: `(terms, steps + 1)`, in the order of `loss_names`; the last values are of `images`.
+        loss_names: names of the terms; `total` is the minimised loss.
+        weights: weight of each style image; the sum is 1.
     """
 
     images: Tensor
@@ -60,7 +60,7 @@ class Stylization(Result):
     weights: list[float]
 
     def figure(self) -> Figure:
-        """Content, styles, result and the losses' course."""
+        """Draw content, styles, result and the loss curves."""
         from timmscope.drawing import curves_figure
 
         content = [] if self.content is None else [("content", self.content[0])]
@@ -80,15 +80,15 @@ class Stylization(Result):
         )
 
     def loss_curves(self) -> dict[str, Tensor]:
-        """Losses by name, each `(steps + 1,)`."""
+        """Return the losses by name, each `(steps + 1,)`."""
         return dict(zip(self.loss_names, self.losses, strict=True))
 
     def pictures(self) -> dict[str, Any]:
-        """The image."""
+        """Return the image."""
         return {"image-000": self.images[0]}
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row: each loss at the first step and of the image returned."""
+        """Return one row: each loss at the first step and of the returned image."""
         row: dict[str, Any] = {"steps": self.losses.shape[1] - 1}
         for name, values in self.loss_curves().items():
             row[f"first_{name}"] = float(values[0])
@@ -97,7 +97,7 @@ class Stylization(Result):
 
 
 class StyleTechnique(Technique):
-    """Base of style techniques; a subclass writes `stylize`."""
+    """Base class of style techniques; a subclass implements `stylize`."""
 
     family: ClassVar[str] = "style"
 
@@ -115,7 +115,7 @@ class StyleTechnique(Technique):
             model: the encoder.
             content: `(1, 3, H, W)` in [0, 1], or None to make a texture.
             styles: each `(1, 3, h, w)` in [0, 1].
-            weights: one a style, summing to 1.
+            weights: one weight per style; the sum is 1.
         """
 
     @final
@@ -128,18 +128,18 @@ class StyleTechnique(Technique):
         weights: Sequence[float] | None = None,
         seed: int = 0,
     ) -> Stylization:
-        """Render content in the manner of the styles.
+        """Render content in the style of the style images.
 
         Args:
-            model: the model whose layers say what style and content are.
+            model: the model whose layers define style and content.
             content: image to render; without one, a texture of the style. None in Python.
-            styles: image whose manner to take; may be repeated. In Python one image or a list.
+            styles: image whose style to take; may be repeated. In Python one image or a list.
             weights: share of each style, in their order; equal by default. Any positive scale.
-            seed: of the initial noise.
+            seed: seed of the initial noise.
 
         Raises:
             ImageError: an image cannot be read or is not RGB in [0, 1].
-            ParameterError: no style, or weights that do not fit the styles.
+            ParameterError: there is no style image, or the weights do not fit the style images.
         """
         require_rgb(model)
         scene = model.images(content).detach() if content is not None else None
@@ -149,7 +149,7 @@ class StyleTechnique(Technique):
             )
         pictures = [model.images(item).detach() for item in _as_list(styles)]
         pictures = [row[None] for picture in pictures for row in picture]
-        shares = _shares(weights, len(pictures))
+        shares = _normalised(weights, len(pictures))
         facts = self._provenance(model, seed, weights=shares)
         with session(seed), restore_state(self, model, facts.weights_sha256):
             given = None if scene is None else scene.clone()
@@ -174,7 +174,7 @@ class StyleTechnique(Technique):
 
 
 def _losses(technique: StyleTechnique, outcome: StyleOutcome) -> dict[str, Tensor]:
-    """Losses by name, all over the same number of steps."""
+    """Return the losses by name after checking that all have the same number of steps."""
     values = checked_type(technique, outcome.losses, dict)
     if not values:
         raise technique_error(technique, "returned no losses", expected="at least 'total'")
@@ -197,7 +197,7 @@ def _as_list(styles: Any) -> list[Any]:
     raise ParameterError(f"styles are images, not {type(styles).__name__}", parameter="styles")
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def _normalised(weights: Sequence[float] | None, count: int) -> list[float]:
     if not count:
         raise ParameterError("style needs at least one style image", parameter="styles")
     if weights is None:

@@ -1,4 +1,4 @@
-"""Synthesis: images that a model would like to see."""
+"""Base class and result of syntheses, which make images that maximise an objective."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
-from timmscope.techniques.attribution import describe
+from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, session
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SynthesisOutcome:
-    """What `synthesize` hands back.
+    """Return value of `synthesize`.
 
     Attributes:
         images: `(B, 3, H, W)` in [0, 1].
-        scores: `(steps, B)` objective at each step, as the optimiser saw it.
-        best_step: `(B,)` int64, the step (from 0) after whose update the returned image stood.
+        scores: `(steps, B)` objective at each step, as the optimiser sees it.
+        best_step: `(B,)` int64 step (from 0) whose update gave the returned image.
     """
 
     images: Tensor
@@ -40,15 +40,16 @@ class SynthesisOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Synthesis(Result):
-    """Images made to raise an objective.
+    """Images made to maximise an objective.
 
     Attributes:
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(steps, B)` objective at each step, under the step's random transformation.
-        best_step: `(B,)` step (from 0) after whose update the returned image stood.
-        final_scores: `(B,)` objective of the returned images as they are, re-computed.
-        objective: its text.
-        labels: what the objective is called.
+        best_step: `(B,)` step (from 0) whose update gave the returned image.
+        final_scores: `(B,)` objective of the returned images, computed again without
+            transformation.
+        objective: text of the objective.
+        labels: name of each image's objective.
     """
 
     images: Tensor
@@ -59,7 +60,7 @@ class Synthesis(Result):
     labels: list[str]
 
     def figure(self) -> Figure:
-        """The images beside the objective's course."""
+        """Draw the images beside the curves of the objective."""
         from timmscope.drawing import MAX_ROWS, curves_figure, format_number
 
         count = min(len(self.images), MAX_ROWS)
@@ -72,11 +73,11 @@ class Synthesis(Result):
         return curves_figure(list(self.images[:count]), captions, curves, "objective")
 
     def pictures(self) -> dict[str, Any]:
-        """The images."""
+        """Return the images."""
         return {f"image-{row:03d}": image for row, image in enumerate(self.images)}
 
     def summary(self) -> list[dict[str, Any]]:
-        """An image a row: objective, score reached, best step."""
+        """Return one row per image: objective, final score, best step."""
         return [
             {
                 "image": row,
@@ -91,7 +92,7 @@ class Synthesis(Result):
 
 
 class SynthesisTechnique(Technique):
-    """Base of syntheses; a subclass writes `synthesize`."""
+    """Base class of syntheses; a subclass implements `synthesize`."""
 
     family: ClassVar[str] = "synthesis"
 
@@ -99,7 +100,7 @@ class SynthesisTechnique(Technique):
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
     ) -> SynthesisOutcome:
-        """Make images; `objective` is bound, `init` is `(B, 3, H, W)` in [0, 1] or None."""
+        """Make images for a bound objective; `init` is `(B, 3, H, W)` in [0, 1] or None."""
 
     @final
     def __call__(
@@ -110,15 +111,15 @@ class SynthesisTechnique(Technique):
         init: arguments.Image = None,
         seed: int = 0,
     ) -> Synthesis:
-        """Make images that raise an objective.
+        """Make images that maximise an objective.
 
         Args:
-            model: the model to ask.
+            model: the model.
             objective: what to maximise: `tiger cat`, `class:282`, a unit `blocks.4[17]`, a layer.
                 In Python also an `Objective` or a class index.
             init: image to start from; by default noise. In Python also several, as `model.images`
-                takes them; one serves every target of the objective.
-            seed: of the noise and the random transformations.
+                takes them; one image is used for all targets of the objective.
+            seed: seed of the noise and the random transformations.
 
         Raises:
             ObjectiveError: the objective does not fit the model.
@@ -154,7 +155,7 @@ class SynthesisTechnique(Technique):
             best_step=best.cpu(),
             final_scores=final,
             objective=str(bound),
-            labels=describe(model, bound, len(images)),
+            labels=objective_labels(model, bound, len(images)),
         )
 
 

@@ -1,4 +1,4 @@
-"""Numbers of units as people write them: `17`, `3,5,9`, `0-31`, or in Python a list."""
+"""Parses numbers of units: `17`, `3,5,9`, `0-31`, or in Python a list."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from timmscope.number_list import number_list
 from timmscope_registry import ParameterError
 
 _END = 1 << 20
-"""No layer has as many units."""
+"""Upper bound of unit numbers; no layer has as many units."""
 
 
 def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
-    """Every number once, in the order given.
+    """Return every number once, in the given order.
 
     Raises:
-        ValueError: it is no list of numbers and ranges.
+        ValueError: it is not a list of numbers and ranges.
     """
     if isinstance(given, int):
         given = (given,)
@@ -30,16 +30,16 @@ def _numbers(given: int | str | tuple[int, ...]) -> tuple[int, ...]:
 
 
 UnitNumbers = Annotated[int | str | tuple[int, ...], AfterValidator(_numbers)]
-"""Which units of a layer: a number, text with ranges as in `3,17,100-199`, or several numbers."""
+"""Units of a layer: a number, a text with ranges such as `3,17,100-199`, or several numbers."""
 
 
 def chosen_units(units: int | str | tuple[int, ...] | None, layer: str, count: int) -> list[int]:
-    """The units of a layer that a field of type `UnitNumbers` chooses; all of them for None.
+    """Return the units of a layer that a field of type `UnitNumbers` selects; None selects all.
 
     Args:
-        units: the field.
+        units: value of the field.
         layer: name of the layer.
-        count: how many units it has.
+        count: number of its units.
 
     Raises:
         ParameterError: the layer has no such unit.
@@ -49,7 +49,7 @@ def chosen_units(units: int | str | tuple[int, ...] | None, layer: str, count: i
     chosen = _numbers(units)
     missing = [unit for unit in chosen if unit >= count]
     if missing:
-        more = f" nor {len(missing) - 1} more of those named" if len(missing) > 1 else ""
+        more = f"; {len(missing) - 1} more of the given units do not exist" if missing[1:] else ""
         raise ParameterError(
             f"layer {layer} has units 0 to {count - 1}, there is no unit {missing[0]}{more}",
             parameter="units",

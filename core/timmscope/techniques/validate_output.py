@@ -1,7 +1,7 @@
-"""Checks what a technique's method returned, before anything is made of it.
+"""Checks what a technique's method returned, before a result is made from it.
 
-Whatever is wrong is reported as the technique's fault, with its plugin and version: the user of
-someone else's plugin sees nothing but that line.
+Every error is one line that names the technique with its plugin and version, because the user of a
+third party's plugin needs to know where the fault is.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 def checked_type(technique: Technique, value: object, expected: type[T]) -> T:
-    """The same value.
+    """Return the value.
 
     Raises:
-        TechniqueError: it is of another type.
+        TechniqueError: it has another type.
     """
     if not isinstance(value, expected):
         wanted = with_article(expected.__name__)
@@ -36,23 +36,23 @@ def checked_numbers(
     shape: tuple[int | str, ...],
     advice: str | None = None,
 ) -> Tensor:
-    """The same tensor, out of its graph.
+    """Return the tensor, detached from its graph.
 
     Args:
-        technique: what returned it.
-        value: what it returned.
-        what: what that should be, in the plural.
-        shape: the sizes expected; a name stands for any size but zero.
-        advice: what to do where values are not finite; by default to tell the plugin's authors.
+        technique: technique that returned it.
+        value: the returned value.
+        what: what the value should be, in the plural.
+        shape: expected sizes; a name stands for any size but zero.
+        advice: what to do if values are not finite; by default to tell the plugin's authors.
 
     Raises:
-        TechniqueError: it is no tensor of finite real numbers of that shape.
+        TechniqueError: it is not a tensor of finite real numbers of that shape.
     """
     wanted = f"a tensor ({', '.join(map(str, shape))})"
     if not isinstance(value, Tensor):
         raise technique_error(technique, f"returned {brief(value)} for {what}", expected=wanted)
-    if kind := _strange(value):
-        wanted = "real numbers, none left out"
+    if kind := _unsupported_kind(value):
+        wanted = "a dense tensor of real numbers"
         raise technique_error(technique, f"returned {what} of {kind}", expected=wanted)
     if value.ndim != len(shape) or not all(
         size > 0 if isinstance(wish, str) else size == wish
@@ -68,15 +68,15 @@ def checked_numbers(
 def checked_pixels(
     technique: Technique, images: object, shape: tuple[int | str, ...] = ("B", 3, "H", "W")
 ) -> Tensor:
-    """Images as float32 on the CPU.
+    """Return images as float32 on the CPU.
 
     Args:
-        technique: what returned them.
-        images: what it returned.
-        shape: the sizes expected, as for `checked_numbers`.
+        technique: technique that returned them.
+        images: the returned value.
+        shape: expected sizes, as for `checked_numbers`.
 
     Raises:
-        TechniqueError: they are no RGB images in [0, 1].
+        TechniqueError: they are not RGB images in [0, 1].
     """
     pixels = checked_numbers(technique, images, "images", shape).float().cpu()
     low, high = (float(value) for value in torch.aminmax(pixels))
@@ -86,8 +86,8 @@ def checked_pixels(
     return pixels
 
 
-def _strange(value: Tensor) -> str:
-    """What keeps a tensor from being an array of real numbers; empty where nothing does."""
+def _unsupported_kind(value: Tensor) -> str:
+    """Return why a tensor is not a dense array of real numbers; empty if it is one."""
     if value.is_complex() or value.is_quantized:
         return str(value.dtype)
     if value.is_nested or value.is_meta:

@@ -1,4 +1,4 @@
-"""What a method may not hand back, of every family: one line that names who did it."""
+"""Invalid return values of every family are one-line errors that name the technique."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ returned: Any = None
 
 
 class Maps(AttributionTechnique):
-    """Hands back whatever is wanted, like those below."""
+    """Returns the value of the test, like the classes below."""
 
     def attribute(self, model, images, objective):
         return returned
@@ -88,7 +88,7 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("attribution", MAPS.numpy(), "returned an array of type float32 for maps"),
         ("attribution", MAPS[:1], "maps of shape (1, 4, 4); expected a tensor (2, h, w)"),
         ("attribution", MAPS[:, :0], "maps of shape (2, 0, 4)"),
-        ("attribution", MAPS + 1j, "maps of torch.complex64; expected real numbers"),
+        ("attribution", MAPS + 1j, "maps of torch.complex64; expected a dense tensor of real"),
         ("attribution", MAPS.to_sparse(), "maps of torch.sparse_coo"),
         ("attribution", MAPS.to("meta"), "maps of the meta device"),
         ("attribution", MAPS / 0, "NaN or infinite maps"),
@@ -129,7 +129,7 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("representation", PICTURE + 1, "Sheets returned pixels from 1.5 to 1.5; expected [0, 1]"),
     ],
 )
-def test_nonsense_is_stopped_in_one_line_that_names_the_technique(
+def test_an_invalid_return_value_is_an_error_of_one_line_that_names_the_technique(
     linear_model, monkeypatch, family, value, words
 ):
     monkeypatch.setitem(globals(), "returned", value)
@@ -140,14 +140,14 @@ def test_nonsense_is_stopped_in_one_line_that_names_the_technique(
 
 
 class Scribbler(AttributionTechnique):
-    """Writes into what it is given, past autograd's notice too."""
+    """Writes into its images in a way that autograd does not notice."""
 
     def attribute(self, model, images, objective):
         images.data.zero_()
         return MAPS
 
 
-def test_what_a_technique_writes_into_its_images_reaches_nobody(linear_model):
+def test_a_technique_that_changes_its_images_changes_neither_input_nor_result(linear_model):
     images = torch.rand(2, 3, 4, 4)
     kept = images.clone()
     result = Scribbler()(linear_model, images, 0)
@@ -215,7 +215,7 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
     ("name", "words"),
     [
         ("hollow", "technique 'hollow' of hollow.py has no method attribute"),
-        ("whole", "technique 'whole' of hollow.py has a __call__ of its own"),
+        ("whole", "technique 'whole' of hollow.py defines __call__; expected that of its family"),
         (
             "short",
             "'short' of hollow.py cannot have its attribute called with model, images, objective: ",
@@ -225,10 +225,13 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
             "of hollow.py cannot have its attribute called with .*: missing a required argument",
         ),
         ("reader", "'reader' of hollow.py reads 'models'; expected 'store', 'stores' or 'model'"),
-        ("shadow", "'shadow' of hollow.py has parameters named like what .* base has: track"),
+        (
+            "shadow",
+            "'shadow' of hollow.py has parameters that hide attributes of its base class: track",
+        ),
     ],
 )
-def test_a_class_that_lacks_its_method_or_takes_the_bases_is_refused(name, words):
+def test_a_class_that_does_not_follow_its_familys_interface_is_refused(name, words):
     with pytest.raises(PluginError, match=words):
         technique(name)
 
@@ -246,7 +249,7 @@ class Given(Technique):
 
 
 class ForgetfulMaps(Given, AttributionTechnique):
-    """Changes its own parameters while it works, like those below."""
+    """Changes its own parameters while it runs, like the classes below."""
 
     def attribute(self, model, images, objective):
         return self.forget(torch.rand(len(images), 4, 4))
@@ -286,7 +289,7 @@ class ForgetfulTables(Given, RepresentationTechnique):
         lambda model: ForgetfulTables()(model),
     ],
 )
-def test_parameters_are_recorded_as_given_whatever_the_method_does_to_them(linear_model, call):
+def test_parameters_are_recorded_as_given_even_if_the_method_changes_them(linear_model, call):
     recorded = call(linear_model).provenance.parameters
     recorded = recorded.get("techniques", [{"parameters": recorded}])[0]["parameters"]
     assert recorded == {"powers": [1, 2], "weights": {"edge": 0.5}}
@@ -299,7 +302,7 @@ class Odd(ForgetfulMaps):
     kernel: torch.Tensor = BEST
 
 
-def test_a_parameter_that_json_cannot_hold_is_one_line_before_anything_is_computed(linear_model):
+def test_a_parameter_that_json_cannot_hold_is_an_error_before_any_computation(linear_model):
     with pytest.raises(
         TechniqueError, match=r"technique .*Odd has parameters that cannot be recorded as JSON: "
     ):
@@ -308,5 +311,5 @@ def test_a_parameter_that_json_cannot_hold_is_one_line_before_anything_is_comput
 
 @pytest.mark.usefixtures("_hollow")
 @pytest.mark.filterwarnings("ignore:.*shadows an attribute")
-def test_a_class_defined_elsewhere_than_where_its_spec_finds_it_has_its_id():
+def test_a_class_that_its_spec_imports_from_another_module_has_its_id():
     assert technique("exported").technique_id() == "hollow.py:exported"

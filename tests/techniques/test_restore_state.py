@@ -1,4 +1,4 @@
-"""Whatever a method does to the model is undone, and reported with its name."""
+"""Changes that a technique makes to the model are undone, and the warning names the technique."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from timmscope_registry.hooks import fingerprint
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
-deed: Callable[[HookedModel], object] = print
+action: Callable[[HookedModel], object] = print
 opened = ExitStack()
-"""Nobody closes it."""
+"""A stack that no test closes."""
 
 
 class Careless(AttributionTechnique):
-    """Does something first."""
+    """Runs `action` on the model."""
 
     def attribute(self, model, images, objective):
-        deed(model)
+        action(model)
         return images.sum(1)
 
 
@@ -66,7 +66,7 @@ def shorten(model: HookedModel) -> None:
     model.module.norm.running_var.data = torch.ones(3)
 
 
-DEEDS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
+ACTIONS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
     "train": (lambda m: m.module.train(), "the model's train mode"),
     "thaw": (lambda m: m.module.requires_grad_(False), "requires_grad"),
     "edit": (lambda m: opened.enter_context(m.edit({"conv": torch.zeros_like})), "open contexts"),
@@ -80,13 +80,13 @@ DEEDS: dict[str, tuple[Callable[[HookedModel], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", DEEDS)
-def test_what_a_method_changes_is_put_back_and_told(model, monkeypatch, name):
-    act, what = DEEDS[name]
-    monkeypatch.setitem(globals(), "deed", act)
+@pytest.mark.parametrize("name", ACTIONS)
+def test_changes_of_the_model_are_restored_with_a_warning(model, monkeypatch, name):
+    act, what = ACTIONS[name]
+    monkeypatch.setitem(globals(), "action", act)
     before = fingerprint(model.module)
     answers = model(IMAGES)
-    with pytest.warns(StateWarning, match=f"Careless changed .*{what}.*; it was put back"):
+    with pytest.warns(StateWarning, match=f"Careless changed .*{what}.*; it was restored"):
         result = Careless()(model, IMAGES, 0)
     assert fingerprint(model.module).difference(before) == []
     assert torch.equal(model(IMAGES), answers)
@@ -94,24 +94,24 @@ def test_what_a_method_changes_is_put_back_and_told(model, monkeypatch, name):
 
 
 @pytest.mark.filterwarnings("error")
-def test_all_is_undone_where_warnings_are_errors(model, monkeypatch):
+def test_everything_is_undone_even_if_warnings_are_errors(model, monkeypatch):
     def hook_and_train(model):
         model.module.register_forward_hook(lambda *a: None)
         model.module.train()
 
-    monkeypatch.setitem(globals(), "deed", hook_and_train)
+    monkeypatch.setitem(globals(), "action", hook_and_train)
     before = fingerprint(model.module)
     with pytest.raises(StateWarning, match="left 1 hook"):
         Careless()(model, IMAGES, 0)
     assert fingerprint(model.module).difference(before) == []
 
 
-def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
+def test_changes_are_undone_after_an_exception(model, monkeypatch):
     def break_down(model):
         model.module.train()
         raise ZeroDivisionError
 
-    monkeypatch.setitem(globals(), "deed", break_down)
+    monkeypatch.setitem(globals(), "action", break_down)
     before = fingerprint(model.module)
     with pytest.raises(ZeroDivisionError), pytest.warns(StateWarning, match="train mode"):
         Careless()(model, IMAGES, 0)
@@ -128,31 +128,31 @@ def test_a_method_that_breaks_is_cleaned_up_after_too(model, monkeypatch):
         (shorten, "as buffers of another size; load"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*put back")
-def test_weights_that_a_method_wrote_into_are_told(model, monkeypatch, act, where):
-    monkeypatch.setitem(globals(), "deed", act)
+@pytest.mark.filterwarnings("ignore:.*restored")
+def test_changed_weights_are_an_error_that_names_them(model, monkeypatch, act, where):
+    monkeypatch.setitem(globals(), "action", act)
     with pytest.raises(TechniqueError, match=f"Careless wrote into weights of the model, {where}"):
         Careless()(model, IMAGES, 0)
 
 
-def test_weights_may_be_written_into_and_restored(model, monkeypatch):
+def test_a_technique_may_change_weights_and_restore_them(model, monkeypatch):
     def there_and_back(model):
         kept = {name: value.clone() for name, value in model.module.state_dict().items()}
         nn.init.zeros_(model.module.head.weight)
         model.module.load_state_dict(kept)
 
-    monkeypatch.setitem(globals(), "deed", there_and_back)
+    monkeypatch.setitem(globals(), "action", there_and_back)
     Careless()(model, IMAGES, 0)
 
 
-def test_numpy_and_python_are_seeded_and_put_back(model, monkeypatch):
+def test_numpy_and_python_random_states_are_seeded_and_restored(model, monkeypatch):
     drawn = []
 
     def draw(model):
         drawn.append((random.random(), float(np.random.rand())))  # noqa: NPY002
         random.seed(1)
 
-    monkeypatch.setitem(globals(), "deed", draw)
+    monkeypatch.setitem(globals(), "action", draw)
     before = fingerprint(model.module)
     for seed in (4, 4, -5):
         Careless()(model, IMAGES, 0, seed=seed)
