@@ -23,9 +23,10 @@ from tests.bench.pairs import Pair, seconds_of
 from timmscope import HookedModel, load_model, mine
 from timmscope.images import open_images
 from timmscope.mining.batch import reduce_batch
+from timmscope.mining.batch_rows import BatchRows
 from timmscope.mining.loader import Batches, Loaded, load_batches
 from timmscope.mining.plan import make_plan
-from timmscope.mining.shard_writer import Rows, ShardWriter
+from timmscope.mining.shard_writer import ShardWriter
 
 ARCHITECTURES = ("pip:efficientnet-lite0", "random:resnet18", "random:vit_tiny_patch16_224")
 IMAGES, FEW, BATCH, WORKERS, LAYERS = 1024, 64, 32, 2, 10
@@ -179,7 +180,13 @@ def _stages(model: HookedModel, images: list[Path], folder: Path) -> list[float]
         top_k=None,
         batch_size=BATCH,
         shard_size=_SHARD,
+        threads=None,
         precision=None,
+        count=_SHARD,
+    )
+    manifest = plan.manifest(model, open_images(images))
+    manifest = manifest.model_copy(
+        update={"images": manifest.images.model_copy(update={"count": _SHARD})}
     )
     ranges = plan.ranges(0, len(images))
     batches = Batches(open_images(images), model.preprocessing, ranges)
@@ -199,13 +206,13 @@ def _stages(model: HookedModel, images: list[Path], folder: Path) -> list[float]
         reduced[:] = [reduce_batch(plan.folded or model, plan, batch) for batch in pixels]
 
     def written() -> None:
-        shard = ShardWriter(folder, 0, (0, _SHARD), plan)
+        shard = ShardWriter(folder, 0, manifest, plan)
         for start in range(0, _SHARD, BATCH):
             rows = reduced[start // BATCH % len(reduced)]
             names = [f"{number:07d}.jpg" for number in range(start, start + BATCH)]
             blank = [""] * BATCH
             shard.add(
-                Rows(
+                BatchRows(
                     start=start,
                     layers=rows,
                     paths=names,

@@ -16,7 +16,7 @@ from timmscope.demo import run_demo, sections
 from timmscope.demo.dataset import photographs
 from timmscope.demo.tour import FEATURES, LAYERS, MODEL, Tour
 from timmscope.images import FolderSource
-from timmscope_registry import ImageError, TimmscopeError
+from timmscope_registry import ImageError, StoreError, TimmscopeError
 
 RESULTS = {
     "predictions", "top-patches-blocks.2.1.bn1", "top-patches-blocks.4.1.bn1",
@@ -53,6 +53,14 @@ def folder(tmp_path_factory):
         shutil.copy(photographs()[name], images)
     (images / "broken <b>.png").write_bytes(b"\x89PNG not really")
     return images
+
+
+def test_a_store_that_is_not_the_demos_is_left_alone(folder, tmp_path):
+    (tmp_path / "demo.scope").mkdir()
+    (tmp_path / "demo.scope/manifest.json").write_text("somebody's work")
+    with pytest.raises(StoreError, match="was not made by a demo"):
+        run_demo(tmp_path, folder)
+    assert (tmp_path / "demo.scope/manifest.json").read_text() == "somebody's work"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.store.rewriting import rewrite_manifest
 
 from timmscope import (
     HookedModel,
@@ -120,10 +121,7 @@ def test_an_unreadable_query_image_is_named(store: Store, model: HookedModel, fo
 
 
 def edit_manifest(store: Store, change: Any) -> Store:
-    path = store.path / "manifest.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
+    rewrite_manifest(store.path, change)
     return Store.open(store.path)
 
 
@@ -205,7 +203,10 @@ def test_the_engines_for_large_stores_can_index_a_small_one(store: Store, backen
     [
         (lambda data: data["model"].update(weights_sha256="0" * 64), "with other weights"),
         (lambda data: data["shards"]["1"]["rows"].update(sha256="1" * 64), r"first 1\)"),
-        (lambda data: data["shards"].pop("2"), r"1 of the shards \(first 2\)"),
+        (
+            lambda data: data.update(merged=data["shards"].pop("2") and None),
+            r"1 of the shards \(first 2\)",
+        ),
     ],
 )
 def test_an_index_of_a_store_that_was_mined_again_differently_is_refused(

@@ -86,7 +86,7 @@ def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
     assert os.waitpid(child(pictures, out, 2), 0)[1] == 0
     report["shards"] = shards
 
-    for point in ("begun:2", "reduced:1", "rows:0", "rows:3", "listed:2"):
+    for point in ("begun:2", "reduced:1", "rows:0", "rows:3", "listed:2", "batch:12", "batch:16"):
         out = folder / f"crash-{point.replace(':', '-')}"
         status = os.waitpid(child(pictures, out, 0, point), 0)[1]
         assert os.WIFSIGNALED(status), point

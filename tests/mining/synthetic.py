@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from timmscope.collectors import Extrema, Pooled, RowCollector, Statistics, TopK
+from timmscope.mining.batch_rows import BatchRows
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
-from timmscope.mining.shard_writer import Rows
 from timmscope.mining.writer import Writer
 from timmscope.store import ImagesRecord, Manifest, ModelRecord, Store
 from timmscope_registry.hooks import Layer
@@ -103,6 +103,7 @@ def write_synthetic(
         ),
         batch_size=shard_size,
         shard_size=shard_size,
+        threads=1,
         precision="float32",
         versions={"timmscope": "0"},
     )
@@ -123,7 +124,7 @@ def write_synthetic(
             if reductions:
                 kinds |= {"max": rows, "argmax": np.zeros(rows.shape, np.int32)}
             writer.put(
-                Rows(
+                BatchRows(
                     start=start,
                     layers={LAYER: kinds},
                     paths=[f"dir{i // 10000:03d}/{i:07d}.jpg" for i in ids],

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.store.rewriting import rewrite_manifest
 
 from timmscope import HookedModel, Store, TimmscopeError, VectorIndex, load_result, mine, technique
 from timmscope.cli import main
@@ -56,12 +58,13 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def forge(folder: Path, target: Path, name: str, marker: Path) -> Path:
     """Copy a store and make its manifest name `name`, with parameters, for every collector."""
     shutil.copytree(folder, target)
-    path = target / "manifest.json"
-    record = json.loads(path.read_text())
-    for collector in record["collectors"]:
-        collector["id"] = name
-        collector["parameters"] = {"args": f"touch {marker}", "command": f"touch {marker}"}
-    path.write_text(json.dumps(record))
+
+    def change(manifest: dict[str, Any]) -> None:
+        for collector in manifest["collectors"]:
+            collector["id"] = name
+            collector["parameters"] = {"args": f"touch {marker}", "command": f"touch {marker}"}
+
+    rewrite_manifest(target, change)
     return target
 
 

@@ -298,7 +298,7 @@ def test_third_party_collectors_run_beside_the_built_in_ones(
     good = store.images.readable
     part = Sum()
     with store.files.open("reduced/merged.h5", store.manifest.merged) as file:
-        part.load({"total": file["sum/layers/layer1/total"][()]})
+        part.load({"total": file.read("sum/layers/layer1/total")})
     expected = 2 * store.layer("layer1").pooled[good].astype(np.float64).sum(0)
     np.testing.assert_allclose(part.total, expected, rtol=1e-9)
     seen = activations(small_model, pictures, ["layer1"])["layer1"][good]
@@ -372,7 +372,9 @@ def test_the_estimated_size_is_the_size_on_disk(
         collectors=(),
         batch_size=None,
         shard_size=None,
+        threads=None,
         precision=None,
+        count=40,
     )
     actual = sum(p.stat().st_size for p in store.path.glob("*/0*.h5")) / COUNT
     assert bytes_per_image(plan) == pytest.approx(actual, rel=0.25)

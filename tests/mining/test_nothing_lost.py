@@ -17,7 +17,7 @@ from tests.mining.contents import contents
 from timmscope import HookedModel
 from timmscope.mining import merge, mine, verify
 from timmscope.store import Manifest, Store
-from timmscope.store.shards import rows_file
+from timmscope.store.shards import MERGED, rows_file
 from timmscope_registry import StoreError
 
 SETTINGS: dict[str, Any] = {
@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_is_a_one_line_error_and_the_work_resumes_when_ther
         assert all(expected[name] == data for name, data in left.items())
         assert bool(left) == (share > 0.2)
         if left:
-            assert verify(out).damage == ()
+            assert {item.file for item in verify(out).damage} <= {MERGED}
     disk(4 * total)
     listed = Manifest.read(out).shards if left else {}
     kept = {n: (out / rows_file(n)).stat().st_ino for n in listed}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -21,7 +23,7 @@ from tests.mining.contents import contents
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
 from timmscope.mining import loader, mine, pipeline, verify, writer
-from timmscope.store import Store
+from timmscope.store import Store, shards
 from timmscope.store.lock import StoreLock
 from timmscope.testing import tiny_model
 from timmscope.testing.subjects import tiny_pictures
@@ -199,7 +201,7 @@ def test_reading_rows_with_a_bit_flip_raises(
     store = run(small_model, pictures, tmp_path / "s")
     path = store.path / "shards/00002.h5"
     with h5py.File(path) as file:
-        place = file["layers/layer1/pooled"].id.get_chunk_info(0).byte_offset
+        place = file["layers/layer1/pooled"].id.get_offset()
     data = bytearray(path.read_bytes())
     data[place + 9] ^= 1
     path.write_bytes(data)
@@ -244,6 +246,7 @@ def test_another_model_preprocessing_or_collector_is_refused_with_the_difference
         ({"top_k": 9}, r"collector top-k parameters: the store has \{'k': 6\}, this run \{'k': 9"),
         ({"batch_size": 6}, "batch size: the store has 5, this run 6"),
         ({"shard_size": 13}, "shard size: the store has 12, this run 13"),
+        ({"threads": 2}, "threads: the store has 1, this run 2"),
         ({"layers": ["layer1"]}, "layers: the store has"),
         ({"maps": ["layer1"]}, "layer layer1 kinds"),
     ):
@@ -321,6 +324,71 @@ def test_rows_computed_before_an_error_are_written_even_by_a_slow_writer(
     assert sorted(Store.open(tmp_path / "s.scope").manifest.shards) == [0, 1, 2]
 
 
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, model: HookedModel, pictures: Path, out: Path, batches: int
+) -> int:
+    """Interrupt a pass at a batch, and return the number of batches that resuming it runs."""
+    reduce = pipeline.reduce_batch
+    counts = [0, 0]
+    for again in (0, 1):
+
+        def reduce_some(*arguments: Any, again: int = again) -> Any:
+            counts[again] += 1
+            if not again and counts[0] > batches:
+                raise KeyboardInterrupt
+            return reduce(*arguments)
+
+        monkeypatch.setattr(pipeline, "reduce_batch", reduce_some)
+        if again:
+            run(model, pictures, out, shard_size=64, maps=["layer1"])
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run(model, pictures, out, shard_size=64, maps=["layer1"])
+            assert not list(out.rglob("*.tmp"))
+            assert not Store.open(out).manifest.shards
+    monkeypatch.setattr(pipeline, "reduce_batch", reduce)
+    return counts[1]
+
+
+def test_finished_batches_of_an_unfinished_shard_are_not_mined_again(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 images in batches of 5 make one shard of 8 batches."""
+    whole = contents(
+        run(small_model, pictures, tmp_path / "s", shard_size=64, maps=["layer1"]).path
+    )
+    for batches in (0, 3, 7):
+        out = tmp_path / str(batches)
+        assert interrupted(monkeypatch, small_model, pictures, out, batches) == 8 - batches
+        assert contents(out) == whole
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.999])
+def test_damaged_batches_of_an_unfinished_shard_are_mined_again(
+    share: float, small_model: HookedModel, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = contents(run(small_model, pictures, tmp_path / "s", shard_size=64).path)
+    reduce = pipeline.reduce_batch
+    calls = iter(range(100))
+
+    def reduce_six(*arguments: Any) -> Any:
+        if next(calls) == 6:
+            raise KeyboardInterrupt
+        return reduce(*arguments)
+
+    monkeypatch.setattr(pipeline, "reduce_batch", reduce_six)
+    with pytest.raises(KeyboardInterrupt):
+        run(small_model, pictures, tmp_path / "t", shard_size=64)
+    monkeypatch.setattr(pipeline, "reduce_batch", reduce)
+    path = tmp_path / "t/shards/00000.partial"
+    data = bytearray(path.read_bytes())
+    data[int(share * len(data))] ^= 4
+    path.write_bytes(data)
+    run(small_model, pictures, tmp_path / "t", shard_size=64)
+    assert contents(tmp_path / "t") == whole
+
+
 def test_changed_images_are_refused_and_named(
     small_model: HookedModel, own_pictures: Path, tmp_path: Path
 ) -> None:
@@ -347,6 +415,69 @@ def test_images_that_vanish_during_the_pass_are_reported_and_do_not_end_it(
     store = run(small_model, source, tmp_path / "s")
     assert [i for i, _, _ in store.images.unreadable()] == [5, 20, 33]
     assert "no such file" in store.images.reasons[20]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(StoreError, match=r"cannot lock files.*choose a folder on a local disk"):
+        StoreLock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE])
+def test_a_machine_that_fails_is_not_taken_for_damage(
+    small_model: HookedModel,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    store = run(small_model, pictures, tmp_path / "s")
+
+    def fail(path: Path, limit: int | None = None) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(shards, "open_regular", fail)
+    for use in (lambda: store.layer("layer1").pooled[0], lambda: store.images.status):
+        with pytest.raises(
+            StoreError, match=r"00000\.h5: cannot be read now .*try again"
+        ) as caught:
+            use()
+        assert not isinstance(caught.value, StoreCorrupted)
+
+
+def test_a_shard_that_another_program_has_locked_is_read(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    """HDF5 locks files, and takes a lock of another program for damage."""
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = np.asarray(store.layer("layer1").pooled)
+    with (store.path / "shards/00000.h5").open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        np.testing.assert_array_equal(Store.open(store.path).layer("layer1").pooled, expected)
+        assert verify(store.path).ok
+
+
+def test_a_killed_repair_is_a_finding(
+    small_model: HookedModel, pictures: Path, tmp_path: Path
+) -> None:
+    """A repair that dies before it merges leaves all shards and no merged state."""
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = contents(store.path)
+    store.manifest.without_shards(set()).write(store.path)
+    (store.path / "reduced/merged.h5").unlink()
+    report = verify(store.path)
+    assert not report.ok
+    assert [item.file for item in report.damage] == ["reduced/merged.h5"]
+    report = verify(store.path, repair=True)
+    assert report.ok
+    assert report.repaired == ("reduced/merged.h5",)
+    assert contents(store.path) == expected
 
 
 def test_a_second_process_is_refused_but_not_after_the_first_has_died(

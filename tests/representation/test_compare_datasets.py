@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageFilter
 from sklearn.metrics.pairwise import euclidean_distances, polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
+from tests.store.rewriting import rewrite_manifest
 
 from timmscope import (
     HookedModel,
@@ -337,8 +338,8 @@ def test_a_condition_holds_for_both_and_images_may_have_moved(
     found = compare(stores["real"], stores["blurred"], where="'coffee' in name", k=2)
     assert found.images == [6, 6]
     store = Store.open(shutil.copytree(stores["real"].path, tmp_path / "copy.scope"))
-    (tmp_path / "copy.scope/manifest.json").write_text(
-        (tmp_path / "copy.scope/manifest.json").read_text().replace(str(folders), "/gone")
+    rewrite_manifest(
+        store.path, lambda manifest: manifest["images"].update(location="folder:/gone")
     )
     store = Store.open(tmp_path / "copy.scope")
     with warnings.catch_warnings(record=True) as seen:

@@ -12,12 +12,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from tests.store.rewriting import rewrite_manifest, rewrite_rows
 
 from timmscope import (
     HookedModel,
@@ -71,10 +71,12 @@ def store(model: HookedModel, folder: Path, tmp_path_factory: pytest.TempPathFac
 def copied(store: Store, path: Path, logits: dict[int, float]) -> Store:
     """A copy whose logits of some images hold another value."""
     shutil.copytree(store.path, path)
-    for file in (path / "shards").iterdir():
-        with h5py.File(file, "r+", libver=("v110", "v110")) as shard:
-            for image, value in logits.items():
-                shard["layers/logits/pooled"][image, 3] = value
+
+    def change(arrays: dict[str, np.ndarray]) -> None:
+        for image, value in logits.items():
+            arrays["layers/logits/pooled"][image, 3] = value
+
+    rewrite_rows(path, 0, change)
     return Store.open(path)
 
 
@@ -500,9 +502,7 @@ def test_a_map_of_images_that_have_gone_shows_none(store: Store, tmp_path: Path)
 
     copy = tmp_path / "copy.scope"
     shutil.copytree(store.path, copy)
-    manifest = copy / "manifest.json"
-    where = json.loads(manifest.read_text())["images"]["location"]
-    manifest.write_text(manifest.read_text().replace(where, "/gone"))
+    rewrite_manifest(copy, lambda manifest: manifest["images"].update(location="folder:/gone"))
     with pytest.warns(UserWarning, match="no images are shown: /gone"):
         found = EmbeddingMap()(Store.open(copy), layer=LAYER)
     assert found.shown is None

@@ -8,10 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from tests.store.rewriting import rewrite_rows
 
 from timmscope import (
     LayerNotFound,
@@ -199,15 +199,20 @@ def test_a_report_over_few_images_warns_of_chance() -> None:
 def test_rows_of_a_store_that_hold_nan_are_refused_and_named(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "nan.scope"
     shutil.copytree(store.path, path)
-    (shard,) = (path / "shards").iterdir()
-    with h5py.File(shard, "r+", libver=("v110", "v110")) as file:
+
+    def spoil(arrays: dict[str, np.ndarray]) -> None:
         for kind in ("pooled", "max"):
-            file[f"layers/layer1/{kind}"][[2, 15], 7] = np.nan
+            arrays[f"layers/layer1/{kind}"][[2, 15], 7] = np.nan
+
+    rewrite_rows(path, 0, spoil)
     message = r"^2 of 20 rows of layer1 of nan.scope hold NaN .* class0/04.png, class1/07.png; "
     with pytest.raises(ParameterError, match=message):
         JudgeUnits()(path, layer="layer1", where="id < 20")
-    with h5py.File(shard, "r+", libver=("v110", "v110")) as file:
-        file["layers/layer1/pooled"][:6, 7] = np.nan
+
+    def spoil_more(arrays: dict[str, np.ndarray]) -> None:
+        arrays["layers/layer1/pooled"][:6, 7] = np.nan
+
+    rewrite_rows(path, 0, spoil_more)
     with pytest.raises(ParameterError, match=r"^7 of 20 .* and 2 more; leave them out with where="):
         JudgeUnits()(path, layer="layer1", where="id < 20")
 

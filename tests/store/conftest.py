@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from timmscope.collectors import Extrema, Maps, Pooled, Statistics, TopK
+from timmscope.mining.batch_rows import BatchRows
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
-from timmscope.mining.shard_writer import Rows
 from timmscope.mining.writer import Writer
 from timmscope.store import ImagesRecord, Manifest, ModelRecord, Store
 from timmscope_registry.hooks import Layer
@@ -95,6 +95,7 @@ def write_store(path: Path, *, shards: int | None = None, top_k: int = 10) -> Kn
         ),
         batch_size=BATCH,
         shard_size=SHARD,
+        threads=1,
         precision="float32",
         versions={"timmscope": "0"},
     )
@@ -109,7 +110,7 @@ def write_store(path: Path, *, shards: int | None = None, top_k: int = 10) -> Kn
                     part = array[start:stop].copy()
                     layers.setdefault(layer, {})[kind] = part
                 writer.put(
-                    Rows(
+                    BatchRows(
                         start=start,
                         layers=layers,
                         paths=NAMES[start:stop],

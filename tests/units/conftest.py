@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from timmscope.collectors import Extrema, Pooled, Statistics, TopK
+from timmscope.mining.batch_rows import BatchRows
 from timmscope.mining.plan import Plan
 from timmscope.mining.reductions import write_merged
-from timmscope.mining.shard_writer import Rows
 from timmscope.mining.writer import Writer
 from timmscope.store import ImagesRecord, Manifest, ModelRecord, Store, StoreLayer
 from timmscope_registry.hooks import Layer
@@ -61,6 +61,7 @@ def keep_rows(
         ),
         batch_size=shard_size,
         shard_size=shard_size,
+        threads=1,
         precision="float32",
         versions={"timmscope": "0"},
     )
@@ -77,7 +78,7 @@ def keep_rows(
                 "argmax": np.full(pooled[span].shape, number % 16, np.int32),
             }
             writer.put(
-                Rows(
+                BatchRows(
                     start=span.start,
                     layers={"x": rows},
                     paths=[f"{i}.png" for i in ids],

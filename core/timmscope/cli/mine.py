@@ -39,7 +39,8 @@ def mine(
     collector: parameters.Repeated = (),
     top_k: int | None = None,
     batch_size: str | None = None,
-    shard_size: int | None = None,
+    shard_size: str | None = None,
+    threads: int | None = None,
     precision: Literal["float32", "bfloat16", "bf16"] | None = None,
     ranges: Annotated[str | None, Parameter(show_default=False)] = None,
     workers: int | None = None,
@@ -68,7 +69,11 @@ def mine(
         Images per forward pass; by default 32. ``auto``: as many as memory allows, up to 64 (256
         on an accelerator).
     shard_size
-        Images per shard, a file of the store; by default 1024.
+        Images per file of the store; by default ``auto``: 1024, or more for a store that would
+        have over 16,384 files.
+    threads
+        Threads of a forward on the CPU; by default as many as torch uses. Part of the store: parts
+        that are merged need the same number.
     precision
         Number type of the model's forward pass; by default float32. The error of bf16 (bfloat16) is
         measured on the first images, printed at the end and kept in the store.
@@ -90,8 +95,9 @@ def mine(
             layers=parameters.split_names(layers) or None,
             maps=parameters.split_names(maps),
             collectors=parameters.split_names(collector),
-            batch_size=None if batch_size is None else _parse_batch_size(batch_size),
-            shard_size=shard_size,
+            batch_size=None if batch_size is None else _parse_size("batch_size", batch_size),
+            shard_size=None if shard_size is None else _parse_size("shard_size", shard_size),
+            threads=threads,
             top_k=top_k,
             precision=precision,
             ranges=part,
@@ -207,12 +213,13 @@ def _nonfinite_line(layer: str, counts: np.ndarray) -> str:
     )
 
 
-def _parse_batch_size(text: str) -> int | Literal["auto"]:
+def _parse_size(name: str, text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 1:
+        flag = f"--{name.replace('_', '-')}"
         raise ParameterError(
-            f"--batch-size {text!r}: expected a number of images, or auto", parameter="batch_size"
+            f"{flag} {text!r}: expected a number of images, or auto", parameter=name
         )
     return int(text)
 

@@ -24,7 +24,7 @@ from timmscope.mining import mine
 from timmscope.models import HookedModel, load_model
 from timmscope.results.result import environment_versions
 from timmscope.store import Store
-from timmscope_registry import StoreCorrupted, StoreMismatch
+from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
 SECTIONS = {
     "predictions": sections.predictions,
@@ -36,6 +36,8 @@ SECTIONS = {
     "attack": sections.attack,
     "style": sections.style,
 }
+_MARK = ".timmscope-demo"
+"""File that marks a folder as made by a demo."""
 
 
 def run_demo(out: str | Path, images: str | Path | None = None) -> Path:
@@ -108,7 +110,18 @@ def render(**values: Any) -> str:
 
 
 def _store(model: HookedModel, source: FolderSource, folder: Path) -> Store:
-    """The store of these images; one of other images or settings makes room, it is the demo's."""
+    """Return the store of these images; a store that an earlier demo made is replaced if needed.
+
+    Raises:
+        StoreError: the folder holds a store that is not a demo's.
+    """
+    mark = folder.parent / _MARK
+    if folder.exists() and not mark.exists():
+        raise StoreError(
+            f"{folder} was not made by a demo, which would replace it; choose another --output"
+        )
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.write_text("timmscope demo made this folder and may replace its store\n")
     with suppress(StoreMismatch, StoreCorrupted):
         store = mine(model, source, folder, layers=LAYERS)
         store.layer(FEATURES).statistics()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +61,6 @@ def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
         StoreError: the store keeps no pooled rows of the layer.
         VectorIndexError: none of its shards is finished.
     """
-    from timmscope.store import shards
-
     store = layer.store
     manifest = store.manifest
     wanted = {n: shard for n, shard in manifest.shards.items() if n not in seen}
@@ -76,28 +74,16 @@ def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
             f"{store.path.name} has no finished shard yet, so there is no row to index: "
             "run timmscope mine first"
         )
-    dataset = f"{shards.layer_group(layer.name)}/pooled"
-
-    def batches() -> Iterator[tuple[Ids, Rows]]:
-        for number, shard in wanted.items():
-            for low in range(0, shard.stop - shard.start, BATCH):
-                part = slice(low, low + BATCH)
-
-                def read(file: Any, part: slice = part) -> tuple[Any, Any]:
-                    return file["images/status"][part] == shards.READ, file[dataset][part]
-
-                good, rows = store.files.read(number, read)
-                ids = np.arange(shard.start + low, shard.start + low + len(rows))
-                yield ids[good], np.asarray(rows[good], np.float32)
-
-    first = next(iter(manifest.shards))
     failed = sum(shard.unreadable for shard in wanted.values())
     return RowSource(
         name=f"layer {layer.name} of {store.path}",
         layer=layer.name,
-        dim=int(store.files.read(first, lambda file: file[dataset].shape[1])),
+        dim=layer.channels,
         count=sum(shard.stop - shard.start for shard in wanted.values()) - failed,
-        batches=batches(),
+        batches=(
+            (ids, np.asarray(rows, np.float32))
+            for ids, rows in layer.iter_rows("pooled", BATCH, shards=list(wanted))
+        ),
         failed=failed,
         model=manifest.model.id,
         weights_sha256=manifest.model.weights_sha256,

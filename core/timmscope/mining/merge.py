@@ -18,6 +18,7 @@ from timmscope.index.merge import merge_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
 from timmscope.store.files import link_or_copy
+from timmscope.store.journal import add_to_journal, end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
@@ -96,12 +97,15 @@ def merge(
             whole = drop_lost_shards(folder, old if old.shards else whole)
         _require_space(folder, whole, sources)
         whole.write(folder)
+        end_journal(folder)
+        digest = whole.pass_digest()
         copied = 0
         for number, part in track(sources.items(), "joining", len(sources)):
             if number not in whole.shards:
                 copied += _install_shard(part, number, folder)
-                whole = whole.with_shard(number, part.manifest.shards[number])
-                whole.write(folder)
+                record = part.manifest.shards[number]
+                whole = whole.with_shard(number, record)
+                add_to_journal(folder, digest, number, record)
                 crash("joined", number)
         if copied:
             size = format_bytes(copied)

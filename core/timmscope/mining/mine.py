@@ -6,15 +6,20 @@ shards that are missing, and merges the collectors' states.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from timmscope.collectors import Collector
 from timmscope.images import Images, ImageSource, open_images
-from timmscope.store import Manifest, Store, shards
+from timmscope.store import Manifest, Store
+from timmscope.store.journal import end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope.store.model import store_model
@@ -22,6 +27,7 @@ from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
 from .loader import Batches, load_batches
+from .partial_shard import PartialShard, remove_partial_shards
 from .pipeline import run_pipeline
 from .plan import Plan, make_plan, recorded_collectors, recorded_plan
 from .precision import precision_error
@@ -39,6 +45,8 @@ from .reductions import write_merged
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
 
+log = logging.getLogger("timmscope.mining")
+
 
 def mine(
     model: HookedModel,
@@ -50,7 +58,8 @@ def mine(
     collectors: Iterable[Collector | str] = (),
     top_k: int | None = None,
     batch_size: int | Literal["auto"] | None = None,
-    shard_size: int | None = None,
+    shard_size: int | Literal["auto"] | None = None,
+    threads: int | None = None,
     precision: str | None = None,
     ranges: tuple[int, int] | None = None,
     workers: int | None = None,
@@ -74,7 +83,10 @@ def mine(
         batch_size: images per forward (32); ``auto`` takes the largest power of two, up to 64 on a
             CPU and 256 on an accelerator, that the free memory allows, and logs it. The size is
             part of the store: a resumed pass keeps it, however much memory is free by then.
-        shard_size: images per shard (1024); a killed pass loses at most one shard's work.
+        shard_size: images per shard; ``auto``, the default, takes 1024, or more where a store would
+            have over 16,384 shards. A killed pass loses at most the batches in work.
+        threads: threads of a forward on the CPU; by default as many as torch uses. The number is
+            part of the store, since another one may change the last bits of the rows.
         precision: ``float32`` (default), or ``bfloat16`` or ``bf16`` (autocast; rows are float32).
             Its error against float32 is kept in ``store.manifest.precision_error``.
         ranges: (i, n) to mine only the i-th of n parts, counted from 1. Each part has its own
@@ -119,8 +131,10 @@ def mine(
             collectors=collectors,
             top_k=top_k,
             batch_size=None if batch_size == "auto" else batch_size,
-            shard_size=shard_size,
+            shard_size=None if shard_size == "auto" else shard_size,
+            threads=threads,
             precision=precision,
+            count=len(source),
         )
         if batch_size == "auto" and (old is None or not old.shards):
             plan = replace(plan, batch_size=choose_batch_size(model, plan))
@@ -169,11 +183,7 @@ def resume(
         plan = recorded_plan(Store(folder, old), model, own)
         new = restrict_to_part(plan.manifest(model, source), old.part)
         manifest = matching_manifest(folder, old, new, source)
-        for number in redo or ():
-            for name in (shards.rows_file(number), shards.reduced_file(number)):
-                (folder / name).unlink(missing_ok=True)
         manifest = manifest.without_shards(redo or set())
-        manifest.write(folder)
         return _run(model, source, folder, manifest, plan, workers, None)
 
 
@@ -189,18 +199,57 @@ def _run(
     """Mine the missing shards, then merge the collectors' states."""
     manifest = drop_lost_shards(folder, manifest)
     if todo := manifest.missing:
-        ranges = [batch for n in todo for batch in plan.ranges(*manifest.span(n))]
-        require_space(folder, plan, sum(stop - start for start, stop in ranges))
-        if manifest.precision_error is None:
-            error = precision_error(model, plan, source)
-            manifest = manifest.model_copy(update={"precision_error": error})
         manifest.write(folder)
-        workers = min(2, os.cpu_count() or 1) if workers is None else workers
-        batches = Batches(source, model.preprocessing, ranges)
-        loaded = load_batches(batches, workers=min(workers, len(ranges)), start_method=start_method)
-        manifest = run_pipeline(model, source, folder, manifest, plan, loaded)
+        end_journal(folder)
+        ranges, kept = _batches_to_do(folder, manifest, plan, todo)
+        require_space(folder, plan, sum(stop - start for start, stop in ranges))
+        with _threads(plan.threads):
+            if manifest.precision_error is None:
+                error = precision_error(model, plan, source)
+                manifest = manifest.model_copy(update={"precision_error": error})
+                manifest.write(folder)
+            workers = min(2, os.cpu_count() or 1) if workers is None else workers
+            batches = Batches(source, model.preprocessing, ranges)
+            loaded = load_batches(
+                batches, workers=min(workers, len(ranges)), start_method=start_method
+            )
+            manifest = run_pipeline(model, source, folder, manifest, plan, loaded, kept)
+    remove_partial_shards(folder)
     if manifest.part is None:
         require_readable_image(folder, manifest)
-    if not manifest.complete:
-        manifest = write_merged(folder, manifest, plan.reducers)
+        if not manifest.complete:
+            manifest = write_merged(folder, manifest, plan.reducers)
+    else:
+        manifest.write(folder)
+        end_journal(folder)
     return Store(folder, manifest)
+
+
+def _batches_to_do(
+    folder: Path, manifest: Manifest, plan: Plan, shards: list[int]
+) -> tuple[list[tuple[int, int]], int]:
+    """Return the batches whose rows are not kept, as ranges of ids, and the number of kept images.
+
+    Rows of a shard that a stopped pass has begun are kept; see `PartialShard`.
+    """
+    ranges: list[tuple[int, int]] = []
+    kept = 0
+    for number in shards:
+        batches = plan.ranges(*manifest.span(number))
+        done = sum(1 for _ in PartialShard(folder, number, manifest, plan).batches())
+        kept += sum(stop - start for start, stop in batches[:done])
+        ranges += batches[done:]
+    if kept:
+        log.info("%s: has %d images of an unfinished shard already", folder.name, kept)
+    return ranges, kept
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Run forwards in a number of threads, and set the process's own number again."""
+    own = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)

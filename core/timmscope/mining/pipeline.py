@@ -22,9 +22,9 @@ from timmscope.store import Manifest
 
 from .allocator import GrowthTrimmer, keep_freed_memory
 from .batch import reduce_batch
+from .batch_rows import BatchRows
 from .loader import Loaded
 from .plan import Plan
-from .shard_writer import Rows
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -40,8 +40,19 @@ def run_pipeline(
     manifest: Manifest,
     plan: Plan,
     loaded: Generator[Loaded, None, None],
+    kept: int,
 ) -> Manifest:
-    """Run the model on all batches, write the shards, and return the manifest with them."""
+    """Run the model on all batches, write the shards, and return the manifest with them.
+
+    Args:
+        model: the model.
+        source: the images.
+        folder: the store.
+        manifest: the description of the pass, with the shards that exist.
+        plan: what to compute.
+        loaded: the batches.
+        kept: number of images of unfinished shards whose rows are kept already.
+    """
     spent = {"reading": 0.0, "model": 0.0, "writing": 0.0}
     done = sum(shard.stop - shard.start for shard in manifest.shards.values())
     unreadable = sum(shard.unreadable for shard in manifest.shards.values())
@@ -49,7 +60,7 @@ def run_pipeline(
         stack.enter_context(closing(loaded))  # ends the workers even while an error is kept
         batch = next(loaded, None)  # starts the workers before the writer's thread has locks
         advance = stack.enter_context(task("mining images", total=manifest.image_count))
-        advance(done)
+        advance(done + kept)
         if model.device.type == "cpu":
             stack.enter_context(keep_freed_memory())
         writer = stack.enter_context(Writer(folder, manifest, plan))
@@ -74,10 +85,12 @@ def run_pipeline(
     return writer.manifest
 
 
-def _rows(batch: Loaded, reduced: dict[str, dict[str, np.ndarray]], source: ImageSource) -> Rows:
+def _rows(
+    batch: Loaded, reduced: dict[str, dict[str, np.ndarray]], source: ImageSource
+) -> BatchRows:
     ids = range(batch.start, batch.start + len(batch.images))
     labels = source.labels
-    return Rows(
+    return BatchRows(
         start=batch.start,
         layers=reduced,
         paths=[source.paths[i] for i in ids],

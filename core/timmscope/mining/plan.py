@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from timmscope.collectors import (
     Collector,
@@ -25,6 +26,7 @@ from timmscope.collectors.registered import TOP_K_ID, recorded_collector, regist
 from timmscope.images import ImageSource
 from timmscope.store import (
     CollectorRecord,
+    ColumnRecord,
     ImagesRecord,
     LayerRecord,
     Manifest,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 SHARD_SIZE = 1024
+_MOST_SHARDS = 1 << 14
 TOP_K = 100
 PRECISION = "float32"
 PRECISIONS = ("float32", "bfloat16")
@@ -62,6 +65,7 @@ class Plan:
         reducers: empty collectors that reduce rows, copied for every layer and shard.
         batch_size: images per forward; part of the result, since it may change the last bits.
         shard_size: images per shard.
+        threads: threads of a forward on the CPU; part of the result, like `batch_size`.
         precision: ``float32`` or ``bfloat16`` (autocast; rows are always float32).
         memory_format: memory layout of activations, ``contiguous`` or ``channels_last``.
         folded: the copy of the model without batch norms that the pass runs, if there is one.
@@ -77,6 +81,7 @@ class Plan:
     reducers: tuple[Collector, ...]
     batch_size: int = BATCH_SIZE
     shard_size: int = SHARD_SIZE
+    threads: int = 1
     precision: str = PRECISION
     memory_format: str = "contiguous"
     folded: HookedModel | None = field(default=None, repr=False, compare=False)
@@ -85,7 +90,7 @@ class Plan:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
+        for name in ("batch_size", "shard_size", "threads"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1", parameter=name)
         if self.precision not in PRECISIONS:
@@ -175,6 +180,7 @@ class Plan:
             ),
             batch_size=self.batch_size,
             shard_size=self.shard_size,
+            threads=self.threads,
             precision=self.precision,
             memory_format=self.memory_format,
             folded=self.folded is not None,
@@ -191,7 +197,10 @@ class Plan:
             grid=layer.grid,
             stride=layer.stride,
             prefix_tokens=layer.prefix_tokens,
-            kinds=tuple(self.columns(layer)),
+            kinds={
+                kind: ColumnRecord(shape=column.shape, dtype=np.dtype(column.dtype).name)
+                for kind, column in self.columns(layer).items()
+            },
         )
 
 
@@ -205,12 +214,14 @@ def make_plan(
     collectors: Iterable[Collector | str],
     batch_size: int | None,
     shard_size: int | None,
+    threads: int | None,
     precision: str | None,
+    count: int,
 ) -> Plan:
     """Resolve the names of layers and collectors, and add the default collectors.
 
     Settings that are not given (None, or no maps) are taken from `old`, the manifest of the store
-    that exists already.
+    that exists already; `count` is the number of images.
     """
     if old is not None:
         known = [layer for layer in old.layers if layer.name in model.layers]
@@ -221,6 +232,7 @@ def make_plan(
             top_k = top.parameters["k"]
         batch_size = old.batch_size if batch_size is None else batch_size
         shard_size = old.shard_size if shard_size is None else shard_size
+        threads = old.threads if threads is None else threads
         precision = precision or old.precision
     wanted = [*(default_layers(model) if layers is None else layers), *maps]
     found = {layer.name: layer for layer in map(model.layers.resolve, wanted)}
@@ -245,11 +257,17 @@ def make_plan(
             *(c for c in extra if not isinstance(c, RowCollector)),
         ),
         batch_size=BATCH_SIZE if batch_size is None else batch_size,
-        shard_size=SHARD_SIZE if shard_size is None else shard_size,
+        shard_size=default_shard_size(count) if shard_size is None else shard_size,
+        threads=torch.get_num_threads() if threads is None else threads,
         precision=precision,
         memory_format=_memory_format(model) if old is None else old.memory_format,
         folded=_folded(model, chosen) if fold else None,
     )
+
+
+def default_shard_size(count: int) -> int:
+    """Return the images per shard for a number of images: at most 16,384 shards, if possible."""
+    return max(SHARD_SIZE, -(-count // (_MOST_SHARDS * SHARD_SIZE)) * SHARD_SIZE)
 
 
 def _memory_format(model: HookedModel) -> str:
@@ -317,6 +335,7 @@ def recorded_plan(store: Store, model: HookedModel, given: Iterable[Collector] =
         reducers=tuple(c for c in every if not isinstance(c, RowCollector)),
         batch_size=manifest.batch_size,
         shard_size=manifest.shard_size,
+        threads=manifest.threads,
         precision=manifest.precision,
         memory_format=manifest.memory_format,
         folded=_folded(model, layers) if manifest.folded else None,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from timmscope.images import ImageSource
 from timmscope.store import Manifest, Store, shards
-from timmscope.store.files import TEMPORARY
+from timmscope.store.files import TEMPORARY, make_folder
+from timmscope.store.journal import NAME as JOURNAL
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ImageError, ParameterError, StoreError, StoreMismatch
 
@@ -23,7 +24,8 @@ def prepare_folder(folder: Path) -> None:
     Raises:
         StoreError: it holds other files, or cannot be created.
     """
-    known = {MANIFEST, MANIFEST + TEMPORARY, ".lock", "shards", "reduced", "index", "fields"}
+    known = {MANIFEST, MANIFEST + TEMPORARY, JOURNAL, ".lock"}
+    known |= {"shards", "reduced", "index", "fields"}
     try:
         if folder.exists() and not (folder / MANIFEST).exists():
             foreign = sorted({entry.name for entry in folder.iterdir()} - known)
@@ -32,7 +34,7 @@ def prepare_folder(folder: Path) -> None:
                     f"{folder}: not a store, and not empty ({foreign[0]} …); choose another folder"
                 )
         for name in ("shards", "reduced"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
+            make_folder(folder / name)
     except OSError as error:
         raise StoreError(
             f"{folder}: cannot make a store here ({error.strerror}); choose another folder"
@@ -100,7 +102,7 @@ def _changed_images(store: Store, source: ImageSource) -> list[str]:
     stored: set[str] = set()
     for number in store.manifest.shards:
         try:
-            names = store.files.read(number, lambda f: shards.read_strings(f["images/path"]))
+            names = store.files.column(number, "path").tolist()
         except StoreError:
             continue
         stored.update(name.decode("utf-8", "surrogateescape") for name in names)
@@ -143,7 +145,7 @@ def require_readable_image(folder: Path, manifest: Manifest) -> None:
     if sum(shard.unreadable for shard in manifest.shards.values()) < count:
         return
     _, path, reason = Store(folder, manifest).images.unreadable()[0]
-    names = [MANIFEST]
+    names = [MANIFEST, JOURNAL]
     for number in manifest.shards:
         names += [shards.rows_file(number), shards.reduced_file(number)]
     for name in names:

@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from timmscope.collectors import Collector
+from timmscope.collectors.merge_tree import MergeTree
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, shards
+from timmscope.store.checked_hdf5 import read_group, write_group
 from timmscope.store.files import new_hdf5
+from timmscope.store.journal import end_journal
 
 from .collector_errors import collector_errors, storable_state
 
 
 def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]) -> Manifest:
-    """Merge all shards' states in order of id, write the result, and complete the manifest.
+    """Merge all shards' states, write the result, and complete the manifest.
 
     Args:
         folder: the store.
@@ -29,7 +32,7 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
     files.require_all()
     every = list(reducers)
     whole = {
-        (layer.name, f"{reducer.name}/{shards.layer_group(layer.name)}"): reducer.fresh()
+        (layer.name, f"{reducer.name}/{shards.layer_group(layer.name)}"): MergeTree(reducer)
         for layer in manifest.layers
         for reducer in every
     }
@@ -38,20 +41,17 @@ def write_merged(folder: Path, manifest: Manifest, reducers: Iterable[Collector]
         if reason := files.damage(name, record.reduced):  # undetectable once it is merged
             raise files.corrupted(name, reason)
         with files.open(name, record.reduced) as file:
-            if int(file.attrs["start"]) != record.start:
-                raise files.corrupted(name, "holds another range of images")
-            for (layer, group), collector in whole.items():
-                state = shards.read_arrays(file[group])
-                with collector_errors(collector, layer, record.start, record.stop):
-                    part = collector.fresh()
-                    part.load(state)
-                    collector.merge(part)
+            for (layer, group), tree in whole.items():
+                state = read_group(file, group)
+                with collector_errors(tree.empty, layer, record.start, record.stop):
+                    tree.add(state)
     path = folder / shards.MERGED
     with new_hdf5(path) as (file, _):
-        for (layer, group), collector in whole.items():
-            with collector_errors(collector, layer, 0, manifest.images.count):
-                state = storable_state(collector.state())
-            shards.write_arrays(file.require_group(group), state)
+        for (layer, group), tree in whole.items():
+            with collector_errors(tree.empty, layer, 0, manifest.images.count):
+                state = storable_state(tree.merged().state())
+            write_group(file, group, state, files.place(shards.MERGED))
     done = manifest.model_copy(update={"merged": FileRecord.of(path)})
     done.write(folder)
+    end_journal(folder)
     return done

@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,11 @@ import numpy as np
 
 from timmscope.collectors import Collector, LayerBatch
 from timmscope.images.tables import encode
-from timmscope.store import FileRecord, ShardRecord, shards
+from timmscope.store import FileRecord, Manifest, ShardRecord, shards
+from timmscope.store.checked_hdf5 import StreamedArray, write_group
 from timmscope.store.files import new_hdf5
 
+from .batch_rows import BatchRows
 from .collector_errors import collector_errors, storable_state
 from .plan import Plan
 
@@ -33,41 +34,20 @@ _MAX_BUFFERED_ROW = 1 << 16
 """Larger rows, in bytes, are written batch by batch instead of being buffered for the shard."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """One batch to be written.
-
-    Attributes:
-        start: id of the first image.
-        layers: rows by layer and kind, (B, …).
-        paths: the images' names.
-        labels: their labels, "" where there is none.
-        sizes: width and height in pixels, (B, 2).
-        reasons: why an image could not be read; "" for images that could.
-    """
-
-    start: int
-    layers: Mapping[str, Mapping[str, np.ndarray]]
-    paths: list[str]
-    labels: list[str]
-    sizes: list[tuple[int, int]]
-    reasons: list[str]
-
-
 class ShardWriter:
     """Buffers or writes the rows of one shard as they come, and finishes its files at the end."""
 
-    def __init__(self, folder: Path, number: int, span: tuple[int, int], plan: Plan) -> None:
+    def __init__(self, folder: Path, number: int, manifest: Manifest, plan: Plan) -> None:
         self.number = number
-        self._folder = folder
-        self._start, self._stop = span
+        self._files = shards.ShardFiles(folder, manifest)
+        self._start, self._stop = manifest.span(number)
         self._plan = plan
         self._done = 0
         count = self._stop - self._start
         self._strings: dict[str, list[bytes]] = {"path": [], "label": [], "reason": []}
         self._sizes = np.zeros((count, 2), dtype=np.int32)
         self._buffered: dict[str, dict[str, np.ndarray]] = {}
-        self._streamed: dict[str, dict[str, h5py.Dataset]] = {}
+        self._streamed: dict[str, dict[str, StreamedArray]] = {}
         self._reducers: dict[tuple[str, str], Collector] = {}
         self._fills: dict[tuple[str, str], float] = {}
         self._stack = ExitStack()
@@ -90,8 +70,13 @@ class ShardWriter:
             if np.prod(column.shape) * np.dtype(column.dtype).itemsize <= _MAX_BUFFERED_ROW:
                 buffered[kind] = np.empty(shape, dtype=column.dtype)
             else:
-                group = self._file.require_group(shards.layer_group(name))
-                streamed[kind] = shards.new_dataset(group, kind, shape, column.dtype)
+                streamed[kind] = StreamedArray(
+                    self._file,
+                    f"{shards.layer_group(name)}/{kind}",
+                    shape,
+                    column.dtype,
+                    self._files.place(shards.rows_file(self.number)),
+                )
         for reducer in self._plan.reducers:
             self._reducers[name, reducer.name] = reducer.fresh()
 
@@ -100,7 +85,7 @@ class ShardWriter:
         """Whether all images of the shard have been added."""
         return self._start + self._done == self._stop
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: BatchRows) -> None:
         """Add the next batch."""
         begin, end = self._done, self._done + len(rows.paths)
         if rows.start != self._start + begin:
@@ -115,7 +100,7 @@ class ShardWriter:
                 if kind in self._buffered[name]:
                     self._buffered[name][kind][begin:end] = values
                 else:
-                    self._streamed[name][kind][begin:end] = values
+                    self._streamed[name][kind].write(begin, values)
                     streamed[kind] = values
             self._guard.check()
             self._reduce(name, np.arange(begin, end)[~bad], streamed, begin, end)
@@ -153,32 +138,31 @@ class ShardWriter:
     def finish(self) -> ShardRecord:
         """Write what is buffered, give both files their final names, and return their record."""
         read = np.array([not reason for reason in self._strings["reason"]])
-        path = self._folder / shards.reduced_file(self.number)
-        with new_hdf5(path) as (file, _):
-            self._write_span(file)
+        rows_name, reduced_name = shards.rows_file(self.number), shards.reduced_file(self.number)
+        folder = self._files.folder
+        with new_hdf5(folder / reduced_name) as (file, _):
             for layer in self._plan.layers:
                 self._write_reduced(file, layer.name, read)
-        reduced = FileRecord.of(path)
+        reduced = FileRecord.of(folder / reduced_name)
         crash("reduced", self.number)
 
-        self._write_span(self._file)
+        place = self._files.place(rows_name)
         for name, kinds in self._buffered.items():
-            group = self._file.require_group(shards.layer_group(name))
-            for kind, values in kinds.items():
-                shards.new_dataset(group, kind, values.shape, values.dtype, values)
-        images = self._file.require_group("images")
-        for column, strings in self._strings.items():
-            shards.write_strings(images, column, strings)
-        status = np.where(read, shards.READ, shards.UNREADABLE).astype(np.uint8)
-        shards.write_arrays(images, {"status": status})
-        shards.write_arrays(images, {"width": self._sizes[:, 0], "height": self._sizes[:, 1]})
+            write_group(self._file, shards.layer_group(name), kinds, place)
+        for arrays in self._streamed.values():
+            for array in arrays.values():
+                array.finish()
+        images = {column: shards.string_array(each) for column, each in self._strings.items()}
+        images["status"] = np.where(read, shards.READ, shards.UNREADABLE).astype(np.uint8)
+        images["width"], images["height"] = self._sizes[:, 0], self._sizes[:, 1]
+        write_group(self._file, "images", images, place)
         self._stack.close()
         crash("rows", self.number)
         return ShardRecord(
             start=self._start,
             stop=self._stop,
             unreadable=int((~read).sum()),
-            rows=FileRecord.of(self._folder / shards.rows_file(self.number)),
+            rows=FileRecord.of(folder / rows_name),
             reduced=reduced,
         )
 
@@ -197,12 +181,9 @@ class ShardWriter:
                 if not any(kind in self._streamed[name] for kind in reducer.needs):
                     collector.update(batch)
                 state = storable_state(collector.state())
-            group = file.require_group(f"{reducer.name}/{shards.layer_group(name)}")
-            shards.write_arrays(group, state)
-
-    def _write_span(self, file: h5py.File) -> None:
-        file.attrs["start"] = self._start
-        file.attrs["stop"] = self._stop
+            group = f"{reducer.name}/{shards.layer_group(name)}"
+            place = self._files.place(shards.reduced_file(self.number))
+            write_group(file, group, state, place)
 
     def discard(self) -> None:
         """Delete the files of a shard that will not be finished."""

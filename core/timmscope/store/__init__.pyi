@@ -1,5 +1,6 @@
 from .manifest import SCHEMA as SCHEMA
 from .manifest import CollectorRecord as CollectorRecord
+from .manifest import ColumnRecord as ColumnRecord
 from .manifest import FileRecord as FileRecord
 from .manifest import ImagesRecord as ImagesRecord
 from .manifest import LayerRecord as LayerRecord

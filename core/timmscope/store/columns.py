@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -76,26 +75,23 @@ def blocks(
     added = {} if metadata is None else metadata.columns
     stored = [name for name in names if name not in added and name != "id"]
 
-    def read(file: h5py.File) -> dict[str, Values]:
-        return {name: _stored_column(file["images"], name) for name in stored}
-
     for number in range(files.manifest.shard_count):
         start, stop = files.manifest.span(number)
         block = {name: added[name].block(start, stop) for name in names if name in added}
         if "id" in names and "id" not in added:
             block["id"] = Values(np.arange(start, stop))
         if stored:
-            block |= files.read(number, read)
+            block |= {name: _stored_column(files, number, name) for name in stored}
         yield start, stop, block
 
 
-def _stored_column(images: h5py.Group, name: str) -> Values:
+def _stored_column(files: ShardFiles, number: int, name: str) -> Values:
     if name in ("name", "folder"):
-        parts = np.char.rpartition(np.asarray(images["path"][:]), b"/")
+        parts = np.char.rpartition(files.column(number, "path"), b"/")
         return Values(parts[:, 2 if name == "name" else 0])
     if name in ("width", "height"):
-        return Values(np.asarray(images[name][:]), np.asarray(images["status"][:] != READ))
+        return Values(files.column(number, name), files.column(number, "status") != READ)
     if name == "readable":
-        return Values(np.asarray(images["status"][:] == READ))
-    column = np.asarray(images[name][:])
+        return Values(files.column(number, "status") == READ)
+    column = files.column(number, name)
     return Values(column, column == b"" if name == "label" else None)

@@ -95,11 +95,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -108,6 +104,52 @@ def _replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EACCES", "EAGAIN", "EBUSY", "EDEADLK", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOLCK",
+        "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+
+
+def machine_error(error: BaseException, path: Path) -> StoreError | None:
+    """Return the error for a failure of the machine; None if the file itself may be damaged."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return StoreError(f"{path}: there is not enough memory to read it; free some")
+        if isinstance(cause, OSError) and cause.errno in _MACHINE:
+            return StoreError(
+                f"{path}: cannot be read now ({cause.strerror}); check the disk, the permissions "
+                "and the limit of open files, then try again"
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, so that they are still there after a power failure.
+
+    Raises:
+        OSError: one of them cannot be created.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the entries of a folder are on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def disk_error(error: OSError, path: Path) -> StoreError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import filelock
 from timmscope_registry import StoreError
 
 NAME = ".lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class StoreLock:
@@ -52,7 +54,12 @@ class StoreLock:
                 f"{self._path.parent}: process {owner or 'unknown'} is writing to this "
                 f"{self._what}; wait until it has finished, or choose another folder"
             ) from error
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:
+            if not isinstance(error, OSError) or error.errno in _NO_LOCKS:
+                raise StoreError(
+                    f"{self._path.parent}: this file system cannot lock files, so two processes "
+                    f"could write to one {self._what}; choose a folder on a local disk"
+                ) from error
             raise StoreError(
                 f"{self._path.parent}: cannot write to this folder ({error.strerror}); "
                 f"choose another one for the {self._what}"

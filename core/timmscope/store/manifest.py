@@ -1,36 +1,67 @@
 """The manifest records what a store was made from, and which files its folder must hold.
 
 It holds no time stamps, and no paths except the location of the images, so two runs over the same
-images with the same model write the same manifest, byte for byte.
+images with the same model write the same manifest, byte for byte. It is written when a pass starts
+and when it ends; in between, a line per finished shard is added to the journal. The bounds here
+hold for the manifest of a stranger too, so no reader meets sizes that make no sense.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from timmscope import checked_json
+from timmscope.safe_files import open_regular
 from timmscope_registry import StoreCorrupted, StoreError
 
 from . import files
+from .journal import read_journal
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the store's format that this release writes."""
 NAME = "manifest.json"
+MOST_SHARDS = 1 << 20
+"""Number of shards that a store can have."""
+_MOST_BYTES = 1 << 30
+"""Size of a manifest that is read; one with the most shards has half of it."""
+
+
+def _row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if int(np.prod(shape, dtype=object)) > 1 << 40:
+        raise ValueError("rows are too large")
+    return shape
+
+
+def _row_dtype(name: str) -> str:
+    if np.dtype(name).name != name or np.dtype(name).kind not in "biufc":
+        raise ValueError(f"{name!r} is no type of rows")
+    return name
+
+
+Count = Annotated[int, Field(ge=0, le=1 << 40)]
+Size = Annotated[int, Field(ge=1, le=1 << 40)]
+Shape = Annotated[tuple[Count, ...], AfterValidator(_row_shape)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
 
 
 class ModelRecord(_Record):
     """The model; `preprocessing` is everything that changes the pixels that it receives."""
 
     id: str
-    weights_sha256: str
+    weights_sha256: Digest
     preprocessing: dict[str, Any]
 
 
@@ -38,26 +69,40 @@ class ImagesRecord(_Record):
     """The images; `location` is where to open them again (empty for images in memory)."""
 
     location: str
-    count: int
+    count: Size
     fingerprint: str
+
+
+class ColumnRecord(_Record):
+    """Shape of one image's row, and the name of its NumPy type."""
+
+    shape: Shape
+    dtype: Annotated[str, AfterValidator(_row_dtype)]
 
 
 class LayerRecord(_Record):
     """One mined layer, as the model's catalogue describes it.
 
-    `kinds` are the kinds of rows that the store keeps of it: ``pooled``, ``max``, ``argmax``,
+    `kinds` describes the kinds of rows that the store keeps of it: ``pooled``, ``max``, ``argmax``,
     ``maps`` or a plugin's.
     """
 
     name: str
     module_type: str
     layout: str
-    shape: tuple[int, ...]
-    channels: int
-    grid: tuple[int, int] | None
+    shape: Shape
+    channels: Size
+    grid: tuple[Size, Size] | None
     stride: tuple[float, float] | None
-    prefix_tokens: int
-    kinds: tuple[str, ...]
+    prefix_tokens: Count
+    kinds: dict[str, ColumnRecord]
+
+    @model_validator(mode="after")
+    def _one_value_per_unit(self) -> Self:
+        for kind in self.kinds.keys() & {"pooled", "max", "argmax"}:
+            if self.kinds[kind].shape != (self.channels,):
+                raise ValueError(f"layer {self.name} has {self.channels} units, its {kind} differ")
+        return self
 
     def cell(self, position: int) -> tuple[int, int]:
         """Return row and column of a cell numbered as in ``argmax``; (-1, -1) for -1."""
@@ -77,8 +122,8 @@ class CollectorRecord(_Record):
 class FileRecord(_Record):
     """Size of a file in bytes, and its SHA-256 digest."""
 
-    size: int
-    sha256: str
+    size: Count
+    sha256: Digest
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
@@ -89,9 +134,9 @@ class FileRecord(_Record):
 class ShardRecord(_Record):
     """A finished range of images, `start` to `stop` - 1."""
 
-    start: int
-    stop: int
-    unreadable: int
+    start: Count
+    stop: Size
+    unreadable: Count
     rows: FileRecord
     reduced: FileRecord
 
@@ -103,7 +148,7 @@ class PrecisionError(_Record):
     of the values in float32; None where the lower precision overflowed.
     """
 
-    images: int
+    images: Count
     layers: dict[str, dict[str, float | None]]
 
 
@@ -115,8 +160,10 @@ class Manifest(_Record):
     images: ImagesRecord
     layers: tuple[LayerRecord, ...]
     collectors: tuple[CollectorRecord, ...]
-    batch_size: int
-    shard_size: int
+    batch_size: Size
+    shard_size: Size
+    threads: Size
+    """Threads of a forward on the CPU: another number can change the last bits of a row."""
     precision: str
     precision_error: PrecisionError | None = None
     """Error of a pass in bfloat16 against float32. Not part of the store's identity."""
@@ -124,11 +171,41 @@ class Manifest(_Record):
     """Memory layout of the model's activations: ``contiguous`` or ``channels_last``."""
     folded: bool = False
     """Whether batch norms were folded into the convolutions before them."""
-    part: tuple[int, int] | None = None
+    part: tuple[Size, Size] | None = None
     """(i, n) if the store holds only the i-th of n runs of shards, counted from 1."""
     versions: dict[str, str]
     shards: dict[int, ShardRecord] = Field(default_factory=dict)
     merged: FileRecord | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, names in (
+            ("layers", [layer.name for layer in self.layers]),
+            ("collectors", [collector.name for collector in self.collectors]),
+        ):
+            if len(set(names)) < len(names):
+                raise ValueError(f"two {what} have one name")
+        if self.shard_count > MOST_SHARDS:
+            raise ValueError(f"{self.shard_count} shards, a store has at most {MOST_SHARDS}")
+        number, parts = self.part or (1, 1)
+        if not number <= parts <= self.shard_count:
+            raise ValueError(f"part {number} of {parts}, of {self.shard_count} shards")
+        for shard, record in self.shards.items():
+            self._check_shard(shard, record)
+        if self.merged is not None and (self.part is not None or self.missing):
+            raise ValueError("it is merged, and shards are missing")
+        return self
+
+    def _check_shard(self, number: int, record: ShardRecord) -> None:
+        if number not in self.own_shards or (record.start, record.stop) != self.span(number):
+            raise ValueError(f"shard {number} with images {record.start} to {record.stop - 1}")
+        if record.unreadable > record.stop - record.start:
+            raise ValueError(f"shard {number} has {record.unreadable} unreadable images")
+
+    def pass_digest(self) -> str:
+        """Return a digest of what decides the rows; the same for all parts of a pass."""
+        identity = [item for item in self._identity() if item[0] != "part"]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     @property
     def complete(self) -> bool:
@@ -223,13 +300,12 @@ class Manifest(_Record):
                 for key, value in record.items():
                     if key != "name":
                         yield f"{many[:-1]} {record['name']} {key}", value
-        for key in ("batch_size", "shard_size", "precision", "memory_format", "folded"):
+        for key in ("batch_size", "shard_size", "threads", "precision", "memory_format", "folded"):
             yield key.replace("_", " "), data[key]
 
     def to_bytes(self) -> bytes:
         """Return the contents of ``manifest.json``."""
-        data = self.model_dump(mode="json", by_alias=True)
-        return (json.dumps(data, indent=1) + "\n").encode()
+        return checked_json.dump(self.model_dump(mode="json", by_alias=True), indent=1)
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` in one step."""
@@ -237,21 +313,28 @@ class Manifest(_Record):
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read ``manifest.json``.
+        """Read ``manifest.json``, and the journal of a pass that is not finished.
 
         Raises:
-            StoreError: there is none, or a release with another schema wrote it.
-            StoreCorrupted: it is damaged.
+            StoreError: there is none, it cannot be read now, or a release with another schema
+                wrote it.
+            StoreCorrupted: it is damaged, or was edited.
         """
         path = folder / NAME
         try:
-            data = json.loads(path.read_bytes())
-            schema = int(data["schema"])
+            with open_regular(path, limit=_MOST_BYTES) as file:
+                text = file.read()
+            data = json.loads(text)
+            schema = data["schema"]
+            if isinstance(schema, bool) or not isinstance(schema, int):
+                raise ValueError(f"its schema is {schema!r}")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(
                 f"{folder}: not a store (no {NAME} in it); make one with timmscope mine"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+            if (failure := files.machine_error(error, path)) is not None:
+                raise failure from error
             raise _damaged(path, error) from error
         if schema != SCHEMA:
             advice = "upgrade timmscope to open it" if schema > SCHEMA else "mine it again"
@@ -259,9 +342,28 @@ class Manifest(_Record):
                 f"{folder}: written in store schema {schema}, this release reads {SCHEMA}; {advice}"
             )
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(checked_json.load(text)).with_journal(folder)
         except ValidationError as error:
             raise _damaged(path, error.errors()[0]["msg"]) from error
+        except ValueError as error:
+            raise _damaged(path, error) from error
+
+    def with_journal(self, folder: Path) -> Manifest:
+        """Return the manifest with the shards of the journal, if there is one.
+
+        A shard that was mined again replaces the earlier one, and what was merged does not count.
+        """
+        added = {
+            number: record
+            for number, record in read_journal(folder, self.pass_digest())
+            if self.shards.get(number) != record and number in self.own_shards
+        }
+        if not added:
+            return self
+        for number, record in added.items():
+            self._check_shard(number, record)
+        shards = dict(sorted({**self.shards, **added}.items()))
+        return self.model_copy(update={"shards": shards, "merged": None})
 
 
 def _damaged(path: Path, reason: object) -> StoreCorrupted:

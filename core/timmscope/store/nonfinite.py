@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 
 from timmscope.collectors.registered import STATISTICS_ID
@@ -40,8 +39,8 @@ def nonfinite_counts(store: Store) -> dict[str, np.ndarray]:
     for name, record in sources.items():
         with store.files.open(name, record) as file:
             for layer, total in counts.items():
-                group: h5py.Group = file[f"{collector.name}/{shards.layer_group(layer)}"]
+                group = f"{collector.name}/{shards.layer_group(layer)}"
                 for row, kind in zip(total, _KINDS, strict=True):
-                    found = np.asarray(group[f"{kind}.nonfinite"][:])
+                    found = file.read(f"{group}/{kind}.nonfinite")
                     row[: len(found)] += found  # empty when no image of the shard could be read
     return {layer: total.max(axis=0) for layer, total in counts.items()}

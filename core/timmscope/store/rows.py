@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import h5py
 import numpy as np
 
+from .checked_hdf5 import CheckedFile
 from .shards import ShardFiles, layer_group
-
-_DENSE = 8
-"""If at least one in this many rows of a span is wanted, the whole span is read at once."""
 
 
 class RowArray:
@@ -84,38 +82,39 @@ class RowArray:
         return ids
 
     def _read_span(self, start: int, stop: int) -> np.ndarray:
-        rows = np.empty((stop - start, *self._row_shape), dtype=self.dtype)
         size = self._files.manifest.shard_size
         numbers = range(start // size, -(-stop // size)) if stop > start else range(0)
         self._files.require(numbers)
+        rows = np.empty((stop - start, *self._row_shape), dtype=self.dtype)
         for number in numbers:
             first, last = self._files.manifest.span(number)
             low, high = max(first, start), min(last, stop)
-            rows[low - start : high - start] = self._from_shard(
-                number, slice(low - first, high - first)
+            rows[low - start : high - start] = self._files.read(
+                number,
+                partial(
+                    CheckedFile.read,
+                    name=self._dataset,
+                    start=low - first,
+                    stop=high - first,
+                    like=self._like(number),
+                ),
             )
         return rows
 
     def _read(self, ids: np.ndarray) -> np.ndarray:
-        rows = np.empty((len(ids), *self._row_shape), dtype=self.dtype)
         shards = ids // self._files.manifest.shard_size
+        self._files.require(np.unique(shards).tolist())
+        rows = np.empty((len(ids), *self._row_shape), dtype=self.dtype)
         for number in np.unique(shards).tolist():
-            places = np.flatnonzero(shards == number)
+            places = shards == number
             local = ids[places] - self._files.manifest.span(number)[0]
-            low, high = int(local.min()), int(local.max()) + 1
-            if (high - low) <= _DENSE * len(local):
-                rows[places] = self._from_shard(number, slice(low, high))[local - low]
-            else:
-                distinct, inverse = np.unique(local, return_inverse=True)
-                rows[places] = self._from_shard(number, distinct)[inverse]
+            like = self._like(number)
+            rows[places] = self._files.read(
+                number, partial(CheckedFile.rows, name=self._dataset, ids=local, like=like)
+            )
         return rows
 
-    def _from_shard(self, number: int, selection: slice | np.ndarray) -> np.ndarray:
-        def read(file: h5py.File) -> np.ndarray:
-            dataset = file[self._dataset]
-            if dataset.shape[1:] != self._row_shape or dataset.dtype != self.dtype:
-                raise ValueError(f"{self._dataset} is {dataset.dtype}{dataset.shape}")
-            rows: np.ndarray = dataset[selection]
-            return rows
-
-        return self._files.read(number, read)
+    def _like(self, number: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Return the shape and the type that the rows of a shard must have."""
+        start, stop = self._files.manifest.span(number)
+        return (stop - start, *self._row_shape), self.dtype

@@ -1,34 +1,47 @@
-"""Reads and writes shards: HDF5 files that hold the rows of a fixed range of images.
+"""Names the files of a store, and opens them for reading.
 
-::
+A shard is two HDF5 files: the rows of a fixed range of images, and the states of the collectors
+that reduce them. Both hold plain arrays with checksums (`checked_hdf5`)::
 
     /images/{path,label,reason}          fixed-length UTF-8
     /images/{status,width,height}        uint8 (0 read, 1 unreadable), int32 (0 when unreadable)
     /layers/<layer>/<kind>               (n, …): pooled, max, argmax, maps or a plugin's kind
-    attributes start, stop               image ids, so that swapped files are noticed
-
-Every dataset has one Fletcher-32 checksum per chunk, and chunks of at most 1 MiB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import h5py
 import numpy as np
 
+from timmscope.safe_files import open_regular
 from timmscope_registry import StoreCorrupted, StoreError
 
+from . import files
+from .checked_hdf5 import CheckedFile
 from .manifest import FileRecord, Manifest
 
-CHUNK_BYTES = 1 << 20
 MERGED = "reduced/merged.h5"
 
 READ, UNREADABLE = 0, 1
 """Values of an image's status."""
+
+READ_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Errors that a damaged HDF5 file can cause in the code that reads it."""
 
 T = TypeVar("T")
 
@@ -48,45 +61,9 @@ def layer_group(name: str) -> str:
     return "layers/" + name.replace("%", "%25").replace("/", "%2F")
 
 
-def new_dataset(
-    parent: h5py.Group, name: str, shape: tuple[int, ...], dtype: Any, data: Any = None
-) -> h5py.Dataset:
-    """Create a dataset with checksums, in chunks of whole rows where these fit into 1 MiB."""
-    if not shape or 0 in shape:  # scalars and empty arrays cannot be chunked
-        return parent.create_dataset(name, shape, dtype, data=data, track_times=False)
-    chunk = list(shape)
-    for axis in range(len(shape)):
-        below = int(np.prod(shape[axis + 1 :])) * np.dtype(dtype).itemsize
-        chunk[axis] = max(1, min(shape[axis], CHUNK_BYTES // below))
-        if below <= CHUNK_BYTES:
-            break
-    return parent.create_dataset(
-        name, shape, dtype, data=data, chunks=tuple(chunk), fletcher32=True, track_times=False
-    )
-
-
-def write_strings(parent: h5py.Group, name: str, values: list[bytes]) -> None:
-    """Write fixed-length strings, because HDF5 keeps no checksum of variable-length ones."""
-    width = max(1, *map(len, values)) if values else 1
-    array = np.array(values, dtype=h5py.string_dtype("utf-8", width))
-    new_dataset(parent, name, array.shape, array.dtype, array)
-
-
-def read_strings(dataset: h5py.Dataset) -> list[bytes]:
-    """Read the strings that `write_strings` wrote."""
-    return [bytes(value) for value in dataset[:]]
-
-
-def write_arrays(parent: h5py.Group, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write a collector's state."""
-    for name, array in arrays.items():
-        value = np.asarray(array)
-        new_dataset(parent, name, value.shape, value.dtype, value)
-
-
-def read_arrays(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Read a collector's state."""
-    return {name: np.asarray(dataset[()]) for name, dataset in group.items()}
+def string_array(values: Sequence[bytes]) -> np.ndarray:
+    """Return bytes as one array of fixed length, which HDF5 can hold in one piece."""
+    return np.array(values, dtype=f"S{max([1, *map(len, values)])}")
 
 
 class ShardFiles:
@@ -99,44 +76,68 @@ class ShardFiles:
         self.folder = folder
         self.manifest = manifest
 
+    @cached_property
+    def _pass(self) -> str:
+        return self.manifest.pass_digest()
+
+    def place(self, name: str) -> str:
+        """Return what the checksums of a file are bound to: the pass, and the file's name."""
+        return f"{self._pass}/{name}"
+
     @contextmanager
-    def open(self, name: str, expected: FileRecord) -> Iterator[h5py.File]:
+    def open(self, name: str, expected: FileRecord) -> Iterator[CheckedFile]:
         """Open a file of the store; errors while it is read inside the block are converted too.
 
         Raises:
             StoreCorrupted: the file is missing, damaged, or its size differs from the manifest's.
+            StoreError: the machine cannot read it now.
         """
         path = self.folder / name
         try:
-            size = path.stat().st_size
-            if size != expected.size:
-                raise self.corrupted(name, f"{size} bytes instead of {expected.size}")
-            with h5py.File(path, "r") as file:
-                yield file
+            with open_regular(path) as raw:
+                size = os.fstat(raw.fileno()).st_size
+                if size != expected.size:
+                    raise self.corrupted(name, f"{size} bytes instead of {expected.size}")
+                with closing(CheckedFile(raw, self.place(name), size)) as file:
+                    yield file
         except FileNotFoundError as error:
             raise self.corrupted(name, "the file is missing") from error
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            reason = " ".join(f"cannot be read ({error})".split())
-            raise self.corrupted(name, reason) from error
+        except READ_ERRORS as error:
+            if (failure := files.machine_error(error, path)) is not None:
+                raise failure from error
+            raise self.corrupted(name, f"cannot be read ({error})") from error
 
-    def read(self, number: int, reader: Callable[[h5py.File], T]) -> T:
+    def read(self, number: int, reader: Callable[[CheckedFile], T]) -> T:
         """Call `reader` with a shard's open file and return what it returns.
 
         Raises:
-            StoreCorrupted: as for `open`, or the file holds another range of images.
-            StoreError: the shard is not mined yet, or belongs to another part.
+            StoreCorrupted: as for `open`.
+            StoreError: the shard is not mined yet, belongs to another part, or cannot be read now.
         """
         self.require([number])
         name, record = rows_file(number), self.manifest.shards[number]
         with self.open(name, record.rows) as file:
-            span = (int(file.attrs["start"]), int(file.attrs["stop"]))
-            if span != (record.start, record.stop):
-                raise self.corrupted(
-                    name,
-                    f"holds images {span[0]} to {span[1] - 1} "
-                    f"instead of {record.start} to {record.stop - 1}",
-                )
             return reader(file)
+
+    def column(self, number: int, name: str, low: int = 0, high: int | None = None) -> np.ndarray:
+        """Read a column of a shard's images, or its rows from `low` to `high` - 1.
+
+        Raises:
+            StoreCorrupted: as for `read`.
+        """
+        return self.read(number, lambda file: self.image_column(file, number, name, low, high))
+
+    def image_column(
+        self, file: CheckedFile, number: int, name: str, low: int = 0, high: int | None = None
+    ) -> np.ndarray:
+        """Read a column of the images from a shard's open file."""
+        values = file.read(f"images/{name}", low, high)
+        record = self.manifest.shards[number]
+        count = len(range(record.stop - record.start)[low:high])
+        kinds = {"status": "u", "width": "i", "height": "i"}
+        if values.shape != (count,) or values.dtype.kind != kinds.get(name, "S"):
+            raise ValueError(f"images/{name} is {values.dtype}{values.shape}")
+        return values
 
     def damage(self, name: str, expected: FileRecord) -> str:
         """Return what is wrong with a file by size and checksum; empty if nothing is."""
@@ -158,18 +159,18 @@ class ShardFiles:
 
     def require(self, numbers: Iterable[int]) -> None:
         """Raise `StoreError` if a shard is not mined yet or belongs to another part."""
-        missing = [number for number in numbers if number not in self.manifest.shards]
-        if not missing:
+        missing = next((n for n in numbers if n not in self.manifest.shards), None)
+        if missing is None:
             return
         name, part, own = self.folder.name, self.manifest.part, self.manifest.own_shards
-        if part is not None and missing[0] not in own:
+        if part is not None and missing not in own:
             raise StoreError(
                 f"{name} is part {part[0]} of {part[1]}, with shards {own.start} to {own.stop - 1} "
                 f"of {self.manifest.shard_count}; join the parts with timmscope merge PARTS "
                 "-o WHOLE.scope and read that"
             )
         raise StoreError(
-            f"{name} is not finished: {len(self.manifest.missing)} of {len(own)} "
+            f"{name} is not finished: {len(own) - len(self.manifest.shards)} of {len(own)} "
             "shards are missing; run the same timmscope mine again to complete it"
         )
 
@@ -179,6 +180,7 @@ class ShardFiles:
 
     def corrupted(self, name: str, reason: str) -> StoreCorrupted:
         """Return the error for a damaged file."""
+        reason = " ".join(reason.split())
         return StoreCorrupted(
             f"{self.folder / name}: {reason}; "
             f"run timmscope verify --repair {self.folder} to mine it again",

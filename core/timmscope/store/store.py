@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar, overload
 import numpy as np
 import numpy.typing as npt
 
+from timmscope.collectors.merge_tree import MergeTree
 from timmscope.collectors.registered import recorded_collector
-from timmscope.images import ImageSource, LabelTable, SourceByName, StringTable, open_images
+from timmscope.images import ImageSource, LabelTable, SourceByName, open_images
 from timmscope.images.tables import decode
 from timmscope_registry import (
     ImageError,
@@ -24,7 +25,9 @@ from timmscope_registry import (
 )
 
 from . import shards
+from .checked_hdf5 import read_group
 from .manifest import LayerRecord, Manifest
+from .shard_strings import ShardStrings
 from .shards import ShardFiles
 from .store_layer import StoreLayer
 
@@ -54,9 +57,10 @@ class ImageTable:
         return self._files.manifest.images.count
 
     @cached_property
-    def paths(self) -> StringTable:
-        """Name of every image."""
-        return StringTable.of_columns(self._columns("path"))
+    def paths(self) -> ShardStrings:
+        """Name of every image; a sequence that reads the names of a shard when they are needed."""
+        self._files.require_all()
+        return ShardStrings(self._files, "path")
 
     @cached_property
     def labels(self) -> LabelTable:
@@ -73,9 +77,10 @@ class ImageTable:
         return self._column("status")
 
     @cached_property
-    def reasons(self) -> StringTable:
+    def reasons(self) -> ShardStrings:
         """Why each image could not be read; empty for images that could."""
-        return StringTable.of_columns(self._columns("reason"))
+        self._files.require_all()
+        return ShardStrings(self._files, "reason")
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -92,9 +97,7 @@ class ImageTable:
         found: list[tuple[int, str, str]] = []
         for number, shard in self._files.manifest.shards.items():
             if shard.unreadable:
-                status, paths, reasons = self._files.read(
-                    number, lambda file: [file[f"images/{c}"][:] for c in _UNREADABLE]
-                )
+                status, paths, reasons = (self._files.column(number, c) for c in _UNREADABLE)
                 found += [
                     (shard.start + i, decode(bytes(paths[i])), decode(bytes(reasons[i])))
                     for i in np.flatnonzero(status != shards.READ).tolist()
@@ -127,7 +130,7 @@ class ImageTable:
         """Yield a column of the table, shard by shard."""
         self._files.require_all()
         for number in range(self._files.manifest.shard_count):
-            yield self._files.read(number, lambda file: np.asarray(file[f"images/{name}"][:]))
+            yield self._files.column(number, name)
 
 
 class Store:
@@ -283,12 +286,11 @@ class Store:
         group = f"{record.name}/{shards.layer_group(layer)}"
         if self.manifest.merged is not None:
             with self.files.open(shards.MERGED, self.manifest.merged) as file:
-                whole.load(shards.read_arrays(file[group]))
+                whole.load(read_group(file, group))
             return whole
         self.files.require_all()
+        tree = MergeTree(whole)
         for number, shard in self.manifest.shards.items():
-            part = whole.fresh()
             with self.files.open(shards.reduced_file(number), shard.reduced) as file:
-                part.load(shards.read_arrays(file[group]))
-            whole.merge(part)
-        return whole
+                tree.add(read_group(file, group))
+        return tree.merged()

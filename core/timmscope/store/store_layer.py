@@ -165,7 +165,7 @@ class StoreLayer:
             start, stop = manifest.span(number)
             some_bad = readable_only and manifest.shards[number].unreadable > 0
             if some_bad:
-                readable = files.read(number, lambda f: f["images/status"][:] == READ)
+                readable = files.column(number, "status") == READ
             for low in range(start, stop, batch):
                 high = min(low + batch, stop)
                 ids, part = np.arange(low, high), rows[low:high]
@@ -217,11 +217,8 @@ class StoreLayer:
 
     def _row_array(self, kind: str) -> RowArray:
         """Return the rows; those of shards that are missing raise `StoreError` when read."""
-        files = self.store.files
-        dataset = f"{layer_group(self.name)}/{kind}"
-        some = next(iter(files.manifest.shards), 0)
-        shape, dtype = files.read(some, lambda f: (f[dataset].shape[1:], f[dataset].dtype))
-        return RowArray(files, self.name, kind, shape, dtype)
+        column = self.record.kinds[kind]
+        return RowArray(self.store.files, self.name, kind, column.shape, np.dtype(column.dtype))
 
     def state_of(self, collector: str, unit: int) -> dict[str, np.ndarray]:
         """Return one unit's part of a collector whose arrays have one row per unit."""
@@ -230,5 +227,8 @@ class StoreLayer:
             whole = self.store.collector(self.name, collector).state()
             return {name: array[unit] for name, array in whole.items()}
         with self.store.files.open(MERGED, merged) as file:
-            group = file[f"{collector}/{layer_group(self.name)}"]
-            return {name: dataset[unit] for name, dataset in group.items()}
+            group = f"{collector}/{layer_group(self.name)}"
+            rows = {
+                name: file.read(f"{group}/{name}", unit, unit + 1) for name in file.names(group)
+            }
+            return {name: row[0] for name, row in rows.items()}
