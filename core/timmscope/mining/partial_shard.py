@@ -122,10 +122,10 @@ class PartialShard:
         info = {
             "paths": rows.paths, "labels": rows.labels, "sizes": rows.sizes, "reasons": rows.reasons
         }  # fmt: skip
-        parts = [(json.dumps(info) + "\n").encode()]
+        parts = [memoryview((json.dumps(info) + "\n").encode())]
         for layer, kind, column in self._columns:
-            parts.append(np.ascontiguousarray(rows.layers[layer][kind], column.dtype).tobytes())
-        data = b"".join(parts)
+            values = np.ascontiguousarray(rows.layers[layer][kind], column.dtype)
+            parts.append(values.reshape(-1).view(np.uint8).data)
         try:
             if self._file is None:
                 self._file = self._path.open("rb+" if self._end else "wb+", buffering=0)
@@ -134,11 +134,15 @@ class PartialShard:
                     self._end = len(self._header)
                 self._file.truncate(self._end)
                 self._file.seek(self._end)
-            record = _HEAD.pack(len(data), xxhash.xxh3_64_intdigest(data, self._end)) + data
-            written = 0
-            while written < len(record):
-                written += self._file.write(memoryview(record)[written:])
-            self._end += written
+            checksum = xxhash.xxh3_64(seed=self._end)
+            for part in parts:
+                checksum.update(part)
+            head = _HEAD.pack(sum(map(len, parts)), checksum.intdigest())
+            for part in (memoryview(head), *parts):
+                written = 0
+                while written < len(part):
+                    written += self._file.write(part[written:])
+                self._end += written
         except OSError as error:
             raise disk_error(error, self._path) from error
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timmscope import checked_json
+import timmscope.checked_json as checked_json
 from timmscope.safe_files import open_regular
 
 from . import files

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from timmscope import checked_json
+import timmscope.checked_json as checked_json
 from timmscope.safe_files import open_regular
 from timmscope_registry import StoreCorrupted, StoreError
 
