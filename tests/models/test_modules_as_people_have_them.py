@@ -141,3 +141,23 @@ def test_a_copy_is_a_model_of_its_own(net, make):
     nn.init.zeros_(twin.module.head.bias)
     assert twin.module.head.bias is not net.head.bias
     assert torch.equal(maps(model), want)
+
+
+class Stubborn(Net):
+    """Checkpoints whenever autograd is on, and cannot be told not to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_module_that_checkpoints_by_itself_is_right_or_refused():
+    net = Stubborn()
+    with pytest.raises(UnsupportedModel, match=r"torch\.utils\.checkpoint.*requires_grad_"):
+        technique("saliency")()(wrap(net), IMAGES, "class:1")
+    net.eval().requires_grad_(False)
+    plain = Net().eval()
+    plain.load_state_dict(net.state_dict())
+    run = technique("saliency")()
+    assert torch.equal(run(wrap(net), IMAGES, 1).raw, run(wrap(plain), IMAGES, 1).raw)

@@ -36,13 +36,13 @@ def model() -> HookedModel:
 
 RUNS = {
     "saliency": lambda model, seed: technique("saliency")()(model, IMAGES, "top", seed=seed).maps,
-    "occlusion": lambda model, seed: technique("occlusion")(patch_px=4, stride_px=4)(
-        model, IMAGES, "class:1", seed=seed
-    ).maps,
+    "occlusion": lambda model, seed: (
+        technique("occlusion")(patch_px=4, stride_px=4)(model, IMAGES, "class:1", seed=seed).maps
+    ),
     "pgd": lambda model, seed: technique("pgd")(steps=3)(model, IMAGES, seed=seed).images,
-    "activation-maximization": lambda model, seed: technique("activation-maximization")(steps=3)(
-        model, "class:1", seed=seed
-    ).final_scores,
+    "activation-maximization": lambda model, seed: (
+        technique("activation-maximization")(steps=3)(model, "class:1", seed=seed).final_scores
+    ),
 }
 
 

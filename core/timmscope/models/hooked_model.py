@@ -390,13 +390,17 @@ class HookedModel:
 
         Raises:
             ObjectiveError: as for `score`, or the objective does not depend on the images.
+            UnsupportedModel: the gradient would pass through a quantised module, or the module
+                checkpoints its forward in a way of its own.
         """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             score = self.score(leaf, objective)
             if not score.requires_grad:
                 raise _no_graph("the images")
-            (gradient,) = torch.autograd.grad(score.sum(), leaf)
+            (gradient,) = self._gradients(score, [leaf])
+            if gradient is None:
+                raise _no_graph("the images")
         return score.detach(), gradient
 
     def layer_gradient(
@@ -449,12 +453,25 @@ class HookedModel:
             values = [recording[name] for name in names]
             gradients: Sequence[Tensor | None] = [None] * len(names)
             if score.requires_grad:
-                gradients = torch.autograd.grad(score.sum(), values, allow_unused=True)
+                gradients = self._gradients(score, values)
         return score.detach(), {
             name: (value.detach(), gradient)
             for name, value, gradient in zip(names, values, gradients, strict=True)
             if gradient is not None
         }
+
+    def _gradients(self, score: Tensor, values: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradient of the sum of a score at each value; None where it does not depend on it."""
+        from torch.utils.checkpoint import CheckpointError
+
+        try:
+            return torch.autograd.grad(score.sum(), values, allow_unused=True)
+        except CheckpointError as error:
+            raise UnsupportedModel(
+                f"{self.id} calls torch.utils.checkpoint itself, and runs differently in the "
+                "backward pass; turn gradient checkpointing off, or call "
+                "eval() and requires_grad_(False) on the module"
+            ) from error
 
 
 def _with_graph(value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from timmscope_registry.hooks.trace import Call
 
 
 def build_catalogue(
-    module: nn.Module, example: Tensor, calls: Sequence[Call], hidden: Mapping[str, str]
+    module: nn.Module, example: Tensor, calls: list[Call], hidden: Mapping[str, str]
 ) -> tuple[LayerCatalogue, HookPoints]:
     """Describe the layers of `module`.
 

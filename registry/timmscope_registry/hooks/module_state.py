@@ -28,8 +28,8 @@ _WATCHED = ("training", "fused_attn", "forward")
 _TABLES = ("_modules", "_parameters", "_buffers")
 _MISSING = object()
 _ROW = 1021
-"""Length of a sum in 64-bit words. It is prime, so that sums do not end where the rows and channels of
-a weight do, and channels that change places change a sum."""
+"""Length of a sum in 64-bit words. It is prime, so that sums do not end where the rows and channels
+of a weight do, and channels that change places change a sum."""
 _SMALL = 16 * _ROW
 """Bytes up to which a tensor is copied instead."""
 

@@ -7,7 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_a_forward_during_ours_is_plain(model, hooks, images, run):
 class Meanwhile(nn.Module):
     """Runs the whole model in another thread during the first forward."""
 
-    root: list[nn.Module] = []
+    root: ClassVar[list[nn.Module]] = []
 
     def forward(self, x: Tensor) -> Tensor:
         if self.root:
