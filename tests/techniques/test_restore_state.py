@@ -156,7 +156,8 @@ def test_no_call_repeats_numbers_of_the_process(model, monkeypatch):
         )
 
     drawn = []
-    monkeypatch.setitem(globals(), "action", lambda model: drawn.append(draw()))  # as a thread might
+    # As another thread might, in the middle of the call.
+    monkeypatch.setitem(globals(), "action", lambda model: drawn.append(draw()))
     torch.manual_seed(5)
     random.seed(5)
     np.random.seed(5)  # noqa: NPY002
