@@ -65,7 +65,7 @@ class OwnGenerators(TorchDispatchMode):
         """The generator of the device on which an operation with these arguments draws."""
         tensors = [value.device for value in given.values() if isinstance(value, Tensor)]
         device = torch.device(given.get("device") or (tensors[0] if tensors else "cpu"))
-        if device.type == "cuda" and device.index is None:
+        if device == torch.device("cuda"):  # without an index
             device = torch.device("cuda", torch.cuda.current_device())
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
