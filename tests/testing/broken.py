@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -178,6 +180,30 @@ class LeavesAHookOnAParameter(_Plain):
         return super().attribute(model, images, objective)
 
 
+class DrawsFromTorch(_Plain):
+    """Adds noise from the global generator."""
+
+    def attribute(self, model, images, objective):
+        return super().attribute(model, (images + torch.rand_like(images)).clamp(0, 1), objective)
+
+
+class DrawsFromPython(_Plain):
+    """Draws a number and does not use it."""
+
+    def attribute(self, model, images, objective):
+        random.random()
+        return super().attribute(model, images, objective)
+
+
+class SeedsNumPy(_Plain):
+    """Seeds the global generator, so that its result is always the same."""
+
+    def attribute(self, model, images, objective):
+        np.random.seed(0)  # noqa: NPY002
+        noise = torch.from_numpy(np.random.rand(*images.shape)).float()  # noqa: NPY002
+        return super().attribute(model, (images + noise).clamp(0, 1), objective)
+
+
 class ChangesTheDefaultDevice(_Plain):
     """Changes a setting of the whole process."""
 
@@ -199,6 +225,9 @@ class ChangesTheFolderWhenBroken(_Plain):
 
 
 TECHNIQUES = [
+    DrawsFromTorch,
+    DrawsFromPython,
+    SeedsNumPy,
     Good,
     LeavesAHook,
     SwitchesToEval,
@@ -238,8 +267,6 @@ class _Count(Collector):
         self.seen += other.seen
 
     def state(self):
-        import numpy as np
-
         return {"seen": np.array([self.seen])}
 
     def load(self, state):
@@ -306,8 +333,6 @@ class SavesHalfOfItsState(_Count):
         self.sum += other.sum
 
     def state(self):
-        import numpy as np
-
         return {"mean": np.array([self.sum / max(self.seen, 1)])}
 
     def load(self, state):

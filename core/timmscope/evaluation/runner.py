@@ -26,7 +26,7 @@ from timmscope.store.lock import StoreLock
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.lookup import attribution, unique_names
-from timmscope.techniques.session import session
+from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
     ImageError,
     ParameterError,
@@ -181,17 +181,19 @@ def _complete(
                 own = target.rows(number, number + 1) if target.num_targets else target
                 name = subjects.names[number]
                 inside = None if boxes is None else boxes.inside(model, name, subject.size)
-                record |= _measure(
-                    model,
-                    subject.image,
-                    techniques[label],
-                    own,
-                    metrics,
-                    inside,
-                    seed=seed,
-                    image_seed=(seed + number) % 2**31,
-                    batch_size=batch_size,
-                )
+                image_seed = (seed + number) % 2**31
+                with own_numbers(model, image_seed):
+                    record |= _measure(
+                        model,
+                        subject.image,
+                        techniques[label],
+                        own,
+                        metrics,
+                        inside,
+                        seed=seed,
+                        image_seed=image_seed,
+                        batch_size=batch_size,
+                    )
             journal.add(record)
             advance(1)
 

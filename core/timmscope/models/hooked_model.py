@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, imagenet_classes
 from timmscope.models.preprocessing import Preprocessing
+from timmscope.models.weights_digest import add_weight
 from timmscope_registry import ImageError, ObjectiveError, UnsupportedModel
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
+from timmscope_registry.hooks.eval_mode import is_optimised
 
 if TYPE_CHECKING:
     from timmscope.objectives import Objective
@@ -79,7 +81,7 @@ class HookedModel:
 
     Args:
         module: the network. timm models have a configuration; for others give `mean`, `std` and
-            `input_size`.
+            `input_size`. Of what `torch.compile` returns, the module that was compiled is taken.
         mean: mean per channel, pixel units [0, 1].
         std: standard deviation per channel, pixel units [0, 1].
         input_size: channels, and height and width in pixels.
@@ -104,6 +106,8 @@ class HookedModel:
         class_names: Sequence[str] | None = None,
         id: str | None = None,
     ) -> None:
+        while is_optimised(module):
+            module = module.get_submodule("_orig_mod")
         self.module = module
         self.id = id or f"module:{type(module).__name__}"
         self.preprocessing = Preprocessing.of(
@@ -166,12 +170,20 @@ class HookedModel:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
+        """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers.
+
+        Raises:
+            UnsupportedModel: a weight has no bytes, as on the meta device.
+        """
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+            try:
+                add_weight(digest, name, value)
+            except (RuntimeError, TypeError, AttributeError) as error:
+                raise UnsupportedModel(
+                    f"the weight {name} of {self.id}, a {type(value).__name__}, cannot be read: "
+                    f"{str(error).partition(chr(10))[0]}"
+                ) from error
         return digest.hexdigest()
 
     def class_name(self, index: int) -> str:
@@ -378,13 +390,17 @@ class HookedModel:
 
         Raises:
             ObjectiveError: as for `score`, or the objective does not depend on the images.
+            UnsupportedModel: the gradient would pass through a quantised module, or the module
+                checkpoints its forward in a way of its own.
         """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             score = self.score(leaf, objective)
             if not score.requires_grad:
                 raise _no_graph("the images")
-            (gradient,) = torch.autograd.grad(score.sum(), leaf)
+            (gradient,) = self._gradients(score, [leaf])
+            if gradient is None:
+                raise _no_graph("the images")
         return score.detach(), gradient
 
     def layer_gradient(
@@ -437,12 +453,25 @@ class HookedModel:
             values = [recording[name] for name in names]
             gradients: Sequence[Tensor | None] = [None] * len(names)
             if score.requires_grad:
-                gradients = torch.autograd.grad(score.sum(), values, allow_unused=True)
+                gradients = self._gradients(score, values)
         return score.detach(), {
             name: (value.detach(), gradient)
             for name, value, gradient in zip(names, values, gradients, strict=True)
             if gradient is not None
         }
+
+    def _gradients(self, score: Tensor, values: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradient of the sum of a score at each value; None where it does not depend on it."""
+        from torch.utils.checkpoint import CheckpointError
+
+        try:
+            return torch.autograd.grad(score.sum(), values, allow_unused=True)
+        except CheckpointError as error:
+            raise UnsupportedModel(
+                f"{self.id} calls torch.utils.checkpoint itself, and runs differently in the "
+                "backward pass; turn gradient checkpointing off, or call "
+                "eval() and requires_grad_(False) on the module"
+            ) from error
 
 
 def _with_graph(value: Tensor) -> Tensor:

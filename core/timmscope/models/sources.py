@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from timmscope.models.hooked_model import HookedModel
 from timmscope_registry import ModelError, nearest
-from timmscope_registry.hooks import ensure_torchvision
+from timmscope_registry.hooks import OwnGenerators, ensure_torchvision
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def load_random(rest: str) -> HookedModel:
     seed = arguments.pop("seed", 0)
     if not isinstance(seed, int):
         raise ModelError(f"seed is {seed!r} in 'random:{rest}': expected a whole number")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with OwnGenerators(seed):
         module, size = _create_at_size(name, arguments)
         _fill_zero_classifier(module)
     return _wrap(module, f"random:{rest}", arguments, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from timmscope.receptive_fields.field import (
 )
 from timmscope.receptive_fields.trace import Trace
 from timmscope_registry import ParameterError
-from timmscope_registry.hooks import Layer
+from timmscope_registry.hooks import Layer, OwnGenerators
 
 _cache: WeakKeyDictionary[HookedModel, dict[tuple[str, FieldKind], ReceptiveField]]
 _cache = WeakKeyDictionary()
@@ -122,7 +123,7 @@ def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.random.fork_rng(devices=[]),
+        OwnGenerators(seed=0),
         _no_attention_fastpath(),
         trace,
     ):
@@ -139,10 +140,17 @@ def _follow(model: HookedModel, layer: Layer, kind: FieldKind) -> ReceptiveField
 
 @contextmanager
 def _no_attention_fastpath() -> Iterator[None]:
-    """Turn off PyTorch's fast path of `nn.MultiheadAttention`, an operation without a rule."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    """Turn off PyTorch's fast path of `nn.MultiheadAttention`, an operation without a rule.
+
+    The setting is the process's: with a lock, no other thread restores what this one has changed.
+    """
+    with _fastpath_lock:
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+
+
+_fastpath_lock = threading.RLock()

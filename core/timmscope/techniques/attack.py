@@ -22,7 +22,7 @@ from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_rgb
 from timmscope.techniques.restore_state import restore_state
-from timmscope.techniques.session import chunk_size, for_autograd, session
+from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
 from timmscope_registry import ObjectiveError, ParameterError
 
@@ -193,6 +193,18 @@ class AttackTechnique(Technique):
             TechniqueError: the attack did not return images.
         """
         require_rgb(model)
+        with own_numbers(model, seed):
+            return self._attacked(model, images, labels, targets, seed, batch_size)
+
+    def _attacked(
+        self,
+        model: HookedModel,
+        images: Any,
+        labels: arguments.Classes,
+        targets: arguments.Classes,
+        seed: int,
+        batch_size: int | None,
+    ) -> Adversarial:
         if model.num_classes < 2:
             raise ObjectiveError(
                 f"{model.id} has {'one class' if model.num_classes else 'no classes'}, so there is "

@@ -18,7 +18,7 @@ from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, origin_of, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
-from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.shared_gradients import sharing
 from timmscope.techniques.validate_output import checked_numbers
 from timmscope_registry import TechniqueError
@@ -190,6 +190,18 @@ def attribute_together(
     Arguments, results and errors are the same as for a call of one technique.
     """
     require_rgb(model)
+    with own_numbers(model, seed):
+        return _attributed(techniques, model, images, objective, seed, batch_size)
+
+
+def _attributed(
+    techniques: Sequence[AttributionTechnique],
+    model: HookedModel,
+    images: Any,
+    objective: Objective | str | int,
+    seed: int,
+    batch_size: int | None,
+) -> list[Attribution]:
     batch = model.images(images).detach()
     if model.dtype == torch.float64:
         batch = batch.double()

@@ -20,7 +20,7 @@ from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
-from timmscope.techniques.session import session
+from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels, checked_type
 from timmscope_registry import ParameterError
 
@@ -111,7 +111,7 @@ class RepresentationTechnique(Technique):
         used = source if isinstance(source, HookedModel) else model
         weights = None if used is None else used.weights_sha256
         try:
-            with session(seed), restore_state(this, used, weights):
+            with session(seed), own_numbers(used, seed), restore_state(this, used, weights):
                 queries = images.clone() if isinstance(images, Tensor) else images
                 opened = this._source(source, layer, where, location)
                 result = this._checked_result(this.analyse(opened, queries))

@@ -1,25 +1,25 @@
-"""Prepares a technique's call: seeds random numbers, restores global state and sizes chunks.
+"""Prepares a technique's call: positions for random numbers, grad mode and sizes of chunks.
 
 Random numbers are drawn per image from (seed, position of the image in the whole batch), so that a
-result does not depend on how the batch is split.
+result does not depend on how the batch is split. The process's own random generators are neither
+read nor seeded, because other threads draw from them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import random
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from timmscope.models import HookedModel
 from timmscope_registry import ParameterError
+from timmscope_registry.hooks import OwnGenerators
 
 MEMORY_BUDGET_BYTES = 1 << 30
 """Default memory for the activations of one chunk of a batch with its graph."""
@@ -55,37 +55,59 @@ _session: ContextVar[Session] = ContextVar("timmscope_session", default=_NONE)
 def session(
     seed: int, positions: Iterable[int] | None = None, batch_size: int | None = None
 ) -> Iterator[None]:
-    """Seed torch, NumPy and Python inside the context and restore their state and grad mode after.
+    """Say where the images are in the whole batch, and turn autograd on inside the context.
 
     Autograd is on inside, even if the caller uses `no_grad` or `inference_mode`.
 
+    Args:
+        seed: of `image_generators`.
+        positions: of the chunk's images in the whole batch.
+        batch_size: images per pass that the caller asked for.
+
     Raises:
         ParameterError: the seed is not an int, or has more than 31 bits.
+    """
+    check_seed(seed)
+    where = tuple(positions) if positions is not None else None
+    token = _session.set(Session(seed, where, batch_size))
+    grad = torch.is_grad_enabled()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        _session.reset(token)
+        torch.set_grad_enabled(grad)
+
+
+@contextlib.contextmanager
+def own_numbers(model: HookedModel | None, seed: int) -> Iterator[None]:
+    """Let a model that is itself random, such as one with dropout in eval mode, draw from a seed.
+
+    Nothing changes for other models.
+
+    Raises:
+        ParameterError: the seed is no int, or one of more than 31 bits.
+        UnsupportedModel: the model cannot run.
+    """
+    check_seed(seed)
+    with (
+        OwnGenerators(seed)
+        if model is not None and model.hooks.is_random
+        else contextlib.nullcontext()
+    ):
+        yield
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is no int, or one of more than 31 bits.
+
+    Raises:
+        ParameterError: it is.
     """
     if not isinstance(seed, int) or not -(2**31) <= seed < 2**31:
         raise ParameterError(
             f"seed is {seed!r}: expected an int of at most 31 bits", parameter="seed"
         )
-    where = tuple(positions) if positions is not None else None
-    token = _session.set(Session(seed, where, batch_size))
-    grad = torch.is_grad_enabled()
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.random.fork_rng(devices=devices),
-        ):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        _session.reset(token)
-        torch.set_grad_enabled(grad)
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def for_autograd(tensor: Tensor) -> Tensor:

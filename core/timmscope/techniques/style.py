@@ -17,7 +17,7 @@ from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
-from timmscope.techniques.session import session
+from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
 from timmscope_registry import ParameterError
 
@@ -151,7 +151,11 @@ class StyleTechnique(Technique):
         pictures = [row[None] for picture in pictures for row in picture]
         shares = _normalised(weights, len(pictures))
         facts = self._provenance(model, seed, weights=shares)
-        with session(seed), restore_state(self, model, facts.weights_sha256):
+        with (
+            session(seed),
+            own_numbers(model, seed),
+            restore_state(self, model, facts.weights_sha256),
+        ):
             given = None if scene is None else scene.clone()
             outcome = self.stylize(model, given, [each.clone() for each in pictures], [*shares])
         losses = _losses(self, checked_type(self, outcome, StyleOutcome))

@@ -16,7 +16,7 @@ from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_rgb, technique_error
 from timmscope.techniques.restore_state import restore_state
-from timmscope.techniques.session import chunk_size, session
+from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
 
 if TYPE_CHECKING:
@@ -126,6 +126,10 @@ class SynthesisTechnique(Technique):
             TechniqueError: the gradient is zero or not finite, or the images are not in [0, 1].
         """
         require_rgb(model)
+        with own_numbers(model, seed):
+            return self._synthesized(model, objective, init, seed)
+
+    def _synthesized(self, model: HookedModel, objective: Any, init: Any, seed: int) -> Synthesis:
         start = model.images(init).detach() if init is not None else None
         goal = as_objective(objective)
         if start is not None and len(start) == 1 and goal.num_targets:

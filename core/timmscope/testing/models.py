@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from timmscope.models import HookedModel
+from timmscope_registry.hooks import OwnGenerators
 
 SIZE = 32
 """Height and width of the tiny models' images, in pixels."""
@@ -141,8 +142,7 @@ def tiny_model(kind: str = "cnn") -> HookedModel:
     Args:
         kind: `cnn`, `nhwc`, `token` or `hybrid`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with OwnGenerators(seed=0):
         module = TINY[kind]()
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
@@ -45,3 +47,21 @@ def restored_settings() -> Iterator[list[str]]:
             if read() != before[name]:
                 write(before[name])
                 changed.append(name)
+
+
+@contextlib.contextmanager
+def global_seeds(seed: int) -> Iterator[None]:
+    """Seed the random generators of torch, NumPy and Python, and restore their states afterwards.
+
+    For tests only: what other threads draw in the meantime is drawn again.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

@@ -16,6 +16,7 @@ from timmscope.techniques import Technique
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.restore_state import StateWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
+from timmscope.testing.process_settings import global_seeds
 from timmscope.testing.subjects import Subject, differing_arrays, recorded_progress
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import fingerprint
@@ -128,13 +129,26 @@ def process_settings_are_untouched(case: Case) -> None:
 
 @check("technique")
 def same_seed_same_result(case: Case) -> None:
-    """Two runs with one seed give the same bits; global random states do not matter."""
+    """Two runs with one seed give the same bits."""
     subject = _accepted_subject(case)
-    one = subject.run(seed=3)
-    torch.manual_seed(99)
-    torch.rand(7)
-    differ = differing_arrays(one, subject.run(seed=3))
+    differ = differing_arrays(subject.run(seed=3), subject.run(seed=3))
     assert not differ, f"{', '.join(differ)} differ between two runs with one seed"
+
+
+@check("technique")
+def independent_of_global_seeds(case: Case) -> None:
+    """It draws from its own generators: other global seeds change nothing, and are not changed."""
+    subject = _accepted_subject(case)
+    results = []
+    for seed in (1, 2):
+        with global_seeds(seed):
+            before = fingerprint(subject.model.module)
+            results.append(subject.run(seed=3))
+            changed = before.difference(fingerprint(subject.model.module))
+        drawn = [line for line in changed if "random state" in line]
+        assert not drawn, f"it drew from generators of the whole process: {'; '.join(drawn)}"
+    differ = differing_arrays(*results)
+    assert not differ, f"{', '.join(differ)} differ under two global seeds"
 
 
 @check("technique")

@@ -9,12 +9,12 @@ from timmscope_registry.hooks.torchvision_compat import ensure_torchvision
 ensure_torchvision()
 
 from timmscope_registry.hooks.activations import ActivationCall  # noqa: E402
-from timmscope_registry.hooks.attention import plain_attention  # noqa: E402
 from timmscope_registry.hooks.contexts import Cut, Recording  # noqa: E402
 from timmscope_registry.hooks.dataflow import Edge  # noqa: E402
 from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noqa: E402
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue, Layout  # noqa: E402
 from timmscope_registry.hooks.model_hooks import ModelHooks  # noqa: E402
+from timmscope_registry.hooks.random_numbers import OwnGenerators  # noqa: E402
 from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided  # noqa: E402
 
 __all__ = [
@@ -28,10 +28,10 @@ __all__ = [
     "LayerCatalogue",
     "Layout",
     "ModelHooks",
+    "OwnGenerators",
     "Recording",
     "deconvnet",
     "ensure_torchvision",
     "fingerprint",
     "guided",
-    "plain_attention",
 ]

@@ -7,32 +7,27 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue
 from timmscope_registry.hooks.layout import LayoutReader, Reading
 from timmscope_registry.hooks.order import token_orders
 from timmscope_registry.hooks.points import HookPoints
-from timmscope_registry.hooks.trace import Call, trace
+from timmscope_registry.hooks.trace import Call
 
 
 def build_catalogue(
-    module: nn.Module, example: Tensor, frozen_eval: FrozenEval, hidden: Mapping[str, str]
+    module: nn.Module, example: Tensor, calls: list[Call], hidden: Mapping[str, str]
 ) -> tuple[LayerCatalogue, HookPoints]:
-    """Trace `module` on `example` and describe its layers.
+    """Describe the layers of `module`.
 
     Args:
         module: the model.
         example: one or more normalised inputs, (B, C, H, W).
-        frozen_eval: keeps the module in eval mode during the forward.
+        calls: the calls of a forward traced on it.
         hidden: modules to leave out, by name, with the reason.
 
     Returns:
         The catalogue, and all hook points; every layer is a hook point.
-
-    Raises:
-        UnsupportedModel: the model cannot run on the example.
     """
-    calls = trace(module, example, frozen_eval)
     counts = Counter(call.path for call in calls)
     colours, height, width = (int(size) for size in example.shape[1:])
     image = (height, width)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timmscope_registry.errors import LayerNotFound, ParameterError, UnsupportedModel
 from timmscope_registry.hooks.points import Point
@@ -187,6 +187,35 @@ class Watch:
     def complete(self) -> bool:
         """Whether every point has been seen in this forward."""
         return len(self.seen) == len(self.functions)
+
+
+@dataclass
+class QuantisedParts:
+    """Modules without a derivative: torch would leave their share of a gradient out.
+
+    Attributes:
+        names: the modules, with their names.
+    """
+
+    names: Mapping[nn.Module, str]
+
+    def begin(self) -> None:
+        """Do nothing: no state is kept between forwards."""
+
+    def check(self, module: nn.Module, value: Tensor | None) -> None:
+        """Refuse an input through which a gradient would flow.
+
+        Raises:
+            UnsupportedModel: it requires grad.
+        """
+        if module not in self.names or value is None:
+            return
+        if value.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedModel(
+                f"no gradient passes through {self.names[module] or 'the model'}, a quantised "
+                f"{type(module).__name__}; use the model before quantisation, or a technique "
+                "without gradients (occlusion, RISE)"
+            )
 
 
 @dataclass

@@ -3,6 +3,10 @@
 A module in train mode must not update its batch-norm statistics, and a parameter that requires grad
 costs memory and time in every backward pass. `Module.eval()` is not used, because some timm modules
 override it with side effects.
+
+Gradient checkpointing is off as well: it would run parts of the module again in the backward pass,
+after the forward and without its hooks. Compiled parts run uncompiled, because a compiled part
+ignores hooks that are registered later.
 """
 
 from __future__ import annotations
@@ -11,6 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+_CHECKPOINT_FLAGS = (
+    "grad_checkpointing",  # timm
+    "gradient_checkpointing",  # transformers
+    "memory_efficient",  # torchvision's DenseNet
+    "use_checkpoint",  # Swin and UNet implementations
+    "with_cp",  # OpenMMLab
+)
+"""Attributes by which modules turn gradient checkpointing on."""
 
 
 class FrozenEval:
@@ -29,6 +42,13 @@ class FrozenEval:
             if name.endswith("cache") and isinstance(value, dict)
         ]
         self._buffers = [part._buffers for part in self._modules if part._buffers]
+        self._checkpointed = [
+            (part, name)
+            for part in self._modules
+            for name in _CHECKPOINT_FLAGS
+            if isinstance(getattr(part, name, None), bool)
+        ]
+        self._optimised = [part for part in self._modules if is_optimised(part)]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -39,7 +59,20 @@ class FrozenEval:
             (part, name, dict(vars(part)[name])) for part, name in self._caches if part.training
         ]
         buffers = [(current, dict(current)) for current in self._buffers]
+        checkpointed = [each for each in self._checkpointed if getattr(*each)]
+        compiled = [  # by `part.compile()`
+            (part, call)
+            for part in self._modules
+            if (call := vars(part).get("_compiled_call_impl")) is not None
+        ]
+        forwards = [(part, vars(part)["forward"]) for part in self._optimised]
         try:
+            for part, name in checkpointed:
+                setattr(part, name, False)
+            for part, _ in compiled:
+                vars(part)["_compiled_call_impl"] = None
+            for part, _ in forwards:
+                vars(part)["forward"] = vars(part)["_modules"]["_orig_mod"]
             for part in training:
                 part.training = False
             for weight in trainable:
@@ -58,3 +91,18 @@ class FrozenEval:
             # trained, the next optimiser step would make such a cache stale.
             for part, name, entries in caches:
                 setattr(part, name, entries)
+            for part, forward in forwards:
+                vars(part)["forward"] = forward
+            for part, call in compiled:
+                vars(part)["_compiled_call_impl"] = call
+            for part, name in checkpointed:
+                setattr(part, name, True)
+
+
+def is_optimised(module: nn.Module) -> bool:
+    """Whether a module is what ``torch.compile(module)`` returns.
+
+    torch._dynamo, which has the class, takes a second to import.
+    """
+    kind = type(module)
+    return kind.__name__ == "OptimizedModule" and kind.__module__ == "torch._dynamo.eval_frame"

@@ -12,10 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from timmscope_registry.errors import UnsupportedModel
-from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Reader, Recording, Watch
+from timmscope_registry.hooks.attention import PlainAttention
+from timmscope_registry.hooks.contexts import (
+    Cut,
+    Edits,
+    InputWatch,
+    QuantisedParts,
+    Reader,
+    Recording,
+    Watch,
+)
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.points import Point
 from timmscope_registry.hooks.rules import BackwardRule, attach
+from timmscope_registry.hooks.running import is_running, paused, running
 from timmscope_registry.hooks.trace import first_tensor
 
 
@@ -34,11 +44,16 @@ class RuleContext:
         """Do nothing: graphs of earlier forwards keep the rule until the context closes."""
 
 
-Context = Recording | Watch | InputWatch | Cut | Edits | RuleContext
+Context = (
+    Recording | Watch | InputWatch | Cut | Edits | RuleContext | PlainAttention | QuantisedParts
+)
 
 
 class ForwardPass:
     """One forward of a module; at each point edits act first, then cuts, then readers.
+
+    Its hooks act only in the thread that runs it. What other threads compute with the module in
+    the meantime passes them unchanged.
 
     Args:
         module: the model.
@@ -54,6 +69,8 @@ class ForwardPass:
         self._edits = [c for c in contexts if isinstance(c, Edits)]
         self._rules = [c for c in contexts if isinstance(c, RuleContext)]
         self._watches = [c for c in contexts if isinstance(c, Watch)]
+        self._quantised = [c for c in contexts if isinstance(c, QuantisedParts)]
+        self._attentions = [c for c in contexts if isinstance(c, PlainAttention)]
         self._readers: list[Recording | Watch] = [*self._recordings, *self._watches]
         self._may_stop = bool(self._readers) and all(r.until_last for r in self._readers)
         self._finished: dict[nn.Module, int] = {}  # calls of each module that have finished
@@ -107,16 +124,20 @@ class ForwardPass:
                 stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
             stack.enter_context(self._frozen_eval.frozen())
+            for attention in self._attentions:
+                stack.enter_context(attention.off())
             keys = (*self._recorded, *self._watched)
             for module in {*self._actions, *(module for module, _ in keys)}:
                 stack.callback(module.register_forward_hook(self._forward_hook(stop)).remove)
-            for module in self._input_readers:
+            quantised = {module for parts in self._quantised for module in parts.names}
+            for module in {*self._input_readers, *quantised}:
                 handle = module.register_forward_pre_hook(self._pre_hook, with_kwargs=True)
                 stack.callback(handle.remove)
             if needs_graph:
                 torch.set_grad_enabled(False)
             try:
-                output: Tensor = self._module(x)
+                with running(self):
+                    output: Tensor = self._module(x)
             except _Stop as signal:
                 if signal is not stop:
                     raise
@@ -131,17 +152,26 @@ class ForwardPass:
             self._attach_rules(x, output, may_be_linear=needs_graph or stopped)
         return output
 
-    def _pre_hook(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _pre_hook(self, module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        # Another thread may run the module before torch notes that the hook wants keyword
+        # arguments: then there are none.
+        if not is_running(self):
+            return
         number = self._begun.get(module, 0)
         self._begun[module] = number + 1
         value = first_tensor([*args, *kwargs.values()])
-        for reader in self._input_readers[module].get(number, ()):
+        for parts in self._quantised:
+            parts.check(module, value)
+        for reader in self._input_readers.get(module, {}).get(number, ()):
             if value is None:
                 raise UnsupportedModel(f"this {type(module).__name__} gets no tensor as its input")
-            reader(value)
+            with paused():
+                reader(value)
 
     def _forward_hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
         def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+            if not is_running(self):
+                return None
             number = self._finished.get(module, 0)
             self._finished[module] = number + 1
             actions = self._actions[module].get(number, ()) if module in self._actions else ()
@@ -159,12 +189,13 @@ class ForwardPass:
                 # Others may use the same tensor (a skip connection, the caller). A view separates
                 # the gradient at this point, and our hooks, from theirs.
                 value = value.view_as(value)
-            for action in actions:
-                value = action(value)
-            for recording, point in recorded:
-                recording.keep(point, value)
-            for watch, point in watched:
-                watch.show(point, value)
+            with paused():
+                for action in actions:
+                    value = action(value)
+                for recording, point in recorded:
+                    recording.keep(point, value)
+                for watch, point in watched:
+                    watch.show(point, value)
             if module is not self._module and self._may_stop and self._is_complete():
                 raise stop
             # If the model overwrites the tensor later, let it overwrite a copy.

@@ -5,24 +5,33 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.activations import ActivationCall, activation_calls
-from timmscope_registry.hooks.attention import plain_attention
+from timmscope_registry.hooks.attention import PlainAttention
 from timmscope_registry.hooks.catalogue import build_catalogue
-from timmscope_registry.hooks.contexts import Cut, Edits, InputWatch, Recording, Watch
+from timmscope_registry.hooks.contexts import (
+    Cut,
+    Edits,
+    InputWatch,
+    QuantisedParts,
+    Recording,
+    Watch,
+)
 from timmscope_registry.hooks.dataflow import Edge, dataflow_edges
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.foreign_hooks import HookKeys, hooks_of
 from timmscope_registry.hooks.forward_pass import Context, ForwardPass, RuleContext
 from timmscope_registry.hooks.layers import LayerCatalogue
+from timmscope_registry.hooks.module_lock import ModuleLock
 from timmscope_registry.hooks.module_state import Inventory, ModuleSnapshot
 from timmscope_registry.hooks.points import HookPoints, Point
+from timmscope_registry.hooks.random_numbers import OwnGenerators
 from timmscope_registry.hooks.rules import BackwardRule
-from timmscope_registry.hooks.trace import trace
+from timmscope_registry.hooks.trace import Call, trace
 
 _Context = TypeVar("_Context", bound=Context)
 
@@ -31,8 +40,14 @@ class ModelHooks:
     """The hook points of one module.
 
     Calling it runs the module in eval mode with frozen parameters, under the contexts that are
-    open in this thread. Hooks exist only while such a forward runs. Contexts can be nested and
-    combined: at each point edits act first, then cuts, and recordings see the result.
+    open in this thread. Hooks exist only while such a forward runs, and act only in its thread.
+    Contexts can be nested and combined: at each point edits act first, then cuts, and recordings
+    see the result.
+
+    Several threads can use one module, through one `ModelHooks` or several: their forwards run one
+    after another. Other code may run the module at the same time if it is in eval mode; in train
+    mode it would find the module in eval mode. Copies and pickles have the module, but no open
+    contexts.
 
     Args:
         module: any module that takes (B, C, H, W) and returns logits; its parts must not be
@@ -56,11 +71,30 @@ class ModelHooks:
         self.module = module
         self._example = example.detach()
         self._hidden = dict(hidden or {})
-        self._frozen_eval = FrozenEval(module)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._frozen_eval = FrozenEval(self.module)
+        quantised = {
+            part: name
+            for name, part in self.module.named_modules()
+            if "quantized" in type(part).__module__
+        }
+        self._always: list[Context] = [QuantisedParts(quantised)] if quantised else []
         self._traced: tuple[LayerCatalogue, HookPoints] | None = None
+        self._is_random = False
         self._inventory: Inventory | None = None
-        self._lock = threading.RLock()
+        self._lock = ModuleLock(self.module)
         self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process; `copy.deepcopy` and `pickle` make it again."""
+        return {"module": self.module, "_example": self._example, "_hidden": self._hidden}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        self.__dict__.update(state)
+        self._prepare()
 
     @property
     def layers(self) -> LayerCatalogue:
@@ -71,6 +105,16 @@ class ModelHooks:
         """
         return self._trace()[0]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the model draws random numbers from torch in eval mode; as costly as `layers`.
+
+        Raises:
+            UnsupportedModel: the model cannot run on the example.
+        """
+        self._trace()
+        return self._is_random
+
     def dataflow_edges(self) -> list[Edge]:
         """List the modules that pass their output directly to one other module; runs one forward.
 
@@ -78,7 +122,7 @@ class ModelHooks:
             UnsupportedModel: the model cannot run on the example.
         """
         with self._lock:
-            return dataflow_edges(trace(self.module, self._placed_example, self._frozen_eval))
+            return dataflow_edges(self._calls())
 
     def activations(self) -> list[ActivationCall]:
         """List the activation functions that are modules; runs one forward.
@@ -87,7 +131,7 @@ class ModelHooks:
             UnsupportedModel: the model cannot run on the example.
         """
         with self._lock:
-            return activation_calls(trace(self.module, self._placed_example, self._frozen_eval))
+            return activation_calls(self._calls())
 
     def for_module(self, module: nn.Module, hidden: Mapping[str, str] | None = None) -> ModelHooks:
         """Create the hooks of another module with the same input; `hidden` as for the class."""
@@ -103,17 +147,26 @@ class ModelHooks:
         with self._lock:
             if self._traced is None:
                 self._traced = build_catalogue(
-                    self.module, self._placed_example, self._frozen_eval, self._hidden
+                    self.module, self._placed_example, self._calls(), self._hidden
                 )
             return self._traced
+
+    def _calls(self) -> list[Call]:
+        with OwnGenerators(seed=0) as generators:
+            calls = trace(self.module, self._placed_example, self._frozen_eval)
+        self._is_random = generators.drawn
+        return calls
 
     def __call__(self, x: Tensor) -> Tensor:
         """Run the module on (B, C, H, W).
 
         Returns:
             The module's output; an empty (B, 0) when a recording ended the forward early.
+
+        Raises:
+            UnsupportedModel: a gradient would have to pass through a quantised module.
         """
-        contexts = self._contexts
+        contexts = [*self._contexts, *self._always]
         with self._lock:
             if contexts:
                 return ForwardPass(self.module, self._frozen_eval, contexts).run(x)
@@ -254,12 +307,15 @@ class ModelHooks:
             for handle in context.handles:
                 handle.remove()
 
-    def plain_attention(self) -> AbstractContextManager[tuple[str, ...]]:
-        """Turn fused attention off, so that attention matrices pass through modules.
+    @contextmanager
+    def plain_attention(self) -> Iterator[tuple[str, ...]]:
+        """Turn fused attention off in every forward inside the context.
 
-        The context gives the names of the modules that were switched.
+        Attention matrices then pass through modules. The context gives the names of the modules
+        with fused attention.
         """
-        return plain_attention(self.module)
+        with self._open(PlainAttention(self.module)) as context:
+            yield context.names
 
     @property
     def _contexts(self) -> list[Context]:

@@ -1,8 +1,9 @@
 """A snapshot of a module, from which it is restored after other code has used it.
 
-Tensors are restored by reference: only the values of buffers are copied. A write in place can
-therefore not be undone, but it is detected. torch counts such writes, except those of batch norms
-to their running statistics, hence the copies.
+Tensors are restored by reference, so a write in place cannot be undone, but it is detected. torch
+counts such writes, except those through `.data`, through NumPy, and of batch norms to their running
+statistics. A digest of all values finds these too: the bytes of small tensors, and sums of the
+bits of large ones, which read the weights once.
 
 A snapshot is taken at every call of a technique, so all checks work on a few flat lists: a loop
 with more work per module would take longer than some models' layers.
@@ -10,6 +11,7 @@ with more work per module would take longer than some models' layers.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -25,7 +27,11 @@ _WATCHED = ("training", "fused_attn", "forward")
 """Attributes of modules that are compared and restored."""
 _TABLES = ("_modules", "_parameters", "_buffers")
 _MISSING = object()
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ROW = 1021
+"""Length of a sum in 64-bit words. It is prime, so that sums do not end where the rows and channels
+of a weight do, and channels that change places change a sum."""
+_SMALL = 16 * _ROW
+"""Bytes up to which a tensor is copied instead."""
 
 
 class Inventory:
@@ -40,7 +46,7 @@ class Inventory:
         attributes: the attributes of each part, by name.
         weights: all parameters.
         tensors: all parameters and buffers, with their names.
-        buffers: the buffers of floating-point numbers with their names, all on one device.
+        values: those of them whose values are compared, with their names.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -68,17 +74,13 @@ class Inventory:
             for name, tensor in attributes[kind].items()
             if tensor is not None and not tensor.is_inference()
         ]
-        buffers = {
-            id(tensor)
-            for attributes in self.attributes
-            for tensor in attributes["_buffers"].values()
-        }
-        floats = [
-            (name, tensor)
-            for name, tensor in self.tensors
-            if id(tensor) in buffers and tensor.dtype in _FLOATS
+        self.values: list[tuple[str, Tensor]] = [
+            (f"{path}.{name}" if path else name, tensor)
+            for (path, _), attributes in zip(named, self.attributes, strict=True)
+            for kind in ("_parameters", "_buffers")
+            for name, tensor in attributes[kind].items()
+            if tensor is not None and _has_bytes(tensor)
         ]
-        self.buffers = [item for item in floats if item[1].device == floats[0][1].device]
 
     def has_parts(self) -> bool:
         """Whether the module still has exactly these parts and tensors."""
@@ -113,7 +115,7 @@ class ModuleSnapshot:
         self._requires_grad = [weight.requires_grad for weight in inventory.weights]
         self._grads = [weight.grad for weight in inventory.weights]
         self._versions = [tensor._version for _, tensor in inventory.tensors]
-        self._buffer_values = _buffer_values(inventory)
+        self._digests = _digests(inventory)
         self._hooks: HookKeys = hooks_of(inventory.module) if _may_have_hooks(inventory) else {}
 
     def restore(self) -> tuple[list[str], list[str]]:
@@ -149,28 +151,78 @@ class ModuleSnapshot:
         return removed, restored
 
     def written(self) -> list[str]:
-        """Return the names of tensors written to in place, even if the values did not change."""
+        """Return the names of tensors written to in place or with other values than before."""
         inventory = self._inventory
         names = [
             name
             for (name, tensor), version in zip(inventory.tensors, self._versions, strict=True)
             if tensor._version != version
         ]
-        before, now = self._buffer_values, _buffer_values(inventory)
-        if before.shape != now.shape:
-            names.append("buffers of another size")
-        elif not torch.equal(before, now):
-            sizes = [tensor.numel() for _, tensor in inventory.buffers]
-            pairs = zip(inventory.buffers, before.split(sizes), now.split(sizes), strict=True)
-            names += [name for (name, _), old, new in pairs if not torch.equal(old, new)]
-        return names
+        return list(dict.fromkeys([*names, *_differing(self._digests, _digests(inventory))]))
+
+
+_Digest = tuple[list[tuple[str, int]], Tensor]
+"""Names and sizes in bytes of the pieces of a digest, and the pieces in one vector."""
+
+
+def _has_bytes(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are in its memory; quantised ones count as their integers."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+        and not tensor.is_complex()
+        and tensor.numel() > 0
+    )
 
 
 @torch.no_grad()
-def _buffer_values(inventory: Inventory) -> Tensor:
-    """All buffers in one vector; comparing them one by one would take twice as long."""
-    buffers = [tensor.flatten() for _, tensor in inventory.buffers]
-    return torch.cat(buffers) if buffers else torch.empty(0)
+def _digests(inventory: Inventory) -> dict[torch.device, _Digest]:
+    """A digest of all values on each device, in one vector: comparing pieces would take longer."""
+    pieces: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, tensor in inventory.values:
+        found = pieces.setdefault(tensor.device, [])
+        found += [(name, piece) for piece in _pieces(tensor)]
+    return {
+        device: (
+            [(name, len(piece)) for name, piece in found],
+            torch.cat([piece for _, piece in found]),
+        )
+        for device, found in pieces.items()
+    }
+
+
+def _pieces(tensor: Tensor) -> list[Tensor]:
+    """Bytes of a small tensor, or of sums over the bits of a large one and of what is left over."""
+    if tensor.ndim == 4 and not tensor.is_contiguous():
+        tensor = tensor.permute(0, 2, 3, 1)  # contiguous if the weight is in channels last
+    flat = tensor.reshape(-1)
+    size = flat.element_size()
+    if len(flat) * size <= _SMALL:
+        return [flat.view(torch.uint8)]
+    if flat.storage_offset() * size % 8:
+        flat = flat.clone()
+    whole = len(flat) * size // (8 * _ROW) * (8 * _ROW) // size
+    sums = flat[:whole].view(torch.int64).view(-1, _ROW).sum(1)
+    return [sums.view(torch.uint8), flat[whole:].view(torch.uint8)]
+
+
+def _differing(
+    before: Mapping[torch.device, _Digest], now: Mapping[torch.device, _Digest]
+) -> list[str]:
+    """Names of the tensors whose digests differ."""
+    names: list[str] = []
+    nothing: _Digest = ([], torch.empty(0))
+    for device in {**before, **now}:
+        pieces, old = before.get(device, nothing)
+        others, new = now.get(device, nothing)
+        if pieces != others:
+            names += [name for name, _ in {*pieces} ^ {*others}]
+        elif not torch.equal(old, new):
+            sizes = [size for _, size in pieces]
+            pairs = zip(pieces, old.split(sizes), new.split(sizes), strict=True)
+            names += [name for (name, _), one, two in pairs if not torch.equal(one, two)]
+    return names
 
 
 def _watched(attributes: list[dict[str, Any]]) -> list[list[object]]:

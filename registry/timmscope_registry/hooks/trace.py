@@ -1,13 +1,12 @@
 """Runs one forward and records every module call, from which the layer catalogue is built.
 
-The forward runs in eval mode, with frozen parameters and without autograd, and the random number
-generators are restored afterwards.
+The forward runs in eval mode, with frozen parameters and without autograd.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from timmscope_registry.errors import UnsupportedModel
 from timmscope_registry.hooks.eval_mode import FrozenEval
+from timmscope_registry.hooks.running import is_running, running
 
 BATCH = 2
 
@@ -66,21 +66,27 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
         UnsupportedModel: the model cannot run on the example.
     """
     calls: list[Call] = []
-    running: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
+    begun: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
     numbers: dict[nn.Module, int] = {}
+    # torch may call the hooks in another thread while they are registered or removed, and then
+    # without the keyword arguments that they ask for.
     paths = {part: path for path, part in module.named_modules()}
 
-    def before(part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(part: nn.Module, args: tuple[Any, ...], kwargs: Any = None) -> None:
+        if not is_running(calls):
+            return
         arguments = _tensors([*args, *kwargs.values()])
-        running.append((len(calls), {id(tensor): tensor._version for tensor in arguments}))
+        begun.append((len(calls), {id(tensor): tensor._version for tensor in arguments}))
 
     def after(
-        part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+        part: nn.Module, args: tuple[Any, ...], kwargs: Any = None, output: object = None
     ) -> None:
+        if not is_running(calls):
+            return
         tensor = output if isinstance(output, Tensor) else None
         first = first_tensor([*args, *kwargs.values()])
         number = numbers.get(part, 0)
-        start, versions = running.pop()
+        start, versions = begun.pop()
         numbers[part] = number + 1
         calls.append(
             Call(
@@ -101,7 +107,6 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_restored_generators(example))
         stack.enter_context(frozen_eval.frozen())
         images = example.detach().clone()
         if len(images) != BATCH:
@@ -110,7 +115,8 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
             stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(part.register_forward_hook(after, with_kwargs=True).remove)
         try:
-            module(images)
+            with running(calls):
+                module(images)
         except Exception as error:
             raise UnsupportedModel(
                 f"{type(module).__name__} cannot run on an input of shape {tuple(images.shape)}: "
@@ -130,10 +136,3 @@ def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
-
-
-@contextmanager
-def _restored_generators(example: Tensor) -> Iterator[None]:
-    devices = [example.device] if example.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from timmscope_registry.hooks import fingerprint, plain_attention
+from timmscope_registry.hooks import fingerprint
 
 
 class Attention(nn.Module):
@@ -67,18 +67,3 @@ def test_grad_mode_is_part_of_the_fingerprint(model: nn.Sequential) -> None:
     before = fingerprint(model)
     with torch.no_grad():
         assert before.difference(fingerprint(model)) == ["grad mode: True -> False"]
-
-
-def test_plain_attention_switches_only_fused_modules_and_restores_them() -> None:
-    model = nn.Sequential(Attention(), Attention(), nn.ReLU())
-    model[1].fused_attn = False
-    before = fingerprint(model)
-    with plain_attention(model) as outer:
-        assert outer == ("0",)
-        with plain_attention(model) as inner:
-            assert inner == ()
-        assert model[0].fused_attn is False
-    assert before == fingerprint(model)
-    with pytest.raises(ZeroDivisionError), plain_attention(model):
-        raise ZeroDivisionError
-    assert before == fingerprint(model)
