@@ -8,11 +8,12 @@ of images, stores and results therefore open every file through this module.
 from __future__ import annotations
 
 import errno
+import io
 import math
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from timmscope_registry import TimmscopeError
 
@@ -36,26 +37,40 @@ class UnsafeFile(TimmscopeError, ValueError):
 
     Readers convert it, as they convert any other damage, into their own error with the name of the
     image or store; as a `ValueError` it is caught together with what libraries raise.
+
+    Attributes:
+        reason: what is wrong, without the path.
     """
 
+    def __init__(self, reason: str, path: Location = "") -> None:
+        name = os.fspath(path)
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.reason = reason
 
-def require_regular(path: Location, name: str = "") -> os.stat_result:
+
+def why(error: Exception) -> str:
+    """What an error in reading a file says, on one line and without the file's path."""
+    text = error.reason if isinstance(error, UnsafeFile) else str(error)
+    text = (isinstance(error, OSError) and error.strerror) or text
+    return " ".join(text.split()) or type(error).__name__
+
+
+def require_regular(path: Location) -> os.stat_result:
     """Check that a path leads to a regular file, without opening it.
 
     Args:
         path: the file; symbolic links are followed.
-        name: name of the file in the error; by default the path.
 
     Raises:
         UnsafeFile: it is a pipe, a socket or a device.
         OSError: there is no such file, or it is a folder.
     """
     status = os.stat(path)  # noqa: PTH116 (a million times)
-    _require_regular(status, path, name)
+    _require_regular(status, path)
     return status
 
 
-def open_regular(path: Location, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Location, limit: int | None = None) -> io.BufferedReader:
     """Open a regular file for reading; never waits and never opens anything else.
 
     Args:
@@ -72,7 +87,7 @@ def open_regular(path: Location, limit: int | None = None) -> BinaryIO:
         status = os.fstat(descriptor)
         _require_regular(status, path)
         if limit is not None and status.st_size > limit:
-            raise UnsafeFile(f"{os.fspath(path)}: {status.st_size} bytes, expected at most {limit}")
+            raise UnsafeFile(f"{status.st_size} bytes, expected at most {limit}", path)
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -89,11 +104,11 @@ def read_regular(path: Location, limit: int) -> bytes:
     with open_regular(path, limit) as file:
         data = file.read(limit + 1)  # files of /proc say that they are empty
     if len(data) > limit:
-        raise UnsafeFile(f"{os.fspath(path)}: more than {limit} bytes")
+        raise UnsafeFile(f"more than {limit} bytes, the most that is read", path)
     return data
 
 
-def hdf5_member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+def hdf5_member(group: h5py.Group, path: str, *, text: bool = False) -> h5py.Group | h5py.Dataset:
     """Return the object at a path inside a group, reached by hard links only.
 
     HDF5 follows soft and external links without asking, also in the middle of a path, and an
@@ -102,6 +117,7 @@ def hdf5_member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     Args:
         group: the group or file.
         path: names separated by ``/``.
+        text: whether a data set may hold text of variable length.
 
     Raises:
         UnsafeFile: a part of the path is a soft or external link, or what it leads to is not
@@ -123,7 +139,7 @@ def hdf5_member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
             raise UnsafeFile(f"{path} is reached by {found}, expected data in this file")
         item = item[part]
     if isinstance(item, h5py.Dataset):
-        require_plain(item)
+        require_plain(item, text=text)
     return item
 
 
@@ -159,11 +175,15 @@ def hdf5_datasets(group: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
                 waiting.append((f"{above}{name}/", item))
 
 
-def require_plain(item: h5py.Group | h5py.Dataset) -> None:
+def require_plain(item: h5py.Group | h5py.Dataset, *, text: bool = False) -> None:
     """Check that a data set, or every data set below a group, has its values in its own file.
 
     This comes before the shape is read, because reading the shape of a virtual data set opens its
     sources.
+
+    Args:
+        item: the data set or group.
+        text: whether a data set may hold text of variable length.
 
     Raises:
         UnsafeFile: a data set has external storage, is virtual, or has a type of objects,
@@ -173,7 +193,7 @@ def require_plain(item: h5py.Group | h5py.Dataset) -> None:
 
     if not isinstance(item, h5py.Dataset):
         for _, dataset in hdf5_datasets(item):
-            require_plain(dataset)
+            require_plain(dataset, text=text)
         return
     created = item.id.get_create_plist()
     if created.get_layout() == h5py.h5d.VIRTUAL:
@@ -184,7 +204,7 @@ def require_plain(item: h5py.Group | h5py.Dataset) -> None:
         dtype = item.dtype
     except TypeError as error:  # NumPy has no such type
         raise UnsafeFile(f"{item.name} has a type that cannot be read ({error})") from error
-    if dtype.hasobject:
+    if dtype.hasobject and not (text and h5py.check_string_dtype(dtype)):
         raise UnsafeFile(
             f"{item.name} has a type of objects, references or variable length, expected numbers "
             "or text of fixed length"
@@ -217,9 +237,8 @@ def require_stored(dataset: h5py.Dataset) -> None:
         raise UnsafeFile(f"{dataset.name} claims {claimed} {unit}, the file holds {stored}")
 
 
-def _require_regular(status: os.stat_result, path: Location, name: str = "") -> None:
+def _require_regular(status: os.stat_result, path: Location) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(status.st_mode):
-        label = name or os.fspath(path)
-        raise UnsafeFile(f"{label}: a pipe, a socket or a device, expected a file")
+        raise UnsafeFile("a pipe or a device, not a file; leave it out", path)
