@@ -13,18 +13,20 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
 
 from timmscope_registry import TimmscopeError
 
 if TYPE_CHECKING:
     import h5py
+    import numpy as np
 
 # Absent on Windows, where opening never waits and files are text unless O_BINARY is given.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _FLAGS |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
-LARGEST_CHUNK = 1 << 30
+LARGEST_CHUNK = 1 << 28
 """Largest chunk of an HDF5 data set that is read, in bytes; h5py's own are up to 1 MiB."""
 DEEPEST = 64
 """Most HDF5 groups inside each other that are searched."""
@@ -106,6 +108,73 @@ def read_regular(path: Location, limit: int) -> bytes:
     if len(data) > limit:
         raise UnsafeFile(f"more than {limit} bytes, the most that is read", path)
     return data
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """Shape and type of an array in a file.
+
+    Attributes:
+        shape: as NumPy's.
+        dtype: as NumPy's.
+        offset: in .npy data, the byte at which the values begin.
+        fortran: whether they are in Fortran order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int = 0
+    fortran: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def npy_header(file: IO[bytes]) -> ArrayHeader:
+    """Read the header of .npy data, and none of the values.
+
+    Raises:
+        UnsafeFile: a length is negative, or the header is no header.
+        ValueError: and other errors of NumPy for a damaged header.
+    """
+    from numpy.lib import format as npy
+
+    first = npy.read_magic(file) == (1, 0)
+    try:
+        read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except MemoryError as error:  # of Python's parser
+        raise UnsafeFile("the header of the array is damaged") from error
+    if min(shape, default=0) < 0:
+        raise UnsafeFile(f"the array has the shape {shape}, expected no negative length")
+    return ArrayHeader(tuple(map(int, shape)), dtype, file.tell(), bool(fortran))
+
+
+def read_npy(path: Location) -> np.ndarray:
+    """Return the array of a .npy file, which holds all the values that it claims.
+
+    Raises:
+        UnsafeFile: it is no regular file, not a .npy file, too short, or holds Python objects.
+        OSError: as for `open` and `read`.
+    """
+    import numpy as np
+
+    with open_regular(path) as file:
+        try:
+            header = npy_header(file)
+        except (OSError, MemoryError, UnsafeFile):
+            raise
+        except Exception as error:  # NumPy's parser raises many types
+            raise UnsafeFile(f"not a .npy file of numbers ({why(error)})", path) from error
+        if header.dtype.hasobject:
+            raise UnsafeFile("holds Python objects, expected numbers", path)
+        held = os.fstat(file.fileno()).st_size - header.offset
+        if header.nbytes > held:
+            raise UnsafeFile(f"claims {header.nbytes} bytes, the file holds {held}", path)
+        values = np.frombuffer(bytearray(file.read(header.nbytes)), header.dtype)
+    return values.reshape(header.shape, order="F" if header.fortran else "C")
 
 
 def hdf5_member(group: h5py.Group, path: str, *, text: bool = False) -> h5py.Group | h5py.Dataset:

@@ -80,9 +80,9 @@ def installed() -> Iterator[PluginRecord]:
         supported = {point.name for point in points if point.group == GROUP}
         for point in points:
             seen.add(name)
-            plugin = PluginRecord(
-                *map(visible, (point.name, name, version, point.value, point.group))
-            )
+            facts = (point.name, name, version, point.value, point.group)
+            label, of, number, value, group = map(visible, facts)
+            plugin = PluginRecord(label, of, number, value, group)
             if point.group == GROUP:
                 plugin.load = point.load
             elif point.name in supported:

@@ -8,18 +8,19 @@ import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
 from PIL import Image
 
 from timmscope.safe_files import (
+    ArrayHeader,
     UnsafeFile,
     hdf5_datasets,
     hdf5_member,
+    npy_header,
     open_regular,
     require_plain,
     require_stored,
@@ -41,20 +42,6 @@ _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
 _DEFLATED = 2000
 """A member of a .npz cannot unpack to more than this many times its bytes; deflate reaches 1032."""
-
-
-@dataclass(frozen=True)
-class _Header:
-    """Shape and type of one array, and in .npy data where it begins and its order."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    offset: int = 0
-    fortran: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ArraySource(ImageSource):
@@ -143,19 +130,19 @@ class ArraySource(ImageSource):
 
     # --- the three file formats ---------------------------------------------------------------
 
-    def _describe(self) -> tuple[dict[str, _Header], dict[str, UnsafeFile]]:
+    def _describe(self) -> tuple[dict[str, ArrayHeader], dict[str, UnsafeFile]]:
         """Every array in the file by name, and why others are refused, without reading one."""
-        arrays: dict[str, _Header] = {}
+        arrays: dict[str, ArrayHeader] = {}
         refused: dict[str, UnsafeFile] = {}
         with open_regular(self._file) as file:
             if self._suffix == ".npy":
-                return {"": _npy_header(file)}, refused
+                return {"": npy_header(file)}, refused
             if self._suffix == ".npz":
                 with zipfile.ZipFile(file) as archive:
                     for name in archive.namelist():
                         if name.endswith(".npy"):
                             with archive.open(name) as member:
-                                arrays[name.removesuffix(".npy")] = _npy_header(member)
+                                arrays[name.removesuffix(".npy")] = npy_header(member)
                     return arrays, refused
         with h5py.File(self._file, "r") as opened:
             for name, dataset in hdf5_datasets(opened):
@@ -165,10 +152,10 @@ class ArraySource(ImageSource):
                     refused[name] = error
                     continue
                 if dataset.shape is not None:
-                    arrays[name] = _Header(dataset.shape, dataset.dtype)
+                    arrays[name] = ArrayHeader(dataset.shape, dataset.dtype)
         return arrays, refused
 
-    def _require_stored(self, name: str, header: _Header) -> None:
+    def _require_stored(self, name: str, header: ArrayHeader) -> None:
         """Check that the file is large enough for what an array claims to hold.
 
         Raises:
@@ -194,13 +181,13 @@ class ArraySource(ImageSource):
         name = self._key if key is None else key
         if self._suffix == ".npy":
             with open_regular(self._file) as file:
-                header = _npy_header(file)
+                header = npy_header(file)
             return _rows(self._file, header, 0)
         if self._suffix == ".npz":
             return _open_npz(self._file, name)
         return hdf5_member(h5py.File(self._file, "r"), name, text=True)
 
-    def _read_labels(self, arrays: dict[str, _Header]) -> LabelTable | None:
+    def _read_labels(self, arrays: dict[str, ArrayHeader]) -> LabelTable | None:
         for name, header in arrays.items():
             if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and header.shape == self._shape[:1]:
                 with self._readable(f"{self._file}: its {name}"):
@@ -210,7 +197,7 @@ class ArraySource(ImageSource):
         return None
 
 
-def _choose(arrays: dict[str, _Header], wanted: str, file: Path) -> str:
+def _choose(arrays: dict[str, ArrayHeader], wanted: str, file: Path) -> str:
     """Return the name of the array with the images: the one requested, or the only candidate."""
     listing = ", ".join(f"{name} {header.shape}".strip() for name, header in arrays.items())
     listing = listing or "nothing"
@@ -253,7 +240,7 @@ class _FileRows:
     process if the file were cut short.
     """
 
-    def __init__(self, path: Path, header: _Header, start: int) -> None:
+    def __init__(self, path: Path, header: ArrayHeader, start: int) -> None:
         self._dtype, self._shape = header.dtype, header.shape[1:]
         self._offset, self._count = start + header.offset, header.shape[0]
         self._bytes = math.prod(self._shape) * self._dtype.itemsize
@@ -265,7 +252,7 @@ class _FileRows:
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 
 
-def _rows(path: Path, header: _Header, start: int) -> Any:
+def _rows(path: Path, header: ArrayHeader, start: int) -> Any:
     """Return an array whose .npy data begin at a byte of a file, to be read row by row if it can.
 
     Args:
@@ -280,34 +267,12 @@ def _rows(path: Path, header: _Header, start: int) -> Any:
     return np.memmap(path, header.dtype, "r", offset, header.shape, order)
 
 
-def _npy_header(file: IO[bytes]) -> _Header:
-    """Read the header of .npy data.
-
-    Raises:
-        UnsafeFile: a length is negative, or the array holds Python objects.
-        ValueError: and other errors of a damaged header.
-    """
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    try:
-        shape, fortran, dtype = read(file)
-    except MemoryError as error:  # of Python's parser
-        raise UnsafeFile("the header of the array is damaged") from error
-    if min(shape, default=0) < 0:
-        raise UnsafeFile(f"the array has the shape {shape}, expected no negative length")
-    return _Header(tuple(map(int, shape)), dtype, file.tell(), bool(fortran))
-
-
 def _open_npz(file: Path, name: str) -> Any:
     """Read the rows of an uncompressed member of the file; read a compressed member as a whole."""
     with open_regular(file) as raw, zipfile.ZipFile(raw) as archive:
         info = archive.getinfo(f"{name}.npy")
         with archive.open(info) as member:
-            header = _npy_header(member)
+            header = npy_header(member)
             if header.dtype.hasobject:  # a memory map would take its bytes for addresses
                 raise ImageError(
                     f"{file}: the array {name!r} holds Python objects, which are never unpickled; "
