@@ -16,9 +16,23 @@ from timmscope_registry.plugin_faults import (
     one_line,
     plugin_traceback,
     upgrade_hint,
+    visible,
 )
 from timmscope_registry.plugin_record import PluginRecord
 from timmscope_registry.specs import API_VERSION, GROUP, api_text
+
+OURS = "timmscope"
+FIRST_PARTY = frozenset(
+    (
+        "timmscope",
+        "timmscope_attribution",
+        "timmscope_synthesis",
+        "timmscope_attack",
+        "timmscope_style",
+        "timmscope_representation",
+    )
+)
+"""Packages that a distribution called timmscope may name: others come under their own name."""
 
 
 def installed() -> Iterator[PluginRecord]:
@@ -27,8 +41,13 @@ def installed() -> Iterator[PluginRecord]:
     Entry points for other major versions (``timmscope.v2``) are yielded as unsupported, unless the
     distribution has an entry point of the same name for this version. First-party plugins come
     first; the others follow in the order of their ids.
+
+    Of a distribution that lies on `sys.path` twice, the first counts. A foreign distribution that
+    calls itself timmscope is reported and not loaded, and hides none of timmscope's own plugins.
+    Control characters in names are escaped, because every name may reach a terminal.
     """
     seen: set[str] = set()
+    ours: set[tuple[str, str]] = set()
     plugins: list[PluginRecord] = []
     for distribution in importlib.metadata.distributions():
         try:
@@ -39,7 +58,7 @@ def installed() -> Iterator[PluginRecord]:
             version = distribution.version
             points = list(distribution.entry_points)
         except Exception as error:
-            where = str(getattr(distribution, "_path", "a distribution"))
+            where = _location(distribution)
             broken = PluginRecord(Path(where).name, "unreadable", "", where, "", status="failed")
             broken.report(
                 "metadata",
@@ -49,14 +68,21 @@ def installed() -> Iterator[PluginRecord]:
             )
             plugins.append(broken)
             continue
-        if name in seen:  # an older copy further down sys.path
+        points = [point for point in points if re.fullmatch(r"timmscope(\..*)?", point.group)]
+        if name == OURS:  # whatever lies before ours on sys.path
+            if foreign := sorted({point.value for point in points if not _is_first_party(point)}):
+                plugins.append(_impostor(_location(distribution), foreign))
+                continue
+            points = [point for point in points if (point.group, point.name) not in ours]
+            ours |= {(point.group, point.name) for point in points}
+        elif name in seen:  # an older copy further down sys.path
             continue
         supported = {point.name for point in points if point.group == GROUP}
         for point in points:
-            if not re.fullmatch(r"timmscope(\..*)?", point.group):
-                continue
             seen.add(name)
-            plugin = PluginRecord(point.name, name, version, point.value, point.group)
+            facts = (point.name, name, version, point.value, point.group)
+            label, of, number, value, group = map(visible, facts)
+            plugin = PluginRecord(label, of, number, value, group)
             if point.group == GROUP:
                 plugin.load = point.load
             elif point.name in supported:
@@ -65,7 +91,27 @@ def installed() -> Iterator[PluginRecord]:
                 plugin.status = "unsupported"
                 _report_group(plugin)
             plugins.append(plugin)
-    yield from sorted(plugins, key=lambda p: (p.distribution != "timmscope", p.id, p.group))
+    yield from sorted(plugins, key=lambda p: (p.distribution != OURS, p.id, p.group))
+
+
+def _location(distribution: importlib.metadata.Distribution) -> str:
+    return visible(str(getattr(distribution, "_path", "a distribution")))
+
+
+def _is_first_party(point: importlib.metadata.EntryPoint) -> bool:
+    return re.split(r"[.:]", point.value)[0] in FIRST_PARTY
+
+
+def _impostor(where: str, values: list[str]) -> PluginRecord:
+    """The record of a foreign distribution that calls itself timmscope; it is never loaded."""
+    record = PluginRecord(Path(where).name, "foreign", "", where, "", status="failed")
+    record.report(
+        "metadata",
+        f"it calls itself {OURS}, but offers {visible(', '.join(values))}, which is not "
+        f"{OURS}'s own; it is ignored",
+        hint=f"tell its authors to rename it, or delete {where}",
+    )
+    return record
 
 
 def single_file(path: str | Path) -> PluginRecord:

@@ -6,6 +6,7 @@ tell its authors``. The registry, techniques, sources, collectors and index back
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +15,9 @@ from timmscope_registry.plugin_record import PluginInfo, PluginRecord
 
 if TYPE_CHECKING:
     from timmscope_registry.registry import Entry
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Characters that steer a terminal or that it cannot show; file names may contain them."""
 
 Offender: TypeAlias = "Entry[Any] | PluginInfo | PluginRecord | str"
 """A contribution, a plugin, or the name of what no plugin of others offers."""
@@ -47,6 +51,11 @@ def _remedy(who: Offender) -> str:
         return ""
     plugin = who if isinstance(who, PluginInfo | PluginRecord) else who.plugin
     return "tell its authors" if plugin.group else f"fix {Path(plugin.value).name}"
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters escaped as in Python, such as ``\\n``."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def brief(value: object) -> str:

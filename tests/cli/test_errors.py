@@ -252,3 +252,32 @@ def test_a_closed_pipe_is_not_an_error() -> None:
         check=False,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["--help", "run", "doctor --json"])
+def test_output_that_nobody_reads_is_not_an_error(words: str) -> None:
+    done = subprocess.run(
+        f"{shlex.join(PROGRAM)} {words} | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_a_number_that_is_not_whole_is_refused(cli: Cli, picture: Path) -> None:
+    refuse(cli("search", "s.scope", "--row", "1.5"), "--row: 1.5 is not a whole number")
+    refuse(
+        cli("run", "smooth-grad", MODEL, picture, "--samples", "2.5"),
+        "--samples: 2.5 is not a whole number",
+    )
+    refuse(cli("search", "s.scope", "--row", "2.0"), "s.scope")  # 2 as it is
+
+
+def test_a_file_may_begin_with_a_minus(cli: Cli, picture: Path) -> None:
+    picture.rename(picture.with_name("-x.png"))
+    refuse(cli("run", "saliency", MODEL, "-x.png"), "put -- before a file")
+    refuse(cli("run", "saliency", MODEL, "--", "-y.png", "--debug"), "-y.png: no such file")
+    done = cli("run", "saliency", MODEL, "-t", "-class:3", "-o", "out", "--", "-x.png")
+    assert done.status == 0, done.err

@@ -67,3 +67,12 @@ def test_a_figure_is_written_to_the_given_path_or_refused(tmp_path: Path) -> Non
     with pytest.raises(ParameterError, match=r"not written as \.doc"):
         output.write_figure(Figure(), tmp_path / "sheet.doc")
     assert [file.name for file in tmp_path.iterdir()] == ["new"]
+
+
+def test_control_characters_of_plugins_are_escaped(cli: Cli, tmp_path: Path) -> None:
+    plugin = tmp_path / "odd\x1b[31m.py"
+    plugin.write_text("raise ValueError('\\x1b[2J\\x9b1m')\n")
+    for words in (["doctor"], ["doctor", "--json"], ["plugins"], ["plugins", "--json"]):
+        printed = cli("--plugin", plugin, *words)
+        assert "odd" in printed.out
+        assert not {"\x1b", "\x9b"} & set(printed.out + printed.err)

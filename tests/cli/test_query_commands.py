@@ -161,6 +161,11 @@ class TestSearch:
         assert [hit["image_id"] for hit in out["nearest"]] == hits.ids[0].tolist()
         assert {Path(hit["path"]).parent.name for hit in out["nearest"]} == {"dark"}
         assert not (store / "index").exists(), "an objective needs no index"
+        low = cli(
+            "search", store, "--objective", "-layer2[3]", "-k", "3", "--where", "-1 < id", "--json"
+        )
+        lowest = strongest(opened, "-layer2[3]", 3).ids[0].tolist()
+        assert [hit["image_id"] for hit in read(low)["nearest"]] == lowest
         logits = read(cli("search", store, "--objective", "class:5", "-k", "1", "--json"))[
             "nearest"
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -271,6 +272,9 @@ def test_box_files_are_read_and_their_errors_named(tmp_path):
             Boxes(file)
     with pytest.raises(ParameterError, match=r"no boxes can be read from .*gone.csv"):
         Boxes(tmp_path / "gone.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ParameterError, match=r"no boxes can be read from .*a pipe or a device"):
+        Boxes(tmp_path / "pipe.csv")
 
 
 class Stack(nn.Module):

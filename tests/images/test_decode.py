@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from timmscope.images import array_to_rgb, open_image
+from timmscope.images import array_to_rgb, open_image, to_rgb
 from timmscope_registry import ImageError
 
 RAMP = np.linspace(0, 255, 64).reshape(8, 8)
@@ -139,8 +139,16 @@ def test_exif_rotation_is_applied(tmp_path: Path, orientation: int) -> None:
         image = image.transpose(step)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    got = pixels(save(image, tmp_path / "a.png", exif=exif))
-    np.testing.assert_array_equal(got, np.asarray(upright))
+    for name in ("a.png", "a.tif", "a.webp"):
+        path = save(image, tmp_path / name, exif=exif, lossless=True)
+        np.testing.assert_array_equal(pixels(path), np.asarray(upright))
+        with Image.open(path) as opened:
+            size = opened.size
+            picture = to_rgb(opened)
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(upright))
+            assert name == "a.tif" or opened.size == size  # Pillow itself turns a TIFF
+        for again in (picture, open_image(path)):  # upright, and not turned a second time
+            np.testing.assert_array_equal(np.asarray(to_rgb(again)), np.asarray(upright))
 
 
 def test_an_image_with_damaged_exif_can_be_read(tmp_path: Path) -> None:
@@ -232,4 +240,84 @@ def test_an_array_that_is_not_an_image_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ImageError, match=reason) as caught:
         array_to_rgb(pixels)
+    assert "\n" not in str(caught.value)
+
+
+def test_pictures_in_memory_fail_as_files_do(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / "cut.png")
+    path.write_bytes(path.read_bytes()[:4000])
+    with Image.open(path) as image, pytest.raises(ImageError, match="image: cannot be decoded"):
+        to_rgb(image)
+    with pytest.raises(ImageError, match="0x4 pixels"):
+        to_rgb(Image.new("RGB", (0, 4)))
+
+
+def test_an_upright_rgb_picture_is_not_copied() -> None:
+    picture = Image.new("RGB", (2, 2))
+    assert to_rgb(picture) is picture
+
+
+@pytest.mark.parametrize("kind", ["long text", "much text", "profile"])
+def test_a_png_is_read_without_the_text_that_pillow_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1 << 21)
+    picture = Image.fromarray(np.stack([GREY_RAMP, GREY_RAMP.T, 255 - GREY_RAMP], 2))
+    text = PngImagePlugin.PngInfo()
+    if kind == "long text":
+        text.add_text("workflow", "x" * (3 << 20), zip=True)
+    elif kind == "much text":
+        for number in range(3):
+            text.add_text(f"k{number}", "x" * 1_000_000)
+    profile = bytes(3 << 20) if kind == "profile" else None
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = save(picture, tmp_path / "a.png", pnginfo=text, icc_profile=profile, exif=exif)
+    with pytest.raises(ValueError), Image.open(path) as opened:
+        opened.load()
+    np.testing.assert_array_equal(pixels(path), np.asarray(picture.rotate(180)))
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"IDAT") + 10])
+    with pytest.raises(ImageError, match=r"a\.png: "):
+        open_image(path)
+
+
+def test_postscript_is_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(ImageError, match=r"a\.jpg: PostScript, which is a program"):
+        open_image(path)
+
+
+def test_big_endian_arrays_are_images() -> None:
+    for kind, scale in ((">u2", 257.0), (">f4", 1 / 255), (">f8", 1 / 255)):
+        got = array_to_rgb((GREY_RAMP * scale).astype(kind))
+        np.testing.assert_array_equal(np.asarray(got)[:, :, 0], GREY_RAMP)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6 0 0 255\n",
+        b"P6 -3 4 255\n" + bytes(99),
+        b"P6 99999999999999999999 1 255\n" + bytes(99),
+        b"P5 3 3 99999999999\n" + bytes(99),
+        b"BM" + bytes(12) + (40).to_bytes(4, "little") + b"\xff" * 36,
+        b"BM" + bytes(12) + (40).to_bytes(4, "little") + bytes(36),
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\xff" * 8 + b"\x08\x02\0\0\0" + bytes(4),
+        b"GIF89a\0\0\0\0" + bytes(40),
+        b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\xff\xff\xff\xff\0\0\0\0",
+        b"MM\0*\0\0\0\x08\xff\xff" + b"\xff" * 200,
+        b"\0\0\x01\0\xff\xff" + bytes(200),
+        b"Pf\n-9 9\n-1.0\n" + bytes(400),
+        b"8BPS\0\x01" + bytes(6) + b"\0\x03" + b"\xff" * 8 + b"\0\x08\0\x03" + bytes(100),
+        b"\x0a\x05\x01\x08" + b"\xff\xff\0\0" * 30,
+    ],
+)
+def test_odd_sizes_in_a_header_are_one_line(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "odd.png").write_bytes(data)
+    with pytest.raises(ImageError, match=r"odd\.png: ") as caught:
+        open_image(tmp_path / "odd.png")
     assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from timmscope.safe_files import (
     hdf5_datasets,
     hdf5_member,
     open_regular,
+    read_npy,
     read_regular,
     require_plain,
     require_stored,
@@ -40,7 +41,7 @@ def test_only_regular_files_are_opened(pipe: Path) -> None:
     link = pipe.with_name("link")
     link.symlink_to(pipe)
     for special in (pipe, link, Path(os.devnull)):
-        with pytest.raises(UnsafeFile, match="a pipe, a socket or a device"):
+        with pytest.raises(UnsafeFile, match="a pipe or a device"):
             open_regular(special)
     with pytest.raises(IsADirectoryError):
         open_regular(pipe.parent)
@@ -146,3 +147,29 @@ def test_values_that_were_never_written_are_no_values(tmp_path: Path) -> None:
         file["empty"], file["none"] = np.zeros((0, 3)), h5py.Empty("f4")
         require_stored(file["empty"])
         require_stored(file["none"])
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), 1.5]
+)
+def test_an_array_file_is_read_whole(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(read_npy(tmp_path / "a.npy"), array)
+
+
+def test_an_array_file_that_claims_more_than_it_holds_is_refused(pipe: Path) -> None:
+    file = pipe.with_name("a.npy")
+    for shape, reason in (((10**18,), "claims"), ((-1,), "no negative length")):
+        with file.open("wb") as raw:
+            header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(raw, header)
+        with pytest.raises(UnsafeFile, match=reason):
+            read_npy(file)
+    np.save(file, np.array([None]), allow_pickle=True)
+    with pytest.raises(UnsafeFile, match="Python objects"):
+        read_npy(file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UnsafeFile, match=r"not a \.npy file"):
+        read_npy(file)
+    with pytest.raises(UnsafeFile, match="a pipe"):
+        read_npy(pipe)

@@ -569,3 +569,24 @@ class TestSingleFile:
     def test_a_missing_file_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(PluginError, match="does not exist"):
             Registry().load_file(tmp_path / "none.py")
+
+
+class TestNames:
+    def test_a_distribution_called_timmscope_hides_none_of_ours(self, distribution: Make) -> None:
+        distribution("timmscope", "raise SystemExit", version="99.0")
+        distribution("Timmscope", "", points="[timmscope.v1]\ncore = timmscope.builtin\n")
+        registry = Registry()
+        ours = {plugin.name for plugin in registry.plugins() if plugin.distribution == "timmscope"}
+        assert ours >= {"core", "attribution", "representation"}
+        assert registry.technique("grad-cam").id == "timmscope:grad-cam"
+        assert registry.model_source("random").id == "timmscope:random"
+        (problem,) = (
+            each for each in registry.problems() if each.plugin.startswith("foreign:timmscope-99")
+        )
+        assert "calls itself timmscope, but offers timmscope_" in problem.message
+
+    def test_control_characters_in_names_are_escaped(self, distribution: Make) -> None:
+        distribution("foo\x1b[31m", GOOD, entry="ma\x1b[2Jin", version="1\x9b0m")
+        plugin = next(p for p in Registry().plugins() if p.distribution.startswith("foo"))
+        assert plugin.id == r"foo\x1b[31m:ma\x1b[2Jin"
+        assert plugin.version == r"1\x9b0m"

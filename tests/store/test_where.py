@@ -1,6 +1,7 @@
 """Conditions on images are compared with plain Python over a list of dictionaries."""
 
 import gc
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,11 @@ class TestMetadata:
             known.open().with_metadata(file)
         assert str(file) in str(caught.value)
         assert caught.value.parameter == "metadata"
+
+    def test_a_pipe_is_refused_without_waiting_for_it(self, known: Known, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "m.csv")
+        with pytest.raises(ParameterError, match="a pipe or a device"):
+            known.open().with_metadata(tmp_path / "m.csv")
 
     def test_a_name_that_two_images_share_is_refused(self, tmp_path: Path) -> None:
         names = ["a/x.png", "b/x.png", "b/y.png"]

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 from timmscope_registry import PluginInfo, Problem, get_registry
+from timmscope_registry.plugin_faults import visible
 
 PACKAGES = (
     "timmscope",
@@ -192,17 +193,15 @@ def _print_problems(notes: list[str], problems: list[Problem], released: dict[st
         console.print(Text.assemble(("note: ", "bold"), note))
     for problem in problems:
         console.print()
-        console.print(
-            Text.assemble(
-                (f"{problem.plugin} {released.get(problem.plugin, '')}".rstrip(), "bold red"),
-                f" ({problem.stage}): ",
-                problem.message,
-            )
-        )
+        name = visible(f"{problem.plugin} {released.get(problem.plugin, '')}".rstrip())
+        said = f" ({problem.stage}): {visible(problem.message)}"
+        console.print(Text.assemble((name, "bold red"), said))
         if problem.hint:
-            console.print(Padding(Text.assemble(("what to do: ", "bold"), problem.hint), (0, 2)))
+            hint = Text.assemble(("what to do: ", "bold"), visible(problem.hint))
+            console.print(Padding(hint, (0, 2)))
         if problem.traceback:
-            console.print(Padding(Text(problem.traceback.rstrip(), style="dim"), (0, 4)))
+            trace = "\n".join(map(visible, problem.traceback.splitlines()))
+            console.print(Padding(Text(trace, style="dim"), (0, 4)))
     console.print()
     count = len(problems)
     if count:

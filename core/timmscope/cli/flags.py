@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
+from timmscope.cli.parameters import whole
 from timmscope.techniques.base import origin_of
 from timmscope_registry import PluginError
-from timmscope_registry.plugin_faults import fault
+from timmscope_registry.plugin_faults import fault, visible
 
 if TYPE_CHECKING:
     from timmscope.techniques import Technique
@@ -69,10 +70,24 @@ def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> ins
     if isinstance(default, tuple | list):
         shown = _words if default else False
     negative = flag(f"no_{name}") if default is True else ""
-    note = Parameter(help=text, show_default=shown, negative=negative, **more)
+    types = _types(kind)
+    note = Parameter(
+        help=visible(text),
+        show_default=shown,
+        negative=negative,
+        converter=whole if types <= {int, NoneType} else None,
+        allow_leading_hyphen=str in types,
+        **more,
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, note]
     )
+
+
+def _types(kind: Any) -> set[Any]:
+    """The types that a type is made of: int and None for ``tuple[int, ...] | None``."""
+    parts = [part for part in get_args(kind) if part is not ...]
+    return set().union(*map(_types, parts)) if parts else {kind}
 
 
 def flag(name: str) -> str:

@@ -41,7 +41,7 @@ def build(
     backend: str = "auto",
     recall: float = 0.95,
     memory: str | None = None,
-    seed: int = 0,
+    seed: parameters.Whole = 0,
     json: parameters.Json = False,
 ) -> None:
     """Build the index of a layer and save it in the store; an older one is replaced.
@@ -101,7 +101,7 @@ def remove(
     /,
     *,
     ids: str | None = None,
-    where: str | None = None,
+    where: parameters.Text = None,
     metadata: parameters.Metadata = None,
     compact: parameters.Flag = False,
     json: parameters.Json = False,

@@ -11,13 +11,20 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+)
 
 from timmscope.cli import output
 from timmscope.cli.invoke import call
@@ -136,6 +143,9 @@ def _global_flags(
     found: dict[str, list[str]] = {"--block": [], "--plugin": []}
     left = iter(tokens)
     for token in left:
+        if token == "--":  # what follows is no flag
+            rest += [token, *left]
+            break
         flag, equals, value = token.partition("=")
         if flag not in found:
             if token != "--debug":  # `main` reads it
@@ -154,15 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line after the program's name; by default that of the process.
     """
     tokens = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in tokens
+    debug = "--debug" in tokens[: tokens.index("--") if "--" in tokens else None]
     if isinstance(sys.stdout, io.TextIOWrapper):  # for file names that it cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with _progress(), _warnings_as_lines(debug):
-            call(app.meta, tokens)
+            status = _exit_status(lambda: call(app.meta, tokens))
             sys.stdout.flush()
-    except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+            return status
     except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
@@ -172,6 +181,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, message = explain(error)
         output.print_stderr(message)
         return status
+
+
+def _exit_status(run: Callable[[], None]) -> int:
+    """Call a function and return the status with which it exits."""
+    try:
+        run()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     return 0
 
 
@@ -206,6 +223,8 @@ def _usage_message(error: CycloptsError) -> str:
         text = f"too many arguments: {text.removeprefix('Unused Tokens:').strip(' [].')}"
     if "Did you mean" in text:
         text = text.partition("?")[0] + "?"
+    elif isinstance(error, UnknownOptionError):
+        text = f"{text.partition('. ')[0]}; put -- before a file whose name begins with a minus"
     if text[:2].istitle():
         text = text[0].lower() + text[1:]
     name = error.app.name[0] if error.app and error.app.name else ""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from timmscope_registry import ParameterError
 from timmscope_registry.loading import stdout_to_stderr
+from timmscope_registry.plugin_faults import visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +27,10 @@ GAP = 3
 """Spaces between columns."""
 MOST_SIDE_BY_SIDE = 5
 """Most rows of a table that is turned on its side because it is too wide."""
+_C1 = re.compile(r"[\x7f-\x9f]")
+"""Control characters that JSON text may hold as they are."""
 _FOLDED = 5
 """Least width of a column that is wrapped, in characters."""
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that steer a terminal or that it cannot show; file names may contain them."""
 
 
 _real_stdout: ContextVar[TextIO | None] = ContextVar("timmscope_stdout", default=None)
@@ -59,9 +60,13 @@ def console(*, stderr: bool = False, piped_width: int | None = PIPED_WIDTH) -> C
     """
     from rich.console import Console
 
+    class PipedConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # handled by `main`; rich would close what sys.stdout is now
+
     stream = sys.stderr if stderr else _stdout()
     width = None if stream.isatty() or "COLUMNS" in os.environ else piped_width
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    return PipedConsole(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
 def say(text: str = "") -> None:
@@ -75,16 +80,12 @@ def print_stderr(text: str) -> None:
     print("timmscope:", visible(" ".join(text.split())), file=sys.stderr)
 
 
-def visible(text: str) -> str:
-    """Return the text with control characters escaped as in Python, such as ``\\n``."""
-    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-
-
 def print_json(value: object) -> None:
     """Print a value as JSON."""
     stdout = _stdout()
     ascii_only = not (stdout.encoding or "ascii").lower().startswith("utf")
-    print(json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str), file=stdout)
+    text = json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str)
+    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=stdout)
 
 
 def table(

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token, convert
 
+
+def whole(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert to whole numbers; cyclopts itself rounds 1.5 to 2.
+
+    Raises:
+        ValueError: a number is not whole.
+    """
+    for token in tokens:
+        if "." in token.value and not float(token.value).is_integer():
+            raise ValueError(f"{token.value} is not a whole number")
+    return convert(kind, tokens)
+
+
+Whole = Annotated[int, Parameter(converter=whole)]
+OptionalWhole = Annotated[int | None, Parameter(converter=whole)]
+Text = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+"""Text that may begin with a minus, as an objective may."""
 Model = Annotated[
     str, Parameter(help="Model, as in timm:resnet50, pip:efficientnet-lite0 or random:resnet18.")
 ]
@@ -20,6 +37,7 @@ Target = Annotated[
     str,
     Parameter(
         name=["--target", "-t"],
+        allow_leading_hyphen=True,
         help="What to explain: a class (tiger cat, class:282), a unit (blocks.4[17]), or top, the "
         "model's prediction for each image.",
     ),
@@ -28,10 +46,10 @@ Output = Annotated[Path | None, Parameter(name=["--output", "-o"])]
 """Where to write; each command documents its default."""
 Repeated = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Layers = Annotated[tuple[str, ...], Parameter(name=["--layer", "-l"], show_default=False)]
-Count = Annotated[int, Parameter(name=["--count", "-k"])]
-Seed = Annotated[int, Parameter(help="Seed of all random numbers.")]
+Count = Annotated[Whole, Parameter(name=["--count", "-k"])]
+Seed = Annotated[Whole, Parameter(help="Seed of all random numbers.")]
 BatchSize = Annotated[
-    int | None, Parameter(help="Images per forward pass; by default as many as fit.")
+    OptionalWhole, Parameter(help="Images per forward pass; by default as many as fit.")
 ]
 Device = Annotated[
     str | None, Parameter(help="Where to run the model, as in cpu or cuda:0; by default the CPU.")
@@ -39,7 +57,7 @@ Device = Annotated[
 
 StorePath = Annotated[Path, Parameter(help="Store that timmscope mine wrote.")]
 Where = Annotated[
-    str | None,
+    Text,
     Parameter(help="Only images that meet a condition, as in \"label == 'dog' and width > 300\"."),
 ]
 Metadata = Annotated[

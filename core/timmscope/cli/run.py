@@ -16,7 +16,7 @@ from timmscope_registry import (
     TechniqueSpec,
     get_registry,
 )
-from timmscope_registry.plugin_faults import described, fault
+from timmscope_registry.plugin_faults import described, fault, visible
 
 HELP = ("--help", "-h")
 
@@ -25,6 +25,7 @@ app = App(
     help="Run a technique on a model; `timmscope run TECHNIQUE --help` shows its parameters.",
     help_flags=(),
     version_flags=(),
+    end_of_options_delimiter="",  # passed on to the technique's own command
 )
 
 
@@ -66,7 +67,7 @@ def _run(entry: Entry[TechniqueSpec], name: str, rest: list[str]) -> None:
         default_parameter=Parameter(negative=""),
         group_arguments=Group("What to work on", sort_key=1),
         group_parameters=Group("How to run", sort_key=3),
-        help_epilogue=f"Source: {entry.spec.paper}" if entry.spec.paper else None,
+        help_epilogue=visible(f"Source: {entry.spec.paper}") if entry.spec.paper else None,
     )
     command["--help"].group = Group("How to run", sort_key=3)
     command.default(function)

@@ -28,8 +28,8 @@ def search(
     image: Path | None = None,
     /,
     *,
-    row: int | None = None,
-    objective: str | None = None,
+    row: parameters.OptionalWhole = None,
+    objective: parameters.Text = None,
     vector: Path | None = None,
     layer: Annotated[str | None, Parameter(name=["--layer", "-l"])] = None,
     count: parameters.Count = 10,
@@ -150,21 +150,20 @@ def _title(found: Found, objective: str | None, model: str) -> str:
 
 
 def _read_vector(file: Path) -> np.ndarray:
-    import numpy as np
-
+    from timmscope.safe_files import read_npy, why
     from timmscope_registry import ParameterError
 
     try:
-        vector = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        vector = read_npy(file)
+    except (OSError, ValueError) as error:
         raise ParameterError(
-            f"{file}: not a .npy file of numbers; write one with numpy.save",
+            f"{file}: {why(error)}; write a .npy file of numbers with numpy.save",
             parameter="vector",
         ) from error
-    if not isinstance(vector, np.ndarray) or vector.size not in vector.shape:
-        shape = getattr(vector, "shape", "several arrays")
+    if vector.dtype.kind not in "fiu" or vector.size not in vector.shape:
         raise ParameterError(
-            f"{file}: holds {shape}, expected one row of numbers", parameter="vector"
+            f"{file}: holds {vector.dtype} of shape {vector.shape}, expected one row of numbers",
+            parameter="vector",
         )
     return vector.reshape(-1)
 

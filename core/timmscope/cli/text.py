@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Callable
 from typing import ParamSpec
 
+from timmscope_registry.plugin_faults import visible
+
 P = ParamSpec("P")
 
 _SECTION = re.compile(
@@ -42,7 +44,7 @@ def plain_text(docstring: str) -> str:
             lines[-1] += f" {line.strip()}"
         else:
             lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _depth(line: str) -> int:

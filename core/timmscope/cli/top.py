@@ -13,7 +13,7 @@ from timmscope.cli.text import plain_help
 def top(
     store: parameters.StorePath,
     layer: str,
-    unit: int,
+    unit: parameters.Whole,
     /,
     *,
     count: parameters.Count = 9,

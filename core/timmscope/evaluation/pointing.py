@@ -17,6 +17,7 @@ from torch import Tensor
 
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.models import HookedModel
+from timmscope.safe_files import UnsafeFile, require_regular, why
 from timmscope_registry import ParameterError
 
 Box = tuple[float, float, float, float]
@@ -105,6 +106,7 @@ class Boxes:
 def _read(file: Path) -> dict[str, list[Box]]:
     boxes: dict[str, list[Box]] = {}
     try:
+        require_regular(file)
         with file.open(newline="", encoding="utf-8-sig") as lines:
             rows = csv.DictReader(lines)
             missing = [name for name in BOX_COLUMNS if name not in (rows.fieldnames or ())]
@@ -123,10 +125,9 @@ def _read(file: Path) -> dict[str, list[Box]]:
                         parameter="boxes",
                     ) from None
                 boxes.setdefault(row["path"], []).append(box)  # type: ignore[arg-type]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, UnsafeFile, csv.Error) as error:
         raise ParameterError(
-            f"no boxes can be read from {file}: {getattr(error, 'strerror', None) or error}",
-            parameter="boxes",
+            f"no boxes can be read from {file}: {why(error)}", parameter="boxes"
         ) from None
     return boxes
 

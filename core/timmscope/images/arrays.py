@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
 from PIL import Image
 
+from timmscope.safe_files import (
+    ArrayHeader,
+    UnsafeFile,
+    hdf5_datasets,
+    hdf5_member,
+    npy_header,
+    open_regular,
+    require_plain,
+    require_stored,
+    why,
+)
 from timmscope_registry import ImageError
 
 from .decode import array_to_rgb
 from .presence import Presence
-from .source import ImageSource, PerProcess, digest_file, require_file
+from .source import ImageSource, PerProcess, digest_file
 from .tables import LabelTable, StringTable, decode
 
 if TYPE_CHECKING:
@@ -25,9 +38,10 @@ if TYPE_CHECKING:
 
 _SAMPLES = 1024
 _IMAGE_NAMES = ("images", "image")
+_TYPES = ("uint8", "uint16", "float16", "float32", "float64")
 _LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-"""What the libraries raise on a damaged file."""
+_DEFLATED = 2000
+"""A member of a .npz cannot unpack to more than this many times its bytes; deflate reaches 1032."""
 
 
 class ArraySource(ImageSource):
@@ -50,18 +64,24 @@ class ArraySource(ImageSource):
     def __init__(self, location: str | os.PathLike[str]) -> None:
         text, _, query = os.fspath(location).partition("?key=")
         self._file = Path(text).resolve()
-        require_file(self._file)
-        arrays = self._describe()
+        self._suffix = self._file.suffix.lower()
+        with self._readable(str(self._file)):
+            arrays, refused = self._describe()
+        if query in refused or (refused and not any(_is_images(h.shape) for h in arrays.values())):
+            error = refused.get(query) or next(iter(refused.values()))
+            raise ImageError(f"{self._file}: {error}", path=self._file)
         self._key = _choose(arrays, query, self._file)
-        self._shape, self._dtype = arrays[self._key]
-        if self._shape[0] == 0:
-            raise ImageError(f"{self._file}: the array {self._key!r} is empty")
-        if self._dtype not in ("uint8", "uint16", "float16", "float32", "float64"):
+        self._shape, self._dtype = arrays[self._key].shape, arrays[self._key].dtype
+        if math.prod(self._shape) == 0:
+            raise ImageError(f"{self._file}: the array {self._key!r} is empty", path=self._file)
+        if self._dtype.newbyteorder("=").name not in _TYPES:
             raise ImageError(
                 f"{self._file}: images of type {self._dtype}; "
                 "expected uint8, uint16 or floats in [0, 1]",
                 path=self._file,
             )
+        with self._readable(str(self._file)):
+            self._require_stored(self._key, arrays[self._key])
         self._labels = self._read_labels(arrays)
         self._paths = StringTable(f"{self._file.name}[{i}]" for i in range(self._shape[0]))
         self._array: PerProcess[Any] = PerProcess(self._open)
@@ -84,10 +104,8 @@ class ArraySource(ImageSource):
     def load(self, index: int) -> Image.Image:
         """Return one row as RGB; raises `ImageError` if it cannot be read or is no valid image."""
         name = self._paths[index]
-        try:
+        with self._readable(name):
             pixels = np.asarray(self._array.get()[index])
-        except _DAMAGED as error:
-            raise ImageError(f"{name}: cannot be read ({error})", path=name) from error
         return array_to_rgb(pixels, name)
 
     def unreachable(self) -> str:
@@ -100,69 +118,94 @@ class ArraySource(ImageSource):
         digest.update(digest_file(self._file, _SAMPLES))
         return digest.hexdigest()
 
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[None]:
+        """Turn what the libraries raise on a damaged file into an `ImageError` with a name."""
+        try:
+            yield
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # of many types
+            raise ImageError(f"{name}: cannot be read ({why(error)})", path=name) from error
+
     # --- the three file formats ---------------------------------------------------------------
 
-    def _describe(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and type of every array in the file, without reading one."""
-        try:
-            if self._file.suffix == ".npy":
-                array = np.load(self._file, mmap_mode="r", allow_pickle=False)
-                if not isinstance(array, np.ndarray):
-                    raise ValueError("it holds several arrays: rename it to .npz")
-                return {"": (array.shape, str(array.dtype))}
-            if self._file.suffix == ".npz":
-                with zipfile.ZipFile(self._file) as archive:
-                    return {
-                        name.removesuffix(".npy"): (shape, str(dtype))
-                        for name in archive.namelist()
-                        if name.endswith(".npy")
-                        for shape, dtype, _, _ in [_npy_header(archive, name)]
-                    }
-            arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+    def _describe(self) -> tuple[dict[str, ArrayHeader], dict[str, UnsafeFile]]:
+        """Every array in the file by name, and why others are refused, without reading one."""
+        arrays: dict[str, ArrayHeader] = {}
+        refused: dict[str, UnsafeFile] = {}
+        with open_regular(self._file) as file:
+            if self._suffix == ".npy":
+                return {"": npy_header(file)}, refused
+            if self._suffix == ".npz":
+                with zipfile.ZipFile(file) as archive:
+                    for name in archive.namelist():
+                        if name.endswith(".npy"):
+                            with archive.open(name) as member:
+                                arrays[name.removesuffix(".npy")] = npy_header(member)
+                    return arrays, refused
+        with h5py.File(self._file, "r") as opened:
+            for name, dataset in hdf5_datasets(opened):
+                try:
+                    require_plain(dataset, text=True)
+                except UnsafeFile as error:
+                    refused[name] = error
+                    continue
+                if dataset.shape is not None:
+                    arrays[name] = ArrayHeader(dataset.shape, dataset.dtype)
+        return arrays, refused
+
+    def _require_stored(self, name: str, header: ArrayHeader) -> None:
+        """Check that the file is large enough for what an array claims to hold.
+
+        Raises:
+            UnsafeFile: it is not.
+        """
+        if self._suffix not in (".npy", ".npz"):
             with h5py.File(self._file, "r") as file:
-                file.visititems(
-                    lambda name, item: (
-                        arrays.__setitem__(name, (item.shape, str(item.dtype)))
-                        if isinstance(item, h5py.Dataset) and item.shape is not None
-                        else None
-                    )
-                )
-            return arrays
-        except _DAMAGED as error:
-            raise ImageError(
-                f"{self._file}: cannot read this array file ({error})", path=self._file
-            ) from error
+                require_stored(hdf5_member(file, name, text=True))
+            return
+        size = self._file.stat().st_size
+        if self._suffix == ".npz":
+            with zipfile.ZipFile(self._file) as archive:
+                info = archive.getinfo(f"{name}.npy")
+            packed = info.compress_type != zipfile.ZIP_STORED
+            held = min(info.compress_size, size) * (_DEFLATED if packed else 1)
+            size = min(info.file_size, held)
+        if header.offset + header.nbytes > size:
+            raise UnsafeFile(
+                f"the array {name!r} claims {header.nbytes} bytes, the file holds less"
+            )
 
     def _open(self, key: str | None = None) -> Any:
         name = self._key if key is None else key
-        if self._file.suffix == ".npy":
-            return _rows(np.load(self._file, mmap_mode="r", allow_pickle=False))
-        if self._file.suffix == ".npz":
-            return _rows(_open_npz(self._file, name))
-        return h5py.File(self._file, "r")[name]
+        if self._suffix == ".npy":
+            with open_regular(self._file) as file:
+                header = npy_header(file)
+            return _rows(self._file, header, 0)
+        if self._suffix == ".npz":
+            return _open_npz(self._file, name)
+        return hdf5_member(h5py.File(self._file, "r"), name, text=True)
 
-    def _read_labels(self, arrays: dict[str, tuple[tuple[int, ...], str]]) -> LabelTable | None:
-        for name, (shape, _) in arrays.items():
-            if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and shape == self._shape[:1]:
-                try:
+    def _read_labels(self, arrays: dict[str, ArrayHeader]) -> LabelTable | None:
+        for name, header in arrays.items():
+            if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and header.shape == self._shape[:1]:
+                with self._readable(f"{self._file}: its {name}"):
+                    self._require_stored(name, header)
                     column = self._open(name)[:]
-                except _DAMAGED as error:
-                    raise ImageError(
-                        f"{self._file}: its {name} cannot be read ({error})", path=self._file
-                    ) from error
                 return LabelTable(map(_label, column))
         return None
 
 
-def _choose(arrays: dict[str, tuple[tuple[int, ...], str]], wanted: str, file: Path) -> str:
+def _choose(arrays: dict[str, ArrayHeader], wanted: str, file: Path) -> str:
     """Return the name of the array with the images: the one requested, or the only candidate."""
-    listing = ", ".join(f"{name} {shape}".strip() for name, (shape, _) in arrays.items())
+    listing = ", ".join(f"{name} {header.shape}".strip() for name, header in arrays.items())
     listing = listing or "nothing"
     if wanted:
         if wanted not in arrays:
             raise ImageError(f"{file}: no array {wanted!r}; it holds {listing}", path=file)
         return wanted
-    candidates = [name for name, (shape, _) in arrays.items() if _is_images(shape)]
+    candidates = [name for name, header in arrays.items() if _is_images(header.shape)]
     for name in candidates:
         if len(candidates) == 1 or name.rsplit("/", 1)[-1].lower() in _IMAGE_NAMES:
             return name
@@ -197,11 +240,11 @@ class _FileRows:
     process if the file were cut short.
     """
 
-    def __init__(self, array: np.memmap[Any, Any]) -> None:
-        self._dtype, self._shape, self._offset = array.dtype, array.shape[1:], array.offset
-        path = Path(cast("str", array.filename))
-        self._file = path.open("rb", buffering=0)
-        self._count, self._bytes = len(array), array.nbytes // len(array)
+    def __init__(self, path: Path, header: ArrayHeader, start: int) -> None:
+        self._dtype, self._shape = header.dtype, header.shape[1:]
+        self._offset, self._count = start + header.offset, header.shape[0]
+        self._bytes = math.prod(self._shape) * self._dtype.itemsize
+        self._file = open_regular(path)
 
     def __getitem__(self, index: int) -> np.ndarray:
         index = range(self._count)[index]  # a negative index counts from the end
@@ -209,45 +252,38 @@ class _FileRows:
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 
 
-def _rows(array: np.ndarray) -> Any:
-    """Return rows read from the file if the array is stored there row by row, else the array."""
-    by_row = array.ndim > 1 and array.flags.c_contiguous and hasattr(os, "pread")
-    return _FileRows(array) if by_row and isinstance(array, np.memmap) else array
+def _rows(path: Path, header: ArrayHeader, start: int) -> Any:
+    """Return an array whose .npy data begin at a byte of a file, to be read row by row if it can.
 
-
-def _npy_header(
-    archive: zipfile.ZipFile, name: str
-) -> tuple[tuple[int, ...], np.dtype[Any], int, bool]:
-    """Return shape, type, header length in bytes, and whether in Fortran order, of a member."""
-    with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(member)
-        return shape, dtype, member.tell(), fortran
+    Args:
+        path: the file.
+        header: the array's.
+        start: the byte at which the header begins.
+    """
+    if len(header.shape) > 1 and not header.fortran and hasattr(os, "pread"):
+        return _FileRows(path, header, start)
+    order: Literal["F", "C"] = "F" if header.fortran else "C"
+    offset = start + header.offset
+    return np.memmap(path, header.dtype, "r", offset, header.shape, order)
 
 
 def _open_npz(file: Path, name: str) -> Any:
-    """Memory-map an uncompressed member of the file; read a compressed one."""
-    with zipfile.ZipFile(file) as archive:
+    """Read the rows of an uncompressed member of the file; read a compressed member as a whole."""
+    with open_regular(file) as raw, zipfile.ZipFile(raw) as archive:
         info = archive.getinfo(f"{name}.npy")
-        shape, dtype, header, fortran = _npy_header(archive, info.filename)
-        if dtype.hasobject:  # a memory map would take its bytes for addresses
-            raise ImageError(
-                f"{file}: the array {name!r} holds Python objects, which are never unpickled; "
-                "save it as text or numbers",
-                path=file,
-            )
-        if info.compress_type != zipfile.ZIP_STORED:
-            with np.load(file, allow_pickle=False) as arrays:
-                return arrays[name]
-    with file.open("rb") as raw:  # the zip's directory lacks the length of the local header
-        raw.seek(info.header_offset + 26)
+        with archive.open(info) as member:
+            header = npy_header(member)
+            if header.dtype.hasobject:  # a memory map would take its bytes for addresses
+                raise ImageError(
+                    f"{file}: the array {name!r} holds Python objects, which are never unpickled; "
+                    "save it as text or numbers",
+                    path=file,
+                )
+            if info.compress_type != zipfile.ZIP_STORED:
+                data = member.read(header.nbytes)
+                order: Literal["F", "C"] = "F" if header.fortran else "C"
+                return np.frombuffer(data, header.dtype).reshape(header.shape, order=order)
+        raw.seek(info.header_offset + 26)  # the zip's directory lacks the local header's length
         name_length, extra_length = np.frombuffer(raw.read(4), dtype="<u2")
-    offset = info.header_offset + 30 + int(name_length) + int(extra_length) + header
-    return np.memmap(
-        file, dtype=dtype, mode="r", offset=offset, shape=shape, order="F" if fortran else "C"
-    )
+    start = info.header_offset + 30 + int(name_length) + int(extra_length)
+    return _rows(file, header, start)

@@ -18,24 +18,28 @@ F (float)                 [0, 1] times 255, [0, 255] unchanged, [0, 65535] by 1/
                           else its own range is stretched; NaN and infinity are errors
 ========================  =========================================================================
 
-The first frame of an animation or multi-page file is used. EXIF rotation is applied.
+The first frame of an animation or multi-page file is used. EXIF rotation is applied. Files, arrays
+and pictures that are in memory already all take this road, so that they give the same pixels.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
+from timmscope.safe_files import UnsafeFile, open_regular, why
 from timmscope_registry import ImageError
 
-from .source import require_file
+from .formats import install_hint, register_decoder, suffix_of
+from .png import without_text
 
 MAX_PIXELS = 178_956_970
 """Most pixels that are decoded: Pillow's own limit against decompression bombs (0.5 GB in RGB)."""
@@ -45,6 +49,16 @@ MAX_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, append=True)
 
 _ALPHA_MODES = ("PA", "RGBA", "LA", "La", "RGBa")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
 
 
 def open_image(
@@ -65,12 +79,58 @@ def open_image(
             are not finite.
     """
     label = name or (str(path) if isinstance(path, str | os.PathLike) else _file_name(path))
+    with _named(label):
+        if not isinstance(path, str | os.PathLike):
+            return _open(path, label, max_pixels)
+        register_decoder(path)
+        with open_regular(path) as file:
+            return _open(file, label, max_pixels)
+
+
+def _open(file: BinaryIO, label: str, max_pixels: int) -> Image.Image:
+    """Decode a file; a PNG that Pillow refuses is read again without its text and profiles."""
     try:
-        if isinstance(path, str | os.PathLike):
-            require_file(path, label)
-        return _open(path, label, max_pixels)
-    except ImageError:
+        start = file.tell()
+    except (AttributeError, OSError):  # a stream
+        file, start = io.BytesIO(file.read()), 0
+    try:
+        return _decode(file, label, max_pixels)
+    except (ImageError, MemoryError):
         raise
+    except Exception:
+        file.seek(start)
+        bare = without_text(file)
+        if bare is None:
+            file.seek(start)
+            if not file.read(1):
+                raise ImageError(
+                    f"{label}: the file is empty (0 bytes); replace or remove it", path=label
+                ) from None
+            raise
+    return _decode(bare, label, max_pixels)
+
+
+def _decode(file: BinaryIO, label: str, max_pixels: int) -> Image.Image:
+    with Image.open(file) as image:
+        if image.width * image.height > max_pixels:
+            raise _too_large(label, f"{image.width}x{image.height} pixels", max_pixels)
+        if image.format == "EPS":  # Pillow would have Ghostscript run it
+            raise ImageError(
+                f"{label}: PostScript, which is a program; convert it to PNG", path=label
+            )
+        rgb = to_rgb(image, label)
+        return rgb.copy() if rgb is image else rgb
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into an `ImageError` with the name of the image."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except UnsafeFile as error:
+        raise ImageError(f"{label}: {error.reason}", path=label) from error
     except FileNotFoundError as error:
         raise ImageError(f"{label}: no such file; check the path", path=label) from error
     except PermissionError as error:
@@ -80,41 +140,52 @@ def open_image(
             f"{label}: a folder, where one image was expected; name a file in it", path=label
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(_why_unidentified(path, label), path=label) from error
+        advice = install_hint([suffix_of(label)]) or "replace or remove the file"
+        raise ImageError(
+            f"{label}: not an image that Pillow can read; {advice}", path=label
+        ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         pixels = re.search(r"\d+ pixels", str(error))
         raise _too_large(label, pixels[0] if pixels else "a bomb", MAX_PIXELS) from error
-    except MemoryError:
-        raise
     except Exception as error:  # Pillow's decoders raise many types of error on damaged files
-        text = (isinstance(error, OSError) and error.strerror) or str(error)  # without the path
-        reason = " ".join(text.split()) or type(error).__name__
         raise ImageError(
-            f"{label}: cannot be decoded ({reason}); replace or remove the file", path=label
+            f"{label}: cannot be decoded ({why(error)}); replace or remove the file", path=label
         ) from error
 
 
-def _open(path: str | os.PathLike[str] | BinaryIO, label: str, max_pixels: int) -> Image.Image:
-    with Image.open(path) as image:
-        if image.width * image.height > max_pixels:
-            raise _too_large(label, f"{image.width}x{image.height} pixels", max_pixels)
-        image.load()
-        with suppress(Exception):  # the pixels can be intact although the EXIF block is damaged
-            ImageOps.exif_transpose(image, in_place=True)  # a copy of a panorama takes 0.5 GB
-        rgb = to_rgb(image, label)
-        return rgb.copy() if rgb is image else rgb
-
-
 def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
-    """Convert a decoded image of any Pillow mode to 8-bit RGB, by the table of this module.
+    """Convert an image of any Pillow mode to upright 8-bit RGB, by the table of this module.
 
     Args:
-        image: the image.
+        image: the image, which stays as it is; one that is upright RGB already is returned itself.
         label: name of the image in errors.
 
     Raises:
-        ImageError: pixels are NaN or infinite.
+        ImageError: the image cannot be decoded or has no pixels, or pixels are NaN or infinite.
     """
+    with _named(label):
+        image.load()
+        if not (image.width and image.height):
+            raise ImageError(
+                f"{label}: {image.width}x{image.height} pixels, expected at least one", path=label
+            )
+        turn = _turn(image)
+        plain = image.mode == "RGB" and "transparency" not in image.info
+        rgb = image if plain else _convert(image, label)
+        if turn is not None:  # only now: two copies of a panorama would take 1 GB
+            rgb = rgb.transpose(turn)
+        if rgb is not image:
+            rgb.info = {}  # it would have the result turned again
+        return rgb
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    with suppress(Exception):  # the pixels can be intact although the EXIF block is damaged
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return None
+
+
+def _convert(image: Image.Image, label: str) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16"):
         return _grey(np.asarray(image).astype(np.float64) / 257)
@@ -166,7 +237,7 @@ def array_to_rgb(pixels: np.ndarray[Any, Any], label: str = "array") -> Image.Im
                 path=label,
             )
         pixels = np.rint(pixels.astype(np.float64) * 255).astype(np.uint8)
-    elif pixels.dtype == np.uint16:
+    elif pixels.dtype.newbyteorder("=") == np.uint16:
         pixels = np.rint(pixels / 257).astype(np.uint8)
     elif pixels.dtype != np.uint8:
         raise ImageError(
@@ -222,9 +293,3 @@ def _too_large(label: str, size: str, limit: int) -> ImageError:
 def _file_name(file: BinaryIO) -> str:
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else "image"
-
-
-def _why_unidentified(path: str | os.PathLike[str] | BinaryIO, label: str) -> str:
-    if isinstance(path, str | os.PathLike) and Path(path).stat().st_size == 0:
-        return f"{label}: the file is empty (0 bytes); replace or remove it"
-    return f"{label}: not an image that Pillow can read; replace or remove the file"

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from natsort import natsorted
 from PIL import Image
 
+from timmscope.safe_files import UnsafeFile, open_regular, why
 from timmscope_registry import ImageError
 
 from .decode import open_image
+from .formats import IMAGE_SUFFIXES, is_image, is_picture, passed_over, suffix_of
 from .presence import Presence, progress_if_slow, track_if_slow
 from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, decode, encode
-
-# fmt: off
-IMAGE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".avif", ".jp2", ".j2k",
-    ".bmp", ".dib", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".ico",
-))
-# fmt: on
-"""Suffixes of image files in lower case; other files in a folder are ignored."""
 
 OUTPUT_FOLDER = "timmscope-out"
 """Folder to which commands write pictures by default; never part of a data set."""
@@ -110,9 +106,11 @@ class FolderSource(FileSource):
     """Every image below a folder, in natural order (``2.jpg`` before ``10.jpg``).
 
     Hidden files and folders, files without an image suffix and folders that timmscope writes
-    (``timmscope-out``, ``*.scope``) are skipped. Symbolic links are followed, except into a folder
-    that contains them. An image's label is the name of the folder that contains it
-    (``folder/label/image``), None for images at the top.
+    (``timmscope-out``, ``*.scope``) are skipped. Pictures that Pillow cannot read (``.heic``,
+    ``.jxl``, raw files of cameras) are skipped with a warning that counts them and says what to
+    install; pillow-heif and pillow-jxl-plugin are used where they are installed. Symbolic links are
+    followed, except into a folder that contains them. An image's label is the name of the folder
+    that contains it (``folder/label/image``), None for images at the top.
 
     Args:
         location: the folder.
@@ -126,14 +124,18 @@ class FolderSource(FileSource):
         if not root.is_dir():
             what = "not a folder" if root.exists() else "no such folder"
             raise ImageError(f"{root}: {what}; name a folder of images", path=root)
+        skipped: Counter[str] = Counter()
         with progress_if_slow("listing images") as step:
-            paths = StringTable(_walk(os.fspath(root), "", (), step))
+            paths = StringTable(_walk(os.fspath(root), "", (), step, skipped))
         if not len(paths):
+            looked = f"looked for {', '.join(sorted(IMAGE_SUFFIXES)[:6])} …"
             raise ImageError(
-                f"{root}: no images in this folder or below it (looked for "
-                f"{', '.join(sorted(IMAGE_SUFFIXES)[:6])} …)",
+                f"{root}: no images in this folder or below it "
+                f"({passed_over(skipped) if skipped else looked})",
                 path=root,
             )
+        if skipped:
+            warnings.warn(f"{root}: {passed_over(skipped)}", stacklevel=2)
         super().__init__(
             paths,
             labels=(path.rsplit("/", 2)[-2] if "/" in path else None for path in paths),
@@ -158,10 +160,11 @@ class ListSource(FileSource):
     def __init__(self, location: str | os.PathLike[str]) -> None:
         file = Path(location)
         try:
-            text = decode(file.read_bytes()).removeprefix("\ufeff")  # byte order mark of Windows
-        except OSError as error:
+            with open_regular(file) as opened:
+                text = decode(opened.read()).removeprefix("\ufeff")  # byte order mark of Windows
+        except (OSError, UnsafeFile) as error:
             raise ImageError(
-                f"{file}: cannot read this list of images ({error.strerror})", path=file
+                f"{file}: cannot read this list of images ({why(error)})", path=file
             ) from error
         if "\0" in text:
             raise ImageError(
@@ -182,7 +185,11 @@ class ListSource(FileSource):
 
 
 def _walk(
-    root: str, below: str, above: tuple[tuple[int, int], ...], step: Callable[[], None]
+    root: str,
+    below: str,
+    above: tuple[tuple[int, int], ...],
+    step: Callable[[], None],
+    skipped: Counter[str],
 ) -> Iterator[str]:
     """Yield the relative paths of the images in and below a folder, in natural order.
 
@@ -191,6 +198,7 @@ def _walk(
         below: the folder to search, relative to `root`.
         above: device and inode of the folders that contain this one, to detect loops of links.
         step: called for every entry.
+        skipped: counts, by suffix, the pictures that cannot be read.
     """
     folder = os.path.join(root, below)  # noqa: PTH118 (a million times: strings, not Path)
     wanted: dict[str, bool] = {}  # by name, whether the entry is a folder
@@ -208,17 +216,20 @@ def _walk(
                 if _is_folder(entry):
                     if name != OUTPUT_FOLDER and not name.endswith(STORE_SUFFIX):
                         wanted[name] = True
-                elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and (  # noqa: PTH122
-                    entry.is_symlink() or entry.is_file()
-                ):
-                    wanted[name] = False  # also a broken link, so that loading it is reported
+                    continue
+                suffix = suffix_of(name)
+                if is_picture(suffix) and (entry.is_symlink() or entry.is_file()):
+                    if is_image(suffix):
+                        wanted[name] = False  # also a broken link, so that loading it is reported
+                    else:
+                        skipped[suffix] += 1
     except OSError as error:
         raise ImageError(f"{folder}: cannot read this folder ({error.strerror})") from error
     # sorted() first: the order of names that are equal in natural order must not depend on the disk
     for name in natsorted(sorted(wanted)):
         path = f"{below}/{name}" if below else name
         if wanted[name]:
-            yield from _walk(root, path, (*above, here), step)
+            yield from _walk(root, path, (*above, here), step, skipped)
         else:
             yield path
 

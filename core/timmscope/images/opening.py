@@ -12,8 +12,10 @@ from timmscope_registry import Entry, ImageError, ImageSourceSpec, PluginError, 
 from timmscope_registry.contributions import by_scheme, instantiate
 from timmscope_registry.plugin_faults import fault
 
-from .files import IMAGE_SUFFIXES, FileSource, FolderSource
+from .files import FileSource, FolderSource
+from .formats import install_hint, is_image, suffix_of
 from .source import ImageSource
+from .webdataset import COMPRESSED
 
 Images = str | os.PathLike[str] | ImageSource | Sequence[str | os.PathLike[str]]
 """A collection of images: a location, a list of files, or a source."""
@@ -55,14 +57,19 @@ def open_images(location: Images) -> ImageSource:
         return _plugin_source(*match)
     if path.is_dir():
         return FolderSource(path)
-    bare = text.partition("?")[0]
+    lower = text.lower()
+    names = (lower, lower.partition("?")[0])  # `?` begins a choice, or is a wildcard
     for entry in entries:
-        if bare.lower().endswith(tuple(entry.spec.suffixes)):
+        if any(name.endswith(tuple(entry.spec.suffixes)) for name in names):
             return _plugin_source(entry, text)
-    if path.suffix.lower() in IMAGE_SUFFIXES and path.exists():
+    if is_image(suffix_of(text)) and path.exists():
         return FileSource([path.name], root=path.resolve().parent, location=str(path.resolve()))
     schemes = ", ".join(f"{entry.spec.scheme}:" for entry in entries)
     reason = "no image source reads this file" if path.exists() else "no such file or folder"
+    if path.exists() and (advice := install_hint([suffix_of(text)])):
+        reason = f"Pillow cannot read this file: {advice}"
+    if lower.endswith(COMPRESSED):
+        reason = "a compressed archive, whose images cannot be read one by one; unpack it to a .tar"
     raise ImageError(
         f"{text}: {reason}; name a folder, an image, or a location with one of {schemes}", path=text
     )

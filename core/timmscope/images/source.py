@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Generic, TypeVar
 
 from PIL import Image
 
+from timmscope.safe_files import UnsafeFile, open_regular
 from timmscope_registry import ImageError
 
 BLOCK = 4096
@@ -136,25 +136,6 @@ class PerProcess(Generic[T]):
         return {"_opener": self._opener, "_owner": -1, "_value": None}
 
 
-def require_file(path: str | os.PathLike[str], name: str = "") -> None:
-    """Refuse a pipe, a socket or a device, because opening a pipe would wait for its writer.
-
-    Args:
-        path: the file that would be opened; a missing file and a folder are not refused.
-        name: name of the file in the error; by default the path.
-
-    Raises:
-        ImageError: it is a pipe, a socket or a device.
-    """
-    try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 (a million times)
-    except OSError:
-        return
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        label = name or os.fspath(path)
-        raise ImageError(f"{label}: a pipe or a device, not a file; leave it out", path=label)
-
-
 def digest_file(path: str | Path, blocks: int) -> bytes:
     """Digest a file's size and up to `blocks` evenly spread samples of 4 KiB, ends included.
 
@@ -163,14 +144,13 @@ def digest_file(path: str | Path, blocks: int) -> bytes:
     """
     digest = hashlib.sha256()
     try:
-        require_file(path)
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             digest.update(f"{size}:".encode())
             last = max(size - BLOCK, 0)
             for offset in sorted({last * step // max(blocks - 1, 1) for step in range(blocks)}):
                 file.seek(offset)
                 digest.update(file.read(BLOCK))
-    except (OSError, ImageError):
+    except (OSError, UnsafeFile):
         digest.update(b"unreadable")
     return digest.digest()

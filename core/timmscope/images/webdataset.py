@@ -5,33 +5,51 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import itertools
+import math
 import os
+import re
 import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from natsort import natsorted
 from PIL import Image
 
+from timmscope.safe_files import UnsafeFile, open_regular, why
 from timmscope_registry import ImageError
 
 from .decode import open_image
-from .files import IMAGE_SUFFIXES
+from .formats import is_image, is_picture, passed_over, suffix_of
 from .presence import Presence, track_if_slow
-from .source import ImageSource, digest_file, require_file
+from .source import ImageSource, digest_file
 from .tables import LabelTable, StringTable, encode
 
 _SAMPLES = 1024
 _LABEL_SUFFIXES = (".cls", ".label")
+_LONGEST_LABEL = 1 << 16
+_MOST_ARCHIVES = 1_000_000
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+"""Suffixes of archives whose images cannot be read at their offsets."""
+_COMPRESSED_STARTS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class WebDatasetSource(ImageSource):
-    """The images in one tar, in a folder of tars, or in those of a pattern (``data/train-*.tar``).
+    """The images in one tar, in a folder of tars, or in those of a pattern.
+
+    A pattern has wildcards (``data/train-*.tar``) or WebDataset's own braces
+    (``data/train-{000..127}.tar``, ``{train,val}.tar``); every archive that braces name must exist.
 
     Archives are in natural order, images in the order of their archive. An image's label is the
     text of the ``.cls`` (or ``.label``) member with the same key (the name up to the first dot).
-    The archives are indexed once, and images are then read at their offsets; the archives must
-    therefore not be compressed.
+    If an archive holds a member twice, the last one counts, as when it is unpacked. Pictures that
+    Pillow cannot read are passed over with a warning, as in `FolderSource`. The archives are
+    indexed once, and images are then read at their offsets; the archives must therefore not be
+    compressed.
 
     Args:
         location: the archive, folder or pattern.
@@ -45,11 +63,18 @@ class WebDatasetSource(ImageSource):
         names: list[str] = []
         labels: list[str | None] = []
         where: list[tuple[int, int, int]] = []
+        skipped: Counter[str] = Counter()
         tar_names = _distinct_names(self._tars)
         for number, tar in enumerate(track_if_slow(self._tars, "listing archives")):
-            self._index(number, tar, tar_names[number], names, labels, where)
+            for name, label, offset, size in _index(tar, skipped):
+                names.append(f"{tar_names[number]}/{name}")
+                labels.append(label)
+                where.append((number, offset, size))
         if not names:
-            raise ImageError(f"{location}: no image in {len(self._tars)} archive(s)")
+            hint = f"; {passed_over(skipped)}" if skipped else ""
+            raise ImageError(f"{location}: no image in {len(self._tars)} archive(s){hint}")
+        if skipped:
+            warnings.warn(f"{location}: {passed_over(skipped)}", stacklevel=2)
         self._paths = StringTable(names)
         table = LabelTable(labels)
         self._labels = table if table.names else None
@@ -79,11 +104,11 @@ class WebDatasetSource(ImageSource):
         archive, offset, size = (int(value) for value in self._where[index])
         name = self._paths[index]
         try:
-            with self._tars[archive].open("rb") as file:
+            with open_regular(self._tars[archive]) as file:
                 file.seek(offset)
                 data = file.read(size)
-        except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error.strerror})", path=name) from error
+        except (OSError, UnsafeFile) as error:
+            raise ImageError(f"{name}: cannot be read ({why(error)})", path=name) from error
         if len(data) < size:
             raise ImageError(f"{name}: the archive ends inside this image", path=name)
         if not data:
@@ -104,59 +129,94 @@ class WebDatasetSource(ImageSource):
             digest.update(digest_file(tar, _SAMPLES))
         return digest.hexdigest()
 
-    @staticmethod
-    def _index(
-        number: int,
-        tar: Path,
-        tar_name: str,
-        names: list[str],
-        labels: list[str | None],
-        where: list[tuple[int, int, int]],
-    ) -> None:
-        """Append the images of one archive to the lists of names, labels and positions."""
-        keys: list[str] = []
-        classes: dict[str, str] = {}
-        files: dict[str, tarfile.TarInfo] = {}
-        require_file(tar)
-        try:
-            with tarfile.open(tar, "r:") as archive:  # "r:" refuses compression
-                for member in archive:
-                    folder, _, base = member.name.rpartition("/")
-                    # A hard link refers to an earlier member with the same content.
-                    content_at = files.get(member.linkname) if member.islnk() else member
-                    if content_at is None or not content_at.isfile():
-                        continue
-                    files[member.name] = content_at
-                    if base.startswith("."):
-                        continue
-                    stem, _, suffix = base.partition(".")
-                    key = f"{folder}/{stem}"
-                    if f".{suffix.rpartition('.')[2]}".lower() in IMAGE_SUFFIXES:
-                        keys.append(key)
-                        names.append(f"{tar_name}/{member.name}")
-                        where.append((number, content_at.offset_data, content_at.size))
-                    elif f".{suffix}" in _LABEL_SUFFIXES:
-                        content = archive.extractfile(member)
-                        assert content is not None  # a regular file has content
-                        classes[key] = content.read().decode("utf-8", "replace").strip()
-                _require_end(archive, tar)
-        except (tarfile.TarError, OSError) as error:
-            raise ImageError(
-                f"{tar}: cannot read this archive ({error}); expected a whole, uncompressed tar",
-                path=tar,
-            ) from error
-        labels.extend(classes.get(key) for key in keys)
+
+class _Clamped(io.BufferedReader):
+    """A file that is asked for no more bytes than it has, whatever the header of a member says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= 0:
+            size = min(size, max(os.fstat(self.fileno()).st_size - self.tell(), 0))
+        return super().read(size)
 
 
-def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
+def _index(tar: Path, skipped: Counter[str]) -> list[tuple[str, str | None, int, int]]:
+    """Return name, label, offset and size in bytes of every image in an archive.
+
+    Args:
+        tar: the archive.
+        skipped: counts, by suffix, the pictures that cannot be read.
+    """
+    try:
+        with _Clamped(open_regular(tar).detach()) as file:
+            if file.read(6).startswith(_COMPRESSED_STARTS):
+                raise _unreadable(tar, "it is compressed; unpack it to an uncompressed tar")
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                found = list(_members(archive, tar, skipped))
+                _require_end(archive, file, tar)
+                return found
+    except (ImageError, MemoryError):
+        raise
+    except UnsafeFile as error:
+        raise _unreadable(tar, error.reason) from error
+    except Exception as error:  # tarfile raises many types of error on damaged headers
+        raise _unreadable(tar, f"{why(error)}; expected a whole, uncompressed tar") from error
+
+
+def _members(
+    archive: tarfile.TarFile, tar: Path, skipped: Counter[str]
+) -> Iterator[tuple[str, str | None, int, int]]:
+    size, begin = os.fstat(cast("_Clamped", archive.fileobj).fileno()).st_size, -1
+    images: dict[str, tuple[str, tarfile.TarInfo]] = {}  # of several members of one name the last
+    classes: dict[str, str] = {}
+    files: dict[str, tarfile.TarInfo] = {}
+    for member in archive:
+        if archive.offset <= begin or member.size < 0 or member.offset_data + member.size > size:
+            raise _unreadable(
+                tar,
+                f"its member {member.name} claims {member.size} bytes at byte "
+                f"{member.offset_data}, of {size} in all; download or create it again",
+            )
+        begin = archive.offset
+        folder, _, base = member.name.rpartition("/")
+        # A hard link refers to an earlier member with the same content.
+        content_at = files.get(member.linkname) if member.islnk() else member
+        if content_at is None or not content_at.isfile():
+            continue
+        files[member.name] = content_at
+        if base.startswith("."):
+            continue
+        stem, _, suffix = base.partition(".")
+        key, kind = f"{folder}/{stem}", suffix_of(base)
+        if is_image(kind):
+            if content_at.issparse():
+                raise _unreadable(
+                    tar, f"its member {member.name} is stored sparsely; create it without --sparse"
+                )
+            images[member.name] = key, content_at
+        elif is_picture(kind):
+            skipped[kind] += 1
+        elif f".{suffix}" in _LABEL_SUFFIXES:
+            content = archive.extractfile(member)
+            assert content is not None  # a regular file has content
+            text = content.read(_LONGEST_LABEL + 1)
+            if len(text) > _LONGEST_LABEL:
+                raise _unreadable(
+                    tar, f"the label {member.name} is longer than {_LONGEST_LABEL} bytes"
+                )
+            classes[key] = text.decode("utf-8", "replace").strip()
+    for name, (key, content_at) in images.items():
+        yield name, classes.get(key), content_at.offset_data, content_at.size
+
+
+def _require_end(archive: tarfile.TarFile, file: io.BufferedReader, tar: Path) -> None:
     """Check that the archive has an end mark, because `tarfile` stops at a damaged header.
 
     Raises:
         ImageError: there is no end mark after the last member.
     """
-    with tar.open("rb") as file:
-        file.seek(archive.offset)
-        block = file.read(tarfile.BLOCKSIZE)
+    file.seek(archive.offset)
+    block = file.read(tarfile.BLOCKSIZE)
     if block != tarfile.NUL * tarfile.BLOCKSIZE:
         what = "damaged" if len(block) == tarfile.BLOCKSIZE else "cut short"
         last = archive.getmembers()[-1].name
@@ -165,6 +225,10 @@ def _require_end(archive: tarfile.TarFile, tar: Path) -> None:
             "download or create it again, or leave it out",
             path=tar,
         )
+
+
+def _unreadable(tar: Path, reason: str) -> ImageError:
+    return ImageError(f"{tar}: cannot read this archive ({reason})", path=tar)
 
 
 def _distinct_names(tars: list[Path]) -> list[str]:
@@ -184,7 +248,41 @@ def _tars(location: str) -> list[Path]:
     elif path.exists():
         tars = [path]
     else:
-        tars = [Path(name) for name in glob.glob(location)]  # noqa: PTH207 (absolute patterns)
+        tars = []
+        for name in expand_braces(location):
+            found = [Path(name)]
+            if not found[0].exists():
+                found = [Path(match) for match in glob.glob(name)]  # noqa: PTH207 (absolute paths)
+            if not found:
+                raise ImageError(
+                    f"{name}: no such archive; name a .tar, a folder or a pattern", path=name
+                )
+            tars += found
     if not tars:
         raise ImageError(f"{location}: no such archive; name a .tar, a folder or a pattern")
-    return [path.absolute() for path in natsorted(sorted(tars), key=str)]
+    return [path.absolute() for path in natsorted(sorted(set(tars)), key=str)]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand WebDataset's notation: ``{000..002}`` counts and ``{a,b}`` lists alternatives.
+
+    Raises:
+        ImageError: a range runs backwards, or the pattern stands for too many names.
+    """
+    parts = [_alternatives(part, pattern) for part in re.split(r"(\{[^{}]*\})", pattern)]
+    if math.prod(map(len, parts)) > _MOST_ARCHIVES:
+        raise ImageError(f"{pattern}: stands for more than {_MOST_ARCHIVES} archives")
+    return ["".join(chosen) for chosen in itertools.product(*parts)]
+
+
+def _alternatives(part: str, pattern: str) -> Sequence[str]:
+    if span := re.fullmatch(r"\{(\d{1,18})\.\.(\d{1,18})\}", part, re.ASCII):
+        first, last = int(span[1]), int(span[2])
+        if last < first:
+            raise ImageError(f"{pattern}: the range {part} runs backwards")
+        if last - first >= _MOST_ARCHIVES:
+            raise ImageError(f"{pattern}: stands for more than {_MOST_ARCHIVES} archives")
+        padded = any(len(end) > 1 and end.startswith("0") for end in span.groups())
+        width = max(map(len, span.groups())) if padded else 0
+        return [f"{number:0{width}}" for number in range(first, last + 1)]
+    return part[1:-1].split(",") if part.startswith("{") and "," in part else [part]

@@ -258,9 +258,7 @@ class HookedModel:
 
             return self.preprocess(array_to_rgb(item))
         if isinstance(item, Image.Image):
-            from timmscope.images import to_rgb
-
-            return self.preprocess(to_rgb(item))
+            return self.preprocess(item)
         raise ImageError(
             f"cannot make an image of {type(item).__name__}: pass a path, PIL picture, "
             "array (H, W, 3) or tensor (C, H, W)"

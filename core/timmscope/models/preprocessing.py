@@ -6,6 +6,7 @@ is RGB in [0, 1] everywhere in timmscope. The normalisation is part of the model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 from timmscope_registry import ModelError
 
 Transform = Callable[[Image.Image], Tensor]
+_SUPPORT = 3
+"""Pixels to each side that Pillow's widest filter (Lanczos) reads."""
+THIN = 16
+"""Pictures whose sides have a ratio above this are cropped while they are scaled."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,66 @@ class Preprocessing:
     def __call__(self, image: Image.Image) -> Tensor:
         """Resize and crop a picture to `input_size`; float32 in [0, 1], `(C, H, W)`.
 
+        The picture may be of any Pillow mode, and turned by EXIF: `timmscope.images` makes it
+        upright RGB first.
+
         Raises:
+            ImageError: the picture cannot be decoded, or its pixels are not finite.
             ModelError: the model takes other than 1 or 3 channels.
         """
+        from timmscope.images import to_rgb
+
         self.require_pictures()
-        wanted = "L" if self.input_size[0] == 1 else "RGB"
-        if image.mode != wanted:
-            image = image.convert(wanted)
-        return self._transform(image).float().div_(255)
+        image = to_rgb(image)
+        if self.input_size[0] == 1:
+            image = image.convert("L")
+        return self._transform(self._fitted(image)).float().div_(255)
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """Return an image that timm's transform can scale; only a very thin one changes.
+
+        timm scales the short side of an image to the size wanted and then crops the centre. Of an
+        image of 1 x 8000 pixels that makes 256 x 2 million, most of which the crop discards. Here
+        such an image is scaled to those numbers, but only near its centre, and timm's transform
+        finds the short side right already. In the mode `border` the long side is scaled to the size
+        wanted, and the short one, which would get no pixel, gets one.
+        """
+        size = image.size
+        if max(size) <= THIN * min(size) or self.crop_mode == "squash":
+            return image
+        height, width = (math.floor(side / self.crop_pct) for side in self.input_size[1:])
+        ratios = (size[0] / width, size[1] / height)
+        if self.crop_mode == "border":
+            scaled = [round(side / max(ratios)) for side in size]
+            if min(scaled) >= 1:
+                return image
+            return image.resize((max(1, scaled[0]), max(1, scaled[1])), self._filter)
+        axis = int(size[1] > size[0])  # of the long side
+        scaled = [round(side / min(ratios)) for side in size]
+        if width == height:  # timm takes torchvision's `Resize` then, which rounds down
+            scaled[axis] = int(width * max(size) / min(size))
+        kept = [width, height][axis]
+        kept += (scaled[axis] - kept) % 4  # half of what goes is even, so that .5 rounds as before
+        ratio = size[axis] / scaled[axis]  # pixels of the image per pixel of the result
+        begin = (scaled[axis] - kept) // 2 * ratio
+        end, margin = begin + kept * ratio, _SUPPORT * max(ratio, 1) + 1
+        scaled[axis] = kept
+        box = [0, 0, *size]
+        box[axis] = first = max(0, math.floor(begin - margin))
+        box[axis + 2] = min(size[axis], math.ceil(end + margin))
+        near = image.crop((box[0], box[1], box[2], box[3]))
+        span = [(0.0, float(near.width)), (0.0, float(near.height))]
+        span[axis] = (begin - first, min(end - first, float(near.size[axis])))
+        (left, right), (top, bottom) = span  # columns first, as Pillow scales the whole image
+        near = near.resize((scaled[0], near.height), self._filter, (left, 0, right, near.height))
+        return near.resize((scaled[0], scaled[1]), self._filter, (0, top, scaled[0], bottom))
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        from timm.data.transforms import str_to_pil_interp
+
+        named: Image.Resampling = str_to_pil_interp(self.interpolation)
+        return named
 
     def require_pictures(self) -> None:
         """Check that the model can take pictures.

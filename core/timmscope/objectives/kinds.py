@@ -9,7 +9,6 @@ import json
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from timmscope.objectives.algebra import Objective
+from timmscope.safe_files import read_npy, why
 from timmscope_registry import LayerNotFound, ObjectiveError
 from timmscope_registry.hooks import Layer
 
@@ -378,9 +378,9 @@ def load_direction(layer: str, path: str) -> Objective:
         ObjectiveError: the file cannot be read or has something else.
     """
     try:
-        return direction(layer, np.load(Path(path), allow_pickle=False))
+        return direction(layer, read_npy(path))
     except (OSError, ValueError) as error:
-        raise ObjectiveError(f"cannot read a direction from {path}: {error}") from error
+        raise ObjectiveError(f"cannot read a direction from {path}: {why(error)}") from error
 
 
 def _class_index(model: ModelLike, target: int | str) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from timmscope.images.tables import encode
+from timmscope.safe_files import UnsafeFile, require_regular, why
 from timmscope_registry import ParameterError
 
 from .where import Kind, Values
@@ -155,12 +156,13 @@ class _Table:
 
     def _read_header(self) -> list[str]:
         try:
+            require_regular(self.path)
             with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 self.delimiter = max(",;\t", key=file.readline().count)
                 file.seek(0)
                 return next(csv.reader(file, delimiter=self.delimiter), [])
-        except OSError as error:
-            raise self.error(f"cannot be read ({error.strerror})") from error
+        except (OSError, UnsafeFile) as error:
+            raise self.error(f"cannot be read ({why(error)})") from error
         except csv.Error as error:
             raise self.error(f"its first line cannot be read ({error})") from error
 
