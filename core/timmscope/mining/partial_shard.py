@@ -180,6 +180,7 @@ class PartialShard:
             self._file = None
 
     def remove(self) -> None:
-        """Close and remove the file, after the shard was written."""
+        """Close and remove the file, after the shard was written; the end of the pass tries again."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink()

@@ -64,7 +64,15 @@ def read_journal(folder: Path, pass_digest: str) -> Iterator[tuple[int, ShardRec
 
 
 def end_journal(folder: Path) -> None:
-    """Remove the journal, after the manifest that holds all its shards was written."""
-    with suppress(FileNotFoundError):
+    """Remove the journal, after the manifest that holds all its shards was written.
+
+    Raises:
+        StoreError: the disk is read-only or fails.
+    """
+    try:
         (folder / NAME).unlink()
         files.sync_folder(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise files.disk_error(error, folder / NAME) from error
