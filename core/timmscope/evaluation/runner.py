@@ -90,7 +90,7 @@ def evaluate(
             f"{subjects.names[0]!r}",
             parameter="boxes",
         )
-    target = as_objective(objective)
+    target = as_objective(objective).resolve(model)
     if target.num_targets not in (None, len(subjects)):
         raise ParameterError(
             f"{target} names targets for {target.num_targets} images, but there are "

@@ -131,7 +131,7 @@ class SynthesisTechnique(Technique):
 
     def _synthesized(self, model: HookedModel, objective: Any, init: Any, seed: int) -> Synthesis:
         start = model.images(init).detach() if init is not None else None
-        goal = as_objective(objective)
+        goal = as_objective(objective).resolve(model)
         if start is not None and len(start) == 1 and goal.num_targets:
             start = start.expand(goal.num_targets, -1, -1, -1)
         bound = goal.bind(model, start)
