@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from timmscope_registry.registry import Entry
     from timmscope_registry.specs import Spec
 
+OWN_DISTRIBUTION = "timmscope"
+
 T = TypeVar("T")
 S = TypeVar("S", bound="Spec", covariant=True)
 
@@ -60,6 +62,8 @@ def _resolves_to(impl: str, wanted: type) -> bool:
 def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str] | None:
     """Split ``scheme:rest`` or ``id:rest`` into a source and the rest; None if no source matches.
 
+    A scheme of timmscope's own is never that of another plugin, which is chosen by its full id.
+
     Raises:
         PluginError: several plugins contribute the scheme.
     """
@@ -70,6 +74,9 @@ def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str
             return entry, text.removeprefix(f"{entry.id}:")
         if entry.spec.scheme == scheme:
             same.append(entry)
+    own = [entry for entry in same if entry.plugin.distribution == OWN_DISTRIBUTION]
+    if len(own) == 1:
+        same = own
     if len(same) > 1:
         raise PluginError(
             f"several plugins contribute the {same[0].kind} {scheme!r}: use "

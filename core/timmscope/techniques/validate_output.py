@@ -66,7 +66,7 @@ def checked_numbers(
 
 
 def checked_pixels(
-    technique: Technique, images: object, shape: tuple[int | str, ...] = ("B", 3, "H", "W")
+    technique: Technique, images: object, shape: tuple[int | str, ...]
 ) -> Tensor:
     """Return images as float32 on the CPU.
 
