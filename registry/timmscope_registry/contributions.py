@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from timmscope_registry.errors import PluginError
 from timmscope_registry.loading import stdout_to_stderr
 from timmscope_registry.plugin_faults import brief, fault, with_article
+from timmscope_registry.registry import Entry, own_or_all
 
 if TYPE_CHECKING:
-    from timmscope_registry.registry import Entry
     from timmscope_registry.specs import Spec
-
-OWN_DISTRIBUTION = "timmscope"
 
 T = TypeVar("T")
 S = TypeVar("S", bound="Spec", covariant=True)
@@ -68,15 +66,13 @@ def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str
         PluginError: several plugins contribute the scheme.
     """
     scheme, _, rest = text.partition(":")
-    same = []
+    same: list[Entry[Any]] = []
     for entry in entries:
         if text.startswith(f"{entry.id}:"):
             return entry, text.removeprefix(f"{entry.id}:")
         if entry.spec.scheme == scheme:
             same.append(entry)
-    own = [entry for entry in same if entry.plugin.distribution == OWN_DISTRIBUTION]
-    if len(own) == 1:
-        same = own
+    same = own_or_all(same)
     if len(same) > 1:
         raise PluginError(
             f"several plugins contribute the {same[0].kind} {scheme!r}: use "

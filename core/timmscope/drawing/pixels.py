@@ -26,7 +26,9 @@ def to_array(image: Tensor | NDArray[Any]) -> NDArray[np.uint8]:
     Raises:
         ImageError: the image has another shape, or NaN.
     """
-    values = as_picture(image).detach().float().cpu().numpy() if isinstance(image, Tensor) else image
+    values = (
+        as_picture(image).detach().float().cpu().numpy() if isinstance(image, Tensor) else image
+    )
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 2:
         values = values[None]

@@ -151,9 +151,7 @@ def _prefixes(needed: list[str], state: State, last: str) -> list[str]:
     ]
 
 
-def _check_fit(
-    module: nn.Module, needed: list[str], state: State, what: str, prefix: str
-) -> None:
+def _check_fit(module: nn.Module, needed: list[str], state: State, what: str, prefix: str) -> None:
     own = module.state_dict()
     missing = [name for name in needed if name not in state]
     extra = [name for name in state if name not in own]

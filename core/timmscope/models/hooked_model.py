@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -299,11 +300,11 @@ class HookedModel:
         except UnsupportedModel as error:
             reason = str(error.__cause__ or error).strip().partition("\n")[0]
             height, width = self.input_size[1:]
-            embed = getattr(self.module, "patch_embed", None)
+            parameters = inspect.signature(type(self.module)).parameters
             other = ""
-            if hasattr(self.module, "dynamic_img_size"):
+            if "dynamic_img_size" in parameters:
                 other = ", or load it with dynamic_img_size=true"
-            elif hasattr(embed, "strict_img_size"):
+            elif "strict_img_size" in parameters:
                 other = ", or load it with strict_img_size=false"
             raise UnsupportedModel(
                 f"{self.id} does not take images of {size[0]}×{size[1]} px ({reason}); give it "

@@ -312,7 +312,9 @@ class Neuron(_LayerObjective):
     def _checked(self, layer: Layer, images: Tensor | None) -> _LayerObjective:
         _check_unit(layer, self.unit)
         if images is not None and layer.stride is not None and layer.grid is not None:
-            catalogued = [step * cells for step, cells in zip(layer.stride, layer.grid, strict=True)]
+            catalogued = [
+                step * cells for step, cells in zip(layer.stride, layer.grid, strict=True)
+            ]
             if [*map(round, catalogued)] != [*images.shape[2:]]:
                 return replace(self)  # the grid of images of another size shows in the forward
         size = layer.grid or (1, 1)

@@ -307,7 +307,7 @@ class _Parser:
             self._signs[start : stop - 1], self._terms[start + 1 : stop], strict=True
         ):
             text += f" {sign} {term}"
-        scales = [("", None, text.strip())]
+        scales: list[tuple[str, str | None, str]] = [("", None, text.strip())]
         match = _FACTOR.match(text)
         if match is not None and (match[1] or match[2]):
             scales.append((match[1], match[2], match[3].strip()))
