@@ -127,8 +127,10 @@ def test_after_reset_classifier_logits_layers_and_hash_are_the_new_ones():
         model(images)
     expected = net.eval()((images - 0.5) / 0.5)
     assert torch.allclose(seen["fc"], expected, atol=1e-5)
+    last = model.weights_sha256
     net.reset_classifier(0)
     assert model.num_classes == 0
+    assert model.weights_sha256 != last
 
 
 def test_imagenet_names_are_not_those_of_another_number_of_classes():

@@ -156,7 +156,7 @@ def test_grad_cam_at_one_of_several_tensors_is_its_formula(detector, images):
         (
             lambda m, x: m.score(x, "class:3"),
             ObjectiveError,
-            r"not one tensor: .*a dict of out\[masks\], ",
+            r"has no logits \(B, K\): .*a dict of out\[masks\], ",
         ),
         (lambda m, x: m.score(x, "top"), ObjectiveError, r"as in out\[0\]\[3\]"),
         (

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,13 +209,26 @@ class HookedModel:
     def _first_parameter(self) -> Tensor:
         return next(self.module.parameters(), torch.zeros(()))
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers.
+
+        It is computed once, and again after parts of the module were replaced.
 
         Raises:
             UnsupportedModel: a weight has no bytes, as on the meta device.
         """
+        self._follow_parts()
+        kept: dict[str, str] = vars(self)
+        if "weights_sha256" not in kept:
+            kept["weights_sha256"] = self._digest()
+        return kept["weights_sha256"]
+
+    def _follow_parts(self) -> None:
+        if not self.hooks.has_parts():
+            vars(self).pop("weights_sha256", None)
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
             try:
@@ -231,7 +243,7 @@ class HookedModel:
     def class_name(self, index: int) -> str:
         """Short name of a class; `class 3` if the model has no class names."""
         names = self.classes
-        return f"class {index}" if names is None else names.short(index)
+        return f"class {index}" if names is None or index >= len(names) else names.short(index)
 
     def fused(self) -> HookedModel:
         """Make a faster copy with the same results except for rounding, for many images.
@@ -276,8 +288,6 @@ class HookedModel:
             return self
         if not any(layer.layout == "tokens" and layer.grid for layer in self.layers.values()):
             return self
-        if not self.hooks.has_parts():
-            self._at_size.clear()
         view = self._at_size.get(size)
         if view is None:
             view = object.__new__(type(self))
@@ -396,8 +406,7 @@ class HookedModel:
             UnsupportedModel: the module does not return logits `(B, K)`, or does not take images of
                 this size.
         """
-        if not self.hooks.has_parts():
-            vars(self).pop("weights_sha256", None)
+        self._follow_parts()
         inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
         counter = _counter.get()
         if counter is not None:
@@ -458,8 +467,7 @@ class HookedModel:
     @property
     def layers(self) -> LayerCatalogue:
         """Layers in execution order, by name; prints as a table."""
-        if not self.hooks.has_parts():
-            vars(self).pop("weights_sha256", None)
+        self._follow_parts()
         return self.hooks.layers
 
     def record(

@@ -477,8 +477,8 @@ def _output(model: ModelLike) -> Layer:
         return model.layers[LOGITS]
     except LayerNotFound as error:
         raise ObjectiveError(
-            f"{model.id} has no classes, because its output is not one tensor: {error}; explain "
-            "a unit of one of its tensors, as in out[0][3]"
+            f"{model.id} has no logits (B, K): {error}; explain a unit of one of its tensors, as "
+            "in out[0][3]"
         ) from None
 
 
