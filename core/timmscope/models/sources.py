@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import torch
 from torch import nn
 
 from timmscope.models.checkpoints import load_in_order, load_weights, read_checkpoint
