@@ -124,6 +124,8 @@ class GrabCut(AttributionTechnique):
     def _cut(self, image: Tensor, heat: Tensor, seed: int) -> Tensor:
         import cv2
 
+        from timmscope.drawing import to_array
+
         values = heat.detach().double().cpu().numpy()
         high, low = np.quantile(values, [self.foreground, self.background])
         object_seed, background_seed = values >= high, values <= low
@@ -133,7 +135,7 @@ class GrabCut(AttributionTechnique):
                 "too many of its values are the same to separate object and background; use "
                 "another saliency, or a higher foreground"
             )
-        pixels = (image.detach().float() * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        pixels = to_array(image)
         mask = np.where(object_seed, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         cv2.setRNGSeed(seed)
         background, foreground = _colour_models(cv2, pixels, object_seed, background_seed)

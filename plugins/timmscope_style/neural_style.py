@@ -16,7 +16,6 @@ from timmscope import (
     ParameterError,
     StyleOutcome,
     StyleTechnique,
-    UnsupportedModel,
     noise_like,
 )
 from timmscope_style.default_layers import content_layers, style_layers
@@ -148,7 +147,7 @@ class NeuralStyle(StyleTechnique):
             base = start.clone().clamp(0.02, 0.98).logit()
             height, width = base.shape[2:]
             levels = [
-                torch.zeros(1, 3, max(height >> level, 1), max(width >> level, 1)).to(base)
+                torch.zeros_like(base[..., : max(height >> level, 1), : max(width >> level, 1)])
                 for level in range(LEVELS)
             ]
             for level in levels:
@@ -244,17 +243,9 @@ def _checked(model: HookedModel, names: Sequence[str], parameter: str) -> list[s
 
 def _features(model: HookedModel, images: Tensor, names: Sequence[str]) -> list[Tensor]:
     """Features `(1, C, h, w)` of the layers, float32."""
+    model = model.for_images(images)
     with model.record(*names) as recording:
-        try:
-            model(images)
-        except (RuntimeError, AssertionError) as error:
-            height, width = images.shape[2:]
-            if (height, width) == model.input_size[1:]:
-                raise
-            raise UnsupportedModel(
-                f"{model.id} does not take {height}×{width} px images: leave size out, or use "
-                f"{model.input_size[1]}"
-            ) from error
+        model(images)
     return [model.layers[name].spatial(recording[name]).float() for name in names]
 
 

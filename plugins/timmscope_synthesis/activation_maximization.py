@@ -121,7 +121,7 @@ class ActivationMaximization(SynthesisTechnique):
         count = self._count(objective, init)
         size = self._size(model, init)
         self._check_size(model, objective.rows(0, 1), size)
-        space = self._space(size)
+        space = self._space(size, model.input_size[0])
         generators = image_generators(count)
         batch_size = self.batch_size or (1 if model.device.type == "cpu" else _ACCELERATOR_BATCH)
         outcomes = []
@@ -201,11 +201,11 @@ class ActivationMaximization(SynthesisTechnique):
     def _transforms(self) -> bool:
         return self.robust and not self._views.identity
 
-    def _space(self, size: tuple[int, int]) -> Parameterisation:
+    def _space(self, size: tuple[int, int], channels: int) -> Parameterisation:
         if self.parameterisation == "pixel":
-            return PixelParameterisation(size, decorrelate=self.decorrelate)
+            return PixelParameterisation(size, decorrelate=self.decorrelate, channels=channels)
         return FourierParameterisation(
-            size, decorrelate=self.decorrelate, decay_power=self.decay_power
+            size, decorrelate=self.decorrelate, decay_power=self.decay_power, channels=channels
         )
 
     def _start(
@@ -272,7 +272,8 @@ class ActivationMaximization(SynthesisTechnique):
             return
         try:
             with torch.no_grad():
-                model.score(torch.full((1, 3, *size), 0.5, device=model.device), objective)
+                grey = torch.full((1, model.input_size[0], *size), 0.5, device=model.device)
+                model.score(grey, objective)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             height, width = model.input_size[1:]

@@ -38,16 +38,19 @@ def colour_matrix(like: Tensor) -> Tensor:
 
 
 class Parameterisation(ABC):
-    """Images `(B, 3, H, W)` in (0, 1) as a function of a variable, and back.
+    """Images `(B, C, H, W)` in (0, 1) as a function of a variable, and back.
 
     Args:
         size: height and width in pixels.
-        decorrelate: the variable's three channels are uncorrelated colours, not RGB.
+        decorrelate: the variable's three channels are uncorrelated colours, not RGB; without effect
+            on images of another number of channels.
+        channels: number of channels.
     """
 
-    def __init__(self, size: tuple[int, int], *, decorrelate: bool) -> None:
+    def __init__(self, size: tuple[int, int], *, decorrelate: bool, channels: int = 3) -> None:
         self.size = size
-        self.decorrelate = decorrelate
+        self.channels = channels
+        self.decorrelate = decorrelate and channels == 3
 
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -55,14 +58,14 @@ class Parameterisation(ABC):
 
     @abstractmethod
     def latent(self, variable: Tensor) -> Tensor:
-        """The image `(B, 3, H, W)` before colours and sigmoid; linear in the variable."""
+        """The image `(B, C, H, W)` before colours and sigmoid; linear in the variable."""
 
     @abstractmethod
     def from_latent(self, latent: Tensor) -> Tensor:
         """The variable whose `latent` this is."""
 
     def image(self, variable: Tensor) -> Tensor:
-        """RGB images `(B, 3, H, W)` in (0, 1)."""
+        """Images `(B, C, H, W)` in (0, 1)."""
         latent = self.latent(variable)
         if self.decorrelate:
             latent = _mix(latent, colour_matrix(latent))
@@ -80,8 +83,8 @@ class PixelParameterisation(Parameterisation):
     """The variable is the image itself, before the sigmoid."""
 
     def shape(self) -> tuple[int, ...]:
-        """`(3, H, W)`."""
-        return (3, *self.size)
+        """`(C, H, W)`."""
+        return (self.channels, *self.size)
 
     def latent(self, variable: Tensor) -> Tensor:
         """The variable."""
@@ -105,12 +108,18 @@ class FourierParameterisation(Parameterisation):
         decorrelate: see `Parameterisation`.
         decay_power: exponent of the amplitude's fall with frequency; 1 for photographs, larger for
             smoother images.
+        channels: number of channels.
     """
 
     def __init__(
-        self, size: tuple[int, int], *, decorrelate: bool, decay_power: float = 1.0
+        self,
+        size: tuple[int, int],
+        *,
+        decorrelate: bool,
+        decay_power: float = 1.0,
+        channels: int = 3,
     ) -> None:
-        super().__init__(size, decorrelate=decorrelate)
+        super().__init__(size, decorrelate=decorrelate, channels=channels)
         height, width = size
         vertical = torch.fft.fftfreq(height)[:, None]
         horizontal = torch.fft.rfftfreq(width)[None]
@@ -119,9 +128,9 @@ class FourierParameterisation(Parameterisation):
         self.gain: float = FOURIER_GAIN * (REFERENCE_PX / max(size)) ** (decay_power - 1)
 
     def shape(self) -> tuple[int, ...]:
-        """`(3, H, W // 2 + 1, 2)`, real and imaginary parts last."""
+        """`(C, H, W // 2 + 1, 2)`, real and imaginary parts last."""
         height, width = self.size
-        return (3, height, width // 2 + 1, 2)
+        return (self.channels, height, width // 2 + 1, 2)
 
     def latent(self, variable: Tensor) -> Tensor:
         """Inverse transform of the scaled coefficients."""

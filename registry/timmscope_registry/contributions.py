@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from timmscope_registry.errors import PluginError
 from timmscope_registry.loading import stdout_to_stderr
 from timmscope_registry.plugin_faults import brief, fault, with_article
+from timmscope_registry.registry import Entry, own_or_all
 
 if TYPE_CHECKING:
-    from timmscope_registry.registry import Entry
     from timmscope_registry.specs import Spec
 
 T = TypeVar("T")
@@ -60,16 +60,19 @@ def _resolves_to(impl: str, wanted: type) -> bool:
 def by_scheme(entries: Iterable[Entry[Any]], text: str) -> tuple[Entry[Any], str] | None:
     """Split ``scheme:rest`` or ``id:rest`` into a source and the rest; None if no source matches.
 
+    A scheme of timmscope's own is never that of another plugin, which is chosen by its full id.
+
     Raises:
         PluginError: several plugins contribute the scheme.
     """
     scheme, _, rest = text.partition(":")
-    same = []
+    same: list[Entry[Any]] = []
     for entry in entries:
         if text.startswith(f"{entry.id}:"):
             return entry, text.removeprefix(f"{entry.id}:")
         if entry.spec.scheme == scheme:
             same.append(entry)
+    same = own_or_all(same)
     if len(same) > 1:
         raise PluginError(
             f"several plugins contribute the {same[0].kind} {scheme!r}: use "

@@ -250,7 +250,7 @@ class Registry:
                     f"{entry.plugin.distribution} {entry.plugin.version}".rstrip()
                     for entry in entries
                 ),
-                hint="use a full name: " + " or ".join(entry.id for entry in entries),
+                hint=_how_to_choose(entries),
             )
             for (_, name), entries in by_name.items()
             if len(entries) > 1
@@ -286,7 +286,7 @@ class Registry:
         for entry in entries:
             if entry.id == name:
                 return entry
-        same = [entry for entry in entries if entry.spec.name == name]
+        same = own_or_all([entry for entry in entries if entry.spec.name == name])
         if len(same) == 1:
             return same[0]
         label = KINDS[kind]
@@ -307,6 +307,25 @@ class Registry:
         broken = [r.id for r in self._records or [] if r.status in ("failed", "unsupported")]
         doctor = f"; {', '.join(broken)} did not load, see `timmscope doctor`" if broken else ""
         raise PluginError(f"unknown {label} {name!r}: {advice}{doctor}")
+
+
+def own_or_all(entries: list[Entry[S]]) -> list[Entry[S]]:
+    """Of sources with the same scheme only timmscope's own, so that no plugin changes an id."""
+    own = [
+        entry
+        for entry in entries
+        if isinstance(entry.spec, ModelSourceSpec | ImageSourceSpec)
+        and entry.plugin.distribution == "timmscope"
+    ]
+    return own if len(own) == 1 else entries
+
+
+def _how_to_choose(entries: list[Entry[Spec]]) -> str:
+    own = own_or_all(entries)
+    others = [entry.id for entry in entries if entry not in own]
+    if others:
+        return f"{own[0].spec.name}: is timmscope's own; for the other use {' or '.join(others)}:"
+    return "use a full name: " + " or ".join(entry.id for entry in entries)
 
 
 _current: Registry | None = None

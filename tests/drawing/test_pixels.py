@@ -29,10 +29,15 @@ def test_values_are_clipped_and_grey_becomes_rgb():
     assert to_array(torch.tensor([[-1.0, 2.0]])).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
-@pytest.mark.parametrize("shape", [(4, 2, 2), (1, 3, 2, 2), (2,)])
+@pytest.mark.parametrize("shape", [(17, 2, 2), (1, 3, 2, 2), (2,)])
 def test_a_picture_of_another_shape_is_refused(shape):
     with pytest.raises(ImageError, match="shape"):
         to_array(torch.zeros(shape))
+
+
+def test_a_picture_of_four_channels_is_drawn_as_their_mean():
+    image = torch.tensor([0.0, 0.2, 0.4, 1.0])[:, None, None].expand(4, 2, 3)
+    assert to_array(image).tolist() == [[[102] * 3] * 3] * 2
 
 
 def test_a_picture_with_nan_is_refused():

@@ -129,6 +129,9 @@ def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
         ("blocks.4[3,14,0]", "grid of 14×14 cells"),
         ("global_pool[3,1,0]", "there is no cell"),
         ("blocks.4@[1.0, 2.0]", "2 numbers"),
+        ("blocks.4[x]", "names no unit"),
+        ("blocks.4[1,2]", "names no unit"),
+        ("blocks.4@nowhere.npy", "cannot read a direction"),
         ("class:1|2", "2 target classes for 3 image"),
         ("blocks.4o", "is not a layer .nearest: 'blocks.4'"),
     ],
@@ -148,7 +151,7 @@ def test_the_error_for_a_misspelt_layer_suggests_the_nearest(lite0, photos):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "class:", "blocks.4[", "blocks.4[x]", "blocks.4[1,2]", "blocks.4@[1,", "2* + top"]
+    "text", ["", "class:", "class:a||b", "blocks.4[", "blocks.4@[1,", "2* + top"]
 )
 def test_malformed_text_is_refused(text):
     with pytest.raises(ObjectiveError):

@@ -128,6 +128,20 @@ def test_a_scheme_that_two_plugins_offer_needs_its_full_name(distribution) -> No
 
 
 @pytest.mark.usefixtures("_one")
+def test_a_scheme_of_timmscope_stays_its_own_beside_a_plugin(distribution, tmp_path) -> None:
+    source = SOURCE.replace('"make"', '"random"').replace('"listed"', '"folder"')
+    distribution("two", source.replace("MODULE:make", "MODULE:random") + "    random = make\n")
+    set_registry(None)
+    assert load_model("random:resnet10t?img_size=32").input_size == (3, 32, 32)
+    assert load_model("two:random:cnn").id == "tiny:cnn"
+    assert get_registry().model_source("random").plugin.distribution == "timmscope"
+    (tmp_path / "a.png").write_bytes(b"")
+    assert len(open_images(f"folder:{tmp_path}")) == 1
+    hints = [problem.hint for problem in get_registry().problems()]
+    assert "random: is timmscope's own; for the other use two:random:" in hints
+
+
+@pytest.mark.usefixtures("_one")
 @pytest.mark.parametrize(
     ("load", "location", "words"),
     [
@@ -188,7 +202,7 @@ def test_a_collector_that_cannot_be_created_is_named_with_its_version(name, word
 @pytest.mark.usefixtures("_one")
 def test_a_model_that_returns_several_things_is_refused_in_one_line():
     model = load_model("tuples:x")
-    with pytest.raises(UnsupportedModel, match="tuples:x returns tuple; expected a tensor"):
+    with pytest.raises(UnsupportedModel, match=r"tuples:x returns a tuple of .*; expected logits"):
         model(torch.zeros(1, 3, 8, 8))
 
 

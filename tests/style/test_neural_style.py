@@ -240,7 +240,7 @@ def test_wrong_inputs_are_one_clear_line(resnet, small):
     with pytest.raises(ParameterError, match="there is no content image"):
         NeuralStyle(init="content")(resnet, None, small[:1])
     vit = load_model("random:vit_tiny_patch16_224?img_size=64")
-    with pytest.raises(UnsupportedModel, match="does not take 80×80 px"):
+    with pytest.raises(UnsupportedModel, match="does not take images of 80×80 px"):
         NeuralStyle(size=80, steps=1)(vit, small[:1], small[1:2])
 
 

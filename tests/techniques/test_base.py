@@ -16,7 +16,6 @@ from timmscope import (
     AttackTechnique,
     Attribution,
     AttributionTechnique,
-    HookedModel,
     ImageError,
     ParameterError,
     RepresentationTechnique,
@@ -159,14 +158,6 @@ def test_a_technique_refuses_a_plain_module_and_normalised_images(linear_model, 
         Noisy()(linear_model.module, images, "class:0")
     with pytest.raises(ImageError, match="normalisation"):
         Noisy()(linear_model, images * 4 - 2, "class:0")
-    grey = HookedModel(
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2)),
-        mean=[0],
-        std=[1],
-        input_size=(1, 4, 4),
-    )
-    with pytest.raises(TimmscopeError, match="takes 1 channels"):
-        Noisy()(grey, images[:, :1], "class:0")
 
 
 def test_a_saved_result_loads_with_equal_values(linear_model, images, tmp_path):

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from timmscope.drawing.canvas import Canvas
 from timmscope.drawing.diverging import diverging
+from timmscope.drawing.pixels import as_picture
 from timmscope.drawing.style import (
     SEQUENTIAL,
     SMALL_PT,
@@ -115,7 +116,7 @@ def overlay(
     """Lay a map's colours over a pale grey version of the image.
 
     Args:
-        image: `(3, H, W)` in [0, 1].
+        image: `(3, H, W)` in [0, 1]; of another number of channels, their mean is shown.
         heat: `(h, w)` on any scale; resized bilinearly to the image's size.
         opacity: opacity of the strongest colours, in [0, 1]; others fade with their magnitude.
         signed: whether zero is in the middle; by default if there are values below zero.
@@ -123,7 +124,7 @@ def overlay(
     Returns:
         `(3, H, W)` in [0, 1].
     """
-    picture, values = image.detach().float().cpu(), heat.detach().float().cpu()
+    picture, values = as_picture(image).detach().float().cpu(), heat.detach().float().cpu()
     if values.shape != picture.shape[1:]:
         size = (picture.shape[1], picture.shape[2])
         values = functional.interpolate(values[None, None], size, mode="bilinear")[0, 0]

@@ -24,7 +24,7 @@ from timmscope.progress import task
 from timmscope.results.result import Provenance
 from timmscope.store.lock import StoreLock
 from timmscope.techniques.attribution import AttributionTechnique
-from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.lookup import attribution, unique_names
 from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
@@ -79,7 +79,7 @@ def evaluate(
         TechniqueError: no technique has a map of any image.
         StoreError: `out` is not a folder, or holds other files.
     """
-    require_rgb(model)
+    require_model(model)
     chosen = _techniques(techniques)
     measures = _metrics(metrics, boxes is not None)
     box_table = None if boxes is None else Boxes(boxes)
@@ -90,7 +90,7 @@ def evaluate(
             f"{subjects.names[0]!r}",
             parameter="boxes",
         )
-    target = as_objective(objective)
+    target = as_objective(objective).resolve(model)
     if target.num_targets not in (None, len(subjects)):
         raise ParameterError(
             f"{target} names targets for {target.num_targets} images, but there are "

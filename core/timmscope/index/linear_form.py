@@ -26,6 +26,7 @@ from timmscope.objectives.kinds import (
     LayerOrClass,
     as_objective,
 )
+from timmscope.objectives.text import ObjectiveText
 from timmscope.store.model import store_model
 from timmscope_registry import ObjectiveError
 
@@ -83,7 +84,7 @@ def linear_form(
         load()
 
     form = LinearForm()
-    for weight, term in _terms(as_objective(objective), load):
+    for weight, term in _terms(as_objective(objective), store, load):
         if isinstance(term, Channel):
             channels = store.layer(term.layer).channels
             if not 0 <= term.unit < channels:
@@ -113,17 +114,26 @@ def linear_form(
 
 
 def _terms(
-    objective: Objective, load: Callable[[], HookedModel]
+    objective: Objective, store: Store, load: Callable[[], HookedModel]
 ) -> Iterator[tuple[float, Objective]]:
     """Yield weights and terms; names are looked up in the model, and classes become numbers."""
     if isinstance(objective, WeightedSum):
         for weight, term in objective.terms:
-            for inner, single in _terms(term, load):
+            for inner, single in _terms(term, store, load):
                 yield weight * inner, single
+    elif isinstance(objective, ObjectiveText):
+        stored = _names_stored_layers(objective.usual, store)
+        yield from _terms(objective.usual if stored else objective.resolve(load()), store, load)
     elif isinstance(objective, LayerOrClass | ClassLogit):
         yield 1.0, objective.bind(load(), None)
     else:
         yield 1.0, objective
+
+
+def _names_stored_layers(objective: Objective, store: Store) -> bool:
+    """Whether an objective needs no names but those of layers that the store has."""
+    terms = objective.terms if isinstance(objective, WeightedSum) else ((1.0, objective),)
+    return all(isinstance(t, Channel | Direction) and t.layer in store.layers for _, t in terms)
 
 
 def _logit_form(

@@ -70,13 +70,21 @@ def _fold(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").split())
 
 
-def imagenet_classes(module: nn.Module) -> ClassNames | None:
-    """Class names of the ImageNet variant that a timm model was trained on, from timm's tables.
+def timm_classes(module: nn.Module) -> ClassNames | None:
+    """Class names of a timm model: those that its configuration holds, or else ImageNet's.
 
-    None if the number of outputs fits no variant.
+    ImageNet's are those of the variant with as many classes. None if neither fits the number of
+    classes.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
+    config = getattr(module, "pretrained_cfg", None) or {}
+    labels = config.get("label_names")
+    if isinstance(labels, list | tuple) and len(labels) == getattr(module, "num_classes", None):
+        described = config.get("label_descriptions")
+        if isinstance(described, dict):
+            return ClassNames([str(described.get(label, label)) for label in labels], labels)
+        return ClassNames(map(str, labels))
     subset = infer_imagenet_subset(module)
     if subset is None:
         return None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +23,31 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from timmscope.models.classes import ClassNames, imagenet_classes
+from timmscope.models.classes import ClassNames, timm_classes
 from timmscope.models.preprocessing import Preprocessing
 from timmscope.models.weights_digest import add_weight
-from timmscope_registry import ImageError, ObjectiveError, UnsupportedModel
+from timmscope_registry import ImageError, ModelError, ObjectiveError, UnsupportedModel
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
 from timmscope_registry.hooks.eval_mode import is_optimised
+from timmscope_registry.hooks.layers import LOGITS
+from timmscope_registry.hooks.parts import parts_of
 
 if TYPE_CHECKING:
     from timmscope.objectives import Objective
+
+
+_MOST_SIZES = 4
+"""Number of other image sizes of which a model keeps the layers."""
+
+
+_FORWARD_ERRORS = (
+    RuntimeError,
+    ValueError,
+    AssertionError,
+    IndexError,
+    TypeError,
+    AttributeError,
+)
 
 
 class PassCounter:
@@ -84,14 +101,17 @@ class HookedModel:
             `input_size`. Of what `torch.compile` returns, the module that was compiled is taken.
         mean: mean per channel, pixel units [0, 1].
         std: standard deviation per channel, pixel units [0, 1].
-        input_size: channels, and height and width in pixels.
+        input_size: channels, and height and width in pixels; by default those with which a timm
+            module was made.
         interpolation: resize filter of `preprocess`.
         crop_pct: share of the resized image that the centre crop keeps.
-        class_names: names of the outputs; by default ImageNet's if the model was trained on it.
+        class_names: names of the outputs; by default those in timm's configuration, or ImageNet's
+            if the number of classes is one of its variants'.
         id: id by which the model can be loaded again, `scheme:name`.
 
     Raises:
-        ModelError: the module has no configuration, and the arguments do not give one.
+        ModelError: the module has no configuration, and the arguments do not give one; an argument
+            has a wrong form; or there are more or fewer class names than classes.
     """
 
     def __init__(
@@ -112,17 +132,19 @@ class HookedModel:
         self.id = id or f"module:{type(module).__name__}"
         self.preprocessing = Preprocessing.of(
             module,
-            mean=tuple(mean) if mean is not None else None,
-            std=tuple(std) if std is not None else None,
-            input_size=tuple(input_size) if input_size is not None else None,
+            mean=mean,
+            std=std,
+            input_size=input_size,
             interpolation=interpolation,
             crop_pct=crop_pct,
         )
-        self.classes: ClassNames | None = (
-            ClassNames(class_names) if class_names is not None else imagenet_classes(module)
-        )
+        self._given_classes = ClassNames(class_names) if class_names is not None else None
+        self._timm_classes: tuple[int, ClassNames | None] | None = None
+        self._at_size: dict[tuple[int, ...], HookedModel] = {}
         example = torch.full((2, *self.input_size), 0.5)
         self.hooks = ModelHooks(module, self.preprocessing.normalise(example))
+        if self._given_classes is not None and _declared_classes(module) is not None:
+            self.classes  # noqa: B018  (raises if their number is wrong)
 
     def __repr__(self) -> str:
         size = "×".join(str(value) for value in self.input_size)
@@ -145,14 +167,33 @@ class HookedModel:
         """Standard deviation per channel by which the model divides, pixel units."""
         return self.preprocessing.std
 
-    @cached_property
+    @property
     def num_classes(self) -> int:
-        """Number of logits; 0 for a model without a classifier."""
-        declared = getattr(self.module, "num_classes", None)
-        if isinstance(declared, int):
+        """Number of logits that the module has now; 0 for a model without a classifier."""
+        declared = _declared_classes(self.module)
+        if declared is not None:
             return declared
-        with torch.no_grad():
-            return int(self(torch.full((1, *self.input_size), 0.5)).shape[1])
+        output = self.layers.get(LOGITS)
+        return 0 if output is None else output.channels
+
+    @property
+    def classes(self) -> ClassNames | None:
+        """Names of the classes; None if they are unknown.
+
+        Raises:
+            ModelError: `class_names` has more or fewer names than the module has classes.
+        """
+        count, given = self.num_classes, self._given_classes
+        if given is not None:
+            if len(given) != count and (count or _declared_classes(self.module) is not None):
+                raise ModelError(
+                    f"{len(given)} class names for {self.id}, which has {count} classes: give one "
+                    "name per class, in the order of the outputs"
+                )
+            return given
+        if self._timm_classes is None or self._timm_classes[0] != count:
+            self._timm_classes = count, timm_classes(self.module)
+        return self._timm_classes[1]
 
     @property
     def device(self) -> torch.device:
@@ -168,13 +209,26 @@ class HookedModel:
     def _first_parameter(self) -> Tensor:
         return next(self.module.parameters(), torch.zeros(()))
 
-    @cached_property
+    @property
     def weights_sha256(self) -> str:
         """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers.
+
+        It is computed once, and again after parts of the module were replaced.
 
         Raises:
             UnsupportedModel: a weight has no bytes, as on the meta device.
         """
+        self._follow_parts()
+        kept: dict[str, str] = vars(self)
+        if "weights_sha256" not in kept:
+            kept["weights_sha256"] = self._digest()
+        return kept["weights_sha256"]
+
+    def _follow_parts(self) -> None:
+        if not self.hooks.has_parts():
+            vars(self).pop("weights_sha256", None)
+
+    def _digest(self) -> str:
         digest = hashlib.sha256()
         for name, value in self.module.state_dict().items():
             try:
@@ -188,9 +242,8 @@ class HookedModel:
 
     def class_name(self, index: int) -> str:
         """Short name of a class; `class 3` if the model has no class names."""
-        if self.classes is not None and index < len(self.classes):
-            return self.classes.short(index)
-        return f"class {index}"
+        names = self.classes
+        return f"class {index}" if names is None or index >= len(names) else names.short(index)
 
     def fused(self) -> HookedModel:
         """Make a faster copy with the same results except for rounding, for many images.
@@ -216,6 +269,58 @@ class HookedModel:
         """Move the module to a device, in place; returns self."""
         self.module.to(device)
         return self
+
+    def for_images(self, images: Tensor) -> HookedModel:
+        """Return the model with layers as they are for images of this size.
+
+        The grids of tokens in `layers` are those of images of `input_size`. For images of another
+        size, this is a view of the model with that `input_size`; weights, hooks and open contexts
+        are shared. It is the model itself if no layer has tokens on a grid.
+
+        Args:
+            images: `(B, C, H, W)`.
+
+        Raises:
+            UnsupportedModel: the model does not take images of this size.
+        """
+        size = (int(images.shape[2]), int(images.shape[3]))
+        if size == self.input_size[1:]:
+            return self
+        if not any(layer.layout == "tokens" and layer.grid for layer in self.layers.values()):
+            return self
+        view = self._at_size.get(size)
+        if view is None:
+            view = object.__new__(type(self))
+            vars(view).update(vars(self), _at_size={}, hooks=self._hooks_at(size))
+            view.preprocessing = replace(self.preprocessing, input_size=(images.shape[1], *size))
+            if len(self._at_size) >= _MOST_SIZES:
+                del self._at_size[next(iter(self._at_size))]
+            self._at_size[size] = view
+        return view
+
+    def _hooks_at(self, size: tuple[int, int]) -> ModelHooks:
+        """Hooks with the layers for images of that size.
+
+        Raises:
+            UnsupportedModel: the model does not take images of that size.
+        """
+        hooks = self.hooks.at_size(*size)
+        try:
+            hooks.layers  # noqa: B018
+        except UnsupportedModel as error:
+            reason = str(error.__cause__ or error).strip().partition("\n")[0]
+            height, width = self.input_size[1:]
+            parameters = inspect.signature(type(self.module)).parameters
+            other = ""
+            if "dynamic_img_size" in parameters:
+                other = ", or load it with dynamic_img_size=true"
+            elif "strict_img_size" in parameters:
+                other = ", or load it with strict_img_size=false"
+            raise UnsupportedModel(
+                f"{self.id} does not take images of {size[0]}×{size[1]} px ({reason}); give it "
+                f"images of {height}×{width} px{other}"
+            ) from error
+        return hooks
 
     # Images
 
@@ -294,23 +399,50 @@ class HookedModel:
     def __call__(self, images: Tensor) -> Tensor:
         """Compute logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]; differentiable.
 
-        If an open `record(..., until_last=True)` stops the forward early, the result has shape
-        `(B, 0)`.
+        If an open `record(..., until_last=True)` stops the forward early, or has all it needs of a
+        module that does not return logits, the result has shape `(B, 0)`.
 
         Raises:
-            UnsupportedModel: the module does not return one tensor.
+            UnsupportedModel: the module does not return logits `(B, K)`, or does not take images of
+                this size.
         """
+        self._follow_parts()
         inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
         counter = _counter.get()
         if counter is not None:
             counter.watch(inputs)
-        outputs: object = self.hooks(inputs)
-        if not isinstance(outputs, Tensor):
-            raise UnsupportedModel(
-                f"{self.id} returns {type(outputs).__name__}; expected a tensor of logits: wrap "
-                "the module in one that returns only the logits"
-            )
+        try:
+            outputs: object = self.hooks(inputs)
+        except _FORWARD_ERRORS as error:
+            if "alloca" not in str(error):  # memory that cannot be allocated
+                self._check_runs((int(inputs.shape[2]), int(inputs.shape[3])))
+            raise
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            raise self._no_logits(outputs)
         return outputs
+
+    def _check_runs(self, size: tuple[int, int]) -> None:
+        """Raise `UnsupportedModel` if the module alone cannot run on images of that size."""
+        if size == self.input_size[1:]:
+            self.layers  # noqa: B018
+        else:
+            self._hooks_at(size)
+
+    def _no_logits(self, outputs: object) -> UnsupportedModel:
+        if isinstance(outputs, Tensor):
+            returned = f"a tensor of shape {tuple(outputs.shape)}"
+            how = f"{LOGITS}[3], the mean over places, or class:3@y,x"
+            if outputs.ndim != 4:
+                how = f"{LOGITS}[3]"
+        else:
+            parts = parts_of(outputs)
+            shapes = [f"{place} {tuple(part.shape)}" for place, part in parts.items()][:6]
+            returned = f"a {type(outputs).__name__}" + (f" of {', '.join(shapes)}" if parts else "")
+            how = f"out{next(iter(parts), '[0]')}[3]"
+        return UnsupportedModel(
+            f"{self.id} returns {returned}; expected logits (B, K): explain a unit of its output, "
+            f"as in {how}, or wrap the module in one that returns only the logits"
+        )
 
     @contextlib.contextmanager
     def count_passes(self, batch: int) -> Iterator[PassCounter]:
@@ -335,6 +467,7 @@ class HookedModel:
     @property
     def layers(self) -> LayerCatalogue:
         """Layers in execution order, by name; prints as a table."""
+        self._follow_parts()
         return self.hooks.layers
 
     def record(
@@ -376,7 +509,7 @@ class HookedModel:
         """
         from timmscope.objectives import as_objective
 
-        bound = as_objective(objective).bind(self, images)
+        bound = as_objective(objective).bind(self.for_images(images), images)
         with self.record(*bound.points) as recording:
             self(images)
         return bound(recording)
@@ -433,7 +566,7 @@ class HookedModel:
         """
         from timmscope.objectives import as_objective
 
-        bound = as_objective(objective).bind(self, images)
+        bound = as_objective(objective).bind(self.for_images(images), images)
         names = list(dict.fromkeys(layers))
         if len(names) > 1:
             names.sort(key=lambda name: self.layers[name].order)
@@ -470,6 +603,11 @@ class HookedModel:
                 "backward pass; turn gradient checkpointing off, or call "
                 "eval() and requires_grad_(False) on the module"
             ) from error
+
+
+def _declared_classes(module: nn.Module) -> int | None:
+    declared = getattr(module, "num_classes", None)
+    return declared if isinstance(declared, int) else None
 
 
 def _with_graph(value: Tensor) -> Tensor:

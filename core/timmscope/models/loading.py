@@ -19,8 +19,9 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
     Args:
         spec: `scheme:rest`, for example `timm:resnet50.a1_in1k`, `pip:efficientnet-lite0`,
             `file:weights.safetensors?arch=resnet18` or `random:vit_tiny_patch16_224?seed=0`.
-            Without a scheme, `timm:` is assumed. The built-in schemes pass arguments after `?`
-            that they do not use to `timm.create_model`.
+            Without a scheme, `timm:` is assumed. Of the arguments after `?`, `class_names` (a text
+            file), `mean`, `std`, `input_size`, `crop_pct` and `interpolation` are those of
+            `HookedModel`; the built-in schemes pass all others to `timm.create_model`.
         device: the device; by default the CPU.
 
     Raises:
@@ -38,6 +39,8 @@ def load_model(spec: str, *, device: str | torch.device | None = None) -> Hooked
         sources = {entry.spec.scheme for entry in entries}
         close = nearest(scheme, sources)
         hint = f"; did you mean {close[0]}:{rest}?" if close else ""
+        if scheme in ("hf-hub", "local-dir"):
+            hint = f"; did you mean timm:{text}?"
         raise ModelError(
             f"no model source is called {scheme!r} in {spec!r}; known: {', '.join(sorted(sources))}"
             + hint

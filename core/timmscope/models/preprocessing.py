@@ -38,7 +38,8 @@ class Preprocessing:
         crop_mode: `center`, `squash` or `border`, as in timm.
 
     Raises:
-        ModelError: mean or std do not have one value per channel, or a std is not positive.
+        ModelError: a value has another form or range, or mean or std do not have one value per
+            channel.
     """
 
     input_size: tuple[int, int, int]
@@ -49,6 +50,7 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
+        _check_form(self)
         channels = self.input_size[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ModelError(
@@ -67,7 +69,7 @@ class Preprocessing:
         """
         from timm.data import resolve_model_data_config
 
-        overrides = {key: value for key, value in overrides.items() if value is not None}
+        overrides = {key: _plain(value) for key, value in overrides.items() if value is not None}
         if getattr(module, "pretrained_cfg", None) is None:
             missing = {"mean", "std", "input_size"} - overrides.keys()
             if missing:
@@ -76,16 +78,16 @@ class Preprocessing:
                     f"pass {', '.join(sorted(missing))} to HookedModel"
                 )
             return cls(**overrides)
-        config = {**resolve_model_data_config(module), **overrides}
-        channels = config["input_size"][0]
-        return cls(
-            input_size=tuple(config["input_size"]),
-            mean=_per_channel(config["mean"], channels),
-            std=_per_channel(config["std"], channels),
-            interpolation=str(config["interpolation"]),
-            crop_pct=float(config["crop_pct"]),
-            crop_mode=str(config["crop_mode"]),
-        )
+        config = resolve_model_data_config(module)
+        values = {
+            "input_size": module_input_size(module),
+            **{key: config[key] for key in ("interpolation", "crop_pct", "crop_mode")},
+            **overrides,
+        }
+        _check_form(values)
+        for key in {"mean", "std"} - overrides.keys():
+            values[key] = _per_channel(config[key], values["input_size"][0])
+        return cls(**values)
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Preprocessing:
@@ -198,6 +200,85 @@ class Preprocessing:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values for manifests and result files."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    """A sequence or array as a tuple of plain numbers; anything else as it is."""
+    if isinstance(value, str | bytes):
+        return value
+    try:
+        values = tuple(value)
+    except TypeError:
+        return value
+    return tuple(item.item() if hasattr(item, "item") else item for item in values)
+
+
+def _check_form(given: Preprocessing | Mapping[str, Any]) -> None:
+    """Refuse values of a wrong type or range.
+
+    Raises:
+        ModelError: the first that is wrong.
+    """
+    values = given if isinstance(given, Mapping) else vars(given)
+    for key, expected, is_right in _FORMS:
+        if key in values and not is_right(values[key]):
+            raise ModelError(f"{key} is {values[key]!r}: expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_number, value))
+
+
+def _is_size(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(item, int) and 1 <= item <= MOST_PX for item in value)
+    )
+
+
+MOST_PX = 65_536
+"""Largest side of an image in pixels, and largest number of channels."""
+
+_FILTERS = ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box")
+_FORMS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("input_size", "channels, height and width, as in 3,224,224", _is_size),
+    ("mean", "one number per channel, as in 0.5,0.5,0.5", _are_numbers),
+    ("std", "one number above 0 per channel, as in 0.5,0.5,0.5", _are_numbers),
+    ("interpolation", f"one of {', '.join(_FILTERS)}", _FILTERS.__contains__),
+    ("crop_pct", "a number above 0, as in 0.875", lambda value: _is_number(value) and value > 0),
+    ("crop_mode", "center, squash or border", ("center", "squash", "border").__contains__),
+)
+
+
+def module_input_size(module: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width that a timm module takes.
+
+    timm's configuration describes the pretrained weights, and the module may have been made with
+    other `in_chans` and `img_size`. The first convolution and the patch embedding know them.
+    """
+    from timm.data import resolve_model_data_config
+
+    channels, height, width = resolve_model_data_config(module)["input_size"]
+    config: Mapping[str, Any] = getattr(module, "pretrained_cfg", {})
+    names = config.get("first_conv")
+    name = names[0] if isinstance(names, list | tuple) and names else names
+    first = dict(module.named_modules()).get(name) if isinstance(name, str) and name else None
+    if isinstance(first, nn.Conv2d):
+        channels = first.in_channels
+        for part in module.modules():
+            if type(part).__name__ == "SpaceToDepth":  # TResNet's first convolution comes after it
+                channels //= int(getattr(part, "bs", 4)) ** 2
+    embed = getattr(module, "patch_embed", None)
+    made = getattr(embed, "img_size", None)
+    if config.get("fixed_input_size") and isinstance(made, tuple) and len(made) == 2:
+        height, width = (int(side) for side in made)
+    return int(channels), height, width
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

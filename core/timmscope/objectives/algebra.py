@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -35,6 +35,14 @@ class Objective(ABC):
             ObjectiveError: the objective does not fit the model.
             LayerNotFound: the model has no such layer.
         """
+
+    def resolve(self, model: ModelLike) -> Objective:
+        """Return the objective without text that only a model's names can tell how to read.
+
+        Raises:
+            ObjectiveError: a text has several readings, or none.
+        """
+        return self
 
     @property
     @abstractmethod
@@ -117,7 +125,11 @@ class WeightedSum(Objective):
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Bind every term."""
-        return WeightedSum(tuple((weight, term.bind(model, images)) for weight, term in self.terms))
+        return _combined((weight, term.bind(model, images)) for weight, term in self.terms)
+
+    def resolve(self, model: ModelLike) -> Objective:
+        """Resolve every term."""
+        return _combined((weight, term.resolve(model)) for weight, term in self.terms)
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -159,6 +171,13 @@ class WeightedSum(Objective):
             factor = "" if abs(weight) == 1 else f"{abs(weight)!r}*"
             text += f"{sign}{factor}{term}"
         return text
+
+
+def _combined(terms: Iterable[tuple[float, Objective]]) -> Objective:
+    """The weighted sum of objectives, of which some may be sums."""
+    return WeightedSum(
+        tuple((weight * inner, term) for weight, part in terms for inner, term in _terms(part))
+    )
 
 
 def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:

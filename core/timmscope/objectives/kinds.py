@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 LOGITS = "logits"
 
 
-def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
+def class_logit(
+    target: int | str | Sequence[int | str] | Tensor, y: int | None = None, x: int | None = None
+) -> Objective:
     """Logit of a class, or of one class per image.
 
     Args:
         target: index or name of a class, or a sequence of B indices or names.
+        y: row at which to read an output `(B, K, H, W)`, as of a segmentation model.
+        x: its column.
 
     Raises:
         ObjectiveError: there is no class, or one is neither text nor an integer.
@@ -44,7 +49,11 @@ def class_logit(target: int | str | Sequence[int | str] | Tensor) -> Objective:
     )
     if not targets:
         raise ObjectiveError("class_logit got no classes: give one, or one per image")
-    return ClassLogit(targets)
+    if y is None and x is None:
+        return ClassLogit(targets)
+    if y is None or x is None or len(targets) > 1:
+        raise ObjectiveError(f"class_logit has y={y}, x={x}: give both or neither, for one class")
+    return ClassAt(targets[0], (_integer(y, "a row"), _integer(x, "a column")))
 
 
 def top() -> Objective:
@@ -126,6 +135,7 @@ class ClassLogit(Objective):
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Resolve class names to indices; a single target is for every image."""
+        _require_logits(model)
         if model.num_classes == 0:
             raise ObjectiveError(
                 f"{model.id} has no classes: choose a unit instead, for example "
@@ -172,7 +182,38 @@ class ClassLogit(Objective):
         return self if len(self.targets) == 1 else ClassLogit(self.targets * times)
 
     def __str__(self) -> str:
-        return "class:" + "|".join(str(target) for target in self.targets)
+        return "class:" + "|".join(_target_text(target) for target in self.targets)
+
+
+@dataclass(frozen=True)
+class ClassAt(Objective):
+    """Logit of a class at one place of an output (B, K, H, W); binding makes it a neuron."""
+
+    target: int | str
+    position: tuple[int, int]
+
+    def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
+        """Resolve the class name and check the place."""
+        output = _output(model)
+        if output.grid is None:
+            raise ObjectiveError(
+                f"the output of {model.id} has shape {('B', *output.shape)}, so a class has one "
+                f"logit and no place: use class:{self.target}"
+            )
+        unit = _class_index(model, self.target)
+        return Neuron(LOGITS, unit, self.position).bind(model, images)
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The model's output."""
+        return (LOGITS,)
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """Raise `ObjectiveError`: only the bound objective has a value."""
+        raise ObjectiveError(f"{self} must be bound to a model before it has a value")
+
+    def __str__(self) -> str:
+        return "class:{}@{},{}".format(_target_text(self.target), *self.position)
 
 
 @dataclass(frozen=True)
@@ -186,8 +227,7 @@ class Top(Objective):
                 "'top' is the prediction for an image, but there is no image: name a class or a "
                 "unit"
             )
-        if model.num_classes == 0:
-            return ClassLogit((0,)).bind(model, images)  # raises the error that names a unit
+        ClassLogit((0,)).bind(model, None)  # raises an error if there are no logits
         with torch.no_grad():
             parts = images.detach().split(64)  # a large batch may not fit into memory
             predicted = torch.cat([model(part).argmax(1) for part in parts])
@@ -218,13 +258,14 @@ class _LayerObjective(Objective):
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
         """Find the layer and check the unit."""
-        bound = replace(self)
-        object.__setattr__(bound, "_bound_to", model.layers[self.layer])
-        return bound._checked(bound._bound_layer())
+        layer = model.layers[self.layer]
+        bound = self._checked(layer, images)
+        object.__setattr__(bound, "_bound_to", layer)
+        return bound
 
-    def _checked(self, layer: Layer) -> Objective:
-        """Check the objective against its layer; returns it, with defaults filled in."""
-        return self
+    def _checked(self, layer: Layer, images: Tensor | None) -> _LayerObjective:
+        """Check the objective against its layer; returns a copy, with defaults filled in."""
+        return replace(self)
 
     def _bound_layer(self) -> Layer:
         if self._bound_to is None:
@@ -249,16 +290,16 @@ class Channel(_LayerObjective):
 
     unit: int = 0
 
-    def _checked(self, layer: Layer) -> Objective:
+    def _checked(self, layer: Layer, images: Tensor | None) -> _LayerObjective:
         _check_unit(layer, self.unit)
-        return self
+        return replace(self)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The unit's spatial mean."""
         return self._spatial(recording)[:, self.unit].mean((1, 2))
 
     def __str__(self) -> str:
-        return f"{self.layer}[{self.unit}]"
+        return f"{_layer_text(self.layer)}[{self.unit}]"
 
 
 @dataclass(frozen=True)
@@ -268,30 +309,42 @@ class Neuron(_LayerObjective):
     unit: int = 0
     position: tuple[int, int] | None = None
 
-    def _checked(self, layer: Layer) -> Objective:
+    def _checked(self, layer: Layer, images: Tensor | None) -> _LayerObjective:
         _check_unit(layer, self.unit)
-        height, width = layer.grid or (1, 1)
-        if self.position is None:
-            centred = replace(self, position=(height // 2, width // 2))
-            object.__setattr__(centred, "_bound_to", layer)
-            return centred
-        y, x = self.position
-        if not (0 <= y < height and 0 <= x < width):
+        if images is not None and layer.stride is not None and layer.grid is not None:
+            catalogued = [
+                step * cells for step, cells in zip(layer.stride, layer.grid, strict=True)
+            ]
+            if [*map(round, catalogued)] != [*images.shape[2:]]:
+                return replace(self)  # the grid of images of another size shows in the forward
+        size = layer.grid or (1, 1)
+        return replace(self, position=self._cell(size))
+
+    def _cell(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The cell on a grid of that size.
+
+        Raises:
+            ObjectiveError: the grid has no such cell.
+        """
+        (height, width), position = size, self.position
+        if position is None:
+            return height // 2, width // 2
+        if not (0 <= position[0] < height and 0 <= position[1] < width):
             raise ObjectiveError(
-                f"layer {layer.name!r} has a grid of {height}×{width} cells, there is no cell "
-                f"({y}, {x})"
+                f"layer {self.layer!r} has a grid of {height}×{width} cells, there is no cell "
+                f"({position[0]}, {position[1]})"
             )
-        return self
+        return position
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The unit at that cell."""
-        assert self.position is not None, "binding sets the position"
-        y, x = self.position
-        return self._spatial(recording)[:, self.unit, y, x]
+        activation = self._spatial(recording)
+        y, x = self._cell((activation.shape[2], activation.shape[3]))
+        return activation[:, self.unit, y, x]
 
     def __str__(self) -> str:
         place = "centre" if self.position is None else "{},{}".format(*self.position)
-        return f"{self.layer}[{self.unit},{place}]"
+        return f"{_layer_text(self.layer)}[{self.unit},{place}]"
 
 
 @dataclass(frozen=True)
@@ -303,7 +356,7 @@ class LayerEnergy(_LayerObjective):
         return self._spatial(recording).square().mean((1, 2, 3))
 
     def __str__(self) -> str:
-        return self.layer
+        return _name_text(self.layer)
 
 
 @dataclass(frozen=True)
@@ -312,13 +365,13 @@ class Direction(_LayerObjective):
 
     vector: tuple[float, ...] = ()
 
-    def _checked(self, layer: Layer) -> Objective:
+    def _checked(self, layer: Layer, images: Tensor | None) -> _LayerObjective:
         if len(self.vector) != layer.channels:
             raise ObjectiveError(
                 f"the direction has {len(self.vector)} numbers, but layer {layer.name!r} has "
                 f"{layer.channels} channels"
             )
-        return self
+        return replace(self)
 
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The dot product."""
@@ -326,7 +379,7 @@ class Direction(_LayerObjective):
         return activation @ torch.tensor(self.vector).to(activation)
 
     def __str__(self) -> str:
-        return f"{self.layer}@{json.dumps(self.vector)}"
+        return f"{_layer_text(self.layer)}@{json.dumps(self.vector)}"
 
 
 @dataclass(frozen=True)
@@ -364,7 +417,7 @@ class LayerOrClass(Objective):
         raise ObjectiveError(f"{self.name!r} must be bound to a model before it has a value")
 
     def __str__(self) -> str:
-        return self.name
+        return _name_text(self.name)
 
 
 def _at_least_float32(activation: Tensor) -> Tensor:
@@ -383,17 +436,73 @@ def load_direction(layer: str, path: str) -> Objective:
         raise ObjectiveError(f"cannot read a direction from {path}: {why(error)}") from error
 
 
+_SIGNS = re.compile(r'[|*@"\[\]]|\s[+-]\s|^[+-]|[+-]$|^\s|\s$|^class:|^$')
+_PLACES = re.compile(r"(\[[^\[\]]*\])+$")
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
+
+
+def _target_text(target: int | str) -> str:
+    """A class in the text form, in quotes if its name holds signs."""
+    if isinstance(target, int) or _is_quoted(target) or not _SIGNS.search(target):
+        return str(target)
+    return _quoted(target)
+
+
+def _layer_text(name: str) -> str:
+    """The name of a layer before a unit or direction, in quotes if it holds signs."""
+    return _quoted(name) if _SIGNS.search(_PLACES.sub("", name)) else name
+
+
+def _name_text(name: str) -> str:
+    """A name that stands alone, in quotes if it would be read as something else."""
+    other = name == "top" or name.isdecimal()
+    return _quoted(name) if other or _SIGNS.search(name) else name
+
+
+def _is_quoted(target: str) -> bool:
+    """Whether a class is named by digits in quotes, and is not the class of that index."""
+    return target.startswith('"') and target.endswith('"') and target[1:-1].lstrip("-").isdecimal()
+
+
+def _output(model: ModelLike) -> Layer:
+    """The model's output.
+
+    Raises:
+        ObjectiveError: it is not one tensor.
+    """
+    try:
+        return model.layers[LOGITS]
+    except LayerNotFound as error:
+        raise ObjectiveError(
+            f"{model.id} has no logits (B, K): {error}; explain a unit of one of its tensors, as "
+            "in out[0][3]"
+        ) from None
+
+
+def _require_logits(model: ModelLike) -> None:
+    output = _output(model)
+    if output.layout != "vector":
+        raise ObjectiveError(
+            f"the output of {model.id} has shape {('B', *output.shape)}, and a class has a logit "
+            "at each place: name a place, as in class:3@y,x, or take the mean of all, logits[3]"
+        )
+
+
 def _class_index(model: ModelLike, target: int | str) -> int:
     if isinstance(target, str):
-        if target.lstrip("-").isdecimal():
+        name = target[1:-1] if _is_quoted(target) else target
+        if name == target and target.lstrip("-").isdecimal():
             target = int(target)
         elif model.classes is None:
             raise ObjectiveError(
                 f"{model.id} has {model.num_classes} classes without names: "
-                f"use a number instead of {target!r}"
+                f"use a number instead of {name!r}"
             )
         else:
-            target = model.classes.find(target)
+            target = model.classes.find(name)
     if not 0 <= target < model.num_classes:
         raise ObjectiveError(
             f"{model.id} has classes 0 to {model.num_classes - 1}, there is no class {target}"

@@ -20,7 +20,7 @@ from timmscope.models import HookedModel, PassCounter
 from timmscope.objectives import class_logit
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_rgb
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
@@ -192,7 +192,7 @@ class AttackTechnique(Technique):
             ParameterError: a target equals its label, or `batch_size` is less than 1.
             TechniqueError: the attack did not return images.
         """
-        require_rgb(model)
+        require_model(model)
         with own_numbers(model, seed):
             return self._attacked(model, images, labels, targets, seed, batch_size)
 

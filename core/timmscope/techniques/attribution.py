@@ -16,7 +16,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, origin_of, require_rgb, technique_error
+from timmscope.techniques.base import Technique, origin_of, require_model, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.shared_gradients import sharing
@@ -189,7 +189,7 @@ def attribute_together(
 
     Arguments, results and errors are the same as for a call of one technique.
     """
-    require_rgb(model)
+    require_model(model)
     with own_numbers(model, seed):
         return _attributed(techniques, model, images, objective, seed, batch_size)
 
@@ -205,11 +205,12 @@ def _attributed(
     batch = model.images(images).detach()
     if model.dtype == torch.float64:
         batch = batch.double()
+    whole, model = model, model.for_images(batch)
     bound = as_objective(objective).bind(model, batch)
     step = chunk_size(model, batch, batch_size)
     layers = [name for each in techniques for name in each.shared_layers(model, bound)]
     chunks: list[list[_Chunk]] = [[] for _ in techniques]
-    facts = [each._provenance(model, seed, objective=str(bound)) for each in techniques]
+    facts = [each._provenance(whole, seed, objective=str(bound)) for each in techniques]
     starts = range(0, len(batch), step)
     name = techniques[0].title() if len(techniques) == 1 else "comparing"
     for start in track(starts, name, total=len(starts)):

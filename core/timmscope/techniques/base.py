@@ -118,20 +118,16 @@ def origin_of(technique: Technique | type[Technique]) -> Entry[TechniqueSpec] | 
     return culprit(kind, get_registry().techniques(), f"technique {kind.title()}")
 
 
-def require_rgb(model: HookedModel) -> None:
-    """Refuse a model that does not take RGB images.
+def require_model(model: HookedModel) -> None:
+    """Refuse anything but a `HookedModel`.
 
     Raises:
-        ModelError: it is not a `HookedModel`, or it takes another number of channels.
+        ModelError: it is something else.
     """
     if not isinstance(model, HookedModel):
         raise ModelError(
             f"a technique takes a HookedModel, not {type(model).__name__}: "
             "use load_model(...) or HookedModel(module)"
-        )
-    if model.input_size[0] != 3:
-        raise ModelError(
-            f"{model.id} takes {model.input_size[0]} channels; this technique needs an RGB model"
         )
 
 

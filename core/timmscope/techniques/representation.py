@@ -130,7 +130,7 @@ class RepresentationTechnique(Technique):
                 if not all(isinstance(name, str) for name in checked_type(self, row, dict)):
                     raise technique_error(self, f"returned columns {list(row)}", expected="names")
         if isinstance(result, Sheet) and len(result.images):
-            checked_pixels(self, result.images)
+            checked_pixels(self, result.images, ("B", 3, "H", "W"))
             if len(result.titles) != len(result.images):
                 did = f"returned {len(result.titles)} titles for {len(result.images)} pictures"
                 raise technique_error(self, did, expected="one each")

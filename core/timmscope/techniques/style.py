@@ -15,7 +15,7 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_rgb, technique_error
+from timmscope.techniques.base import Technique, require_model, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -141,7 +141,7 @@ class StyleTechnique(Technique):
             ImageError: an image cannot be read or is not RGB in [0, 1].
             ParameterError: there is no style image, or the weights do not fit the style images.
         """
-        require_rgb(model)
+        require_model(model)
         scene = model.images(content).detach() if content is not None else None
         if scene is not None and len(scene) != 1:
             raise ParameterError(
@@ -168,7 +168,7 @@ class StyleTechnique(Technique):
         ]
         return Stylization(
             provenance=facts,
-            images=checked_pixels(self, outcome.images, (1, 3, "H", "W")),
+            images=checked_pixels(self, outcome.images, (1, model.input_size[0], "H", "W")),
             content=scene.cpu() if scene is not None else None,
             styles=torch.cat(shown).cpu(),
             losses=torch.stack(list(losses.values())).float().cpu(),

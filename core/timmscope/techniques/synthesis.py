@@ -14,7 +14,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
-from timmscope.techniques.base import Technique, require_rgb, technique_error
+from timmscope.techniques.base import Technique, require_model, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -125,13 +125,13 @@ class SynthesisTechnique(Technique):
             ObjectiveError: the objective does not fit the model.
             TechniqueError: the gradient is zero or not finite, or the images are not in [0, 1].
         """
-        require_rgb(model)
+        require_model(model)
         with own_numbers(model, seed):
             return self._synthesized(model, objective, init, seed)
 
     def _synthesized(self, model: HookedModel, objective: Any, init: Any, seed: int) -> Synthesis:
         start = model.images(init).detach() if init is not None else None
-        goal = as_objective(objective)
+        goal = as_objective(objective).resolve(model)
         if start is not None and len(start) == 1 and goal.num_targets:
             start = start.expand(goal.num_targets, -1, -1, -1)
         bound = goal.bind(model, start)
@@ -139,7 +139,7 @@ class SynthesisTechnique(Technique):
         with session(seed), restore_state(self, model, facts.weights_sha256):
             outcome = self.synthesize(model, bound, None if start is None else start.clone())
         checked_type(self, outcome, SynthesisOutcome)
-        images = checked_pixels(self, outcome.images)
+        images = checked_pixels(self, outcome.images, ("B", model.input_size[0], "H", "W"))
         scores = checked_numbers(
             self,
             outcome.scores,

@@ -65,9 +65,7 @@ def checked_numbers(
     return value.detach()
 
 
-def checked_pixels(
-    technique: Technique, images: object, shape: tuple[int | str, ...] = ("B", 3, "H", "W")
-) -> Tensor:
+def checked_pixels(technique: Technique, images: object, shape: tuple[int | str, ...]) -> Tensor:
     """Return images as float32 on the CPU.
 
     Args:
@@ -76,7 +74,7 @@ def checked_pixels(
         shape: expected sizes, as for `checked_numbers`.
 
     Raises:
-        TechniqueError: they are not RGB images in [0, 1].
+        TechniqueError: they are not images in [0, 1] of that shape.
     """
     pixels = checked_numbers(technique, images, "images", shape).float().cpu()
     low, high = (float(value) for value in torch.aminmax(pixels))

@@ -224,14 +224,15 @@ class ActivationMaps(RepresentationTechnique):
         """
         if images is None:
             raise ParameterError(f"{self.title()} needs images", parameter="images")
-        layer = source.layers[self.layer]
-        _require_grid(source, layer)
-        units = torch.tensor(chosen_units(self.units, layer.name, layer.channels))
+        _require_grid(source, source.layers[self.layer])
         batch = source.images(images).detach()
+        sized = source.for_images(batch)
+        layer = sized.layers[self.layer]
+        units = torch.tensor(chosen_units(self.units, layer.name, layer.channels))
         activation, ends = _activation_of(source, layer.name)
         kept: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         for row in self.track(range(len(batch)), total=len(batch)):
-            own, other = _both_sides(source, layer, batch[row : row + 1], activation, ends)
+            own, other = _both_sides(sized, layer, batch[row : row + 1], activation, ends)
             if not bool(torch.isfinite(own[units]).all()):
                 bad = int((~torch.isfinite(own[units])).flatten(1).any(1).nonzero()[0])
                 raise TechniqueError(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue
 from timmscope_registry.hooks.layout import LayoutReader, Reading
 from timmscope_registry.hooks.order import token_orders
-from timmscope_registry.hooks.points import HookPoints
+from timmscope_registry.hooks.parts import described
+from timmscope_registry.hooks.points import HookPoints, root_name
 from timmscope_registry.hooks.trace import Call
 
 
@@ -38,18 +39,28 @@ def build_catalogue(
     aliases: dict[str, str] = {}
     refused: dict[str, str] = {}
     for call in calls:
-        outcome = reader.read(call)  # also of hidden modules: later calls are read from it
-        outcome = hidden.get(call.path, outcome)
-        path = call.path or LOGITS
+        # Hidden modules are read too, because later calls are read from them.
+        outcomes: dict[str, tuple[Call, Reading | str]] = {"": (call, reader.read(call))}
+        outcomes |= {place: (part, reader.read_part(part)) for place, part in call.parts.items()}
+        path = call.path or root_name(modules, several=bool(call.parts))
         last = call.number == counts[call.path] - 1
         numbered = f"{path}#{call.number}"
         name = path if last else numbered
-        if isinstance(outcome, str):
-            refused[name] = refused[numbered] = outcome
-            continue
-        if last:
-            aliases[numbered] = name
-        layers.append(_layer(name, call, outcome, image, orders(call, outcome)))
+        if call.parts:
+            several = f"it returns {described(call.returned, name, call.parts)}"
+            outcomes[""] = (call, several)
+            if not call.path:
+                refused[LOGITS] = several
+        for place, (part, reading) in outcomes.items():
+            outcome = hidden.get(call.path, reading)
+            if isinstance(outcome, str):
+                refused[name + place] = refused[numbered + place] = outcome
+                continue
+            if last:
+                aliases[numbered + place] = name + place
+            if not call.path and path != LOGITS:
+                aliases[LOGITS + place] = name + place
+            layers.append(_layer(name + place, part, outcome, image, orders(part, outcome)))
     for path in modules:
         if path and path not in counts:
             refused[path] = "it does not run in a forward pass"
@@ -57,6 +68,8 @@ def build_catalogue(
         if path in counts:
             aliases[alias] = path
             aliases.update({f"{alias}#{k}": f"{path}#{k}" for k in range(counts[path] - 1)})
+            tensors = [layer.name for layer in layers if layer.name.startswith(f"{path}[")]
+            aliases.update({alias + name.removeprefix(path): name for name in tensors})
     catalogue = LayerCatalogue(layers, aliases=aliases, refused=refused)
     return catalogue, HookPoints(module, catalogue, calls, hidden)
 

@@ -23,6 +23,7 @@ from timmscope_registry.hooks.contexts import (
     Watch,
 )
 from timmscope_registry.hooks.eval_mode import FrozenEval
+from timmscope_registry.hooks.parts import part_at, with_part
 from timmscope_registry.hooks.points import Point
 from timmscope_registry.hooks.rules import BackwardRule, attach
 from timmscope_registry.hooks.running import is_running, paused, running
@@ -47,6 +48,9 @@ class RuleContext:
 Context = (
     Recording | Watch | InputWatch | Cut | Edits | RuleContext | PlainAttention | QuantisedParts
 )
+
+Key = tuple[nn.Module, int, str]
+"""Module, number of its call, and place of a tensor in its output."""
 
 
 class ForwardPass:
@@ -74,19 +78,17 @@ class ForwardPass:
         self._readers: list[Recording | Watch] = [*self._recordings, *self._watches]
         self._may_stop = bool(self._readers) and all(r.until_last for r in self._readers)
         self._finished: dict[nn.Module, int] = {}  # calls of each module that have finished
-        self._actions: dict[nn.Module, dict[int, list[Callable[[Tensor], Tensor]]]]
-        self._actions = defaultdict(lambda: defaultdict(list))
+        self._actions: dict[Key, list[Callable[[Tensor], Tensor]]] = defaultdict(list)
         for edits in self._edits:
             for point in edits.functions:
                 self._add_action(point, lambda t, e=edits, p=point: e.apply(p, t))  # type: ignore[misc]
         for cut in self._cuts:
             self._add_action(cut.point, cut.start)
-        self._recorded: dict[tuple[nn.Module, int], list[tuple[Recording, Point]]]
-        self._recorded = defaultdict(list)
+        self._recorded: dict[Key, list[tuple[Recording, Point]]] = defaultdict(list)
         for recording in self._recordings:
             for point in recording.points:
                 self._recorded[point.key].append((recording, point))
-        self._watched: dict[tuple[nn.Module, int], list[tuple[Watch, Point]]] = defaultdict(list)
+        self._watched: dict[Key, list[tuple[Watch, Point]]] = defaultdict(list)
         for watch in self._watches:
             for point in watch.functions:
                 self._watched[point.key].append((watch, point))
@@ -109,11 +111,17 @@ class ForwardPass:
         self._returns_input = {
             point.key for r in self._recordings for point in r.points if point.returns_input
         }
+        self._places: dict[nn.Module, dict[int, list[str]]]  # of the tensors that are used
+        self._places = defaultdict(lambda: defaultdict(list))
+        for module, number, place in dict.fromkeys(
+            (*self._actions, *self._recorded, *self._watched)
+        ):
+            self._places[module][number].append(place)
         for context in contexts:
             context.begin()
 
     def _add_action(self, point: Point, action: Callable[[Tensor], Tensor]) -> None:
-        self._actions[point.module][point.number].append(action)
+        self._actions[point.key].append(action)
 
     def run(self, x: Tensor) -> Tensor:
         """Return the model's output, or an empty (B, 0) when the forward stopped early."""
@@ -126,8 +134,7 @@ class ForwardPass:
             stack.enter_context(self._frozen_eval.frozen())
             for attention in self._attentions:
                 stack.enter_context(attention.off())
-            keys = (*self._recorded, *self._watched)
-            for module in {*self._actions, *(module for module, _ in keys)}:
+            for module in self._places:
                 stack.callback(module.register_forward_hook(self._forward_hook(stop)).remove)
             quantised = {module for parts in self._quantised for module in parts.names}
             for module in {*self._input_readers, *quantised}:
@@ -168,40 +175,46 @@ class ForwardPass:
             with paused():
                 reader(value)
 
-    def _forward_hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Tensor | None]:
-        def hook(module: nn.Module, args: object, output: object) -> Tensor | None:
+    def _forward_hook(self, stop: _Stop) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: object, output: object) -> object:
             if not is_running(self):
                 return None
             number = self._finished.get(module, 0)
             self._finished[module] = number + 1
-            actions = self._actions[module].get(number, ()) if module in self._actions else ()
-            recorded = self._recorded.get((module, number), ())
-            watched = self._watched.get((module, number), ())
-            if not actions and not recorded and not watched:
+            places = self._places[module].get(number, ())
+            if not places:
                 return None
-            if not isinstance(output, Tensor):
-                raise UnsupportedModel(
-                    f"a hook point must return one tensor; this {type(module).__name__} "
-                    f"returned a {type(output).__name__}"
-                )
-            value = output
-            if (module, number) in self._returns_input:
-                # Others may use the same tensor (a skip connection, the caller). A view separates
-                # the gradient at this point, and our hooks, from theirs.
-                value = value.view_as(value)
-            with paused():
-                for action in actions:
-                    value = action(value)
-                for recording, point in recorded:
-                    recording.keep(point, value)
-                for watch, point in watched:
-                    watch.show(point, value)
-            if module is not self._module and self._may_stop and self._is_complete():
+            for place in places:
+                output = with_part(output, place, self._serve((module, number, place), output))
+            logits = module is self._module and isinstance(output, Tensor) and output.ndim == 2
+            if not logits and self._may_stop and self._is_complete():
                 raise stop
-            # If the model overwrites the tensor later, let it overwrite a copy.
-            return value.clone() if (module, number) in self._copied else value
+            return output
 
         return hook
+
+    def _serve(self, key: Key, output: object) -> Tensor:
+        """Act on one tensor of a module's output; returns the tensor with which it goes on."""
+        module, _, place = key
+        value = part_at(output, place)
+        if not isinstance(value, Tensor):
+            raise UnsupportedModel(
+                f"a hook point must be one tensor; this {type(module).__name__} returned a "
+                f"{type(value).__name__}" + (f" at {place}" if place else "")
+            )
+        if key in self._returns_input:
+            # Others may use the same tensor (a skip connection, the caller). A view separates
+            # the gradient at this point, and our hooks, from theirs.
+            value = value.view_as(value)
+        with paused():
+            for action in self._actions.get(key, ()):
+                value = action(value)
+            for recording, point in self._recorded.get(key, ()):
+                recording.keep(point, value)
+            for watch, point in self._watched.get(key, ()):
+                watch.show(point, value)
+        # If the model overwrites the tensor later, let it overwrite a copy.
+        return value.clone() if key in self._copied else value
 
     def _is_complete(self) -> bool:
         """Whether all readers and cuts have been served, so that the forward may stop."""

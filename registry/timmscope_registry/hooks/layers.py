@@ -1,6 +1,6 @@
 """`Layer` and `LayerCatalogue` describe the layers of a model.
 
-A layer is a hook point that returns one tensor with the batch first. Four layouts cover timm:
+A layer is a tensor with the batch first that a hook point returns. Four layouts cover timm:
 ``NCHW``, ``NHWC``, ``tokens`` (B, T, C) and ``vector`` (B, C). `Layer.spatial` and `Layer.pooled`
 hide the layout, so that one implementation of a technique serves all of them.
 """
@@ -36,7 +36,7 @@ class Layer:
 
     Attributes:
         name: name of the hook point: ``blocks.4``, or ``stage.act#0`` for a call before the
-            module's last.
+            module's last; ``stage4[1]`` is one of several tensors that a module returns.
         module_type: class name of the module.
         shape: shape of the output without the batch.
         layout: order of the axes, one of `Layout`.
@@ -189,7 +189,7 @@ class LayerCatalogue(Mapping[str, Layer]):
         Layers inside the module `name`, or else below its nearest parent, come first, then layers
         of similar spelling.
         """
-        related = [layer for layer in self if name and layer.startswith(f"{name}.")]
+        related = [layer for layer in self if name and layer.startswith((f"{name}.", f"{name}["))]
         parent = name.rpartition(".")[0]
         while parent and not related:
             below = [layer for layer in self if f"{layer}.".startswith(f"{parent}.")]

@@ -73,15 +73,24 @@ class LayoutReader:
     def read(self, call: Call) -> Reading | str:
         """Return the layout of the call's output, or why it is not a layer."""
         outcome = self._read(call)
-        reading = None if isinstance(outcome, str) else outcome
-        self._finished.append((call, reading))
-        if reading is not None:
-            self._readings[id(call.output)] = reading
-            if reading.grid is not None and math.prod(reading.grid) > 1:
-                if reading.grid in self._grids:
-                    self._grids.remove(reading.grid)
-                self._grids.append(reading.grid)
+        self._finished.append((call, None if isinstance(outcome, str) else outcome))
+        self._learn(call, outcome)
         return outcome
+
+    def read_part(self, part: Call) -> Reading | str:
+        """Return the same for one tensor of the latest call, which returned several."""
+        outcome = self._read(part)
+        self._learn(part, outcome)
+        return outcome
+
+    def _learn(self, call: Call, outcome: Reading | str) -> None:
+        if isinstance(outcome, str):
+            return
+        self._readings[id(call.output)] = outcome
+        if outcome.grid is not None and math.prod(outcome.grid) > 1:
+            if outcome.grid in self._grids:
+                self._grids.remove(outcome.grid)
+            self._grids.append(outcome.grid)
 
     def _read(self, call: Call) -> Reading | str:
         output = call.output

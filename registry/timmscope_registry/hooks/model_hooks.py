@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from timmscope_registry.errors import ParameterError
 from timmscope_registry.hooks.activations import ActivationCall, activation_calls
@@ -50,8 +51,8 @@ class ModelHooks:
     contexts.
 
     Args:
-        module: any module that takes (B, C, H, W) and returns logits; its parts must not be
-            replaced afterwards.
+        module: any module that takes (B, C, H, W). If its parts are replaced, the catalogue is
+            traced again.
         example: one or more normalised inputs, (B, C, H, W). The catalogue is traced on a batch of
             two, made from them, when it is first needed.
         hidden: modules that are not hook points, by name, with the reason.
@@ -137,6 +138,21 @@ class ModelHooks:
         """Create the hooks of another module with the same input; `hidden` as for the class."""
         return ModelHooks(module, self._example, hidden)
 
+    def at_size(self, height: int, width: int) -> ModelHooks:
+        """Create hooks whose catalogue is that of images of another size; contexts are shared."""
+        example = functional.interpolate(self._example, (height, width))
+        sized = ModelHooks(self.module, example, self._hidden)
+        sized._lock, sized._local = self._lock, self._local
+        return sized
+
+    def has_parts(self) -> bool:
+        """Whether the module has had the same parts since the latest forward or trace."""
+        return self._frozen_eval.has_parts()
+
+    def _follow_parts(self) -> None:
+        if not self._frozen_eval.has_parts():
+            self._frozen_eval, self._traced = FrozenEval(self.module), None
+
     @property
     def _placed_example(self) -> Tensor:
         """The example with the device and dtype of the parameters."""
@@ -145,6 +161,7 @@ class ModelHooks:
 
     def _trace(self) -> tuple[LayerCatalogue, HookPoints]:
         with self._lock:
+            self._follow_parts()
             if self._traced is None:
                 self._traced = build_catalogue(
                     self.module, self._placed_example, self._calls(), self._hidden
@@ -161,13 +178,15 @@ class ModelHooks:
         """Run the module on (B, C, H, W).
 
         Returns:
-            The module's output; an empty (B, 0) when a recording ended the forward early.
+            The module's output; an empty (B, 0) when a recording ended the forward early, or at
+            the end if the output is not a matrix.
 
         Raises:
             UnsupportedModel: a gradient would have to pass through a quantised module.
         """
         contexts = [*self._contexts, *self._always]
         with self._lock:
+            self._follow_parts()
             if contexts:
                 return ForwardPass(self.module, self._frozen_eval, contexts).run(x)
             with self._frozen_eval.frozen():

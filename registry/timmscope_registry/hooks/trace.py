@@ -5,9 +5,9 @@ The forward runs in eval mode, with frozen parameters and without autograd.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from timmscope_registry.errors import UnsupportedModel
 from timmscope_registry.hooks.eval_mode import FrozenEval
+from timmscope_registry.hooks.parts import parts_of
 from timmscope_registry.hooks.running import is_running, running
 
 BATCH = 2
@@ -36,6 +37,8 @@ class Call:
         returned: type name of the returned value.
         version: the output's version counter when the call finished.
         returns_input: whether it returned an argument itself, unchanged (`Identity`, dropout).
+        parts: where the call returned several tensors, each of them as a call of its own, by its
+            place (``[1]``, ``[boxes]``).
     """
 
     path: str
@@ -49,6 +52,7 @@ class Call:
     returned: str
     version: int
     returns_input: bool
+    parts: Mapping[str, Call] = field(default_factory=dict)
 
     @property
     def overwritten(self) -> bool:
@@ -83,26 +87,35 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
     ) -> None:
         if not is_running(calls):
             return
-        tensor = output if isinstance(output, Tensor) else None
         first = first_tensor([*args, *kwargs.values()])
         number = numbers.get(part, 0)
         start, versions = begun.pop()
         numbers[part] = number + 1
-        calls.append(
-            Call(
-                path=paths[part],
-                module=part,
-                number=number,
-                order=len(calls),
-                parts_start=start,
-                input=first,
-                input_version=versions.get(id(first), 0),
-                output=tensor,
-                returned=type(output).__name__,
-                version=tensor._version if tensor is not None else 0,
-                returns_input=tensor is not None and versions.get(id(tensor)) == tensor._version,
-            )
+        call = Call(
+            path=paths[part],
+            module=part,
+            number=number,
+            order=len(calls),
+            parts_start=start,
+            input=first,
+            input_version=versions.get(id(first), 0),
+            output=None,
+            returned=type(output).__name__,
+            version=0,
+            returns_input=False,
         )
+
+        def returning(tensor: Tensor) -> Call:
+            returns_input = versions.get(id(tensor)) == tensor._version
+            return replace(
+                call, output=tensor, version=tensor._version, returns_input=returns_input
+            )
+
+        if isinstance(output, Tensor):
+            calls.append(returning(output))
+        else:
+            parts = {place: returning(tensor) for place, tensor in parts_of(output).items()}
+            calls.append(replace(call, parts=parts))
 
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -358,13 +358,14 @@ def test_model_is_unchanged_after_success_and_after_an_exception(case) -> None:
     assert before.difference(fingerprint(model)) == []
 
 
-def test_a_module_that_returns_several_tensors_is_refused_by_name() -> None:
+def test_each_of_several_tensors_that_a_module_returns_is_a_layer() -> None:
     ensure_torchvision()
     model = timm.create_model("crossvit_tiny_240")
     hooks = ModelHooks(model, torch.zeros(1, 3, 240, 240))
-    with pytest.raises(LayerNotFound, match=r"blocks\.0 is not a layer: it returns a list"):
+    assert [hooks.layers[f"blocks.0[{branch}]"].grid for branch in (0, 1)] == [(20, 20), (14, 14)]
+    with pytest.raises(LayerNotFound, match=r"blocks\.0 is not a layer: it returns a list of bl"):
         hooks.layers["blocks.0"]
-    with pytest.raises(UnsupportedModel, match=r"blocks\.0 returns a list.*nearest: blocks\.0\."):
+    with pytest.raises(UnsupportedModel, match=r"returns a list of blocks\.0\[0\], .* name one"):
         hooks.record("blocks.0")
     # CrossViT's second branch sees the image at 224 px.
     assert hooks.layers["patch_embed.1"].grid == (14, 14)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from timmscope_registry.hooks import LOGITS, ModelHooks, ensure_torchvision, fingerprint
+from timmscope_registry.hooks.parts import parts_of
 
 ensure_torchvision()
 
@@ -107,10 +108,12 @@ def compare_values(model: nn.Module, hooks: ModelHooks, images: Tensor, recordin
     paths = {part: path or LOGITS for path, part in model.named_modules()}
 
     def keep(module: nn.Module, args: object, output: object) -> None:
-        name = f"{paths[module]}#{calls[paths[module]]}"
+        number = calls[paths[module]]
         calls[paths[module]] += 1
-        if isinstance(output, Tensor):
-            kept[name] = output.clone()
+        outputs = {"": output} if isinstance(output, Tensor) else parts_of(output)
+        path = paths[module] if "" in outputs or module is not model else "out"
+        for place, tensor in outputs.items():
+            kept[f"{path}#{number}{place}"] = tensor.clone()
 
     handles = [part.register_forward_hook(keep) for part in paths]
     with torch.no_grad():
@@ -118,7 +121,9 @@ def compare_values(model: nn.Module, hooks: ModelHooks, images: Tensor, recordin
     for handle in handles:
         handle.remove()
     for name, value in recording.items():
-        full = name if "#" in name else f"{name}#{calls[name] - 1}"
+        path, bracket, place = name.partition("[")
+        last = calls[LOGITS if path == "out" else path] - 1
+        full = name if "#" in name else f"{path}#{last}{bracket}{place}"
         torch.testing.assert_close(value, kept[full], rtol=1e-4, atol=1e-5, equal_nan=True)
         layer = hooks.layers[name]
         assert layer.pooled(value).shape == (2, layer.channels)
