@@ -180,7 +180,7 @@ class PartialShard:
             self._file = None
 
     def remove(self) -> None:
-        """Close and remove the file, after the shard was written; the end of the pass tries again."""
+        """Close and remove the file; if that fails, the end of the pass removes it."""
         self.close()
         with suppress(OSError):
             self._path.unlink()
