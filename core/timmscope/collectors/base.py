@@ -151,6 +151,21 @@ class RowCollector(Collector):
         self._ids = all_ids[order]
 
 
+def check_state(state: State, like: State) -> None:
+    """Raise `ValueError` if a saved state lacks an array, or one has another kind or dimension.
+
+    Args:
+        state: the saved state, which may come from a damaged or forged file.
+        like: the state of an empty collector.
+    """
+    if missing := like.keys() - state.keys():
+        raise ValueError(f"the state has no {min(missing)}")
+    for name, array in like.items():
+        found = state[name]
+        if found.ndim != array.ndim or found.dtype.kind != array.dtype.kind:
+            raise ValueError(f"{name} of the state is {found.dtype}{found.shape}")
+
+
 def check_rows(collector: Collector, batch: LayerBatch) -> None:
     """Raise `ParameterError` if a batch lacks rows that the collector reads."""
     missing = [kind for kind in collector.needs if kind not in batch.rows]

@@ -31,6 +31,28 @@ class Sketch:
         self.bins = np.empty(0, dtype=np.uint16)
         self.counts = np.empty(0, dtype=np.int64)
 
+    @classmethod
+    def load(cls, units: int, offsets: np.ndarray, bins: np.ndarray, counts: np.ndarray) -> Sketch:
+        """Create the sketch of some units from its saved arrays.
+
+        Raises:
+            ValueError: the arrays do not fit each other.
+        """
+        ends = np.concatenate([[0], offsets, [len(bins)]])
+        if not (
+            len(offsets) == units + 1
+            and len(bins) == len(counts)
+            and (np.diff(ends) >= 0).all()
+            and ends[0] == ends[1]
+            and ends[-2] == ends[-1]
+            and (bins < _BINS).all()
+            and (counts > 0).all()
+        ):
+            raise ValueError("the arrays of the quantile sketch do not fit each other")
+        sketch = cls()
+        sketch.offsets, sketch.bins, sketch.counts = offsets, bins, counts
+        return sketch
+
     def update(self, values: np.ndarray) -> None:
         """Count values (C, n) float32; NaN and infinities are left out."""
         finite = np.isfinite(values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .base import Collector, LayerBatch, State, check_rows
+from .base import Collector, LayerBatch, State, check_rows, check_state
 from .sketch import Sketch
 
 KINDS = ("pooled", "max")
@@ -126,9 +126,21 @@ class Moments:
 
     @classmethod
     def load(cls, arrays: State) -> Moments:
-        """Create statistics from a saved state."""
+        """Create statistics from a saved state.
+
+        Raises:
+            ValueError: the arrays do not fit each other.
+        """
         moments = cls()
-        for name, value in arrays.items():
-            owner: object = moments.sketch if name.startswith("sketch.") else moments
-            setattr(owner, name.removeprefix("sketch."), value)
+        check_state(arrays, moments.arrays())
+        units = len(arrays["count"])
+        for name in moments.arrays():
+            if name.startswith("sketch."):
+                continue
+            if len(arrays[name]) != units:
+                raise ValueError(f"{name} has {len(arrays[name])} values for {units} units")
+            setattr(moments, name, arrays[name])
+        moments.sketch = Sketch.load(
+            units, *(arrays[f"sketch.{name}"] for name in ("offsets", "bins", "counts"))
+        )
         return moments

@@ -11,7 +11,7 @@ import numpy as np
 
 from timmscope_registry import ParameterError
 
-from .base import Collector, LayerBatch, State, check_rows
+from .base import Collector, LayerBatch, State, check_rows, check_state
 
 _EMPTY = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _SIGN = np.uint32(0x8000_0000)
@@ -87,8 +87,19 @@ class TopK(Collector):
         }
 
     def load(self, state: State) -> None:
-        """Replace all entries."""
+        """Replace all entries.
+
+        Raises:
+            ValueError: the arrays do not fit each other.
+        """
+        check_state(state, TopK(k=1).state())
         ids = state["ids"].astype(np.int64)
+        if not (
+            ids.shape == state["values"].shape == state["positions"].shape
+            and len(ids) == len(state["nonfinite"])
+            and (not ids.size or -1 <= ids.min() <= ids.max() <= int(_IDS))
+        ):
+            raise ValueError("the lists of strongest images do not fit each other")
         keys = _encode(state["values"].astype(np.float32), np.maximum(ids, 0).astype(np.uint64))
         self._keys = np.empty((0, self.k), dtype=np.uint64)
         self._reserve(len(ids))

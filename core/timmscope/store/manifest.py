@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -39,12 +39,17 @@ def _row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _row_dtype(name: str) -> str:
-    if np.dtype(name).name != name or np.dtype(name).kind not in "biufc":
-        raise ValueError(f"{name!r} is no type of rows")
+def _plain_name(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError(f"{name!r} is no name")
     return name
 
 
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_plain_name)]
+RowType = Literal[
+    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    "float16", "float32", "float64", "complex64", "complex128",
+]  # fmt: skip
 Count = Annotated[int, Field(ge=0, le=1 << 40)]
 Size = Annotated[int, Field(ge=1, le=1 << 40)]
 Shape = Annotated[tuple[Count, ...], AfterValidator(_row_shape)]
@@ -77,7 +82,7 @@ class ColumnRecord(_Record):
     """Shape of one image's row, and the name of its NumPy type."""
 
     shape: Shape
-    dtype: Annotated[str, AfterValidator(_row_dtype)]
+    dtype: RowType
 
 
 class LayerRecord(_Record):
@@ -87,7 +92,7 @@ class LayerRecord(_Record):
     ``maps`` or a plugin's.
     """
 
-    name: str
+    name: Name
     module_type: str
     layout: str
     shape: Shape
@@ -114,7 +119,7 @@ class LayerRecord(_Record):
 class CollectorRecord(_Record):
     """One collector: its name, registered id (None if no plugin registers it), and parameters."""
 
-    name: str
+    name: Name
     id: str | None
     parameters: dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -74,6 +75,10 @@ class UnitStatistics:
     def quantile(self, q: float) -> np.ndarray:
         """Return the order statistic number floor(q * (count - 1)) of every unit, within 1.6 %."""
         return np.asarray(np.clip(self._quantile(q), self.minimum, self.maximum))
+
+
+_TOP = {"values": "f", "ids": "i", "positions": "i"}
+"""Arrays of the lists of strongest images, and the kind of their values."""
 
 
 class StoreLayer:
@@ -206,7 +211,12 @@ class StoreLayer:
         if kind not in ("max", "pooled"):
             raise StoreError(f"a store has statistics of 'max' and 'pooled', not of {kind!r}")
         collector = cast("Statistics", self.store.collector(self.name, STATISTICS_ID))
-        return UnitStatistics.of(collector.of(kind))
+        moments = collector.of(kind)
+        if len(moments.count) != self.channels:
+            raise self.store.files.corrupted(
+                MERGED, f"statistics of {len(moments.count)} units instead of {self.channels}"
+            )
+        return UnitStatistics.of(moments)
 
     def _check_kind(self, kind: str) -> None:
         if kind not in self.record.kinds:
@@ -220,15 +230,25 @@ class StoreLayer:
         column = self.record.kinds[kind]
         return RowArray(self.store.files, self.name, kind, column.shape, np.dtype(column.dtype))
 
-    def state_of(self, collector: str, unit: int) -> dict[str, np.ndarray]:
-        """Return one unit's part of a collector whose arrays have one row per unit."""
+    def kept_top(self, collector: str, unit: int) -> dict[str, np.ndarray]:
+        """Return the list of a unit's strongest images that the pass kept.
+
+        Returns:
+            ``values``, ``ids`` and ``positions``, (n,); an id of -1 is an empty place.
+        """
         merged = self.store.manifest.merged
         if merged is None:
             whole = self.store.collector(self.name, collector).state()
-            return {name: array[unit] for name, array in whole.items()}
+            return {name: whole[name][unit] for name in _TOP}
         with self.store.files.open(MERGED, merged) as file:
             group = f"{collector}/{layer_group(self.name)}"
-            rows = {
-                name: file.read(f"{group}/{name}", unit, unit + 1) for name in file.names(group)
-            }
+            rows = {name: file.read(f"{group}/{name}", unit, unit + 1) for name in _TOP}
+            for name, kind in _TOP.items():
+                if rows[name].shape != (1, rows["ids"].size) or rows[name].dtype.kind != kind:
+                    raise ValueError(f"{name} is {rows[name].dtype}{rows[name].shape}")
+            if rows["ids"].size and not -1 <= rows["ids"].min() <= rows["ids"].max() < len(self):
+                raise ValueError(f"ids of images beyond {len(self) - 1}")
+            cells = math.prod(self.record.grid or (rows["positions"].max(initial=0) + 1, 1))
+            if rows["positions"].max(initial=-1) >= cells:
+                raise ValueError(f"cells beyond {cells - 1}")
             return {name: row[0] for name, row in rows.items()}

@@ -43,7 +43,7 @@ def top_entries(
     found: dict[int, list[TopEntry]] = {}
     for unit in dict.fromkeys(units) if collector is not None else ():
         assert collector is not None
-        state = layer.state_of(collector.name, unit)
+        state = layer.kept_top(collector.name, unit)
         ids = state["ids"][state["ids"] >= 0]
         places = np.arange(len(ids)) if chosen is None else np.flatnonzero(chosen[ids])
         length = collector.parameters.get("k")
