@@ -9,6 +9,7 @@ affine is tested numerically, not inferred from the architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from timmscope.objectives.kinds import (
 )
 from timmscope.objectives.text import ObjectiveText
 from timmscope.store.model import store_model
-from timmscope_registry import ObjectiveError
+from timmscope_registry import ObjectiveError, StoreError
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -122,8 +123,11 @@ def _terms(
             for inner, single in _terms(term, store, load):
                 yield weight * inner, single
     elif isinstance(objective, ObjectiveText):
-        stored = _names_stored_layers(objective.usual, store)
-        yield from _terms(objective.usual if stored else objective.resolve(load()), store, load)
+        chosen = objective.usual
+        if not _names_stored_layers(chosen, store):
+            with suppress(StoreError):  # without the model, names with signs have no meaning
+                chosen = objective.resolve(load())
+        yield from _terms(chosen, store, load)
     elif isinstance(objective, LayerOrClass | ClassLogit):
         yield 1.0, objective.bind(load(), None)
     else:
