@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST) -n 2 --dist loadgroup -m "not soak" $(ARGS)
 
-soak: $(VENV)/.dev
+soak: $(VENV)/.fuzz
 	$(PYTEST) -m soak $(ARGS)
 
 bench: $(VENV)/.dev
@@ -74,6 +74,11 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+# The fuzzer is built for Linux alone; elsewhere its tests are skipped.
+$(VENV)/.fuzz: $(VENV)/.dev
+	$(PIP) install --quiet -c constraints.txt --group fuzz
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -1,10 +1,19 @@
-"""Parses lists of numbers and ranges: `17`, `3,5,9`, `0-31,40`."""
+"""Parses whole numbers, and lists of numbers and ranges: `17`, `3,5,9`, `0-31,40`."""
 
 from __future__ import annotations
 
 import re
 
-_PART = re.compile(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", re.ASCII)
+_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
+_PART = re.compile(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", re.ASCII)
+
+
+def is_whole(text: str) -> bool:
+    """Return whether text is a whole number of at most 18 digits, as in ``17`` or ``-3``.
+
+    Longer ones mean nothing here, and Python refuses to convert text of thousands of digits.
+    """
+    return _WHOLE.fullmatch(text) is not None
 
 
 def number_list(text: str, end: int) -> list[int]:

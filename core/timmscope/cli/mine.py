@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
+from timmscope.number_list import is_whole
 from timmscope_registry import ParameterError, TimmscopeError
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _nonfinite_line(layer: str, counts: np.ndarray) -> str:
 def _parse_size(name: str, text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
-    if not text.isdecimal() or int(text) < 1:
+    if not is_whole(text) or int(text) < 1:
         flag = f"--{name.replace('_', '-')}"
         raise ParameterError(
             f"{flag} {text!r}: expected a number of images, or auto", parameter=name
@@ -226,7 +227,7 @@ def _parse_size(name: str, text: str) -> int | Literal["auto"]:
 
 def _parse_part(text: str) -> tuple[int, int]:
     number, slash, parts = text.partition("/")
-    if not (slash and number.strip().isdecimal() and parts.strip().isdecimal()):
+    if not (slash and is_whole(number.strip()) and is_whole(parts.strip())):
         raise ParameterError(f"--ranges {text}: expected i/n, as in 2/4", parameter="ranges")
     return int(number), int(parts)
 

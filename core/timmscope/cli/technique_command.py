@@ -18,6 +18,7 @@ from timmscope.cli import flags, parameters
 from timmscope.cli.save_result import default_folder, save_and_print
 from timmscope.cli.text import plain_text, sections
 from timmscope.models import load_model
+from timmscope.number_list import is_whole
 from timmscope.techniques.arguments import Argument, call_arguments
 from timmscope_registry import ParameterError
 
@@ -68,7 +69,7 @@ def _stores(paths: Sequence[Path], metadata: Path | None = None) -> list[Store]:
 
 def _classes(given: Sequence[str]) -> int | str | list[int | str]:
     """Return one class for all images, or a list with one per image."""
-    classes = [int(text) if text.isdecimal() else text for text in given]
+    classes = [int(text) if is_whole(text) else text for text in given]
     return classes if len(classes) > 1 else classes[0]
 
 

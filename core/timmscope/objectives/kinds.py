@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timmscope.number_list import is_whole
 from timmscope.objectives.algebra import Objective
 from timmscope.safe_files import read_npy, why
 from timmscope_registry import LayerNotFound, ObjectiveError
@@ -458,13 +459,13 @@ def _layer_text(name: str) -> str:
 
 def _name_text(name: str) -> str:
     """A name that stands alone, in quotes if it would be read as something else."""
-    other = name == "top" or name.isdecimal()
+    other = name == "top" or is_whole(name)
     return _quoted(name) if other or _SIGNS.search(name) else name
 
 
 def _is_quoted(target: str) -> bool:
     """Whether a class is named by digits in quotes, and is not the class of that index."""
-    return target.startswith('"') and target.endswith('"') and target[1:-1].lstrip("-").isdecimal()
+    return target.startswith('"') and target.endswith('"') and is_whole(target[1:-1])
 
 
 def _output(model: ModelLike) -> Layer:
@@ -494,7 +495,7 @@ def _require_logits(model: ModelLike) -> None:
 def _class_index(model: ModelLike, target: int | str) -> int:
     if isinstance(target, str):
         name = target[1:-1] if _is_quoted(target) else target
-        if name == target and target.lstrip("-").isdecimal():
+        if name == target and is_whole(target):
             target = int(target)
         elif model.classes is None:
             raise ObjectiveError(

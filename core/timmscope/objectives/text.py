@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from timmscope.number_list import is_whole
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.kinds import (
     ClassLogit,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FACTOR = re.compile(rf"^\s*(-?)\s*(?:({_NUMBER})\s*\*)?\s*(.+)$", re.DOTALL)
 _UNIT = re.compile(r"^(?P<layer>.+)\[(?P<unit>[^\[\]]*)\]$", re.DOTALL)
-_CELL = re.compile(r"^(?P<name>.+)@\s*(?P<y>\d+)\s*,\s*(?P<x>\d+)\s*$", re.DOTALL)
+_CELL = re.compile(r"^(?P<name>.+)@\s*(?P<y>\d{1,18})\s*,\s*(?P<x>\d{1,18})\s*$", re.DOTALL)
 _SIGN = re.compile(r"\s([+-])\s")
 _QUOTED = re.compile(r'(?<![^\s:|*-])"(?:[^"\\]|\\.)*"(?=\s|$|[|@\[])')
 _HIDDEN = re.compile("\ue000(\\d+)\ue001")
@@ -142,6 +143,10 @@ class ObjectiveText(Objective):
         return self.text
 
 
+def _is_index(text: str) -> bool:
+    return is_whole(text) and not text.startswith("-")
+
+
 class _Parser:
     """Reads one text; quoted names are hidden behind placeholders meanwhile."""
 
@@ -168,7 +173,7 @@ class _Parser:
 
     def _target(self, hidden: str) -> int | str:
         name = self._name(hidden)
-        if not name.lstrip("-").isdecimal():
+        if not is_whole(name):
             return name
         return json.dumps(name) if _HIDDEN.search(hidden) else int(name)
 
@@ -216,7 +221,7 @@ class _Parser:
             return self._class(body.removeprefix("class:"))
         if body == "top":
             return top()
-        if body.isdecimal():
+        if is_whole(body):
             return class_logit(int(body))
         layer, at, vector = body.partition("@")
         if at:
@@ -242,7 +247,7 @@ class _Parser:
         targets = [self._target(name) for name in body.split("|")]
         if not all(target != "" for target in targets):
             raise ObjectiveError(
-                f"'class:{self._shown(body)}' names no class: expected class:INDEX or class:NAME"
+                f"{'class:' + self._shown(body)!r} names no class: expected class:INDEX or class:NAME"
             )
         return class_logit(targets)
 
@@ -251,9 +256,9 @@ class _Parser:
         assert match is not None, "callers check the form"
         layer, inside = self._name(match["layer"]), match["unit"]
         parts = [part.strip() for part in inside.split(",")]
-        if len(parts) == 2 and parts[1] in ("centre", "center") and parts[0].isdecimal():
+        if len(parts) == 2 and parts[1] in ("centre", "center") and _is_index(parts[0]):
             return neuron(layer, int(parts[0]))
-        if len(parts) not in (1, 3) or not all(part.isdecimal() for part in parts):
+        if len(parts) not in (1, 3) or not all(map(_is_index, parts)):
             raise ObjectiveError(
                 f"{self._shown(body)!r} names no unit: expected LAYER[UNIT] or LAYER[UNIT,y,x] in "
                 "whole numbers"
@@ -328,7 +333,7 @@ class _Parser:
             else:
                 yield partial(self._single, body)
             return
-        if body == "top" or body.isdecimal():
+        if body == "top" or is_whole(body):
             yield partial(self._single, body)
             return
         yield partial(LayerOrClass, self._name(body))
