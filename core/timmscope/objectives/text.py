@@ -246,9 +246,8 @@ class _Parser:
             return class_logit(self._target(cell["name"]), int(cell["y"]), int(cell["x"]))
         targets = [self._target(name) for name in body.split("|")]
         if not all(target != "" for target in targets):
-            raise ObjectiveError(
-                f"{'class:' + self._shown(body)!r} names no class: expected class:INDEX or class:NAME"
-            )
+            shown = f"class:{self._shown(body)}"
+            raise ObjectiveError(f"{shown!r} names no class: expected class:INDEX or class:NAME")
         return class_logit(targets)
 
     def _unit(self, body: str) -> Objective:
