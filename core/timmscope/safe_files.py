@@ -293,7 +293,9 @@ def require_stored(dataset: h5py.Dataset) -> None:
         return
     itemsize = dataset.dtype.itemsize
     if dataset.chunks is None:
-        stored, claimed, unit = dataset.id.get_storage_size(), dataset.size * itemsize, "bytes"
+        claimed, unit = dataset.size * itemsize, "bytes"
+        left = dataset.file.id.get_filesize() - (dataset.id.get_offset() or 0)
+        stored = max(0, min(dataset.id.get_storage_size(), left))
     else:
         if (size := math.prod(dataset.chunks) * itemsize) > LARGEST_CHUNK:
             raise UnsafeFile(

@@ -32,6 +32,7 @@ from timmscope import (
     StoreMismatch,
     TechniqueError,
     UnsupportedModel,
+    checked_json,
     evaluate,
     load_model,
     load_result,
@@ -187,6 +188,20 @@ def test_a_damaged_line_is_named(model, photos, tmp_path):
     (out / "records.jsonl").write_text("".join([lines[0], "{broken\n", *lines[2:]]))
     with pytest.raises(StoreCorrupted, match=r"records.jsonl, line 2 cannot be read"):
         evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
+
+
+def test_records_of_something_else_are_one_line(model, photos, tmp_path):
+    (photos / "1.png").unlink()
+    out = tmp_path / "out"
+    evaluate(model, photos, ["saliency"], metrics=[Deletion(steps=2)], out=out)
+    records = out / "records.jsonl"
+    lines = [checked_json.load(line) for line in records.read_bytes().splitlines()]
+    odd = [{"metrics": {}}, {"technique": 3}, {"image": 99}, {"metrics": {"deletion": [1]}}]
+    for change in [*odd, {"metrics": {"deletion": {"value": 1, "curve": [1, 2, 3, 4]}}}]:
+        changed = [*lines[:-1], lines[-1] | change]
+        records.write_bytes(b"".join(map(checked_json.dump, changed)))
+        with pytest.raises(StoreCorrupted, match=r"records.jsonl has records of something else"):
+            evaluate(model, photos, ["saliency"], metrics=[Deletion(steps=2)], out=out)
 
 
 def test_a_refused_map_is_reported_and_the_others_are_measured(model, photos):

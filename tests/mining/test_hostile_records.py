@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 from tests.store.rewriting import rewrite_manifest
 
-from timmscope import HookedModel, Store, TimmscopeError, VectorIndex, load_result, mine, technique
+from timmscope import (
+    HookedModel,
+    Store,
+    TimmscopeError,
+    VectorIndex,
+    checked_json,
+    load_result,
+    mine,
+    technique,
+)
 from timmscope.cli import main
 
 SETTINGS = {"layers": ["layer2"], "shard_size": 16, "batch_size": 8, "workers": 0}
@@ -140,7 +149,7 @@ def test_no_reader_of_a_result_imports_what_it_names(
     name: str, small_model: HookedModel, trap: Path, tmp_path: Path
 ) -> None:
     maps = technique("activation-maps")(layer="layer1", count=1)(small_model, _grey())  # type: ignore[operator]
-    saved = json.loads((maps.save(tmp_path / "r") / "result.json").read_text())
+    saved = checked_json.load((maps.save(tmp_path / "r") / "result.json").read_bytes())
     attempts: list[Callable[[], dict[str, object]]] = [
         lambda: saved | {"type": name},
         lambda: saved | {"type": "Thing", "provenance": saved["provenance"] | {"technique": name}},
@@ -148,7 +157,7 @@ def test_no_reader_of_a_result_imports_what_it_names(
         lambda: saved | {"fields": saved["fields"] | {name or "x": "touch"}},
     ]
     for attempt in attempts:
-        (tmp_path / "r" / "result.json").write_text(json.dumps(attempt()))
+        (tmp_path / "r" / "result.json").write_bytes(checked_json.dump(attempt()))
         with pytest.raises(TimmscopeError) as caught:
             load_result(tmp_path / "r")
         assert len(str(caught.value).splitlines()) == 1
@@ -167,10 +176,10 @@ def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
     words += ["--technique", "saliency", "--metric", "deletion"]
     assert main(words) == 0
     settings = tmp_path / "e" / "evaluation.json"
-    record = json.loads(settings.read_text())
+    record = checked_json.load(settings.read_bytes())
     for each in record["techniques"].values():
         each["technique"] = "os:system"
-    settings.write_text(json.dumps(record))
+    settings.write_bytes(checked_json.dump(record))
     assert "techniques differ" in one_line(capsys, *words)
     assert not trap.exists()
 

@@ -24,6 +24,7 @@ from timmscope import (
     Table,
     TechniqueError,
     TimmscopeError,
+    checked_json,
     image_generators,
     load_model,
     load_result,
@@ -214,7 +215,7 @@ def test_results_of_plugins_and_of_lazy_modules_load_in_a_new_process(tmp_path):
     maps = technique("activation-maps")(layer="maxpool", count=2)(model, torch.rand(1, 3, 64, 64))
     maps.save(tmp_path / "maps")
     assert type(maps).__module__.startswith("timmscope_representation.")
-    record = json.loads((tmp_path / "maps" / "result.json").read_text(encoding="utf-8"))
+    record = checked_json.load((tmp_path / "maps" / "result.json").read_bytes())
     others = {
         "lazy": {"type": "Evaluation"},  # a class of timmscope's own that nothing has imported yet
         "unknown": {"type": "json.tool:Thing"},
@@ -224,7 +225,7 @@ def test_results_of_plugins_and_of_lazy_modules_load_in_a_new_process(tmp_path):
     }
     for name, changes in others.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "result.json").write_text(json.dumps(record | changes))
+        (tmp_path / name / "result.json").write_bytes(checked_json.dump(record | changes))
     code = f"""
 import sys
 from pathlib import Path
@@ -256,8 +257,12 @@ assert "json.tool" not in sys.modules
 def test_loading_a_directory_without_a_result_is_an_error_of_one_line(tmp_path):
     with pytest.raises(TimmscopeError, match="no result can be read from"):
         load_result(tmp_path)
-    for damaged in ('{"type": "Thing"}', "[]", "{", '{"type": 3, "provenance": []}'):
-        (tmp_path / "result.json").write_text(damaged)
+    unlike = [
+        checked_json.dump({"type": "Thing"}),
+        checked_json.dump({"type": 3, "provenance": []}),
+    ]
+    for damaged in (b'{"type": "Thing"}', b"[]", b"{", b"\xff", b"[" * 100_000, *unlike):
+        (tmp_path / "result.json").write_bytes(damaged)
         with pytest.raises(TimmscopeError, match="no result can be read from"):
             load_result(tmp_path)
 

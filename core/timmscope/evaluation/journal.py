@@ -2,7 +2,8 @@
 
 `evaluation.json` holds the settings; an evaluation resumes only with the same settings.
 `records.jsonl` has one line per map, in a fixed order, so its length says where to resume. A line
-that a killed process has not finished is removed.
+that a killed process has not finished is removed. Both have digests, and each line holds its own
+number, so that a damaged, edited, missing or foreign line is noticed.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import timmscope.checked_json as checked_json
+from timmscope.results import to_json
+from timmscope.safe_files import open_regular, read_regular
 from timmscope.store.files import TEMPORARY, write_bytes
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
@@ -20,6 +24,9 @@ SETTINGS = "evaluation.json"
 RECORDS = "records.jsonl"
 _BEFORE_RECORDS = (".lock", SETTINGS, SETTINGS + TEMPORARY)
 """The only files that a process killed before its first record can leave behind."""
+
+_MOST_BYTES = 1 << 28
+"""Size of the settings, or of a line of the records, that is read."""
 
 Record = dict[str, Any]
 
@@ -50,17 +57,17 @@ class Journal:
         elif any(entry.name not in _BEFORE_RECORDS for entry in folder.iterdir()):
             raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
         else:
-            text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-            write_bytes(folder / SETTINGS, text.encode("utf-8", "surrogateescape"))
+            write_bytes(folder / SETTINGS, checked_json.dump(settings, indent=2))
 
     def add(self, record: Record) -> None:
-        """Add a record; it is on disk when this returns."""
+        """Add a record, with NaN as None; it is on disk when this returns."""
         self.count += 1
+        record = to_json(record)
         if self.folder is None:
             self._records.append(record)
         else:
             with (self.folder / RECORDS).open("ab") as file:
-                file.write(_line(record))
+                file.write(checked_json.dump({"line": self.count, **record}))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -70,14 +77,14 @@ class Journal:
             yield from self._records
             return
         file = self.folder / RECORDS
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        with _opened(file) as lines:
+            for number, line in enumerate(_lines(lines), start=1):
                 yield _parse(file, number, line)
 
 
 def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     try:
-        known = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        known = checked_json.load(read_regular(folder / SETTINGS, _MOST_BYTES))
     except (OSError, ValueError) as error:
         raise StoreCorrupted(f"{folder / SETTINGS} cannot be read: {error}") from error
     if known != settings:
@@ -89,26 +96,37 @@ def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _line(record: Record) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode("utf-8", "surrogateescape")
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return open_regular(file)
+    except (OSError, ValueError) as error:
+        raise StoreCorrupted(f"{file} cannot be read: {error}") from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    while line := file.readline(_MOST_BYTES):
+        yield line
 
 
 def _cut_to_whole_lines(file: Path) -> int:
     """Return the number of complete lines, and cut off a line that is not complete."""
     count = end = 0
-    with file.open("rb+") as lines:
-        for number, line in enumerate(lines, start=1):
+    with _opened(file) as lines:
+        for number, line in enumerate(_lines(lines), start=1):
             if not line.endswith(b"\n"):
                 break
             _parse(file, number, line)
             count, end = number, end + len(line)
-        lines.truncate(end)
+    if end < file.stat().st_size:
+        os.truncate(file, end)
     return count
 
 
 def _parse(file: Path, number: int, line: bytes) -> Record:
     try:
-        record: Record = json.loads(line.decode("utf-8", "surrogateescape"))
+        record = checked_json.load(line)
+        if (found := record.pop("line", None)) != number:
+            raise ValueError(f"it is line {found} of an evaluation")
     except ValueError as error:
         raise StoreCorrupted(
             f"{file}, line {number} cannot be read ({error}); delete this line and all below it, "

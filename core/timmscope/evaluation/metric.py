@@ -55,7 +55,9 @@ class Metric(BaseModel, ABC):
         ParameterError: a parameter is unknown or has an impossible value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="strings"
+    )
 
     name: ClassVar[str]
     """The name that users type."""

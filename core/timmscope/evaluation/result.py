@@ -105,7 +105,10 @@ def summarise(
             values[row, column, record["image"]] = found["value"]
             if "curve" in found:
                 count, total = curves.get((name, record["technique"]), (0, np.zeros(1)))
-                curves[name, record["technique"]] = (count + 1, total + np.array(found["curve"]))
+                curves[name, record["technique"]] = (
+                    count + 1,
+                    total + np.array(found["curve"], float),
+                )
     mean, low, high = (np.full(values.shape[:2], np.nan) for _ in range(3))
     for t, m in np.ndindex(*values.shape[:2]):
         known = values[t, m][np.isfinite(values[t, m])]

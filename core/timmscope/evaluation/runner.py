@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timmscope.evaluation.journal import Journal, Record
+from timmscope.evaluation.journal import RECORDS, Journal, Record
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.metrics import BY_NAME, default_metrics
 from timmscope.evaluation.pointing import Box, Boxes, PointingGame
@@ -30,6 +30,7 @@ from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
     ImageError,
     ParameterError,
+    StoreCorrupted,
     StoreError,
     TechniqueError,
     did_you_mean,
@@ -78,6 +79,7 @@ def evaluate(
         ImageError: no image can be read.
         TechniqueError: no technique has a map of any image.
         StoreError: `out` is not a folder, or holds other files.
+        StoreCorrupted: the records in `out` were damaged or edited.
     """
     require_model(model)
     chosen = _techniques(techniques)
@@ -115,22 +117,25 @@ def evaluate(
     with _locked(folder):
         journal = Journal(folder, settings)
         _complete(journal, model, subjects, chosen, measures, box_table, target, seed, batch_size)
-        result = summarise(
-            journal,
-            subjects.names,
-            list(chosen),
-            measures,
-            {each.name: list(each.axis(model, subjects.pixels)) for each in measures},
-            Provenance.now(
-                technique="timmscope:evaluate",
-                family="evaluation",
-                parameters={key: settings[key] for key in ("techniques", "metrics", "boxes")},
-                model=model.id,
-                weights_sha256=model.weights_sha256,
-                seed=seed,
-                call={"objective": str(target), "images": settings["images"]},
-            ),
+        axes = {each.name: list(each.axis(model, subjects.pixels)) for each in measures}
+        provenance = Provenance.now(
+            technique="timmscope:evaluate",
+            family="evaluation",
+            parameters={key: settings[key] for key in ("techniques", "metrics", "boxes")},
+            model=model.id,
+            weights_sha256=model.weights_sha256,
+            seed=seed,
+            call={"objective": str(target), "images": settings["images"]},
         )
+        try:
+            result = summarise(journal, subjects.names, list(chosen), measures, axes, provenance)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if folder is None:
+                raise
+            raise StoreCorrupted(
+                f"{folder / RECORDS} has records of something else ({type(error).__name__}: "
+                f"{error}); delete it, and all maps are evaluated again"
+            ) from error
         if len(result.unreadable) == len(subjects):
             raise ImageError(
                 f"none of the {len(subjects)} images can be read; the first error is: "

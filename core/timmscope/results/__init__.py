@@ -1,7 +1,8 @@
 """Defines the results that techniques return, and saves, draws and loads them."""
 
 from .csv_text import csv_text
-from .result import Provenance, Result, load_result, to_json
+from .loading import load_result
+from .result import Provenance, Result, to_json
 from .scores import Scores
 from .sheet import Sheet
 from .table import Table

@@ -1,4 +1,4 @@
-"""`Result` is the base class of what techniques return; results are saved, drawn and loaded again.
+"""`Result` is the base class of what techniques return; results are drawn and saved.
 
 `save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every array, and
 `result.json` with the other fields and everything needed to run the technique again;
@@ -8,29 +8,32 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
+import timmscope.checked_json as checked_json
 from timmscope.progress import track
-from timmscope_registry import PluginError, TimmscopeError, get_registry
-from timmscope_registry.contributions import missing_plugin
+from timmscope_registry import TimmscopeError
+
+from .saving import replaced_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-R = TypeVar("R", bound="Result")
+ARRAYS = "arrays.h5"
+RECORD = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,32 +127,16 @@ class Result(ABC):
     def save(self, directory: str | Path) -> Path:
         """Write figure, pictures, documents, `arrays.h5` and `result.json`; return the directory.
 
+        They replace those of an earlier result together: a process that is killed leaves the
+        earlier result or this one, and no mixture.
+
         Raises:
             TimmscopeError: the directory cannot be written.
         """
-        from timmscope.drawing import write_png
-
         directory = Path(directory)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            written = ["figure.png"]
-            self.figure().savefig(directory / "figure.png", dpi=150)
-            for name, picture in track(self.pictures().items(), "writing pictures"):
-                drawn = picture() if callable(picture) else picture
-                if hasattr(drawn, "savefig"):
-                    drawn.savefig(directory / f"{name}.png", dpi=150)
-                else:
-                    write_png(drawn, directory / f"{name}.png")
-                written.append(f"{name}.png")
-            for name, content in self.documents().items():
-                (directory / name).write_text(content, encoding="utf-8", newline="")
-                written.append(name)
-            self._write_arrays(directory / "arrays.h5")
-            text = json.dumps(self._record(written), indent=2, ensure_ascii=False)
-            # File names that are not UTF-8 hold lone surrogates, which become JSON escapes.
-            (directory / "result.json").write_text(
-                text + "\n", encoding="utf-8", errors="backslashreplace"
-            )
+            with replaced_together(directory) as folder:
+                self._write(folder)
         except (FileExistsError, NotADirectoryError) as error:
             raise TimmscopeError(
                 f"{directory}: the result's folder cannot be created, because a file is in its "
@@ -173,13 +160,41 @@ class Result(ABC):
             if isinstance(value := getattr(self, item.name), kinds)
         }
 
-    def _write_arrays(self, path: Path) -> None:
-        with h5py.File(path, "w") as file:
+    def _write(self, folder: Path) -> None:
+        from timmscope.drawing import write_png
+
+        written = ["figure.png"]
+        self.figure().savefig(folder / "figure.png", dpi=150)
+        for name, picture in track(self.pictures().items(), "writing pictures"):
+            drawn = picture() if callable(picture) else picture
+            if hasattr(drawn, "savefig"):
+                drawn.savefig(folder / f"{name}.png", dpi=150)
+            else:
+                write_png(drawn, folder / f"{name}.png")
+            written.append(f"{name}.png")
+        for name, content in self.documents().items():
+            (folder / name).write_text(content, encoding="utf-8", newline="")
+            written.append(name)
+        arrays = self._arrays_file()
+        (folder / ARRAYS).write_bytes(arrays)
+        record = self._record(written)
+        record["arrays_file"] = {
+            "size": len(arrays),
+            "sha256": hashlib.sha256(arrays).hexdigest(),
+        }
+        record = json.loads(json.dumps(record))  # keys become text, so that the digest holds
+        (folder / RECORD).write_bytes(checked_json.dump(record, indent=2))
+
+    def _arrays_file(self) -> memoryview:
+        """Return the contents of `arrays.h5`; HDF5 writes to memory, as a full disk crashes it."""
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
             for name, array in self._arrays().items():
                 if not isinstance(array, np.ndarray):
                     array = array.detach().cpu()
                     array = (array.float() if "bfloat16" in str(array.dtype) else array).numpy()
                 file.create_dataset(name, data=array, track_times=False)
+        return buffer.getbuffer()
 
     def _record(self, files: list[str]) -> dict[str, Any]:
         arrays = self._arrays()
@@ -196,99 +211,6 @@ class Result(ABC):
             "summary": to_json(self.summary()),
             "files": files,
         }
-
-
-@overload
-def load_result(directory: str | Path) -> Result: ...
-
-
-@overload
-def load_result(directory: str | Path, kind: type[R]) -> R: ...
-
-
-def load_result(directory: str | Path, kind: type[Result] | None = None) -> Result:
-    """Load a result that `save` wrote.
-
-    The file holds the name of a public class of timmscope, or of a class of the plugin whose
-    technique made the result; it never names code to import.
-
-    Args:
-        directory: folder of the result.
-        kind: class of the result, which gives an editor the types of its fields; needed for the
-            result of a technique that no plugin registers.
-
-    Raises:
-        TimmscopeError: the directory holds no result, or a result of an unknown class.
-        PluginError: the plugin that made it is not installed, or does not load.
-    """
-    directory = Path(directory)
-    try:
-        record = json.loads((directory / "result.json").read_text(encoding="utf-8"))
-        technique = record["provenance"]["technique"]
-        found = _result_class(directory, str(record["type"]), technique, kind)
-        values = dict(record["fields"])
-        types = {item.name: str(item.type).lower() for item in dataclasses.fields(found)}
-        with h5py.File(directory / "arrays.h5") as file:
-            for name in record["arrays"]:
-                array = np.asarray(file[name][()])
-                values[name] = array if "ndarray" in types.get(name, "") else _tensor(array)
-        return found(provenance=Provenance(**record["provenance"]), **values)
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise TimmscopeError(f"no result can be read from {directory}: {reason}") from error
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    import torch
-
-    return torch.from_numpy(array)
-
-
-def _result_class(
-    directory: Path, name: str, technique: str, given: type[Result] | None
-) -> type[Result]:
-    """Return the class that a file names: the given one, a public one, or a plugin's."""
-    if given is not None:
-        if given.__name__ != name:
-            raise TimmscopeError(f"{directory} holds {name!r}, not {given.__name__!r}")
-        return given
-    public = sys.modules["timmscope"]
-    own = getattr(public, name) if name in public.__all__ else None
-    if isinstance(own, type) and issubclass(own, Result):
-        return own
-    entries = {entry.id: entry for entry in get_registry().techniques()}
-    if technique not in entries and ":" in technique:
-        raise PluginError(f"{directory}: {missing_plugin('technique', technique)}")
-    if technique in entries:
-        module = entries[technique].load().__module__
-        home = module.partition(".")[0]
-        same = [
-            each
-            for each in _subclasses(Result)  # type: ignore[type-abstract]
-            if each.__name__ == name
-            and (each.__module__.partition(".")[0] == home or _is_in(module, each))
-        ]
-        if len(same) == 1:
-            return same[0]
-        raise TimmscopeError(
-            f"{directory} holds {name!r}, which the plugin of {technique} lacks: install the "
-            "version that saved it, or pass its class as kind=…"
-        )
-    raise TimmscopeError(
-        f"{directory} holds {name!r} of {technique!r}, which no plugin registers: pass its class, "
-        "as in load_result(directory, MyResult)"
-    )
-
-
-def _subclasses(base: type[Result]) -> Iterator[type[Result]]:
-    for each in base.__subclasses__():
-        yield each
-        yield from _subclasses(each)
-
-
-def _is_in(module: str, kind: type) -> bool:
-    """Whether a loaded module contains the class under its name."""
-    return vars(sys.modules[module]).get(kind.__name__) is kind
 
 
 def to_json(value: Any) -> Any:
