@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ for _variable in (
     "NO_COLOR",
     "TTY_COMPATIBLE",
     "TIMMSCOPE_BLOCK",
+    "TIMMSCOPE_TRUST",
 ):
     os.environ.pop(_variable, None)
 
@@ -37,6 +39,15 @@ timmscope_registry.loading.SLOW_S = 60.0
 # A shell starts background jobs with Ctrl-C ignored, and the tests' children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trusted_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stores of the tests are trusted, and the user's own list of trusted stores stays as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIMMSCOPE_TRUST", str(tmp_path_factory.getbasetemp()))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture(autouse=True)

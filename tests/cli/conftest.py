@@ -24,6 +24,8 @@ class Outcome:
 Cli = Callable[..., Outcome]
 CACHES = ("HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
 """Folders where Matplotlib caches its list of fonts, which takes seconds to make."""
+TRUST = ("XDG_STATE_HOME", "TIMMSCOPE_TRUST")
+"""Which stores are trusted."""
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "PATH": os.environ.get("PATH", ""),
             "OMP_NUM_THREADS": "1",
-            **{name: os.environ[name] for name in CACHES if name in os.environ},
+            **{name: os.environ[name] for name in (*CACHES, *TRUST) if name in os.environ},
             **environment,
         },
         capture_output=True,

@@ -18,6 +18,7 @@ from timmscope import (
     load_model,
     neuron,
     parse_objective,
+    technique,
     top,
 )
 from timmscope.objectives import as_objective
@@ -111,8 +112,21 @@ def test_the_text_form_parses_back(terms):
 
 def test_a_direction_can_come_from_a_file(lite0, photos, tmp_path):
     np.save(tmp_path / "vector.npy", np.eye(112)[17])
-    parsed = parse_objective(f"blocks.4@{tmp_path}/vector.npy")
+    text = f"blocks.4@{tmp_path}/vector.npy"
+    parsed = parse_objective(text, files=True)
     assert parsed == direction("blocks.4", np.eye(112)[17])
+    assert parsed.bind(lite0, photos) == direction("blocks.4", np.eye(112)[17])
+
+
+def test_a_text_opens_a_file_only_where_a_user_types_it(lite0, photos, tmp_path):
+    np.save(tmp_path / "vector.npy", np.eye(112)[17])
+    single = f"blocks.4@{tmp_path}/vector.npy"
+    for read in (parse_objective, as_objective):
+        for text in (single, f"0.5*{single} - top", f"top + {single}"):
+            with pytest.raises(ObjectiveError, match="text opens no file in Python"):
+                read(text).bind(lite0, photos)
+    with pytest.raises(ObjectiveError, match="text opens no file in Python"):
+        technique("saliency")()(lite0, photos, single)
 
 
 def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
@@ -131,7 +145,7 @@ def test_a_bare_name_is_a_layer_or_a_class(lite0, photos):
         ("blocks.4@[1.0, 2.0]", "2 numbers"),
         ("blocks.4[x]", "names no unit"),
         ("blocks.4[1,2]", "names no unit"),
-        ("blocks.4@nowhere.npy", "cannot read a direction"),
+        ("blocks.4@nowhere.npy", "text opens no file"),
         ("class:1|2", "2 target classes for 3 image"),
         ("blocks.4o", "is not a layer .nearest: 'blocks.4'"),
     ],

@@ -41,12 +41,13 @@ def compare(
     from timmscope.cli.save_result import default_folder, save_and_print
     from timmscope.evaluation import compare as run
     from timmscope.models import load_model
+    from timmscope.objectives import parse_objective
 
     result = run(
         technique,
         load_model(model, device=device),
         list(images),
-        target,
+        parse_objective(target, files=True),
         layers=layer,
         seed=seed,
         batch_size=batch_size,

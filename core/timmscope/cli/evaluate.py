@@ -51,6 +51,7 @@ def evaluate(
     """
     from timmscope.evaluation import evaluate as run
     from timmscope.models import load_model
+    from timmscope.objectives import parse_objective
 
     folder = output_dir or Path("timmscope-out") / f"evaluate-{output.slug(Path(images).stem)}"
     try:
@@ -58,7 +59,7 @@ def evaluate(
             load_model(model, device=device),
             images,
             list(technique),
-            objective=target,
+            objective=parse_objective(target, files=True),
             metrics=list(metric) or None,
             boxes=boxes,
             out=folder,

@@ -18,7 +18,7 @@ from timmscope_registry.plugin_faults import fault, visible
 if TYPE_CHECKING:
     from timmscope.techniques import Technique
 
-GLOBAL_FLAGS = ("block", "plugin", "debug", "help")
+GLOBAL_FLAGS = ("block", "plugin", "debug", "trust", "help")
 """Flags that are removed from the command line before a technique's command reads it."""
 
 

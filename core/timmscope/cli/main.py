@@ -29,7 +29,9 @@ from cyclopts import (
 from timmscope.cli import output
 from timmscope.cli.invoke import call
 from timmscope.cli.text import plain_help
+from timmscope.cli.trust import agree, ask
 from timmscope.progress import RichReporter, reporting
+from timmscope.trust import asking
 from timmscope_registry import (
     ParameterError,
     PluginError,
@@ -96,6 +98,7 @@ def launch(
     plugin: Annotated[
         tuple[Path, ...], Parameter(group=GLOBAL, negative="", show_default=False)
     ] = (),
+    trust: Annotated[bool, Parameter(group=GLOBAL, negative="", show_default=False)] = False,
 ) -> None:
     """Run a command with the global flags.
 
@@ -107,10 +110,14 @@ def launch(
         Plugin not to load: a distribution or ``distribution:entry-point``; may be repeated.
     plugin
         Python file to load as a plugin; may be repeated.
+    trust
+        Let stores that you have not made open the model and the images that they record, now and
+        later.
     """
     if tokens[:1] == ("run",):
-        tokens, late_blocks, late_plugins = _global_flags(tokens)
+        tokens, late_blocks, late_plugins, late_trust = _global_flags(tokens)
         block, plugin = (*block, *late_blocks), (*plugin, *late_plugins)
+        trust |= late_trust
     registry = Registry(block=[name for names in block for name in names.split(",")])
     set_registry(registry)
     try:
@@ -120,7 +127,7 @@ def launch(
             except PluginError:
                 if not (tokens and tokens[0] in SHOW_PROBLEMS and file.is_file()):
                     raise
-        with output.plugin_prints_to_stderr():
+        with output.plugin_prints_to_stderr(), asking(agree if trust else ask):
             call(app, tokens)
     except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
         raise
@@ -137,9 +144,10 @@ def launch(
 
 def _global_flags(
     tokens: Sequence[str],
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Path, ...]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Path, ...], bool]:
     """Split off the global flags after ``run``, because cyclopts passes all tokens on to it."""
     rest: list[str] = []
+    trust = False
     found: dict[str, list[str]] = {"--block": [], "--plugin": []}
     left = iter(tokens)
     for token in left:
@@ -148,13 +156,15 @@ def _global_flags(
             break
         flag, equals, value = token.partition("=")
         if flag not in found:
-            if token != "--debug":  # `main` reads it
+            if token == "--trust":
+                trust = True
+            elif token != "--debug":  # `main` reads it
                 rest.append(token)
             continue
         if not equals and (value := next(left, "")) == "":
             raise ParameterError(f"{flag} requires a value", parameter=flag.lstrip("-"))
         found[flag].append(value)
-    return tuple(rest), tuple(found["--block"]), tuple(map(Path, found["--plugin"]))
+    return tuple(rest), tuple(found["--block"]), tuple(map(Path, found["--plugin"])), trust
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -70,6 +70,7 @@ def search(
         PNG to write; by default ``timmscope-out/search-QUERY.png``.
     """
     from timmscope.index import search as search_store
+    from timmscope.objectives import parse_objective
     from timmscope.store import Store
     from timmscope_registry import ImageError, ParameterError, StoreError
 
@@ -84,9 +85,10 @@ def search(
     if metadata is not None:
         opened = opened.with_metadata(metadata)
     (query,) = given.values()
+    asked = query if vector is None else _read_vector(vector)
     found = search_store(
         opened,
-        query if vector is None else _read_vector(vector),
+        asked if objective is None else parse_objective(objective, files=True),
         count,
         layer=layer,
         metric=metric,

@@ -21,6 +21,7 @@ from timmscope.store.files import link_or_copy
 from timmscope.store.journal import add_to_journal, end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
+from timmscope.trust import is_known, remember
 from timmscope_registry import ParameterError, StoreError, StoreMismatch
 
 from .plan import recorded_collectors
@@ -60,9 +61,9 @@ def merge(
 
     The result equals that of one pass, byte for byte, in whatever order the parts are given. Shards
     are hard links where the file system allows it, else copies; each is compared with its checksum.
-    The images' location is that of the first part. A merge that was interrupted resumes when it is
-    called again. If parts have an index of a layer, an index over all rows is built with the
-    settings of the first of them.
+    The images' location is that of the first part. The store may open them if the user trusts all
+    parts. A merge that was interrupted resumes when it is called again. If parts have an index of a
+    layer, an index over all rows is built with the settings of the first of them.
 
     Args:
         parts: stores, or their folders, which together have all shards.
@@ -96,6 +97,8 @@ def merge(
                 )
             whole = drop_lost_shards(folder, old if old.shards else whole)
         _require_space(folder, whole, sources)
+        if all(is_known(part.folder, part.manifest.trust_digest()) for part in found):
+            remember(whole.trust_digest())
         whole.write(folder)
         end_journal(folder)
         digest = whole.pass_digest()

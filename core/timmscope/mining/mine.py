@@ -23,6 +23,7 @@ from timmscope.store.journal import end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope.store.model import store_model
+from timmscope.trust import remember
 from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
@@ -141,6 +142,8 @@ def mine(
         new = plan.manifest(model, source)
         part = ranges if ranges is not None or old is None else old.part
         manifest = matching_manifest(folder, old, restrict_to_part(new, part), source)
+        if manifest.images.location == new.images.location:
+            remember(manifest.trust_digest())
         return _run(model, source, folder, manifest, plan, workers, start_method)
 
 
@@ -152,6 +155,7 @@ def resume(
     images: Images | None = None,
     collectors: Iterable[Collector] = (),
     workers: int | None = None,
+    trust: bool = False,
 ) -> Store:
     """Complete a store; its model and images are opened as its manifest records them.
 
@@ -164,6 +168,7 @@ def resume(
         images: the store's images; by default opened at their location.
         collectors: those of the pass that no plugin registers.
         workers: as for `mine`.
+        trust: whether the recorded model and images may be opened; see `Store.open`.
 
     Raises:
         StoreError: as for `mine`; also if the model or the images have to be passed.
@@ -176,9 +181,12 @@ def resume(
             if not whole.missing:
                 reducers = recorded_collectors(Store(folder, old), own, reducers_only=True)
                 return Store(folder, write_merged(folder, whole, reducers))
-        model = store_model(Store(folder, old), model)
+        store = Store(folder, old, trust=trust)
         if images is None and not old.images.location:
             raise StoreError(f"{folder.name} was mined from images in memory; pass them as images=")
+        if images is None:
+            store.require_trust()
+        model = store_model(store, model)
         source = open_images(old.images.location if images is None else images)
         plan = recorded_plan(Store(folder, old), model, own)
         new = restrict_to_part(plan.manifest(model, source), old.part)

@@ -63,6 +63,7 @@ def verify(
     model: HookedModel | None = None,
     images: Images | None = None,
     collectors: Iterable[Collector] = (),
+    trust: bool = False,
 ) -> Report:
     """Compare every file of a store and of its indexes with its checksum, and read it.
 
@@ -73,9 +74,11 @@ def verify(
         model: the model for a repair; by default the manifest's, loaded by its id.
         images: the images for a repair; by default the manifest's, opened at their location.
         collectors: for a repair, those of the pass that no plugin registers.
+        trust: whether a repair may open the manifest's model and images; see `Store.open`.
 
     Raises:
-        StoreError: the folder holds no store, or the model or images cannot be opened.
+        StoreError: the folder holds no store, or the model or images cannot be opened, or the store
+            is not trusted to open them.
         StoreMismatch: the model or images differ from those that the store was made from.
     """
     folder = Path(path).resolve()
@@ -105,7 +108,7 @@ def verify(
             for number in manifest.shards
             if bad & {shards.rows_file(number), shards.reduced_file(number)}
         }
-        resume(folder, redo=redo, model=model, images=images, collectors=collectors)
+        resume(folder, redo=redo, model=model, images=images, collectors=collectors, trust=trust)
         manifest = Manifest.read(folder)
         after = _expected(manifest)
         repaired = [item.file for item in damage if item.file in after]

@@ -9,7 +9,7 @@
 ``blocks.4[17,3,5]``          its neuron at row 3, column 5; or ``[17,centre]``
 ``out[1][3]``                 channel 3 of one of several tensors that a module returns
 ``blocks.4``                  energy of the layer
-``blocks.4@vector.npy``       a direction, from a file or as ``[0.1, …]``
+``blocks.4@[0.1, 0.3]``       a direction; ``@vector.npy`` on the command line
 ``0.5*blocks.4[17] - top``    sums and multiples, with spaces around + and -
 ``class:"Apple - scab"``      a name in quotes, in which no sign has a meaning
 ============================  =====================================================
@@ -59,15 +59,20 @@ _MOST_TERMS = 8
 """A sum of more terms is read in one way only: the number of ways doubles with each sign."""
 
 
-def parse_objective(text: str) -> Objective:
+def parse_objective(text: str, *, files: bool = False) -> Objective:
     """Parse the text form of an objective; names are resolved when it is bound to a model.
+
+    Args:
+        text: one of the forms above.
+        files: whether ``LAYER@FILE`` may open a file; only for what a user types, because the text
+            of a result or a store is from whoever made it.
 
     Raises:
         ObjectiveError: the text has none of the forms above.
     """
     if not text.strip():
         raise ObjectiveError("the objective is empty: try 'top', 'class:NAME' or 'LAYER[UNIT]'")
-    parser = _Parser(text)
+    parser = _Parser(text, files)
     error = None
     try:
         usual = parser.usual()
@@ -75,7 +80,7 @@ def parse_objective(text: str) -> Objective:
         if not parser.may_be_a_name:
             raise
         usual, error = LayerOrClass(text.strip()), caught
-    return ObjectiveText(text, usual, error) if parser.has_signs else usual
+    return ObjectiveText(text, usual, error, files) if parser.has_signs else usual
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,13 @@ class ObjectiveText(Objective):
         text: the text.
         usual: the reading in which no name holds a sign.
         error: why there is no such reading; None if there is.
+        files: whether the text may open files.
     """
 
     text: str
     usual: Objective
     error: ObjectiveError | None = field(default=None, compare=False, repr=False)
+    files: bool = field(default=False, compare=False, repr=False)
 
     def __eq__(self, other: object) -> bool:
         mine = self.usual
@@ -108,7 +115,7 @@ class ObjectiveText(Objective):
         Raises:
             ObjectiveError: several readings fit.
         """
-        found = _Parser(self.text).fitting(model)
+        found = _Parser(self.text, self.files).fitting(model)
         if len(found) > 1:
             one, other, *_ = found
             raise ObjectiveError(
@@ -150,8 +157,9 @@ def _is_index(text: str) -> bool:
 class _Parser:
     """Reads one text; quoted names are hidden behind placeholders meanwhile."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, files: bool) -> None:
         self._text = text
+        self._files = files
         self._quotes: list[str] = []
         self._hidden = text if _HIDDEN.search(text) else _QUOTED.sub(self._hide, text)
         parts = _SIGN.split(self._hidden)
@@ -268,6 +276,11 @@ class _Parser:
     def _direction(self, layer: str, vector: str) -> Objective:
         layer, vector = self._name(layer), self._name(vector)
         if not vector.startswith("["):
+            if not self._files:
+                raise ObjectiveError(
+                    f"the direction of {layer!r} is {vector!r}: text opens no file in Python; use "
+                    f"direction({layer!r}, np.load({vector!r}))"
+                )
             return load_direction(layer, vector)
         try:
             return direction(layer, json.loads(vector))

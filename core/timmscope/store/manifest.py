@@ -212,6 +212,14 @@ class Manifest(_Record):
         identity = [item for item in self._identity() if item[0] != "part"]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
+    def trust_digest(self) -> str:
+        """Return a digest of the pass and of the images' location, for the list of trusted stores.
+
+        It does not change when shards are added.
+        """
+        text = f"{self.pass_digest()}\0{self.images.location}"
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
     @property
     def complete(self) -> bool:
         """Whether all shards are written, and for a whole store also the merged state."""

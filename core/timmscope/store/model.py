@@ -25,15 +25,19 @@ def store_model(
         device: the device for a model that is loaded here.
 
     Raises:
-        StoreError: the model cannot be loaded by its id; the caller has to pass it.
+        StoreError: the model cannot be loaded by its id, or the store is not trusted; the caller
+            has to pass it.
         StoreMismatch: the model's weights differ from those that the store was mined with.
     """
     record = store.manifest.model
     if given is None:
         from timmscope.models import load_model
 
+        in_memory = record.id.startswith("module:")
+        if not in_memory:
+            store.require_trust()
         try:
-            if record.id.startswith("module:"):
+            if in_memory:
                 raise StoreError("it was a module in memory")
             given = load_model(record.id, device=device)
         except TimmscopeError as error:

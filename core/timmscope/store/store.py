@@ -16,6 +16,7 @@ from timmscope.collectors.merge_tree import MergeTree
 from timmscope.collectors.registered import recorded_collector
 from timmscope.images import ImageSource, LabelTable, SourceByName, open_images
 from timmscope.images.tables import decode
+from timmscope.trust import is_trusted
 from timmscope_registry import (
     ImageError,
     LayerNotFound,
@@ -141,24 +142,33 @@ class Store:
         manifest: what the store was made from.
         files: reads the store's HDF5 files.
         images: the images, by id.
+        trust: whether it may open the model and the images that it records, even if this user has
+            not made it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, *, trust: bool = False) -> None:
         self.path = path
+        self.trust = trust
         self.manifest = manifest
         self.files = ShardFiles(path, manifest)
         self.images = ImageTable(self.files)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Store:
+    def open(cls, path: str | os.PathLike[str], *, trust: bool = False) -> Store:
         """Open a store.
+
+        Args:
+            path: the folder.
+            trust: whether it may open the model and the images that it records. Stores that `mine`
+                and `merge` made for this user are trusted anyway, as are those in the folders of
+                the variable ``TIMMSCOPE_TRUST``.
 
         Raises:
             StoreError: the folder holds no store, or one in another schema than this release's.
             StoreCorrupted: the manifest is damaged. Damaged shards raise when they are read.
         """
         folder = Path(path).resolve()
-        return cls(folder, Manifest.read(folder))
+        return cls(folder, Manifest.read(folder), trust=trust)
 
     def __len__(self) -> int:
         return self.manifest.images.count
@@ -187,13 +197,16 @@ class Store:
 
         Raises:
             ImageError: the images are no longer there.
-            StoreError: the images were in memory, and `images` is missing.
+            StoreError: `images` is missing, and the images were in memory or the store is not
+                trusted.
         """
         location = self.manifest.images.location
-        if images is None and not location:
-            raise StoreError(
-                f"{self.path.name} was mined from images in memory; pass them as images="
-            )
+        if images is None:
+            if not location:
+                raise StoreError(
+                    f"{self.path.name} was mined from images in memory; pass them as images="
+                )
+            self.require_trust()
         try:
             source = open_images(location if images is None else images)
         except ImageError as error:
@@ -208,6 +221,22 @@ class Store:
         if len(source) == len(names) and all(map(operator.eq, source.paths, names)):
             return source
         return SourceByName(source, names)
+
+    def require_trust(self) -> None:
+        """Check that the store may open the model and the images that it records.
+
+        Raises:
+            StoreError: this user has not made the store, and does not trust it.
+        """
+        wanted = f"the model {self.manifest.model.id!r}"
+        if self.manifest.images.location:
+            wanted += f" and images at {self.manifest.images.location!r}"
+        if not (self.trust or is_trusted(self.path, self.manifest.trust_digest(), wanted)):
+            raise StoreError(
+                f"{self.path}: you have not made this store, and it wants to open {wanted}; if you "
+                "trust it, add --trust (in Python Store.open(…, trust=True)), else pass your own "
+                "model and images"
+            )
 
     def with_metadata(self, file: str | os.PathLike[str]) -> Store:
         """Return the same store with the columns of a CSV file added to its images.
@@ -225,7 +254,7 @@ class Store:
         """
         from .metadata import read_metadata
 
-        other = Store(self.path, self.manifest)
+        other = Store(self.path, self.manifest, trust=self.trust)
         other.images.metadata = read_metadata(file, self.images.paths)
         return other
 

@@ -1,0 +1,22 @@
+"""Asks on the terminal whether a store may open the model and the images that it records."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from timmscope.cli import output
+
+
+def ask(folder: Path, wanted: str) -> bool:
+    """Ask whether a store is trusted; without a terminal the answer is no."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    output.print_stderr(f"{folder}: you have not made this store, and it wants to open {wanted}")
+    output.print_stderr("do you trust it? yes or no:")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def agree(folder: Path, wanted: str) -> bool:
+    """Trust every store, as the flag ``--trust`` says."""
+    return True
