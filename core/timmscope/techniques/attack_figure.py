@@ -84,6 +84,8 @@ def _row(
     label, before, after = result.class_names[row]
     if result.already_wrong[row]:
         verdict, colour = "misclassified from the start, not attacked", MUTED
+    elif result.stuck[row]:
+        verdict, colour = "not fooled: the gradient was zero", MUTED
     elif result.target_names and not result.success[row]:
         verdict, colour = f"target {result.target_names[row]} not reached", GOOD
     elif result.success[row]:

@@ -27,8 +27,13 @@ from timmscope_registry.plugin_faults import described
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Outcome = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-"""Return value of `attribute`: maps, then scores, then pixels per colour channel."""
+Outcome = (
+    Tensor
+    | tuple[Tensor, Tensor]
+    | tuple[Tensor, Tensor, Tensor]
+    | tuple[Tensor, Tensor, Tensor, Tensor]
+)
+"""Return value of `attribute`: maps, then scores, then pixels per colour channel, then totals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,8 @@ class Attribution(Result):
             in two colours around zero.
         pixels: `(B, 3, H, W)` values per colour channel, from which `raw` is computed; None for
             techniques without them.
+        totals: `(B,)` what `pixels` of each image should add up to; None for techniques that
+            promise no sum.
     """
 
     maps: Tensor
@@ -58,6 +65,15 @@ class Attribution(Result):
     labels: list[str]
     signed: bool = False
     pixels: Tensor | None = None
+    totals: Tensor | None = None
+
+    @property
+    def completeness_error(self) -> Tensor | None:
+        """`(B,)` by how much `pixels` miss their total, as a share of it; None without totals."""
+        if self.totals is None or self.pixels is None:
+            return None
+        missed = self.pixels.double().sum((1, 2, 3)) - self.totals.double()
+        return (missed / self.totals.double()).abs().to(self.totals.dtype)
 
     def normalised(self) -> Tensor:
         """Return `maps` scaled to [0, 1] per image; a constant map becomes 0."""
@@ -72,11 +88,21 @@ class Attribution(Result):
         return attribution_figure(
             self.images,
             self.maps,
-            self.labels,
+            self._captions(),
             title=self._title(),
             signed=self.signed,
             pixels=self.pixels,
         )
+
+    def _captions(self) -> list[str]:
+        """Return a line for each image."""
+        errors = self.completeness_error
+        if errors is None:
+            return self.labels
+        return [
+            f"{label}, sum {error:.1%} off"
+            for label, error in zip(self.labels, errors.tolist(), strict=True)
+        ]
 
     def _title(self) -> str:
         """Return the technique's name with its layer and its baseline, if it has them."""
@@ -99,8 +125,12 @@ class Attribution(Result):
         return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: objective, score, and the pixel where the map is highest."""
-        rows = []
+        """Return one row per image: objective, score, and the pixel where the map is highest.
+
+        If pixels have a total, also by how much they miss it, as a share of it.
+        """
+        rows: list[dict[str, Any]] = []
+        errors = self.completeness_error
         for row, heat in enumerate(self.maps):
             y, x = divmod(int(heat.argmax()), heat.shape[1])
             rows.append(
@@ -113,6 +143,8 @@ class Attribution(Result):
                     "min": float(heat.min()),
                 }
             )
+            if errors is not None:
+                rows[-1]["completeness_error"] = float(errors[row])
         return rows
 
 
@@ -128,7 +160,8 @@ class AttributionTechnique(Technique):
         This is called with chunks of the batch, so an image's map must not depend on other images.
         A technique that also computes the objective's values `(B,)` returns `(maps, scores)`, which
         saves a forward pass. A technique that computes values per colour channel returns
-        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`.
+        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`; if the pixels of an image should
+        add up to a number, `(maps, scores, pixels, totals)` with `totals` `(B,)`.
         """
 
     def why_zero(self) -> str:
@@ -236,7 +269,8 @@ def _attributed(
 class _Chunk:
     raw: Tensor
     scores: Tensor
-    pixels: Tensor | None
+    pixels: Tensor | None = None
+    totals: Tensor | None = None
 
 
 def _build_result(
@@ -252,6 +286,7 @@ def _build_result(
     if signed is None:
         signed = bool((raw.amin((1, 2)) < -1e-6 * raw.abs().amax((1, 2))).any())
     pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
+    totals = [chunk.totals for chunk in chunks if chunk.totals is not None]
     return Attribution(
         provenance=facts,
         maps=_resize_maps(raw, (images.shape[2], images.shape[3])),
@@ -262,6 +297,7 @@ def _build_result(
         labels=list(labels),
         signed=signed,
         pixels=torch.cat(pixels) if pixels else None,
+        totals=torch.cat(totals) if totals else None,
     )
 
 
@@ -274,11 +310,11 @@ def _check_chunk(
     start: int,
 ) -> _Chunk:
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
-    if not 1 <= len(parts) <= 3:
+    if not 1 <= len(parts) <= 4:
         raise technique_error(
             technique,
             f"returned {len(parts)} tensors",
-            expected="maps, (maps, scores) or (maps, scores, pixels)",
+            expected="maps, (maps, scores), (maps, scores, pixels) or these and totals",
         )
     raw = _result_values(
         checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model
@@ -298,9 +334,13 @@ def _check_chunk(
         with torch.no_grad():
             scores = model.score(images, objective)
     if len(parts) < 3:
-        return _Chunk(raw, _result_values(scores, model), None)
+        return _Chunk(raw, _result_values(scores, model))
     pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
-    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model))
+    totals = None
+    if len(parts) == 4:
+        totals = checked_numbers(technique, parts[3], "totals", (len(images),))
+        totals = _result_values(totals, model)
+    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model), totals)
 
 
 def _constant_map_error(
