@@ -8,7 +8,14 @@ import warnings
 import pytest
 import torch
 
-from timmscope import HookedModel, ObjectiveError, ParameterError, load_model, load_result, technique
+from timmscope import (
+    HookedModel,
+    ObjectiveError,
+    ParameterError,
+    load_model,
+    load_result,
+    technique,
+)
 from timmscope_registry.hooks import fingerprint
 
 ATTACKS = [technique("fgsm")(), technique("pgd")(steps=3, restarts=2)]

@@ -323,7 +323,7 @@ def test_integrated_gradients_report_what_their_sum_misses(tmp_path):
     torch.testing.assert_close(one.totals, torch.tensor([8.0, 5.0]))
     torch.testing.assert_close(one.completeness_error, torch.tensor([0.5, 0.8]))
     assert [round(row["completeness_error"], 6) for row in one.summary()] == [0.5, 0.8]
-    assert one._captions() == ["class 0, sum 50.0% off", "class 0, sum 80.0% off"]
+    assert one._captions() == ["class 0 8, sum 50.0% off", "class 0 5, sum 80.0% off"]
     again = load_result(one.save(tmp_path))
     assert torch.equal(again.completeness_error, one.completeness_error)
     exact = technique("integrated-gradients")(steps=1, tolerance=0.02)(model, images, 0)
