@@ -19,7 +19,8 @@ import faiss
 import numpy as np
 import pytest
 
-from timmscope import BuildHints, VectorIndex, VectorIndexError, checked_json
+from timmscope import BuildHints, PluginError, VectorIndex, VectorIndexError, checked_json
+from timmscope.index.files import write_index
 from timmscope.index.ivf import IVFBackend
 
 ROWS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
@@ -314,3 +315,10 @@ def test_a_full_disk_while_rows_are_added_is_one_error(
         del engine
         gc.collect()
     assert capsys.readouterr().err == ""
+
+
+def test_an_engine_that_writes_nothing_is_named(saved: Path) -> None:
+    index = VectorIndex.load(saved)
+    with pytest.raises(PluginError, match=r"index backend 'flat' of .* wrote nothing; expected a"):
+        write_index(saved, index.record, lambda path: None)
+    assert len(VectorIndex.load(saved)) == 50

@@ -25,7 +25,8 @@ from timmscope.index.metrics import Metric
 from timmscope.safe_files import UnsafeFile, open_regular, read_regular, require_regular
 from timmscope.store.files import machine_error, make_folder
 from timmscope.store.manifest import MOST_SHARDS, Count, Digest, Size
-from timmscope_registry import VectorIndexError
+from timmscope_registry import PluginError, VectorIndexError, get_registry
+from timmscope_registry.plugin_faults import fault
 
 try:
     import fcntl
@@ -150,6 +151,7 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
 
     Raises:
         VectorIndexError: the files cannot be written.
+        PluginError: the engine wrote nothing.
     """
     pending = _pending_record(path)
     try:
@@ -161,6 +163,11 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
         ):
             _finish_pending(path)
             write(draft)
+            if not draft.is_file():
+                engine = get_registry().index_backend(record.backend)
+                raise PluginError(
+                    fault(engine, "wrote nothing", expected="a file at the path given to save")
+                )
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
             _fsync(draft)
