@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from timmscope import checked_json
+import timmscope.checked_json as checked_json
 from timmscope.index.metrics import Metric
 from timmscope.safe_files import UnsafeFile, open_regular, read_regular, require_regular
 from timmscope.store.files import machine_error, make_folder
@@ -368,7 +368,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 def _digest(path: Path) -> tuple[int, str]:
     with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
 
 
