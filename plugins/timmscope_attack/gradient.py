@@ -28,6 +28,18 @@ class GradientAttack(AttackTechnique):
             )
         return self
 
+    def why_zero(self) -> str:
+        """The softmax is saturated, or the model has no slope at the image."""
+        if getattr(self, "loss", "cross-entropy") == "cross-entropy":
+            return (
+                "a confident softmax has no slope; try pgd with loss='margin', whose gradient "
+                "does not vanish there"
+            )
+        return (
+            "the model itself has no slope there; try more restarts or a larger epsilon, or an "
+            "attack that needs no gradient"
+        )
+
     def climb(
         self,
         model: HookedModel,
@@ -63,6 +75,7 @@ class GradientAttack(AttackTechnique):
             current = rows[active]
             with self.only(current):
                 logits, gradient = loss_gradient(model, changed[active], goal.rows(current))
+            self.note_gradient(gradient, current)
             if stop_when_fooled:
                 unbroken = ~goal.rows(current).fooled(logits)
                 active, current, gradient = active[unbroken], current[unbroken], gradient[unbroken]

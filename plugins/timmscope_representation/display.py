@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import PurePath
 from typing import Any
 
 import numpy.typing as npt
@@ -38,8 +37,3 @@ def names(rows: Rows, ids: npt.ArrayLike) -> list[str]:
 def labels(rows: Rows, positions: npt.NDArray[Any]) -> list[str | None]:
     """Labels of some rows, by position."""
     return list(rows.labels.take(positions)) if rows.layer is not None else [None] * len(positions)
-
-
-def short(name: str) -> str:
-    """A name without folder and suffix, for a caption."""
-    return PurePath(name).stem or name

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pytest
 import torch
 
-from timmscope import ObjectiveError, ParameterError, load_model, technique
+from timmscope import (
+    HookedModel,
+    ObjectiveError,
+    ParameterError,
+    load_model,
+    load_result,
+    technique,
+)
 from timmscope_registry.hooks import fingerprint
 
 ATTACKS = [technique("fgsm")(), technique("pgd")(steps=3, restarts=2)]
@@ -108,3 +116,31 @@ def test_a_result_is_kept_and_read_back(attack, curved, images, tmp_path):
     assert torch.equal(kept.images, result.images)
     assert kept.provenance == result.provenance
     assert kept.class_names == result.class_names
+
+
+class Steep(torch.nn.Module):
+    """Two logits, 10,000 times the mean above 0.5 and 0: the softmax saturates at once."""
+
+    def forward(self, images):
+        first = 1e4 * (images.mean((1, 2, 3)) - 0.5)
+        return torch.stack([first, torch.zeros_like(first)], 1)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd"])
+def test_an_attack_that_meets_a_zero_gradient_says_so(name, tmp_path):
+    model = HookedModel(Steep(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 2, 2))
+    images = torch.stack([torch.full((3, 2, 2), value) for value in (0.9, 0.5001, 0.4)])
+    settings = {"steps": 4, "random_start": False} if name == "pgd" else {}
+    with pytest.warns(UserWarning, match=r"zero gradient on 1 of 2 .*pgd with loss='margin'"):
+        result = technique(name)(**settings)(model, images, 0)
+    assert result.already_wrong.tolist() == [False, False, True]
+    assert result.success.tolist() == [False, True, False]
+    assert result.stuck.tolist() == [True, False, False]
+    assert result.zero_gradients[0] == settings.get("steps", 1)
+    assert result.summary()[0]["zero_gradients"] == settings.get("steps", 1)
+    assert torch.equal(load_result(result.save(tmp_path)).stuck, result.stuck)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        margin = technique("pgd")(loss="margin", epsilon=0.5)(model, images, 0)
+    assert margin.success.tolist() == [True, True, False]
+    assert not margin.stuck.any()

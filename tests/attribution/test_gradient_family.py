@@ -27,6 +27,7 @@ from timmscope import (
     class_logit,
     compare,
     direction,
+    load_result,
     neuron,
     noise_like,
     technique,
@@ -303,3 +304,35 @@ def test_a_comparison_is_each_technique_by_itself_from_one_forward(awake):
     for name, maps in expected.items():
         assert relative(found[name], maps) <= 1e-4
     found.figure()
+
+
+class Ramp(torch.nn.Module):
+    """A logit that is 0 up to a sum of 4 and then grows with the sum; and a logit of 0."""
+
+    def forward(self, images):
+        logit = (images.sum((1, 2, 3)) - 4).relu()
+        return torch.stack([logit, torch.zeros_like(logit)], 1)
+
+
+def test_integrated_gradients_report_what_their_sum_misses(tmp_path):
+    model = HookedModel(Ramp(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 2, 2))
+    images = torch.stack([torch.full((3, 2, 2), value) for value in (1, 0.75)])
+    one = technique("integrated-gradients")(steps=1)(model, images, 0)
+    # Halfway to the image the slope is 1, so the sum is that of the pixels, 12 and 9.
+    torch.testing.assert_close(one.pixels.sum((1, 2, 3)), torch.tensor([12.0, 9.0]))
+    torch.testing.assert_close(one.totals, torch.tensor([8.0, 5.0]))
+    torch.testing.assert_close(one.completeness_error, torch.tensor([0.5, 0.8]))
+    assert [round(row["completeness_error"], 6) for row in one.summary()] == [0.5, 0.8]
+    assert one._captions() == ["class 0 8, sum 50.0% off", "class 0 5, sum 80.0% off"]
+    again = load_result(one.save(tmp_path))
+    assert torch.equal(again.completeness_error, one.completeness_error)
+    exact = technique("integrated-gradients")(steps=1, tolerance=0.02)(model, images, 0)
+    assert exact.completeness_error.max() < 0.02
+    assert technique("saliency")()(model, images, 0).completeness_error is None
+
+
+def test_a_tolerance_that_1000_steps_do_not_reach_is_a_warning():
+    model = HookedModel(Ramp(), mean=(0, 0, 0), std=(1, 1, 1), input_size=(3, 2, 2))
+    kind = technique("integrated-gradients")(steps=900, tolerance=1e-9)
+    with pytest.warns(UserWarning, match="1000 steps leave 1 of 1 images"):
+        assert kind(model, torch.ones(1, 3, 2, 2), 0).completeness_error < 0.01

@@ -35,7 +35,8 @@ def test_techniques_and_layers_are_compared_side_by_side(cli: Cli, pictures: lis
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     names = ["grad-cam at layer2", "grad-cam at layer3", "saliency", "occlusion"]
-    assert outcome.out.splitlines()[0].split()[:3] == ["image", "objective", "technique"]
+    header = outcome.out.splitlines()[0].split()
+    assert header[:4] == ["image", "file", "objective", "technique"]
     for name in names:
         assert outcome.out.count(f" {name} ") == 2
     result = load_result("out")

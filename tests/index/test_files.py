@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import os
+import resource
+import struct
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,9 @@ import faiss
 import numpy as np
 import pytest
 
-from timmscope import VectorIndex, VectorIndexError
+from timmscope import BuildHints, PluginError, VectorIndex, VectorIndexError, checked_json
+from timmscope.index.files import write_index
+from timmscope.index.ivf import IVFBackend
 
 ROWS = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
 
@@ -62,8 +70,9 @@ def flip(path: Path) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    record = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**record, **changes}))
+    """Change a record like a forger, with a digest that fits."""
+    file = path.with_suffix(".json")
+    file.write_bytes(checked_json.dump({**checked_json.load(file.read_bytes()), **changes}))
 
 
 DAMAGE = {
@@ -78,6 +87,16 @@ DAMAGE = {
     ),
     r"holds 50 rows, its record says 51": lambda path: edit(path, count=51),
     r"rows\.faiss cannot be read": lambda path: edit(path, dim=9),
+    r"rows\.json is not a record .*greater than or equal to 1": lambda path: edit(path, dim=-8),
+    r"rows\.json is not a record .*less than or equal to 1099": lambda path: edit(
+        path, count=10**18
+    ),
+    r"rows\.json is not a record .*valid dictionary": lambda path: edit(
+        path, facts={"asked": {}, "recall": 3}
+    ),
+    r"rows\.json is not a record .*(recursion|nested too deeply)": lambda path: path.with_suffix(
+        ".json"
+    ).write_text('{"facts":' + '{"a":' * 100_000),
     r"index backends: flat": lambda path: edit(path, backend="gone"),
     r"index backend 'quick' of timmscope-foo: install": lambda path: edit(
         path, backend="timmscope-foo:quick"
@@ -172,3 +191,134 @@ def test_concurrent_readers_never_see_an_index_with_the_record_of_another(saved:
             job.result(300)
     assert set(seen) <= {20, 30, 50}
     assert len(seen) > 2
+
+
+def test_a_record_with_one_flipped_bit_is_refused(saved: Path) -> None:
+    file = saved.with_suffix(".json")
+    whole = file.read_bytes()
+    values = json.loads(whole)
+    for bit in range(0, 8 * len(whole), 37):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        try:
+            found = json.loads(data)
+        except ValueError:
+            found = None
+        if found != values:  # a flip may turn one blank into another
+            with pytest.raises(VectorIndexError, match=r"is not a record|newer timmscope"):
+                VectorIndex.load(saved)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+@pytest.mark.parametrize("suffix", [".faiss", ".json"])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(saved: Path, suffix: str) -> None:
+    saved.with_suffix(suffix).unlink()
+    os.mkfifo(saved.with_suffix(suffix))
+    with pytest.raises(VectorIndexError, match="a pipe, a socket or a device"):
+        VectorIndex.load(saved)
+
+
+def forge(saved: Path, index: Any, tail: bytes = b"", **changes: Any) -> None:
+    """Replace the index by another with a record that fits."""
+    faiss.write_index(index, str(saved))
+    with saved.open("ab") as file:
+        file.write(tail)
+    digest = hashlib.sha256(saved.read_bytes()).hexdigest()
+    edit(saved, size=saved.stat().st_size, sha256=digest, **changes)
+
+
+@pytest.mark.parametrize(("ids", "message"), [([-3], "a row of id -3"), ([3], "holds id 3 twice")])
+def test_ids_that_no_index_can_have_are_refused(saved: Path, ids: list[int], message: str) -> None:
+    index = faiss.IndexIDMap(faiss.IndexFlatIP(8))
+    index.add_with_ids(ROWS, np.array([*ids, *range(1, 50)]))
+    forge(saved, index)
+    with pytest.raises(VectorIndexError, match=message):
+        VectorIndex.load(saved)
+
+
+def test_ids_of_another_kind_of_index_are_refused(saved: Path) -> None:
+    graph = faiss.IndexIDMap(faiss.IndexHNSWFlat(8, 4, faiss.METRIC_INNER_PRODUCT))
+    graph.add_with_ids(ROWS, np.arange(50))
+    forge(saved, graph)
+    with pytest.raises(VectorIndexError, match="do not belong to a table of rows"):
+        VectorIndex.load(saved)
+
+
+@pytest.mark.parametrize("backend", ["ivf", "hnsw"])
+@pytest.mark.parametrize("place", [50, 10**12, -1, 0])
+def test_codes_of_foreign_rows_are_refused(tmp_path: Path, backend: str, place: int) -> None:
+    path = VectorIndex.from_array(ROWS, backend=backend, metric="l2").save(tmp_path / "a.faiss")
+    data = path.read_bytes()
+    index = faiss.read_index(str(path))
+    faiss.write_index(index, str(tmp_path / "again"))
+    start = (tmp_path / "again").stat().st_size
+    table = data[start + (-start % 4096) :]
+    index.reset()
+    places = np.arange(50)
+    places[7] = place
+    index.add_with_ids(ROWS, places)
+    faiss.write_index(index, str(tmp_path / "again"))
+    size = (tmp_path / "again").stat().st_size
+    forge(path, index, bytes(-size % 4096) + table)
+    with pytest.raises(VectorIndexError, match="does not hold each of the 50 rows once"):
+        VectorIndex.load(path)
+
+
+@pytest.mark.parametrize("facts", [{"effort": 10**12}, {"width": 0}])
+def test_impossible_search_parameters_are_refused(tmp_path: Path, facts: dict[str, int]) -> None:
+    index = VectorIndex.from_array(ROWS, backend="ivf")
+    path = index.save(tmp_path / "a.faiss")
+    edit(path, facts={**index.record.facts, **facts})
+    with pytest.raises(VectorIndexError, match="search parameters"):
+        VectorIndex.load(path)
+
+
+def test_a_claimed_size_beyond_that_of_the_file_takes_no_memory(saved: Path) -> None:
+    data = saved.read_bytes()
+    at = data.index(struct.pack("<Q", ROWS.size))  # stands before the rows
+    forged = data[:at] + struct.pack("<Q", 1 << 38) + data[at + 8 :]
+    saved.write_bytes(forged)
+    edit(saved, sha256=hashlib.sha256(forged).hexdigest())
+    with pytest.raises(VectorIndexError, match="cannot be read"):
+        VectorIndex.load(saved, mmap=False)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("missing", [1, 100, 1500])
+def test_a_full_disk_keeps_the_saved_index(saved: Path, missing: int) -> None:
+    size = saved.stat().st_size
+    other = VectorIndex.from_array(ROWS[::-1], name="rows")
+    with full_disk(size - missing), pytest.raises(VectorIndexError, match="cannot be written"):
+        other.save(saved)
+    np.testing.assert_array_equal(VectorIndex.load(saved).ids, np.arange(50) * 3)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["rows.faiss", "rows.json"]
+
+
+def test_a_full_disk_while_rows_are_added_is_one_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    engine = IVFBackend(8, "l2", BuildHints(scratch=tmp_path))
+    with full_disk(1000):
+        with pytest.raises(VectorIndexError, match="cannot be kept on disk"):
+            engine.add(ROWS, np.arange(50))
+        del engine
+        gc.collect()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_engine_that_writes_nothing_is_named(saved: Path) -> None:
+    index = VectorIndex.load(saved)
+    with pytest.raises(PluginError, match=r"index backend 'flat' of .* wrote nothing; expected a"):
+        write_index(saved, index.record, lambda path: None)
+    assert len(VectorIndex.load(saved)) == 50

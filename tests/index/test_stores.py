@@ -24,6 +24,7 @@ from timmscope import (
     StoreMismatch,
     VectorIndex,
     VectorIndexError,
+    checked_json,
     load_model,
     mine,
     verify,
@@ -240,6 +241,38 @@ def test_a_saved_index_is_used_if_it_is_good_and_otherwise_built(store: Store) -
     os.truncate(kept.path, 10)
     assert VectorIndex.of(layer).path is None
     assert VectorIndex.of(layer, keep=True).path == kept.path
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backend": "timmscope-foo:quick"}, "install timmscope-foo"),
+        ({"schema_version": 99}, "made by a newer timmscope"),
+    ],
+)
+def test_an_index_that_cannot_be_read_here_is_kept_and_rows_are_searched_exactly(
+    store: Store, changes: dict[str, Any], reason: str
+) -> None:
+    layer = store.layer(LAYER)
+    expected = VectorIndex.build(layer, metric="l2").search_row(3, 5)
+    file = VectorIndex.build(layer, metric="l2", backend="ivf").save()
+    record = file.with_suffix(".json")
+    values = {**checked_json.load(record.read_bytes()), **changes}
+    record.write_bytes(checked_json.dump(values))
+    before = file.read_bytes(), record.read_bytes()
+    with pytest.warns(UserWarning, match=f"{reason}.*; until then every search reads all rows"):
+        index = VectorIndex.of(layer, metric="l2", keep=True)
+    np.testing.assert_array_equal(index.search_row(3, 5).ids, expected.ids)
+    assert (index.path, index.record.facts["exact"]) == (None, True)
+    assert (file.read_bytes(), record.read_bytes()) == before
+
+
+def test_an_index_with_ids_that_the_store_lacks_is_refused(store: Store) -> None:
+    index = VectorIndex.build(store.layer(LAYER))
+    index.add(np.ones((1, index.dim)), [23])
+    index.save()
+    with pytest.raises(VectorIndexError, match=r"a row of id 23, which .* has 23 images, cannot"):
+        VectorIndex.load(store, LAYER)
 
 
 def test_an_index_that_cannot_be_saved_is_used_with_a_warning(store: Store) -> None:

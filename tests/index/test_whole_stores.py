@@ -19,7 +19,7 @@ import pytest
 from tests.mining.contents import contents
 from tests.mining.synthetic import LAYER, write_synthetic
 
-from timmscope import Store, VectorIndex
+from timmscope import Store, VectorIndex, checked_json
 from timmscope.mining import merge, verify
 from timmscope.progress import reporting
 
@@ -59,7 +59,7 @@ def flip(store: Path) -> None:
 
 def edit_record(store: Path, **changes: Any) -> None:
     path = (store / FILE).with_suffix(".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_bytes(checked_json.dump({**checked_json.load(path.read_bytes()), **changes}))
 
 
 def other_rows(store: Path) -> None:

@@ -175,10 +175,19 @@ def test_a_backend_that_cannot_be_created_or_returns_nonsense_is_named_with_its_
     ids = np.array([[4, 0, 1], [5, 2, 3]])
     assert validated_hits("strange", (values, ids), (2, 3), "ip", 6) == (values, ids)
     assert validated_hits("strange", (-values, ids), (2, 3), "l2")[1] is ids
-    forms = (None, [values, ids], (values, ids, ids), (values[:1], ids), (values, values))
-    doubtful = ((-values, ids), (values, ids - 1), (values, ids + 1), (values, ids // 4))
-    for found in (*forms, *doubtful):
-        with pytest.raises(PluginError, match=rf"{words} found .* arrays of shape \(2, 3\)"):
+    for found, did in (
+        (None, r"nothing; expected a tuple of .* arrays of shape \(2, 3\)"),
+        ([values, ids], "a list; expected a tuple"),
+        ((values, ids, ids), "a tuple; expected a tuple of values and ids"),
+        ((values[:1], ids), r"\(1, 3\) and \(2, 3\); expected .* arrays of shape \(2, 3\)"),
+        ((values, values), "values of float32 and ids of float32"),
+        ((values * np.nan, ids), "values that are NaN"),
+        ((-values, ids), "rows out of order; expected the best first, by descending inner product"),
+        ((values, ids - 1), "row -1, which there is not"),
+        ((values, ids + 1), "row 6, which there is not"),
+        ((values, ids // 4), "row 0 twice"),
+    ):
+        with pytest.raises(PluginError, match=f"{words} found {did}"):
             validated_hits("strange", found, (2, 3), "ip", 6)
 
 

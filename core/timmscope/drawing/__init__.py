@@ -5,6 +5,8 @@ arrays and return matplotlib `Figure` objects, image tensors or an HTML page. Th
 or change the global rc settings.
 """
 
+from timmscope.short_names import short_names
+
 from .canvas import Canvas, line_height
 from .curves import curves_figure
 from .heat import BY_COLOUR, HeatScale, around_grey, colour_bar, colourise, overlay
@@ -68,6 +70,7 @@ __all__ = [
     "png_bytes",
     "replace_missing_glyphs",
     "sheet_figure",
+    "short_names",
     "table_figure",
     "text_width",
     "theme",

@@ -206,6 +206,11 @@ def format_number(value: float) -> str:
     return f"{value:.1e}"
 
 
+def format_share(share: float) -> str:
+    """Format a share from 0 to 1 as per cent, with a decimal near 100 %: `87%`, `99.6%`."""
+    return f"{share:.0%}" if share < 0.995 else f"{share:.1%}"
+
+
 def format_with_error(value: float, error: float) -> str:
     """Format a number and its standard error to two digits of the error: `0.048 ± 0.0031`."""
     if not error > 0 or not math.isfinite(error):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from timmscope.techniques.attribution import (
     Attribution,
     AttributionTechnique,
     attribute_together,
+    image_captions,
 )
 from timmscope.techniques.lookup import attribution, unique_names
 from timmscope_registry import ParameterError
@@ -40,6 +41,9 @@ class Comparison(Result):
         scores: `(B,)` value of the objective.
         objective: the text of the bound objective.
         labels: the name of the objective for each image.
+        files: short names of the image files; empty for images that are no files.
+        probabilities: `(B,)` softmax probability of each image's class if the objective is `top`;
+            else None.
     """
 
     maps: Tensor
@@ -49,6 +53,8 @@ class Comparison(Result):
     scores: Tensor
     objective: str
     labels: list[str]
+    files: list[str] = field(default_factory=list)
+    probabilities: Tensor | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the maps `(B, H, W)` of the technique with that name.
@@ -64,7 +70,8 @@ class Comparison(Result):
         """Draw overlays with colour bars, with one row per image and one column per technique."""
         from timmscope.evaluation.comparison_figure import comparison_figure
 
-        return comparison_figure(self.images, self.maps, self.names, self.labels, self.signed)
+        captions = image_captions(self.labels, self.scores, self.files, self.probabilities)
+        return comparison_figure(self.images, self.maps, self.names, captions, self.signed)
 
     def pictures(self) -> dict[str, Any]:
         """Return every overlay, by file name."""
@@ -88,6 +95,7 @@ class Comparison(Result):
                 rows.append(
                     {
                         "image": image,
+                        **({"file": self.files[image]} if self.files else {}),
                         "objective": label,
                         "technique": name,
                         "peak_yx_px": [y, x],
@@ -135,6 +143,8 @@ def compare(
         scores=first.scores,
         objective=first.objective,
         labels=first.labels,
+        files=first.names,
+        probabilities=first.probabilities,
     )
 
 

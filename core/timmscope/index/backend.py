@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from timmscope_registry import PluginError, VectorIndexError, get_registry
 from timmscope_registry.contributions import missing_plugin
-from timmscope_registry.plugin_faults import fault
+from timmscope_registry.plugin_faults import brief, fault
 
 Rows = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -198,6 +198,9 @@ def new_backend(name: str, dim: int, space: Space, hints: BuildHints) -> Backend
         raise PluginError(fault(entry, f"cannot be made: {error}")) from error
 
 
+_ORDERS = {"ip": "descending inner product", "l2": "ascending distance"}
+
+
 def validated_hits(
     name: str, found: object, shape: tuple[int, int], space: Space, limit: int | None = None
 ) -> tuple[Rows, Ids]:
@@ -214,23 +217,30 @@ def validated_hits(
         PluginError: `found` is not two arrays of that shape, is not in order, or has impossible
             ids.
     """
-    if isinstance(found, tuple) and len(found) == 2:
-        values, ids = found
-        arrays = all(isinstance(each, np.ndarray) and each.shape == shape for each in found)
-        if arrays and values.dtype.kind == "f" and ids.dtype.kind == "i":
-            before, after = values[:, :-1], values[:, 1:]
-            unordered = after > before if space == "ip" else after < before
-            ascending = np.sort(ids, axis=1)
-            twice = ascending[:, 1:] == ascending[:, :-1]
-            unknown = (ids < 0) | (False if limit is None else ids >= limit)
-            if not (unordered.any() or twice.any() or unknown.any()):
-                return values, ids
-    entry = get_registry().index_backend(name)
-    wanted = (
-        f"a tuple of values and ids, arrays of shape {shape} of floats and of integers, best "
-        "first, each row that there is at most once"
-    )
-    raise PluginError(fault(entry, "found something else than was asked for", expected=wanted))
+
+    def refused(did: str, wanted: str) -> PluginError:
+        return PluginError(fault(get_registry().index_backend(name), did, expected=wanted))
+
+    arrays = f"values and ids, arrays of shape {shape} of floats and of integers"
+    if not (isinstance(found, tuple) and len(found) == 2):
+        raise refused(f"found {brief(found)}", f"a tuple of {arrays}")
+    if not all(isinstance(each, np.ndarray) and each.shape == shape for each in found):
+        shapes = " and ".join(str(getattr(each, "shape", brief(each))) for each in found)
+        raise refused(f"found {shapes}", arrays)
+    values, ids = found
+    if values.dtype.kind != "f" or ids.dtype.kind != "i":
+        raise refused(f"found values of {values.dtype} and ids of {ids.dtype}", arrays)
+    before, after = values[:, :-1], values[:, 1:]
+    if np.isnan(values).any():
+        raise refused("found values that are NaN", "numbers")
+    if (after > before if space == "ip" else after < before).any():
+        raise refused("found rows out of order", f"the best first, by {_ORDERS[space]}")
+    ascending = np.sort(ids, axis=1)
+    if (twice := ascending[:, 1:][ascending[:, 1:] == ascending[:, :-1]]).size:
+        raise refused(f"found row {twice[0]} twice", "each row at most once")
+    if (unknown := ids[(ids < 0) | (False if limit is None else ids >= limit)]).size:
+        raise refused(f"found row {unknown[0]}, which there is not", "ids of rows in the index")
+    return values, ids
 
 
 def find_backend(name: str) -> type[Backend]:

@@ -41,7 +41,12 @@ def build(
             f"no metric is called {metric!r}: use one of {', '.join(SCORE_NAMES)}"
         )
     check_recall(recall)
-    asked = {"backend": backend, "recall": recall, "memory": memory, "seed": seed}
+    asked = {
+        "backend": backend,
+        "recall": float(recall),
+        "memory": None if memory is None else int(memory),
+        "seed": int(seed),
+    }
     reason = f"{backend}: requested"
     if backend == "auto":
         backend, reason = choose_backend(source.count, source.dim, recall=recall, memory=memory)

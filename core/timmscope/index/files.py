@@ -2,7 +2,8 @@
 
 Both change together or not at all: the new record is first written under another name, then the
 index is replaced, then the record. A reader that finds the old record beside the new index uses the
-pending one. Truncated or altered files are detected by their size or SHA-256.
+pending one. A truncated or altered index is detected by its size or SHA-256, and a record by its
+own digest.
 """
 
 from __future__ import annotations
@@ -14,22 +15,71 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, BinaryIO
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+import timmscope.checked_json as checked_json
 from timmscope.index.metrics import Metric
-from timmscope_registry import VectorIndexError
+from timmscope.safe_files import UnsafeFile, open_regular, read_regular, require_regular
+from timmscope.store.files import machine_error, make_folder
+from timmscope.store.manifest import MOST_SHARDS, Count, Digest, Size
+from timmscope_registry import PluginError, VectorIndexError, get_registry
+from timmscope_registry.plugin_faults import fault
 
 try:
     import fcntl
 except ImportError:  # Windows has no flock, so two writers do not exclude each other there
     fcntl = None  # type: ignore[assignment]
 
-SCHEMA = 1
+SCHEMA = 2
+_MOST_BYTES = 1 << 27
+"""Size of a record that is read; one with the most shards has three quarters of it."""
 _ALWAYS_HASHED_BYTES = 64 << 20
 """Files up to this size are compared with their SHA-256 at every load."""
+
+
+class UnreadableIndex(VectorIndexError):
+    """An index that this installation cannot read, but that is not damaged, so it is kept."""
+
+
+class _Asked(BaseModel):
+    """The settings of the build, as `IndexRecord.settings` returns them."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    backend: str = "auto"
+    recall: float = Field(0.95, gt=0, le=1)
+    memory: int | None = None
+    seed: int = 0
+
+
+class _Recall(BaseModel):
+    """The recall that was measured, see `building.tune`."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    k: Count
+    queries: Count
+    wanted: float
+    reached: float
+
+
+class _Facts(BaseModel):
+    """The facts that the core reads; all others are an engine's own."""
+
+    asked: _Asked
+    recall: _Recall | None = None
+    tombstones: Count = 0
+    parameters: dict[str, Any] | None = None
+
+
+def _with_known_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of the facts that the core reads."""
+    if facts:
+        _Facts.model_validate(facts, strict=True)
+    return facts
 
 
 class IndexRecord(BaseModel):
@@ -54,24 +104,26 @@ class IndexRecord(BaseModel):
         sha256: SHA-256 of the index file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=()
+    )
 
     schema_version: int = SCHEMA
     layer: str
     metric: Metric
     backend: str
-    dim: int
-    count: int
-    removed: int = 0
-    failed: int = 0
-    non_finite: int = 0
+    dim: Size
+    count: Count
+    removed: Count = 0
+    failed: Count = 0
+    non_finite: Count = 0
     model: str | None = None
-    weights_sha256: str | None = None
+    weights_sha256: Digest | None = None
     precision: str = "float32"
-    shards: dict[int, str] = {}
-    facts: dict[str, Any] = {}
-    size: int = 0
-    sha256: str = ""
+    shards: dict[Count, Digest] = Field({}, max_length=MOST_SHARDS)
+    facts: Annotated[dict[str, Any], AfterValidator(_with_known_facts)] = {}
+    size: Count = 0
+    sha256: Digest | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -99,10 +151,11 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
 
     Raises:
         VectorIndexError: the files cannot be written.
+        PluginError: the engine wrote nothing.
     """
     pending = _pending_record(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with (
             _exclusive(path),
             _temporary(path) as draft,
@@ -110,6 +163,11 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
         ):
             _finish_pending(path)
             write(draft)
+            if not draft.is_file():
+                engine = get_registry().index_backend(record.backend)
+                raise PluginError(
+                    fault(engine, "wrote nothing", expected="a file at the path given to save")
+                )
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
             _fsync(draft)
@@ -157,8 +215,7 @@ def write_record(path: Path, record: IndexRecord) -> bool:
 
 
 def _write(path: Path, record: IndexRecord) -> None:
-    text = json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_bytes(checked_json.dump(record.model_dump(mode="json"), indent=2))
     _fsync(path)
 
 
@@ -171,15 +228,27 @@ def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
             default the SHA-256 is compared for files up to 64 MiB, which takes at most 0.1 s.
 
     Raises:
-        VectorIndexError: one of the two is missing, altered, truncated or from a newer release.
+        VectorIndexError: one of the two is missing, altered, truncated or from another release.
+        StoreError: one of them cannot be read now.
     """
-    if not path.is_file():
-        raise VectorIndexError(f"there is no index {path}: build one with `timmscope index build`")
-    if verify is None:
-        verify = path.stat().st_size <= _ALWAYS_HASHED_BYTES
-    size, digest = _digest(path) if verify else (path.stat().st_size, "")
+    try:
+        size, digest = require_regular(path).st_size, ""
+        if verify is None:
+            verify = size <= _ALWAYS_HASHED_BYTES
+        if verify:
+            size, digest = _digest(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VectorIndexError(
+            f"there is no index {path}: build one with `timmscope index build`"
+        ) from error
+    except (OSError, UnsafeFile) as error:
+        if (failure := machine_error(error, path)) is not None:
+            raise failure from error
+        raise VectorIndexError(
+            f"the index {path} cannot be read ({first_line(error)}): build it again"
+        ) from error
     records = [record_path(path), _pending_record(path)]
-    found = [_parse(candidate) for candidate in records if candidate.is_file()]
+    found = [_parse(candidate) for candidate in records if candidate.exists()]
     if not found:
         raise VectorIndexError(
             f"{records[0]} is missing, so {path} cannot be trusted: build the index again"
@@ -205,26 +274,33 @@ def salvaged_record(path: Path) -> IndexRecord | None:
 
 def _parse(path: Path) -> IndexRecord:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        data = read_regular(path, _MOST_BYTES)
+        values = json.loads(data)
         version = values.get("schema_version")
         if isinstance(version, int) and version > SCHEMA:
-            raise VectorIndexError(
+            raise UnreadableIndex(
                 f"{path} was made by a newer timmscope (schema {version}, this release reads "
                 f"{SCHEMA}): upgrade timmscope or build the index again"
             )
-        return IndexRecord.model_validate(values)
-    except (OSError, ValueError, AttributeError, ValidationError) as error:
+        return IndexRecord.model_validate(checked_json.load(data))
+    except (
+        OSError, ValueError, AttributeError, RecursionError, MemoryError
+    ) as error:  # fmt: skip
+        if (failure := machine_error(error, path)) is not None:
+            raise failure from error
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else first_line(error)
         raise VectorIndexError(
-            f"{path} is not a record of an index ({first_line(error)}): build the index again"
+            f"{path} is not a record of an index ({what}): build the index again"
         ) from error
 
 
 def _finish_pending(path: Path) -> None:
     """Install the record that a crash has left pending, if it belongs to the index file."""
     pending = _pending_record(path)
-    if pending.is_file() and path.is_file() and _parse(pending).sha256 == _digest(path)[1]:
-        pending.replace(record_path(path))
-        _fsync(path.parent)
+    with suppress(VectorIndexError):  # a damaged one is replaced
+        if pending.is_file() and path.is_file() and _parse(pending).sha256 == _digest(path)[1]:
+            pending.replace(record_path(path))
+            _fsync(path.parent)
 
 
 def _pending_record(path: Path) -> Path:
@@ -239,19 +315,17 @@ def locked(path: Path, *, writing: bool = False) -> Iterator[None]:
         if file is None:  # there is no index to lock
             yield
             return
-        try:
-            _lock(file, writing=writing)
-            if _is_same_file(path, file):  # it was not replaced in the meantime
+        with file:
+            _lock(file.fileno(), writing=writing)
+            if _is_same_file(path, file.fileno()):  # it was not replaced in the meantime
                 yield
                 return
-        finally:
-            os.close(file)
 
 
-def _open_or_none(path: Path) -> int | None:
+def _open_or_none(path: Path) -> BinaryIO | None:
     try:
-        return os.open(path, os.O_RDONLY)
-    except OSError:
+        return open_regular(path)
+    except (OSError, UnsafeFile):
         return None
 
 
@@ -293,7 +367,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> tuple[int, str]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from timmscope.index.backend import BuildHints, Ids, RecallBenchmark, Rows, Space
 from timmscope.index.exact import ExactSearch
+from timmscope.index.faiss_files import read_faiss, write_faiss
 from timmscope.index.faiss_threads import faiss_library
 from timmscope_registry import VectorIndexError
 
@@ -97,18 +98,20 @@ class FlatBackend:
 
     def save(self, path: Path) -> None:
         """Write a file that FAISS alone can read too."""
-        faiss = faiss_library()
-        faiss.write_index(self._index, str(path))
+        write_faiss(self._index, path)
 
     @classmethod
     def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
         """Read a file that `save` wrote."""
         faiss = faiss_library()
         flag = getattr(faiss, "IO_FLAG_MMAP_IFC", 0) if mmap else 0
-        index = faiss.read_index(str(path), flag)
+        index = read_faiss(path, flag)
         metric = faiss.METRIC_INNER_PRODUCT if space == "ip" else faiss.METRIC_L2
         if not isinstance(index, faiss.IndexIDMap) or (index.d, index.metric_type) != (dim, metric):
             raise ValueError(f"it is not a flat {space} index of {dim} dimensions")
+        flat = faiss.downcast_index(index.index)
+        if not isinstance(flat, faiss.IndexFlat) or (flat.d, flat.ntotal) != (dim, index.ntotal):
+            raise ValueError("its ids do not belong to a table of rows")
         backend = cls.__new__(cls)
         backend._set_index(index, space, mapped=bool(flag))
         return backend

@@ -103,6 +103,7 @@ class HNSWBackend(RerankedBackend):
             raise ValueError(f"it has no {self._space} graph")
         if index.ntotal != len(self._table) or index.d != self._table.dim:
             raise ValueError(f"it has {index.ntotal} nodes for {len(self._table)} rows")
+        self.require_each_place(faiss.vector_to_array(index.id_map))
         return index
 
     def describe(self) -> dict[str, Any]:

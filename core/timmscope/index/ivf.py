@@ -176,6 +176,14 @@ class IVFBackend(RerankedBackend):
             raise ValueError(f"it has no {self._space} lists of product codes")
         if index.ntotal != len(self._table) or index.d < self._table.dim:
             raise ValueError(f"it has {index.ntotal} codes for {len(self._table)} rows")
+        lists = index.invlists
+        sizes = [lists.list_size(number) for number in range(index.nlist)]
+        places = [
+            faiss.rev_swig_ptr(lists.get_ids(number), size)
+            for number, size in enumerate(sizes)
+            if size
+        ]
+        self.require_each_place(np.concatenate(places or [np.empty(0, np.int64)]))
         return index
 
     def describe(self) -> dict[str, Any]:

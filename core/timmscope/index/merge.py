@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from timmscope.index.files import IndexRecord, index_path, read_record
+from timmscope.index.files import IndexRecord, UnreadableIndex, index_path, read_record
 from timmscope.index.vector_index import VectorIndex
 from timmscope.index.verify import index_files
-from timmscope_registry import VectorIndexError
+from timmscope_registry import PluginError, VectorIndexError
 
 if TYPE_CHECKING:
     from timmscope.store import Store
@@ -63,6 +63,9 @@ def _has_good_index(whole: Store, layer: str) -> bool:
         return False
     try:
         return not VectorIndex.load(whole, layer).missing_rows
+    except (UnreadableIndex, PluginError) as error:
+        warnings.warn(f"{error}; it is kept", stacklevel=4)
+        return True
     except VectorIndexError:
         return False
 

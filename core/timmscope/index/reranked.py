@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from timmscope.index.backend import BuildHints, Ids, RecallBenchmark, Rows, Space
 from timmscope.index.exact import ExactSearch, Places
+from timmscope.index.faiss_files import read_faiss, write_faiss
 from timmscope.index.faiss_threads import faiss_library, faiss_threads
 from timmscope.index.scoring import EXTRA, rerank, scores
 from timmscope.index.table import RowTable
@@ -130,6 +131,17 @@ class RerankedBackend(ABC):
         Raises:
             ValueError: it is an index of another kind, or of other rows.
         """
+
+    def require_each_place(self, places: Places) -> None:
+        """Refuse a FAISS index that does not hold each place of the table once.
+
+        Raises:
+            ValueError: a place is missing, occurs twice, or is outside the table.
+        """
+        count = len(self._table)
+        inside = places[(places >= 0) & (places < count)]
+        if len(inside) != count or (np.bincount(inside, minlength=count) != 1).any():
+            raise ValueError(f"it does not hold each of the {count} rows once")
 
     # Rows
 
@@ -324,19 +336,22 @@ class RerankedBackend(ABC):
 
     def save(self, path: Path) -> None:
         """Write the FAISS index, which FAISS alone can read too, and after it the rows."""
-        faiss = faiss_library()
-        faiss.write_index(self._index, str(path))
+        write_faiss(self._index, path)
         self._table.write(path)
 
     @classmethod
     def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
         """Read a file that `save` wrote: codes into memory; rows are mapped unless `mmap=False`."""
-        faiss = faiss_library()
         backend = cls.__new__(cls)
         table = RowTable.read(path, dim, mmap=mmap)
         backend._start(table, space, BuildHints(count=len(table), scratch=path.parent))
-        backend._index = backend.validate_index(faiss.read_index(str(path)))
-        backend.effort, backend.width = int(facts["effort"]), int(facts["width"])
+        backend._index = backend.validate_index(read_faiss(path))
+        backend.effort, backend.width = facts["effort"], facts["width"]
+        if backend.effort not in backend.efforts() or backend.width not in WIDTHS:
+            raise ValueError(
+                f"its search parameters are {backend.effort} and {backend.width}, which no search "
+                "has"
+            )
         backend._speed = facts.get("queries_per_s")
         return backend
 

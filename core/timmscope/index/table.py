@@ -10,14 +10,16 @@ from __future__ import annotations
 import struct
 import tempfile
 import weakref
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from timmscope.index.backend import Ids, Rows
 from timmscope.index.exact import Places
+from timmscope.safe_files import open_regular
 from timmscope_registry import VectorIndexError
 
 _FOOTER = struct.Struct("<8sQQ")
@@ -43,7 +45,7 @@ class RowTable:
         self.live: npt.NDArray[np.bool_] = np.empty(0, bool)
         self._scratch = scratch
         self._saved: Rows = np.empty((0, dim), np.float32)
-        self._spool: IO[bytes] | None = None
+        self._spool: FileIO | None = None
         self._fresh: Rows = np.empty((0, dim), np.float32)
         self._pending: list[tuple[Ids, npt.NDArray[np.bool_]]] = []
         self._by_id: tuple[Ids, Places] | None = None
@@ -87,7 +89,9 @@ class RowTable:
             if self._spool is None:
                 self._spool = _temporary_file(self._scratch)
                 weakref.finalize(self, self._spool.close)
-            self._spool.write(np.ascontiguousarray(rows, np.float32).data)
+            left = np.ascontiguousarray(rows, np.float32).data.cast("B")
+            while left:
+                left = left[self._spool.write(left) :]
         except OSError as error:
             raise VectorIndexError(
                 f"rows of the index cannot be kept on disk while it is built: {error}"
@@ -156,7 +160,7 @@ class RowTable:
     @classmethod
     def read(cls, path: Path, dim: int, *, mmap: bool) -> RowTable:
         """Read a table from a file; rows are mapped, or read into memory if `mmap` is False."""
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(-_FOOTER.size, 2)
             end = file.tell()
             magic, count, width = _FOOTER.unpack(file.read(_FOOTER.size))
@@ -168,12 +172,12 @@ class RowTable:
             file.seek(end - 9 * count)
             table = cls(dim)
             table.ids = np.fromfile(file, np.int64, count)
-            table.live = np.fromfile(file, np.bool_, count)
-        if mmap and count:
-            table._saved = np.memmap(path, np.float32, "r", first, (count, dim))
-        elif count:
-            table._saved = np.fromfile(path, np.float32, count * dim, offset=first)
-            table._saved = table._saved.reshape(count, dim)
+            table.live = np.fromfile(file, np.uint8, count) != 0
+            if mmap and count:
+                table._saved = np.memmap(file, np.float32, "r", first, (count, dim))
+            elif count:
+                file.seek(first)
+                table._saved = np.fromfile(file, np.float32, count * dim).reshape(count, dim)
         return table
 
     def _flush(self) -> RowTable:
@@ -182,18 +186,20 @@ class RowTable:
             self.ids = np.concatenate([self.ids, *(ids for ids, _ in self._pending)])
             self.live = np.concatenate([self.live, *(live for _, live in self._pending)])
             self._pending = []
-            self._spool.flush()
             count = len(self.ids) - len(self._saved)
             if count:
                 self._fresh = np.memmap(self._spool, np.float32, "r", 0, (count, self.dim))
         return self
 
 
-def _temporary_file(scratch: Path | None) -> IO[bytes]:
-    """Open a file that is deleted when closed; in the system's folder if `scratch` is read-only."""
+def _temporary_file(scratch: Path | None) -> FileIO:
+    """Open a file that is deleted when closed; in the system's folder if `scratch` is read-only.
+
+    It has no buffer, which could fail to be written when the file is closed.
+    """
     try:
-        return tempfile.TemporaryFile(dir=scratch, prefix="timmscope-")
+        return tempfile.TemporaryFile(buffering=0, dir=scratch, prefix="timmscope-")
     except OSError:
         if scratch is None:
             raise
-        return tempfile.TemporaryFile(prefix="timmscope-")
+        return tempfile.TemporaryFile(buffering=0, prefix="timmscope-")

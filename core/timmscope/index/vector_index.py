@@ -7,7 +7,6 @@ and index still belong together.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,21 @@ import numpy.typing as npt
 
 from timmscope.index import building, queries, updates
 from timmscope.index.backend import Backend, Ids
-from timmscope.index.files import IndexRecord, index_path, write_index, write_record
+from timmscope.index.files import (
+    IndexRecord,
+    UnreadableIndex,
+    index_path,
+    salvaged_record,
+    write_index,
+    write_record,
+)
 from timmscope.index.filters import Where
 from timmscope.index.loading import read_index
 from timmscope.index.metrics import SCORE_NAMES, Metric, prepare_rows
 from timmscope.index.ownership import locate, missing_rows
 from timmscope.index.queries import Hits
 from timmscope.index.source import array_source, store_source
-from timmscope_registry import VectorIndexError
+from timmscope_registry import PluginError, VectorIndexError
 
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
@@ -254,7 +260,8 @@ class VectorIndex:
         """Return the saved index of a layer if it can be used, or else build a new one.
 
         The saved index is used if it is undamaged, belongs to the store's present rows, and has the
-        metric.
+        metric. If this installation cannot read it, because the plugin or the release that built it
+        is missing, it is kept, a warning says so, and the new index is exact.
 
         Args:
             layer: the layer, from `store.layer(name)`.
@@ -265,12 +272,19 @@ class VectorIndex:
 
         Raises:
             VectorIndexError: there is no row to index.
+            StoreError: the saved index cannot be read now.
         """
         path = index_path(layer.store.path, layer.name)
         found = None
-        if path.exists():
-            with contextlib.suppress(VectorIndexError):
-                found = cls._load(path, layer.store)
+        try:
+            found = cls._load(path, layer.store) if path.exists() else None
+        except (UnreadableIndex, PluginError) as error:
+            warnings.warn(f"{error}; until then every search reads all rows", stacklevel=2)
+            record = salvaged_record(path)
+            wanted = metric or (record.metric if record else "cosine")
+            return cls.build(layer, metric=wanted, backend="flat")
+        except VectorIndexError:
+            pass  # it is damaged, or of other rows: replaced by a new one
         if found is not None and metric in (None, found.metric):
             if found.missing_rows:
                 found.add_missing()

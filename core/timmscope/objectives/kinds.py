@@ -228,11 +228,18 @@ class Top(Objective):
                 "'top' is the prediction for an image, but there is no image: name a class or a "
                 "unit"
             )
+        return self.predictions(model, images)[0]
+
+    @staticmethod
+    def predictions(model: ModelLike, images: Tensor) -> tuple[ClassLogit, Tensor]:
+        """Return the logits of the predicted classes, and their softmax probabilities `(B,)`."""
         ClassLogit((0,)).bind(model, None)  # raises an error if there are no logits
         with torch.no_grad():
             parts = images.detach().split(64)  # a large batch may not fit into memory
-            predicted = torch.cat([model(part).argmax(1) for part in parts])
-        return ClassLogit(tuple(int(index) for index in predicted))
+            logits = torch.cat([_at_least_float32(model(part)) for part in parts])
+        best = logits.argmax(1)
+        shares = logits.softmax(1).gather(1, best[:, None])[:, 0]
+        return ClassLogit(tuple(best.tolist())), shares
 
     @property
     def points(self) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,9 +51,9 @@ def grid_figure(tiles: Sequence[Tensor], captions: Sequence[str], title: str, no
 
 
 def caption(value: float, position: tuple[int, int], name: str) -> str:
-    """Return the caption of a patch: its value, its cell if there is one, and the image's name."""
+    """Return the caption of a patch: its value, its cell if it has one, and the short name."""
     cell = f" at {position[0]},{position[1]}" if position[0] >= 0 else ""
-    return f"{value:.4g}{cell}\n{' '.join((PurePath(name).stem or name).split())}"
+    return f"{value:.4g}{cell}\n{' '.join(name.split())}"
 
 
 def field_note(field: ReceptiveField, *, placed: bool) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from timmscope.drawing import sheet_figure
+from timmscope.drawing import sheet_figure, short_names
 from timmscope.progress import task
 from timmscope.results import Provenance, Result, csv_text
 from timmscope.store import StorePictures, TopEntry
@@ -178,13 +178,15 @@ class UnitPatches(Result):
         ]
 
     def _captions(self, place: int, start: int, stop: int) -> list[str]:
+        among = [name for names in self.names for name in names]
+        short = short_names(self.names[place][start:stop], among)
         return [
             caption(
                 float(self.values[place, rank]),
                 tuple(self.positions[place, rank].tolist()) if self.gridded else (-1, -1),
-                self.names[place][rank],
+                name,
             )
-            for rank in range(start, stop)
+            for rank, name in enumerate(short, start)
         ]
 
     def _page(self, number: int) -> Figure:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 import io
@@ -25,6 +26,7 @@ import numpy as np
 import timmscope.checked_json as checked_json
 from timmscope.progress import track
 from timmscope_registry import TimmscopeError
+from timmscope_registry.html_table import html_table
 
 from .saving import replaced_together
 
@@ -146,10 +148,13 @@ class Result(ABC):
             raise TimmscopeError(f"cannot write the result to {directory}: {error}") from error
         return directory
 
-    def _repr_png_(self) -> bytes:
+    def _repr_html_(self) -> str:
         buffer = io.BytesIO()
         self.figure().savefig(buffer, format="png", dpi=110)
-        return buffer.getvalue()
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        rows = self.summary()
+        table = html_table(f"{type(self).__name__} of {self.provenance.technique}", rows, len(rows))
+        return f'<img style="max-width:100%" src="data:image/png;base64,{picture}">{table}'
 
     def _arrays(self) -> dict[str, Tensor | np.ndarray]:
         torch = sys.modules.get("torch")  # if torch is not imported, there are no tensors

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from timmscope.results.csv_text import csv_text
 from timmscope.results.result import Result
+from timmscope.short_names import short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,9 +53,9 @@ class Scores(Result):
 
         best = self.ranking()[: self.top]
         titles = []
-        for rank, index in enumerate(best, 1):
+        short = short_names([self.names[index] for index in best], self.names)
+        for rank, (index, name) in enumerate(zip(best, short, strict=True), 1):
             score = format_number(float(self.scores[index]))
-            name = PurePath(self.names[index]).stem or self.names[index]
             label = self.labels[index]
             titles.append(f"{rank}. {name}\n" + (f"{score}  {label}" if label else score))
         return scores_figure(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from timmscope.collectors.registered import STATISTICS_ID
 from timmscope_registry import StoreError
+from timmscope_registry.html_table import html_table
 
 from .manifest import LayerRecord
 from .rows import RowArray
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .store import Store
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class UnitStatistics:
     """Statistics of every unit of a layer; arrays (C,), over the images that could be read.
 
@@ -66,6 +67,26 @@ class UnitStatistics:
             positive=np.where(some, moments.sketch.positive() / count, np.nan),
             _quantile=moments.sketch.quantile,
         )
+
+    def __repr__(self) -> str:
+        most = int(self.count.max(initial=0))
+        return f"<UnitStatistics of {len(self.count)} units over up to {most} values each>"
+
+    def _repr_html_(self) -> str:
+        columns = {
+            "mean": self.mean,
+            "std": self.std,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "zeros": self.zeros,
+            "positive": self.positive,
+            "nonfinite": self.nonfinite,
+        }
+        rows = (
+            {"unit": unit} | {name: values[unit].item() for name, values in columns.items()}
+            for unit in range(len(self.count))
+        )
+        return html_table(repr(self), rows, len(self.count))
 
     @property
     def std(self) -> np.ndarray:

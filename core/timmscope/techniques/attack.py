@@ -6,6 +6,7 @@ saved picture, so that a reported success is a success of the images in the resu
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _passes: ContextVar[PassCounter | None] = ContextVar("timmscope_attack_passes", default=None)
+_zeros: ContextVar[Tensor | None] = ContextVar("timmscope_attack_zeros", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Adversarial(Result):
         forwards: `(B,)` forward passes per image, without the three that evaluate the result.
         backwards: `(B,)` backward passes per image.
         queries: `(B,)` forward passes of a black-box attack; 0 for attacks that use gradients.
+        zero_gradients: `(B,)` gradients that were zero, so that the attack could not take a step.
         class_names: for each image, names of its label, prediction before and prediction after.
         target_names: name of each image's target; empty for an untargeted attack.
     """
@@ -76,6 +79,7 @@ class Adversarial(Result):
     forwards: Tensor
     backwards: Tensor
     queries: Tensor
+    zero_gradients: Tensor
     class_names: list[list[str]]
     target_names: list[str] = field(default_factory=list)
 
@@ -86,7 +90,10 @@ class Adversarial(Result):
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of images that were classified as labelled before and are not broken."""
+        """Share of images that were classified as labelled before and are not broken.
+
+        Images that are `stuck` count as robust, but the attack has not shown that they are.
+        """
         return float(((self.before == self.labels) & ~self.success).float().mean())
 
     @property
@@ -94,6 +101,11 @@ class Adversarial(Result):
         """Share of attacked images that were broken; images with `already_wrong` do not count."""
         attacked = ~self.already_wrong
         return float(self.success[attacked].float().mean()) if bool(attacked.any()) else 0.0
+
+    @property
+    def stuck(self) -> Tensor:
+        """`(B,)` whether the attack met a zero gradient on an image and did not break it."""
+        return (self.zero_gradients > 0) & ~self.success & ~self.already_wrong
 
     def figure(self) -> Figure:
         """Draw one row per image: original, magnified change, adversarial image."""
@@ -125,6 +137,7 @@ class Adversarial(Result):
                 "forwards": int(self.forwards[row]),
                 "backwards": int(self.backwards[row]),
                 "queries": int(self.queries[row]),
+                "zero_gradients": int(self.zero_gradients[row]),
             }
             for row in range(len(self.images))
         ]
@@ -162,6 +175,21 @@ class AttackTechnique(Technique):
         else:
             with counter.only(rows):
                 yield
+
+    def note_gradient(self, gradient: Tensor, rows: Tensor) -> None:
+        """Count the images whose gradient is zero, so that the result and a warning name them.
+
+        Args:
+            gradient: `(n, 3, H, W)`, the gradient of the loss in the images.
+            rows: `(n,)` int64, the rows of `perturb`'s batch that it belongs to.
+        """
+        counts = _zeros.get()
+        if counts is not None:
+            counts[rows.cpu()] += (gradient == 0).flatten(1).all(1).long().cpu()
+
+    def why_zero(self) -> str:
+        """Return why a gradient may be zero and what to do, for the warning."""
+        return "try another loss, or an attack that needs no gradient"
 
     @final
     def __call__(
@@ -231,6 +259,7 @@ class AttackTechnique(Technique):
         adversarial = batch.clone()
         forwards = torch.zeros(len(batch), dtype=torch.long)
         backwards = torch.zeros(len(batch), dtype=torch.long)
+        zeros = torch.zeros(len(batch), dtype=torch.long)
         todo = (~already).nonzero().flatten()
         starts = range(0, len(todo), step)
         for start in self.track(starts, self.title(), total=len(starts)):
@@ -242,18 +271,29 @@ class AttackTechnique(Technique):
             ):
                 part, label = for_autograd(batch[rows]), for_autograd(truth[rows])
                 aim = for_autograd(aims[rows]) if aims is not None else None
-                token = _passes.set(counter)
+                zero = torch.zeros(len(rows), dtype=torch.long)
+                tokens = _passes.set(counter), _zeros.set(zero)
                 try:
                     changed = self.perturb(model, part, label, aim)
                 finally:
-                    _passes.reset(token)
+                    _passes.reset(tokens[0])
+                    _zeros.reset(tokens[1])
             checked_pixels(self, changed, tuple(part.shape))
             adversarial[rows] = changed.detach().to(batch)
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
-        return self._attack_result(
-            model, batch, adversarial, truth, aims, clean, already, forwards, backwards, facts, step
+            zeros[rows.cpu()] = zero
+        counts = forwards, backwards, zeros
+        result = self._attack_result(
+            model, batch, adversarial, truth, aims, clean, already, counts, facts, step
         )
+        if stuck := int(result.stuck.sum()):
+            warnings.warn(
+                f"{self.title()} met a zero gradient on {stuck} of {len(todo)} attacked images, so "
+                f"it has not shown that they are robust: {self.why_zero()}",
+                stacklevel=2,
+            )
+        return result
 
     def _attack_result(
         self,
@@ -264,11 +304,11 @@ class AttackTechnique(Technique):
         targets: Tensor | None,
         clean: Tensor,
         already: Tensor,
-        forwards: Tensor,
-        backwards: Tensor,
+        counts: tuple[Tensor, Tensor, Tensor],
         facts: Provenance,
         step: int,
     ) -> Adversarial:
+        forwards, backwards, zeros = counts
         with torch.no_grad():
             logits = _in_chunks(model, adversarial, step)
             rounded = _in_chunks(model, (adversarial * 255).round() / 255, step)
@@ -302,6 +342,7 @@ class AttackTechnique(Technique):
             forwards=forwards,
             backwards=backwards,
             queries=torch.zeros_like(forwards) if self.uses_gradients else forwards,
+            zero_gradients=zeros,
             class_names=names,
             target_names=[
                 model.class_name(int(index)) for index in (targets if targets is not None else ())

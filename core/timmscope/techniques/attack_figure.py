@@ -20,6 +20,7 @@ from timmscope.drawing.style import (
     SMALL_PT,
     TITLE_PT,
     format_number,
+    format_share,
     theme,
     truncate,
 )
@@ -84,6 +85,8 @@ def _row(
     label, before, after = result.class_names[row]
     if result.already_wrong[row]:
         verdict, colour = "misclassified from the start, not attacked", MUTED
+    elif result.stuck[row]:
+        verdict, colour = "not fooled: the gradient was zero", MUTED
     elif result.target_names and not result.success[row]:
         verdict, colour = f"target {result.target_names[row]} not reached", GOOD
     elif result.success[row]:
@@ -98,7 +101,7 @@ def _row(
     columns = [
         (
             result.originals[row],
-            f"{before} {_share(float(result.confidence_before[row]))}",
+            f"{before} {format_share(float(result.confidence_before[row]))}",
             f"labelled {label}",
             MUTED,
         ),
@@ -110,7 +113,7 @@ def _row(
         ),
         (
             result.images[row],
-            f"{after} {_share(float(result.confidence_after[row]))}",
+            f"{after} {format_share(float(result.confidence_after[row]))}",
             verdict,
             colour,
         ),
@@ -121,7 +124,3 @@ def _row(
         page.text(truncate(caption, side), left, below)
         detail = truncate(detail, side, SMALL_PT)
         page.text(detail, left, below + line_height(LABEL_PT), size=SMALL_PT, colour=colour)
-
-
-def _share(value: float) -> str:
-    return f"{value:.0%}" if value < 0.995 else f"{value:.1%}"

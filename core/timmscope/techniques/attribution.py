@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
@@ -13,8 +14,10 @@ from torch.nn import functional
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
+from timmscope.objectives.kinds import Top
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
+from timmscope.short_names import short_names
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, origin_of, require_model, technique_error
 from timmscope.techniques.restore_state import restore_state
@@ -27,8 +30,13 @@ from timmscope_registry.plugin_faults import described
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Outcome = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
-"""Return value of `attribute`: maps, then scores, then pixels per colour channel."""
+Outcome = (
+    Tensor
+    | tuple[Tensor, Tensor]
+    | tuple[Tensor, Tensor, Tensor]
+    | tuple[Tensor, Tensor, Tensor, Tensor]
+)
+"""Return value of `attribute`: maps, then scores, then pixels per colour channel, then totals."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,11 @@ class Attribution(Result):
             in two colours around zero.
         pixels: `(B, 3, H, W)` values per colour channel, from which `raw` is computed; None for
             techniques without them.
+        totals: `(B,)` what `pixels` of each image should add up to; None for techniques that
+            promise no sum.
+        names: short names of the image files; empty for images that are no files.
+        probabilities: `(B,)` softmax probability of each image's class if the objective is `top`;
+            else None.
     """
 
     maps: Tensor
@@ -58,6 +71,17 @@ class Attribution(Result):
     labels: list[str]
     signed: bool = False
     pixels: Tensor | None = None
+    totals: Tensor | None = None
+    names: list[str] = field(default_factory=list)
+    probabilities: Tensor | None = None
+
+    @property
+    def completeness_error(self) -> Tensor | None:
+        """`(B,)` by how much `pixels` miss their total, as a share of it; None without totals."""
+        if self.totals is None or self.pixels is None:
+            return None
+        missed = self.pixels.double().sum((1, 2, 3)) - self.totals.double()
+        return (missed / self.totals.double()).abs().to(self.totals.dtype)
 
     def normalised(self) -> Tensor:
         """Return `maps` scaled to [0, 1] per image; a constant map becomes 0."""
@@ -72,11 +96,26 @@ class Attribution(Result):
         return attribution_figure(
             self.images,
             self.maps,
-            self.labels,
+            self._captions(),
             title=self._title(),
             signed=self.signed,
             pixels=self.pixels,
         )
+
+    def _captions(self) -> list[str]:
+        """Return a line for each image: file, objective, its probability or value, error."""
+        captions = image_captions(self.labels, self.scores, self.names, self.probabilities)
+        errors = self.completeness_error
+        if errors is None:
+            return captions
+        return [
+            f"{caption}, sum {error:.1%} off"
+            for caption, error in zip(captions, errors.tolist(), strict=True)
+        ]
+
+    def _probability(self, row: int) -> dict[str, float]:
+        known = self.probabilities
+        return {} if known is None else {"probability": float(known[row])}
 
     def _title(self) -> str:
         """Return the technique's name with its layer and its baseline, if it has them."""
@@ -99,20 +138,28 @@ class Attribution(Result):
         return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: objective, score, and the pixel where the map is highest."""
-        rows = []
+        """Return one row per image: objective, score, and the pixel where the map is highest.
+
+        If pixels have a total, also by how much they miss it, as a share of it.
+        """
+        rows: list[dict[str, Any]] = []
+        errors = self.completeness_error
         for row, heat in enumerate(self.maps):
             y, x = divmod(int(heat.argmax()), heat.shape[1])
             rows.append(
                 {
                     "image": row,
+                    **({"file": self.names[row]} if self.names else {}),
                     "objective": self.labels[row],
                     "score": float(self.scores[row]),
+                    **self._probability(row),
                     "peak_yx_px": [y, x],
                     "max": float(heat.max()),
                     "min": float(heat.min()),
                 }
             )
+            if errors is not None:
+                rows[-1]["completeness_error"] = float(errors[row])
         return rows
 
 
@@ -128,7 +175,8 @@ class AttributionTechnique(Technique):
         This is called with chunks of the batch, so an image's map must not depend on other images.
         A technique that also computes the objective's values `(B,)` returns `(maps, scores)`, which
         saves a forward pass. A technique that computes values per colour channel returns
-        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`.
+        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`; if the pixels of an image should
+        add up to a number, `(maps, scores, pixels, totals)` with `totals` `(B,)`.
         """
 
     def why_zero(self) -> str:
@@ -206,7 +254,11 @@ def _attributed(
     if model.dtype == torch.float64:
         batch = batch.double()
     whole, model = model, model.for_images(batch)
-    bound = as_objective(objective).bind(model, batch)
+    bound, probabilities = as_objective(objective), None
+    if isinstance(bound, Top):
+        bound, probabilities = bound.predictions(model, batch)
+        probabilities = _result_values(probabilities, model)
+    bound = bound.bind(model, batch)
     step = chunk_size(model, batch, batch_size)
     layers = [name for each in techniques for name in each.shared_layers(model, bound)]
     chunks: list[list[_Chunk]] = [[] for _ in techniques]
@@ -225,9 +277,9 @@ def _attributed(
                     outcome = technique.attribute(model, part.clone(), goal)
                 done.append(_check_chunk(technique, model, outcome, part, goal, start))
     labels = objective_labels(model, bound, len(batch))
-    pictures = batch.cpu()
+    shown = _Shown(batch.cpu(), str(bound), labels, image_names(images), probabilities)
     return [
-        _build_result(technique, fact, done, pictures, bound, labels)
+        _build_result(technique, fact, done, shown)
         for technique, fact, done in zip(techniques, facts, chunks, strict=True)
     ]
 
@@ -236,32 +288,46 @@ def _attributed(
 class _Chunk:
     raw: Tensor
     scores: Tensor
-    pixels: Tensor | None
+    pixels: Tensor | None = None
+    totals: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the results of all techniques share; see `Attribution`."""
+
+    images: Tensor
+    objective: str
+    labels: list[str]
+    names: list[str]
+    probabilities: Tensor | None
 
 
 def _build_result(
     technique: AttributionTechnique,
     facts: Provenance,
     chunks: list[_Chunk],
-    images: Tensor,
-    objective: Objective,
-    labels: list[str],
+    shown: _Shown,
 ) -> Attribution:
     raw = torch.cat([chunk.raw for chunk in chunks])
     signed = technique.is_signed()
     if signed is None:
         signed = bool((raw.amin((1, 2)) < -1e-6 * raw.abs().amax((1, 2))).any())
     pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
+    totals = [chunk.totals for chunk in chunks if chunk.totals is not None]
     return Attribution(
         provenance=facts,
-        maps=_resize_maps(raw, (images.shape[2], images.shape[3])),
+        maps=_resize_maps(raw, (shown.images.shape[2], shown.images.shape[3])),
         raw=raw,
-        images=images,
+        images=shown.images,
         scores=torch.cat([chunk.scores for chunk in chunks]),
-        objective=str(objective),
-        labels=list(labels),
+        objective=shown.objective,
+        labels=list(shown.labels),
         signed=signed,
         pixels=torch.cat(pixels) if pixels else None,
+        totals=torch.cat(totals) if totals else None,
+        names=list(shown.names),
+        probabilities=shown.probabilities,
     )
 
 
@@ -274,11 +340,11 @@ def _check_chunk(
     start: int,
 ) -> _Chunk:
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
-    if not 1 <= len(parts) <= 3:
+    if not 1 <= len(parts) <= 4:
         raise technique_error(
             technique,
             f"returned {len(parts)} tensors",
-            expected="maps, (maps, scores) or (maps, scores, pixels)",
+            expected="maps, (maps, scores), (maps, scores, pixels) or these and totals",
         )
     raw = _result_values(
         checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model
@@ -298,9 +364,13 @@ def _check_chunk(
         with torch.no_grad():
             scores = model.score(images, objective)
     if len(parts) < 3:
-        return _Chunk(raw, _result_values(scores, model), None)
+        return _Chunk(raw, _result_values(scores, model))
     pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
-    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model))
+    totals = None
+    if len(parts) == 4:
+        totals = checked_numbers(technique, parts[3], "totals", (len(images),))
+        totals = _result_values(totals, model)
+    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model), totals)
 
 
 def _constant_map_error(
@@ -336,6 +406,30 @@ def _resize_maps(raw: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(raw.shape[1:]) == size:
         return raw
     return functional.interpolate(raw[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def image_names(images: Any) -> list[str]:
+    """Return short names of images, as passed to a technique; empty if one is no file."""
+    items = list(images) if isinstance(images, list | tuple) else [images]
+    if not all(isinstance(item, str | PathLike) for item in items):
+        return []
+    return short_names([str(item) for item in items])
+
+
+def image_captions(
+    labels: Sequence[str], scores: Tensor, names: Sequence[str], probabilities: Tensor | None
+) -> list[str]:
+    """Return a line for each image: its file, what is explained, and its probability or value."""
+    from timmscope.drawing.style import format_number, format_share
+
+    if probabilities is None:
+        values = [format_number(score) for score in scores.tolist()]
+    else:
+        values = [format_share(share) for share in probabilities.tolist()]
+    captions = [f"{label} {value}" for label, value in zip(labels, values, strict=True)]
+    if not names:
+        return captions
+    return [f"{name}: {caption}" for name, caption in zip(names, captions, strict=True)]
 
 
 def objective_labels(model: HookedModel, bound: Objective, batch: int) -> list[str]:

@@ -6,11 +6,13 @@ and the JSON in its results.
 
 from __future__ import annotations
 
+import re
 from abc import ABC
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from timmscope.models import HookedModel
 from timmscope.progress import track
@@ -28,7 +30,11 @@ from timmscope_registry.contributions import culprit, entry_of
 from timmscope_registry.plugin_faults import fault, one_line
 
 if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _ModelType
+
     from timmscope.store.manifest import ModelRecord
+else:
+    _ModelType = type(BaseModel)
 
 LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length=1)]
 """Name of a layer; the command line completes it and checks it against the model."""
@@ -36,7 +42,29 @@ LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length
 T = TypeVar("T")
 
 
-class Technique(BaseModel, ABC):
+class _TechniqueType(_ModelType):
+    """Says in one line which field of a technique has a type that no parameter can have."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__new__(cls, name, bases, namespace, **kwargs)
+        except PydanticSchemaGenerationError as error:
+            kind = re.sub(
+                r".*for (?:<class ')?(.*?)(?:'>)?\. Set .*", r"\1", str(error), flags=re.S
+            )
+            short = kind.rpartition(".")[2]
+            fields = [
+                field
+                for field, hint in namespace.get("__annotations__", {}).items()
+                if short in str(hint)
+            ]
+            raise TypeError(
+                f"field {', '.join(fields)} of technique {name} has the type {short}, which no "
+                "parameter can have: use numbers, text, booleans, Literal, tuples or LayerName"
+            ) from error
+
+
+class Technique(BaseModel, ABC, metaclass=_TechniqueType):
     """Base class of all techniques: parameters are fields, and a call is `technique(model, …)`.
 
     Subclass the base class of a family, not this class.

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from os import PathLike
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from timmscope.images import LabelTable
 from timmscope.progress import task
+from timmscope.short_names import short_names
 from timmscope.store import StoreLayer, StorePictures
 from timmscope_registry import ParameterError
 
@@ -25,6 +25,8 @@ Batch = tuple[npt.NDArray[np.int64], npt.NDArray[Any]]
 
 _BATCH = 4096
 _NAMED = 5
+_COMPARED = 4096
+"""Number of other rows from whose names those in a caption are told apart."""
 
 
 class Rows:
@@ -180,8 +182,9 @@ class Rows:
         return self.layer.store.images.paths.take(wanted)
 
     def short_names(self, ids: npt.ArrayLike) -> list[str]:
-        """Return `names` without folder and suffix, for captions."""
-        return [PurePath(name).stem or name for name in self.names(ids)]
+        """Return as much of `names` as tells them apart among these rows, for captions."""
+        step = -(-len(self.ids) // _COMPARED) or 1
+        return short_names(self.names(ids), self.names(self.ids[::step]))
 
     @property
     def has_pictures(self) -> bool:

@@ -23,9 +23,10 @@ from timmscope import (
     Table,
     csv_text,
 )
+from timmscope.drawing import short_names
 from timmscope_representation.clustering.agreement import contingency, label_agreement, purity
 from timmscope_representation.clustering.partition import Partition, hdbscan, kmeans
-from timmscope_representation.display import labels, names, short, thumbnails
+from timmscope_representation.display import labels, names, thumbnails
 from timmscope_representation.row_space import Metric, RowSpace
 
 if TYPE_CHECKING:
@@ -87,11 +88,12 @@ class ImageClusters(Result):
         rows = self._shown()
         position = {image: at for at, image in enumerate(self.ids.tolist())}
         known = any(self.labels)
-        titles = []
-        for medoids in rows:
-            for image in medoids:
-                name, label = short(self.names[position[image]]), self.labels[position[image]]
-                titles.append(f"{name}\n{label or '–'}" if known else name)
+        places = [position[image] for medoids in rows for image in medoids]
+        short = short_names([self.names[place] for place in places], self.names)
+        titles = [
+            f"{name}\n{self.labels[place] or '–'}" if known else name
+            for place, name in zip(places, short, strict=True)
+        ]
         heads = []
         for at, facts in enumerate(self.summary()[: len(rows)]):
             of = f"{self.purities[at]:.0%} {self.majority[at]}" if self.majority[at] else ""

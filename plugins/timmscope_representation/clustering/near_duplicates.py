@@ -21,8 +21,9 @@ from timmscope import (
     csv_text,
     task,
 )
+from timmscope.drawing import short_names
 from timmscope_representation.clustering.radius_groups import radius_groups
-from timmscope_representation.display import labels, names, short, thumbnails
+from timmscope_representation.display import labels, names, thumbnails
 from timmscope_representation.row_space import Metric, RowSpace
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class NearDuplicateGroups(Result):
             return Table(provenance=self.provenance, rows=self.summary()).figure()
         starts = self._starts()
         titles: list[str] = []
+        captions = short_names(self.names)
         heads: list[str] = []
         for group, length in enumerate(self.shown):
             first = starts[group]
@@ -88,9 +90,9 @@ class NearDuplicateGroups(Result):
             found = sorted({label for label in self.labels[first : first + size] if label})
             labelled = found[0] if len(found) == 1 else f"{len(found)} labels"
             heads.append("\n".join([f"{size} images", *([labelled] if found else [])]))
-            titles.append(f"{short(self.names[first])}\nkeep")
+            titles.append(f"{captions[first]}\nkeep")
             titles += [
-                f"{short(self.names[at])}\n{self.distances[at]:.2g}"
+                f"{captions[at]}\n{self.distances[at]:.2g}"
                 for at in range(first + 1, first + length)
             ]
         note = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from timmscope.drawing import (
     format_number,
     format_with_error,
     line_height,
+    short_names,
     text_width,
     theme,
     to_array,
@@ -188,8 +188,8 @@ def _pictured(page: Canvas, result: DatasetComparison, which: int, top: float) -
     assert result.pictures_of is not None
     _heading(page, result, which, top)
     top += line_height(LABEL_PT) + 0.1
-    names = [PurePath(name).stem or name for name in result.far_names[which][:_COLUMNS]]
-    nearest = [PurePath(name).stem or name for name in result.nearest_names[which]]
+    names = short_names(result.far_names[which][:_COLUMNS])
+    nearest = short_names(result.nearest_names[which])
     gaps = [f"{format_number(gap)} away" for gap in result.far_distances[which]]
     places = [MARGIN_IN + _SIDE + column * (_CELL + GAP_IN) for column in range(len(names))]
     rows = (

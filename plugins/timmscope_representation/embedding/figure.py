@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from timmscope.drawing import (
     group_by_class,
     line_height,
     replace_missing_glyphs,
+    short_names,
     text_width,
     theme,
     truncate,
@@ -225,11 +225,9 @@ def _space(
             text = truncate(replace_missing_glyphs(group.name), 1.3, LABEL_PT)
             middle = projected(_middle(points[group.members]))
             _write(names, text, middle, taken, PANEL_IN, effects=halo, weight="bold")
-    for name, at in zip(
-        embedding.query_names[:_NAMED_QUERIES], embedding.query_points.tolist(), strict=False
-    ):
+    for name, at in zip(_query_names(embedding), embedding.query_points.tolist(), strict=False):
         x, y = projected(at)
-        text = truncate(_short(name), 1.8, SMALL_PT)
+        text = truncate(name, 1.8, SMALL_PT)
         _write(names, text, (x, y - 0.14), taken, PANEL_IN, effects=halo, weight="normal")
     for axis, name in zip((axes.xaxis, axes.yaxis, axes.zaxis), "xyz", strict=True):
         axis.set_pane_color((0.97, 0.975, 0.98, 1))
@@ -288,8 +286,8 @@ def _queries(axes: Axes, embedding: Embedding, halo: Any, taken: list[Any]) -> N
         zorder=6,
     )  # fmt: skip
     span = float(np.ptp(axes.get_xlim()))
-    for name, (x, y) in zip(embedding.query_names[:_NAMED_QUERIES], points.tolist(), strict=False):
-        text = truncate(_short(name), 1.8, SMALL_PT)
+    for name, (x, y) in zip(_query_names(embedding), points.tolist(), strict=False):
+        text = truncate(name, 1.8, SMALL_PT)
         lift = span / PANEL_IN * 0.14
         _write(axes, text, (x, y - lift), taken, span, effects=halo, weight="normal")
 
@@ -394,5 +392,7 @@ def _note(embedding: Embedding) -> str:
     return "; ".join(parts)
 
 
-def _short(name: str) -> str:
-    return replace_missing_glyphs(PurePath(name).stem or name)
+def _query_names(embedding: Embedding) -> list[str]:
+    """The names of the first queries, for captions."""
+    short = short_names(embedding.query_names[:_NAMED_QUERIES])
+    return [replace_missing_glyphs(name) for name in short]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from timmscope import (
     VectorIndex,
     task,
 )
+from timmscope.drawing import short_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,15 +77,22 @@ class Neighbours(Result):
         titles: list[str] = []
         rows: list[str] = []
         shown = min(len(self.queries), _QUERIES_SHOWN)
+        every = [
+            name
+            for all_names in (self.pixel_names, self.feature_names)
+            for name in chain.from_iterable(all_names[:shown])
+        ]
+        every += self.query_names[:shown]
+        short = dict(zip(every, short_names(every), strict=True))
         for query in range(shown):
             for space, images, names, values in (
                 ("pixels", self.pixel_images, self.pixel_names, self.pixel_distances),
                 ("features", self.feature_images, self.feature_names, self.feature_scores),
             ):
                 pictures += [self.queries[query], *images[query]]
-                titles.append(f"{_short(self.query_names[query])}\nquery")
+                titles.append(f"{short[self.query_names[query]]}\nquery")
                 titles += [
-                    f"{_short(name)}\n{value:.3g}"
+                    f"{short[name]}\n{value:.3g}"
                     for name, value in zip(names[query], values[query].tolist(), strict=True)
                 ]
                 rows.append(space)
@@ -259,7 +268,3 @@ def _reduced(images: Tensor, size: int) -> Tensor:
 
 def _flat(images: Tensor, size: int) -> npt.NDArray[np.float64]:
     return _reduced(images, size).flatten(1).numpy().astype(np.float64)
-
-
-def _short(name: str) -> str:
-    return PurePath(name).stem or name

@@ -22,6 +22,7 @@ from timmscope import (
     chosen_units,
     receptive_field,
 )
+from timmscope.drawing import short_names
 from timmscope_registry.hooks import ActivationCall, Layer
 from timmscope_representation.units.map_pictures import (
     Centres,
@@ -353,4 +354,4 @@ def _names(images: Any, count: int) -> list[str]:
     items = list(images) if isinstance(images, list | tuple) else [images]
     if len(items) != count or not all(isinstance(item, str | Path) for item in items):
         return [f"image {row}" for row in range(count)]
-    return [Path(item).stem for item in items]
+    return short_names([str(item) for item in items])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from timmscope_registry.errors import LayerNotFound, UnsupportedModel
+from timmscope_registry.html_table import html_table
 
 Layout = Literal["NCHW", "NHWC", "tokens", "vector"]
 """Order of a layer's axes: channels first, channels last, tokens by channels, or channels only."""
@@ -222,4 +223,21 @@ class LayerCatalogue(Mapping[str, Layer]):
         return self.table()
 
     def __repr__(self) -> str:
-        return f"<LayerCatalogue of {len(self)} layers>\n{self.table()}"
+        names = list(self)
+        ends = f", {names[0]} to {names[-1]}" if names else ""
+        return f"<LayerCatalogue of {len(names)} layers{ends}; print it for a table>"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            {
+                "layer": layer.name,
+                "type": layer.module_type,
+                "layout": layer.layout,
+                "shape": "×".join(map(str, layer.shape)),
+                "grid": "×".join(map(str, layer.grid or ())),
+                "channels": layer.channels,
+                "stride px": "×".join(f"{side:g}" for side in layer.stride or ()),
+            }
+            for layer in self.values()
+        )
+        return html_table(repr(self), rows, len(self))

@@ -1,0 +1,27 @@
+"""A field of a type that no parameter can have is one clear line."""
+
+from __future__ import annotations
+
+import pytest
+
+from timmscope import AttributionTechnique
+
+
+class Foreign:
+    pass
+
+
+def test_a_field_of_a_foreign_type_is_named() -> None:
+    says = "field thing of technique Odd has the type Foreign, "
+    with pytest.raises(TypeError, match=says) as caught:
+
+        class Odd(AttributionTechnique):
+            """A technique."""
+
+            count: int = 1
+            thing: Foreign | None = None
+
+            def attribute(self, model, images, objective):  # type: ignore[no-untyped-def]
+                return images.sum(1)
+
+    assert "\n" not in str(caught.value)
