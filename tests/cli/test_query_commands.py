@@ -223,7 +223,7 @@ class TestSearch:
             (["--row", "4", "--where", "label = 'a'"], "write =="),
             (["--vector", "none.npy"], "none.npy"),
             (["--vector", "text.npy"], "not a .npy file"),
-            (["--vector", "square.npy"], "holds (2, 2), expected one row"),
+            (["--vector", "square.npy"], "of shape (2, 2), expected one row"),
             (["--vector", "short.npy"], "expected (Q, 512)"),
             (["--objective", "layer2[3,1,1]"], "not a linear function"),
             (["--objective", "layer9[3]"], "no layer 'layer9'"),

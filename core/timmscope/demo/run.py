@@ -120,8 +120,13 @@ def _store(model: HookedModel, source: FolderSource, folder: Path) -> Store:
         raise StoreError(
             f"{folder} was not made by a demo, which would replace it; choose another --output"
         )
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    mark.write_text("timmscope demo made this folder and may replace its store\n")
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text("timmscope demo made this folder and may replace its store\n")
+    except OSError as error:
+        raise StoreError(
+            f"{folder.parent}: cannot write here ({error.strerror}); choose another --output"
+        ) from error
     with suppress(StoreMismatch, StoreCorrupted):
         store = mine(model, source, folder, layers=LAYERS)
         store.layer(FEATURES).statistics()

@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -20,10 +21,11 @@ from PIL import Image
 from timmscope.demo import choose
 from timmscope.images import FolderSource
 from timmscope.models import HookedModel
-from timmscope.results import Provenance, Result, Sheet
+from timmscope.results import Provenance, Result, Sheet, load_result
+from timmscope.results.result import environment_versions
 from timmscope.store import Store
 from timmscope.techniques import technique
-from timmscope_registry import ObjectiveError
+from timmscope_registry import ObjectiveError, TimmscopeError
 
 MODEL = "pip:efficientnet-lite0"
 MIDDLE, LATE = "blocks.2.1.bn1", "blocks.4.1.bn1"
@@ -34,6 +36,8 @@ LAYERS = (MIDDLE, LATE, FEATURES, choose.LOGITS)
 FIRST = ("chelsea", "coffee", "motorcycle_left", "camera", "rocket", "china")
 """Photographs of things that ImageNet has a class for; most others are textures."""
 EXAMPLES = 6
+_RECIPE = "made-by.txt"
+"""File beside a result with the command and the inputs that made it."""
 _SCALE = 0.8
 """CSS pixels for each pixel of a figure: its captions are then as large as the page's."""
 _FLAGS = {"objective": "target", "targets": "target", "styles": "style"}
@@ -140,9 +144,6 @@ class Tour:
         fields, call = fields or {}, call or {}
         of_store = isinstance(subject, Store)
         images = [list(files)] if files else []
-        kind: type[Any] = technique(name)
-        loaded = {"model": self.model} if of_store else {}  # so that it is not loaded again
-        result = kind(**fields)(subject, *images, **call, **loaded)
         given = ["store" if of_store else "model"]
         given += [in_python(files[0] if len(files) == 1 else files)] if files else []
         python = f"technique({in_python(name)})({_keywords(fields)})("
@@ -152,12 +153,40 @@ class Tour:
             for each in value if isinstance(value, list) else [value]:
                 words += [] if each is None else [f"--{_FLAGS.get(key, key)}", each]
         folder = f"{name}-{call['layer']}" if name == "top-patches" else name
-        return self.exhibit(result, title, folder, python=python, shell=in_shell(*words), note=note)
+        shell = in_shell(*words)
+        recipe = "\n".join([shell, self._inputs]) + "\n"
+        result = self._kept(folder, recipe)
+        if result is None:
+            kind: type[Any] = technique(name)
+            loaded = {"model": self.model} if of_store else {}  # so that it is not loaded again
+            result = kind(**fields)(subject, *images, **call, **loaded)
+            result.save(self.out / "results" / folder)
+            (self.out / "results" / folder / _RECIPE).write_text(recipe, encoding="utf-8")
+        return self._shown(result, title, folder, python=python, shell=shell, note=note)
 
     def exhibit(self, result: Result, title: str, folder: str, **lines: str) -> Exhibit:
         """Save a result below `results`, and show it."""
+        result.save(self.out / "results" / folder)
+        return self._shown(result, title, folder, **lines)
+
+    @cached_property
+    def _inputs(self) -> str:
+        """What decides a result beside the command: weights, images, and versions."""
+        record = self.store.manifest
+        versions = {**environment_versions(), **record.versions}
+        return f"{record.model.weights_sha256} {record.images.fingerprint} {versions}"
+
+    def _kept(self, folder: str, recipe: str) -> Result | None:
+        """Return the result of an earlier demo that the same command made; None without one."""
+        place = self.out / "results" / folder
+        with suppress(OSError, ValueError, TimmscopeError):
+            if (place / _RECIPE).read_text(encoding="utf-8") == recipe:
+                return load_result(place)
+        return None
+
+    def _shown(self, result: Result, title: str, folder: str, **lines: str) -> Exhibit:
         figure = io.BytesIO()
-        with Image.open(result.save(self.out / "results" / folder) / "figure.png") as picture:
+        with Image.open(self.out / "results" / folder / "figure.png") as picture:
             picture.convert("RGB").save(figure, "WebP", quality=88)
             width = round(picture.width * _SCALE)
         address = f"data:image/webp;base64,{base64.b64encode(figure.getvalue()).decode('ascii')}"

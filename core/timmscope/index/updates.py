@@ -119,4 +119,4 @@ def reopened(store: Store | None, layer: str) -> Store:
         )
     from timmscope.store import Store
 
-    return Store.open(store.path)
+    return Store.open(store.path, trust=store.trust)
