@@ -344,7 +344,7 @@ def _check_chunk(
         raise technique_error(
             technique,
             f"returned {len(parts)} tensors",
-            expected="maps, (maps, scores), (maps, scores, pixels) or these and totals",
+            expected="maps, (maps, scores) or (maps, scores, pixels), with totals or without",
         )
     raw = _result_values(
         checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model
