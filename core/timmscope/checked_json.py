@@ -1,4 +1,4 @@
-"""Writes and reads JSON objects with a digest, so that one flipped bit or an edit is noticed.
+"""Writes and reads JSON objects with a digest, so that a flipped bit or an edit is noticed.
 
 The digest covers the values, not their layout: a file that was only formatted again is accepted.
 """
@@ -17,7 +17,7 @@ def digest_of(values: dict[str, Any]) -> str:
     """Return the SHA-256 of an object's values as canonical JSON, in hexadecimal.
 
     Raises:
-        ValueError: a value is NaN or infinite, or no JSON.
+        ValueError: a value is NaN or infinite, or cannot be written as JSON.
     """
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -27,7 +27,7 @@ def dump(values: dict[str, Any], *, indent: int | None = None) -> bytes:
     """Return an object as JSON text with its digest as the last key, ending in a newline.
 
     Raises:
-        ValueError: a value is NaN or infinite, or no JSON.
+        ValueError: a value is NaN or infinite, or cannot be written as JSON.
     """
     text = json.dumps({**values, DIGEST: digest_of(values)}, indent=indent, allow_nan=False)
     return (text + "\n").encode()
@@ -37,7 +37,7 @@ def load(data: bytes) -> dict[str, Any]:
     """Return the object that `dump` wrote, without its digest.
 
     Raises:
-        ValueError: the text is no JSON object, or differs from its digest.
+        ValueError: the text is not a JSON object, or differs from its digest.
     """
     try:
         values = json.loads(data, parse_constant=_refuse)

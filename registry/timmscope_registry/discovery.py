@@ -32,7 +32,7 @@ FIRST_PARTY = frozenset(
         "timmscope_representation",
     )
 )
-"""Packages that a distribution called timmscope may name: others come under their own name."""
+"""Packages whose plugins the distribution called timmscope may offer."""
 
 
 def installed() -> Iterator[PluginRecord]:
@@ -42,8 +42,8 @@ def installed() -> Iterator[PluginRecord]:
     distribution has an entry point of the same name for this version. First-party plugins come
     first; the others follow in the order of their ids.
 
-    Of a distribution that lies on `sys.path` twice, the first counts. A foreign distribution that
-    calls itself timmscope is reported and not loaded, and hides none of timmscope's own plugins.
+    If a distribution is on `sys.path` twice, the first one counts. A distribution that calls itself
+    timmscope but is not is reported and not loaded, and hides none of timmscope's own plugins.
     Control characters in names are escaped, because every name may reach a terminal.
     """
     seen: set[str] = set()
@@ -69,7 +69,7 @@ def installed() -> Iterator[PluginRecord]:
             plugins.append(broken)
             continue
         points = [point for point in points if re.fullmatch(r"timmscope(\..*)?", point.group)]
-        if name == OURS:  # whatever lies before ours on sys.path
+        if name == OURS:  # one that is not ours may be first on sys.path
             if foreign := sorted({point.value for point in points if not _is_first_party(point)}):
                 plugins.append(_impostor(_location(distribution), foreign))
                 continue
@@ -103,7 +103,7 @@ def _is_first_party(point: importlib.metadata.EntryPoint) -> bool:
 
 
 def _impostor(where: str, values: list[str]) -> PluginRecord:
-    """The record of a foreign distribution that calls itself timmscope; it is never loaded."""
+    """Return the record of a distribution that falsely calls itself timmscope and is not loaded."""
     record = PluginRecord(Path(where).name, "foreign", "", where, "", status="failed")
     record.report(
         "metadata",

@@ -88,7 +88,7 @@ def import_implementations() -> tuple[dict[str, float], list[str], list[Problem]
 
 
 def openmp_libraries() -> list[str]:
-    """Return the loaded OpenMP libraries; none on systems without ``/proc``."""
+    """Return the files of the loaded OpenMP libraries; an empty list without ``/proc``."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
@@ -98,7 +98,7 @@ def openmp_libraries() -> list[str]:
 
 
 def openmp_problems(libraries: Iterable[str]) -> list[Problem]:
-    """Report several runtimes of LLVM or Intel, which can crash or hang a process."""
+    """Return a problem if several LLVM or Intel runtimes are loaded, which can crash or hang."""
     makers: dict[str, list[str]] = {}
     for file in libraries:
         makers.setdefault("gnu" if "gomp" in Path(file).name else "llvm", []).append(file)

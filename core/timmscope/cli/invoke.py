@@ -10,7 +10,7 @@ from timmscope.cli import output
 
 
 def call(app: App, tokens: Sequence[str]) -> None:
-    """Run the command that the tokens name; `main` reports its errors."""
+    """Run the command that the command-line tokens name; its errors are raised for `main`."""
     app(
         tokens,
         console=output.console(piped_width=None),  # for help

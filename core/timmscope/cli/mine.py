@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from timmscope.store.manifest import PrecisionError
 
 SHOWN = 10
-"""Unreadable images that are printed; the store holds all."""
+"""Number of unreadable images that are printed; the store lists all of them."""
 
 
 @plain_help
@@ -234,7 +234,7 @@ def _parse_part(text: str) -> tuple[int, int]:
 
 @contextmanager
 def mining_messages(store: Path) -> Iterator[None]:
-    """Print the log of mining or merging on stderr, and after Ctrl-C how to resume."""
+    """Print the log of mining or merging on stderr, and say how to resume after Ctrl-C."""
     log, lines = logging.getLogger("timmscope.mining"), _StderrHandler(logging.INFO)
     before = log.level
     log.addHandler(lines)

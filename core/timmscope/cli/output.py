@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PIPED_WIDTH = 160
-"""Width of output that is not on a terminal, in characters; ``COLUMNS`` overrides it."""
+"""Width in characters of output that does not go to a terminal; ``COLUMNS`` overrides it."""
 GAP = 3
-"""Spaces between columns."""
+"""Number of spaces between columns."""
 MOST_SIDE_BY_SIDE = 5
-"""Most rows of a table that is turned on its side because it is too wide."""
-_C1 = re.compile(r"[\x7f-\x9f]")
-"""Control characters that JSON text may hold as they are."""
-_FOLDED = 5
-"""Least width of a column that is wrapped, in characters."""
-
+"""Largest number of rows at which a table that is too wide is transposed."""
+_DEL_AND_C1 = re.compile(r"[\x7f-\x9f]")
+"""Control characters that JSON allows unescaped, but that a terminal would obey."""
+_MIN_WRAPPED_WIDTH = 5
+"""Smallest width of a column that is wrapped, in characters."""
 
 _real_stdout: ContextVar[TextIO | None] = ContextVar("timmscope_stdout", default=None)
+"""Stdout for the command's own output while `plugin_prints_to_stderr` redirects `sys.stdout`."""
 
 
 def _stdout() -> TextIO:
@@ -56,13 +56,13 @@ def console(*, stderr: bool = False, piped_width: int | None = PIPED_WIDTH) -> C
 
     Args:
         stderr: use stderr instead of stdout.
-        piped_width: width if the output is not a terminal; None for 80.
+        piped_width: width if the output is not a terminal; None for rich's default of 80.
     """
     from rich.console import Console
 
     class PipedConsole(Console):
         def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # handled by `main`; rich would close what sys.stdout is now
+            raise BrokenPipeError  # `main` handles it; rich would exit and redirect sys.stdout
 
     stream = sys.stderr if stderr else _stdout()
     width = None if stream.isatty() or "COLUMNS" in os.environ else piped_width
@@ -85,7 +85,7 @@ def print_json(value: object) -> None:
     stdout = _stdout()
     ascii_only = not (stdout.encoding or "ascii").lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=ascii_only, default=str)
-    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=stdout)
+    print(_DEL_AND_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text), file=stdout)
 
 
 def table(
@@ -97,11 +97,11 @@ def table(
     styles: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> None:
-    """Print rows under headings.
+    """Print a table of rows under headings.
 
     Args:
         columns: headings.
-        rows: cells: text, numbers, or rich renderables.
+        rows: the cells of each row: text, numbers, or rich renderables.
         right: columns that are aligned to the right.
         keep: columns that are never wrapped; if the terminal is too narrow, lines exceed its width.
         styles: rich styles by column.
@@ -121,29 +121,32 @@ def table(
         title_justify="left",
         title_style="bold",
     )
-    flush, whole = set(right), set(keep)
+    right_aligned, never_wrapped = set(right), set(keep)
     for column in columns:
         grid.add_column(
             Text(visible(column)),
-            justify="right" if column in flush else "left",
-            no_wrap=column in whole,
+            justify="right" if column in right_aligned else "left",
+            no_wrap=column in never_wrapped,
             overflow="fold",
             style=(styles or {}).get(column),
         )
     cells = [[_cell(value) for value in row] for row in rows]
     for line in cells:
         grid.add_row(*line)
-    shown, least = console(), GAP * (len(columns) - 1)
+    target, least_width = console(), GAP * (len(columns) - 1)
     for place, column in enumerate(columns):
         texts = [column, *(str(line[place]) for line in cells)]
         width = max(cell_len(part) for text in texts for part in text.split("\n"))
-        least += width if column in whole else min(width, _FOLDED)
-    shown.width = max(shown.width, least)
-    shown.print(grid)
+        least_width += width if column in never_wrapped else min(width, _MIN_WRAPPED_WIDTH)
+    target.width = max(target.width, least_width)
+    target.print(grid)
 
 
 def records(rows: Sequence[Mapping[str, object]]) -> None:
-    """Print mappings as a table, with the keys on top, or on the left if that is too wide."""
+    """Print mappings as a table whose headings are their keys.
+
+    The table is transposed if it is too wide and has at most `MOST_SIDE_BY_SIDE` rows.
+    """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     heads = [key.replace("_", " ") for key in keys]
     numbers = [all(isinstance(row.get(key), int | float | None) for row in rows) for key in keys]
@@ -158,20 +161,20 @@ def records(rows: Sequence[Mapping[str, object]]) -> None:
     table(
         heads,
         [[row.get(key) for key in keys] for row in rows],
-        right=[head for head, flush in zip(heads, numbers, strict=True) if flush],
+        right=[head for head, is_number in zip(heads, numbers, strict=True) if is_number],
     )
 
 
 def slug(text: str) -> str:
-    """Return a text as part of a file name."""
+    """Turn a text into part of a file name, without spaces and slashes."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:60] or "result"
 
 
 def write_figure(figure: Figure, file: Path) -> None:
-    """Write a figure in the format of its file name, by default PNG; creates missing folders.
+    """Write a figure in the format of its file name, by default PNG, and create missing folders.
 
     Raises:
-        ParameterError: Matplotlib does not write this format.
+        ParameterError: matplotlib does not write this format.
     """
     kind = file.suffix.lstrip(".").lower() or "png"
     if kind not in figure.canvas.get_supported_filetypes():
@@ -181,6 +184,7 @@ def write_figure(figure: Figure, file: Path) -> None:
 
 
 def _cell(value: object) -> RenderableType:
+    """Return what a table shows for a value."""
     from rich.text import Text
 
     if value is None:

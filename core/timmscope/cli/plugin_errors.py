@@ -11,15 +11,15 @@ from timmscope_registry import PluginError, PluginInfo, Registry
 from timmscope_registry.plugin_faults import described, fault, one_line
 
 DEFECT = 1
-"""Exit status of a defect; wrong input has 2."""
+"""Exit status after a defect in code; after wrong input it is 2."""
 _TIMMSCOPE = "timmscope"
-"""The distribution of the first-party plugins, which are not named."""
+"""Distribution of the first-party plugins, which messages do not name."""
 
 
 def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | None:
     """Return an error that names the third-party plugin and line where an exception was raised.
 
-    None if no third-party plugin's code is in the traceback.
+    Return None if no third-party plugin's code is in the traceback.
     """
     owners = _owners(registry)
     found = None
@@ -34,15 +34,15 @@ def plugin_at_fault(error: BaseException, registry: Registry) -> PluginError | N
     remedy = "tell its authors, everything else works (--debug shows the traceback)"
     failure = PluginError(fault(plugin, did, advice=remedy))
     if not (isinstance(error, OSError) and error.errno is not None):
-        failure.exit_status = DEFECT  # a file or a disk may have caused it instead
+        failure.exit_status = DEFECT  # unlike an OSError, which a file or a disk may cause
     return failure
 
 
 def warning_with_plugin(warning: str, raised_in: FrameType | None, registry: Registry) -> str:
-    """Return a warning's text after the name of the third-party plugin that caused it.
+    """Return a warning's text, preceded by the name of the third-party plugin that caused it.
 
     The innermost plugin on the stack caused it. A warning that timmscope's own code raises gets no
-    name, also if a plugin called that code.
+    name, even if a plugin called that code.
 
     Args:
         warning: the warning's text.

@@ -136,7 +136,8 @@ def _table(report: UnitReport, units: list[int], sort: str | None) -> None:
 
 
 _WIDE = 108
-"""Width in characters from which a terminal has room for classes and sizes."""
+"""Smallest width of a terminal, in characters, that has room for classes and sizes."""
 _SIZES = {"mean_mean": "mean", "mean_std": "std", "max_max": "largest"}
+"""Columns of the report with statistics of a unit's values, and their headings in the table."""
 _SHOWN = ("unit", "fires", "partner", "correlation", "selectivity", "auroc")
 """Columns of the report that the table always has."""

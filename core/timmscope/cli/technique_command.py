@@ -143,7 +143,7 @@ def _cli_argument(argument: Argument) -> CliArgument:
 
 
 def _is_repeated(how: CliArgument) -> bool:
-    """Whether the argument's flag may be repeated."""
+    """Return whether the argument's flag may be repeated."""
     kind = get_args(how.type)[0] if get_origin(how.type) is Annotated else how.type
     return get_origin(kind) is tuple
 
@@ -155,13 +155,14 @@ def _as_tuple(hint: Any) -> Any:
 
 
 def _parameter(argument: Argument, how: CliArgument) -> inspect.Parameter:
+    """Return an argument as a parameter of the command's signature."""
     default = argument.parameter.default
     if how.place is MANY:
         default = EMPTY
     elif default is None and _is_repeated(how):
         default = ()
     kind = how.type
-    if get_origin(kind) is not Annotated:  # so its type brings no help
+    if get_origin(kind) is not Annotated:  # then the type has no help text
         kind = kind | None if default is None else kind
         if how.place is FLAG:
             alias = SHORT.get(how.name)
@@ -197,6 +198,7 @@ def _subject(arguments: CliArguments, given: Mapping[str, Any]) -> str:
 
 
 def _where_to_write(arguments: CliArguments) -> str:
+    """Return the help of the flag for the output folder."""
     subjects = []
     for argument, how in sorted(arguments, key=lambda pair: -pair[1].rank):
         subjects.append(how.name.removesuffix("s").upper())

@@ -21,7 +21,7 @@ _SECTION = re.compile(
 
 
 def plain_help(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn a command's docstring into plain text; a decorator."""
+    """Decorate a command: turn its docstring into plain text."""
     function.__doc__ = plain_text(inspect.cleandoc(function.__doc__ or ""))
     return function
 

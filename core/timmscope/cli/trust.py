@@ -9,7 +9,12 @@ from timmscope.cli import output
 
 
 def ask(folder: Path, wanted: str) -> bool:
-    """Ask whether a store is trusted; without a terminal the answer is no."""
+    """Ask whether a store is trusted; without a terminal the answer is no.
+
+    Args:
+        folder: the store.
+        wanted: what the store asks to open, in words.
+    """
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
     output.print_stderr(f"{folder}: you have not made this store, and it wants to open {wanted}")
@@ -18,5 +23,5 @@ def ask(folder: Path, wanted: str) -> bool:
 
 
 def agree(folder: Path, wanted: str) -> bool:
-    """Trust every store, as the flag ``--trust`` says."""
+    """Return True, because the flag ``--trust`` trusts every store."""
     return True

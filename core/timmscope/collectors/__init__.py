@@ -1,6 +1,6 @@
 """Collectors are mergeable accumulators that a pass over a data set updates.
 
-Names are imported at first use, because only computing rows needs torch, not reading statistics.
+Names are imported at first use: computing rows needs torch, but reading statistics does not.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Records collectors in files by registered id, and creates them again from that id.
+"""Records collectors in files by their registered ids, and creates them again from these ids.
 
 A file never names code: an id is looked up among the plugins' contributions, and the class is
 checked before it is called. A collector that no plugin registers is recorded by its name only, and
@@ -41,10 +41,11 @@ def recorded_collector(
         id_: its registered id; None if the file has none.
         parameters: the constructor's arguments, by keyword.
         where: the file, for messages.
-        given: the caller's collectors or their classes; one of that name is used.
+        given: the caller's collectors or their classes; one called `name` is used instead of `id_`.
 
     Raises:
-        StoreError: it is neither registered nor given, or does not accept the parameters.
+        StoreError: the collector is neither registered nor given, does not accept the parameters,
+            or has another name.
         PluginError: its plugin is not installed, cannot be loaded, or has no collector of that id.
     """
     match = next((each for each in given if each.name == name), None)

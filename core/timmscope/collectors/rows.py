@@ -28,32 +28,32 @@ class Pooled(RowCollector):
     name = "pooled"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One value per unit."""
+        """Return a column with one value per unit."""
         return {"pooled": Column(shape=(layer.channels,), dtype="float32", fill=nan)}
 
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
-        """Mean over the grid, computed in float32 whatever the model's precision."""
+        """Return the mean over the grid, computed in float32 at any precision of the model."""
         return {"pooled": layer.pooled(activation.float())}
 
 
 class Extrema(RowCollector):
     """Maximum of every unit and its cell: ``max`` (C,) float32 and ``argmax`` (C,) int32.
 
-    Cells are numbered row by row (y * width + x). Of equal maxima the first counts. A map with a
-    NaN has the maximum NaN and the cell -1.
+    Cells are numbered row by row (y * width + x). If several cells share the maximum, the first
+    one counts. If a map contains NaN, its maximum is NaN and its cell is -1.
     """
 
     name = "extrema"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One value and one cell per unit."""
+        """Return columns with one value and one cell per unit."""
         return {
             "max": Column(shape=(layer.channels,), dtype="float32", fill=nan),
             "argmax": Column(shape=(layer.channels,), dtype="int32", fill=-1),
         }
 
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
-        """Maximum over the grid."""
+        """Return the maximum over the grid and its cell."""
         value, cell = _maxima(cells(layer, activation))  # (B, C)
         cell = torch.where(value.isnan(), -1, cell)
         return {"max": value.float(), "argmax": cell.to(torch.int32)}
@@ -65,7 +65,7 @@ class Maps(RowCollector):
     name = "maps"
 
     def columns(self, layer: Layer) -> dict[str, Column]:
-        """One map per unit; (C, 1, 1) for a vector.
+        """Return a column with one map per unit; its shape is (C, 1, 1) for a vector.
 
         Raises:
             UnsupportedModel: the layer has tokens without a grid.
@@ -76,15 +76,18 @@ class Maps(RowCollector):
         return {"maps": Column(shape=(layer.channels, height, width), dtype="float32", fill=nan)}
 
     def reduce(self, layer: Layer, activation: Tensor) -> dict[str, Tensor]:
-        """The map itself, as (B, C, h, w)."""
+        """Return the activation as maps (B, C, h, w)."""
         return {"maps": layer.spatial(activation).float()}
 
 
 def _maxima(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum of (B, C, P) over P and its first position, (B, C) each; NaN counts as largest.
+    """Return the maximum over P of values (B, C, P) and its first position, each (B, C).
 
-    If channels are innermost in memory, `max` reads one value at a time. On a CPU the pooling
-    kernel then reads a vector of channels; it has the same rules and is up to ten times as fast.
+    NaN counts as the largest value.
+
+    If channels are innermost in memory, `max` reads one value at a time on a CPU. The kernel for
+    max pooling then reads a vector of channels: its results are the same, and it is up to ten times
+    as fast.
     """
     channels_last = values.stride(1) == 1 and values.stride(2) == values.shape[1]
     if values.device.type == "cpu" and values.is_floating_point() and channels_last:
@@ -99,7 +102,7 @@ def cells(layer: Layer, activation: Tensor) -> Tensor:
     """Convert an activation to (B, C, P), its cells in image order; P is 1 for a vector.
 
     Raises:
-        UnsupportedModel: the map has another size than the layer's grid in the catalogue.
+        UnsupportedModel: the size of the map differs from the layer's grid in the catalogue.
     """
     if layer.layout == "tokens" and layer.grid is None:
         return activation.transpose(1, 2)

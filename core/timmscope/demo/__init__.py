@@ -1,4 +1,4 @@
-"""The demo: ``timmscope demo`` and ``make demo``."""
+"""Runs the demo, which ``timmscope demo`` and ``make demo`` start."""
 
 from timmscope.demo.run import run_demo
 

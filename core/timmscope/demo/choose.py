@@ -1,4 +1,4 @@
-"""What the report shows is chosen by rule from the store: never by hand, never by chance."""
+"""Chooses what the demo's report shows, by fixed rules: nothing is chosen by hand or at random."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOGITS = "logits"
 
 
 class Guess(NamedTuple):
-    """What the model says of an image: its five most probable classes, with probabilities."""
+    """The model's five most probable classes for an image, and their probabilities."""
 
     image_id: int
     classes: list[int]
@@ -26,12 +26,12 @@ class Guess(NamedTuple):
 def guesses(
     store: Store, candidates: Sequence[int], wanted: int, *, first: Sequence[str] = ()
 ) -> list[Guess]:
-    """Images with the most confident predictions, as many distinct ones as there are.
+    """Return the most confident predictions: first the best of each predicted class, then the rest.
 
     Args:
-        store: with a layer of logits.
+        store: a store with a layer of logits.
         candidates: ids of the images that may be chosen.
-        wanted: how many; fewer where there are fewer images.
+        wanted: number of predictions; fewer are returned if there are fewer images.
         first: stems of file names that come before all others, in this order.
     """
     paths, allowed, rank = store.images.paths, set(candidates), {n: i for i, n in enumerate(first)}
@@ -53,18 +53,18 @@ def guesses(
 def units(
     store: Store, layer: str, count: int, patches: int, where: str | None = None
 ) -> list[int]:
-    """Units that single something out.
+    """Return the units that respond most selectively, best first.
 
-    A unit is the better the further the *weakest* of its strongest images stands above the unit's
-    average, in standard deviations: so all its patches count, not one odd image. Units whose
-    strongest image has the label of one before, or is the same, come after all others.
+    Units are ranked by how many standard deviations the *weakest* of their strongest images lies
+    above the unit's mean, so that all patches count and not one odd image. A unit comes after all
+    others if its strongest image is also that of a better unit, or has the same label.
 
     Args:
-        store: with the layer.
-        layer: its name.
-        count: units wanted.
-        patches: strongest images of each unit.
-        where: condition on the images that these are chosen from.
+        store: a store with the layer.
+        layer: name of the layer.
+        count: number of units to return.
+        patches: number of strongest images of each unit.
+        where: condition that the strongest images must meet.
     """
     found, labels = store.layer(layer), store.images.labels
     chosen = store.images.readable if where is None else store.images.where(where)
@@ -89,15 +89,16 @@ def units(
 
 
 def same_photograph(store: Store, layer: str) -> tuple[float, float]:
-    """How often an image's nearest other image has its label: by pixels, and by features.
+    """Return how often an image's nearest other image has its label: by pixels, and by features.
+
+    Pixels are compared at 32×32 by Euclidean distance, features by cosine similarity.
 
     Args:
-        store: whose labels say what belongs together.
-        layer: whose pooled units are the features, compared by cosine; pixels are compared at
-            32×32 by Euclidean distance.
+        store: a store whose labels say which images belong together.
+        layer: a layer whose pooled units are the features.
 
     Returns:
-        two shares in [0, 1].
+        Two shares in [0, 1].
     """
     ids = np.flatnonzero(store.images.readable)
     names = np.array([store.images.labels[image_id] for image_id in ids.tolist()])
@@ -114,6 +115,6 @@ def same_photograph(store: Store, layer: str) -> tuple[float, float]:
 
 
 def least_similar(store: Store, layer: str, image_ids: Sequence[int]) -> int:
-    """Which of some images has features that point furthest away from those of the first."""
+    """Return the image whose features are least similar to those of the first, by cosine."""
     rows = torch.from_numpy(store.layer(layer).pooled[list(image_ids)]).double()
     return image_ids[int(torch.cosine_similarity(rows[:1], rows).argmin())]

@@ -1,8 +1,8 @@
-"""The demo's data set: photographs that come with scikit-image and scikit-learn, and their crops.
+"""Writes the demo's data set: photographs from scikit-image and scikit-learn, and their crops.
 
-Nothing is downloaded: only files inside the installed packages count. Each photograph gives itself
-and fifteen crops at two scales, so that about twenty photographs make a data set in which the same
-things appear large and small, whole and in part.
+Nothing is downloaded: only files inside the installed packages are used. The data set has each
+photograph and fifteen crops of it at two scales, so that about twenty photographs are enough to
+show the same things large and small, whole and in part.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from timmscope.progress import track
 from timmscope_registry import ModelError, TimmscopeError
 
 SMALLEST_SIDE_PX = 256
-"""Smaller pictures are icons, texts and test patterns."""
+"""Shortest side of a photograph; smaller pictures are icons, texts and test patterns."""
 DRAWINGS = frozenset({"color", "horse", "logo", "phantom"})
-"""Large enough, but neither photographs nor textures."""
+"""Names of pictures that are large enough, but are neither photographs nor textures."""
 LARGE_SHARE, SMALL_SHARE = 0.75, 0.4
-"""Side of a crop over the side of its photograph."""
+"""Side of a large and of a small crop, divided by the side of its photograph."""
 
 
 def require_extras(*, photographs: bool = True) -> None:
     """Check that what the demo needs is installed.
 
     Args:
-        photographs: whether the packages that carry photographs are needed, too.
+        photographs: whether the packages that contain photographs are needed too.
 
     Raises:
         ModelError: a package is missing; the message says what to install.
@@ -47,7 +47,7 @@ def require_extras(*, photographs: bool = True) -> None:
 
 
 def photographs() -> dict[str, Path]:
-    """Photographs and textures inside scikit-image and scikit-learn: file by name, sorted."""
+    """Return the photographs and textures of scikit-image and scikit-learn, sorted by name."""
     found: dict[str, Path] = {}
     for module, below in (("skimage", "data"), ("sklearn", "datasets/images")):
         spec = find_spec(module)
@@ -61,9 +61,9 @@ def photographs() -> dict[str, Path]:
 
 
 def write_data_set(folder: Path) -> Path:
-    """Write photographs and crops below a folder, each photograph's in a folder of its name.
+    """Write each photograph and its crops to a subfolder with the photograph's name.
 
-    The bytes are the same each time; files that are there already are left alone.
+    The bytes are the same each time. Files that exist already are not written again.
 
     Raises:
         TimmscopeError: a file cannot be written.
@@ -82,25 +82,25 @@ def write_data_set(folder: Path) -> Path:
 
 
 def boxes(width: int, height: int) -> Iterator[tuple[str, tuple[int, int, int, int]]]:
-    """Fifteen crops of a picture: three large ones, and twelve small ones in a 4×3 grid.
+    """Yield the boxes of fifteen crops: three large ones, and twelve small ones in a 4×3 grid.
 
     Yields:
-        a name, and left, top, right, bottom in pixels.
+        The crop's name, and its left, top, right and bottom in pixels.
     """
     for name, share, grid in (("large", LARGE_SHARE, (3, 1)), ("small", SMALL_SHARE, (4, 3))):
         across, down = grid if width >= height else grid[::-1]
         side_x, side_y = round(width * share), round(height * share)
         for number in range(across * down):
-            left = _place(width - side_x, number % across, across)
-            top = _place(height - side_y, number // across, down)
+            left = _offset(width - side_x, number % across, across)
+            top = _offset(height - side_y, number // across, down)
             yield f"{name}-{number + 1:02d}", (left, top, left + side_x, top + side_y)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, so that an interrupted run leaves no half of one.
+    """Write a file completely or not at all, so that an interrupted run leaves no partial file.
 
     Raises:
-        TimmscopeError: it cannot be written.
+        TimmscopeError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -111,5 +111,6 @@ def write_whole(path: Path, content: bytes) -> None:
         raise TimmscopeError(f"cannot write {path}: {error}") from error
 
 
-def _place(room: int, index: int, count: int) -> int:
+def _offset(room: int, index: int, count: int) -> int:
+    """Return the offset of one of `count` crops that are spread evenly over `room` pixels."""
     return room // 2 if count == 1 else round(room * index / (count - 1))

@@ -24,7 +24,7 @@ from timmscope.drawing.style import (
     truncate,
 )
 
-_PLOT_W, _PLOT_H = 3.6, 2.3
+_PLOT_W, _PLOT_H = 3.6, 2.3  # all sizes are in inches
 _AXIS_LEFT, _AXIS_BOTTOM = 0.55, 0.42
 _LEGEND_LEFT = 0.45  # width of the line sample before a name
 
@@ -43,8 +43,8 @@ def curves_figure(
         pictures: each `(3, H, W)` in [0, 1].
         captions: two lines for each picture; the second may be empty.
         curves: `(steps,)` each, by name; one curve may have the name "".
-        value: what the curves show, the label of the axis.
-        log: draw the values on a logarithmic axis, where any is positive.
+        value: what the curves show; the label of the vertical axis.
+        log: make the vertical axis logarithmic if every curve has a positive value.
     """
     columns = min(len(pictures), 4)
     rows = math.ceil(len(pictures) / columns)
@@ -52,8 +52,8 @@ def curves_figure(
     tall = min(cell * max(item.shape[-2] / item.shape[-1] for item in pictures), cell * 1.6)
     detail = any(second for _, second in captions)
     label = line_height(LABEL_PT) + (line_height(SMALL_PT) if detail else 0) + 0.05
-    step_x, step_y = cell + GAP_IN, tall + label + GAP_IN
-    plot_left = MARGIN_IN + columns * step_x + _AXIS_LEFT + 0.1
+    pitch_x, pitch_y = cell + GAP_IN, tall + label + GAP_IN
+    plot_left = MARGIN_IN + columns * pitch_x + _AXIS_LEFT + 0.1
     plot_height = max(tall, _PLOT_H) - _AXIS_BOTTOM
     names = [name for name in curves if name]
     legend = _LEGEND_LEFT + max(
@@ -62,21 +62,22 @@ def curves_figure(
     with theme():
         page = Canvas(
             plot_left + _PLOT_W + legend + MARGIN_IN,
-            2 * MARGIN_IN + max(rows * step_y - GAP_IN, plot_height + _AXIS_BOTTOM + label),
+            2 * MARGIN_IN + max(rows * pitch_y - GAP_IN, plot_height + _AXIS_BOTTOM + label),
         )
         for index, (picture, (first, second)) in enumerate(zip(pictures, captions, strict=True)):
             row, column = divmod(index, columns)
-            left, top = MARGIN_IN + column * step_x, MARGIN_IN + row * step_y
+            left, top = MARGIN_IN + column * pitch_x, MARGIN_IN + row * pitch_y
             page.picture(picture, left, top, cell, tall)
             page.text(truncate(first, cell), left, top + tall + 0.04)
             small = top + tall + 0.04 + line_height(LABEL_PT)
             page.text(truncate(second, cell, SMALL_PT), left, small, size=SMALL_PT, colour=MUTED)
         axes = page.axes(plot_left, MARGIN_IN + 0.02, _PLOT_W, plot_height)
-        _draw(axes, curves, value, log=log)
+        _draw_curves(axes, curves, value, log=log)
     return page.figure
 
 
-def _draw(axes: Axes, curves: Mapping[str, Tensor], value: str, *, log: bool) -> None:
+def _draw_curves(axes: Axes, curves: Mapping[str, Tensor], value: str, *, log: bool) -> None:
+    """Draw the curves with labels and a legend; a logarithmic axis leaves out values up to zero."""
     curves = {name: values.detach().double().cpu() for name, values in curves.items()}
     log = log and all(bool((values > 0).any()) for values in curves.values())
     for index, (name, values) in enumerate(curves.items()):
@@ -93,5 +94,5 @@ def _draw(axes: Axes, curves: Mapping[str, Tensor], value: str, *, log: bool) ->
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     axes.tick_params(length=3, width=0.6)
     if any(curves):
-        # Beside the axes, because inside it would cover the curves.
+        # The legend is beside the axes, because inside them it would cover the curves.
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, handlelength=1.4)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 BELOW, MIDDLE, ABOVE = (0.05, 0.25, 0.60), (0.97, 0.97, 0.97), (0.65, 0.08, 0.13)
 """sRGB colours of the lowest value (blue), of zero (almost white) and of the highest (red)."""
 
+# Ottosson's matrices, from linear sRGB to cone responses and from their cube roots to Oklab.
 _TO_CONES = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],

@@ -1,9 +1,9 @@
 """Colours heat maps, lays them over images, and draws their colour bars.
 
-A signed map has a diverging colour map centred at zero. An unsigned map starts at zero, or at its
-smallest value if that is far from zero (RISE). Because a few extreme pixels (as in saliency maps)
-would leave the rest black, the colours end at a quantile of the non-zero magnitudes, which the
-colour bar shows with an arrow. The values themselves are not changed.
+A signed map has a diverging colour map centred at zero. The colours of an unsigned map start at
+zero, or at its smallest value if that is far from zero, as in RISE. A few extreme pixels, as in
+saliency maps, would leave the rest black. So the colours end at a quantile of the non-zero
+magnitudes, and an arrow on the colour bar says so. The values themselves are not changed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from timmscope.drawing.style import (
 )
 
 BY_COLOUR = "by colour, grey is 0"
-"""Label above the coloured pixels."""
+"""Label above a picture that `around_grey` made."""
 QUANTILE = 0.995
-"""Share of the non-zero magnitudes within the range of the colours."""
+"""Share of the non-zero magnitudes that lie within the range of the colours."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class HeatScale:
 
     Attributes:
         low: value of the first colour.
-        high: value of the last colour; above `low`, also for a constant map.
-        signed: whether zero is in the middle.
+        high: value of the last colour; above `low`, even for a constant map.
+        signed: whether zero is in the middle of the range.
         clipped: whether some values are outside the range.
     """
 
@@ -51,11 +51,11 @@ class HeatScale:
 
     @classmethod
     def of(cls, heat: Tensor, *, signed: bool | None = None) -> HeatScale:
-        """Choose the range for a map `(H, W)`; NaN and infinities are ignored.
+        """Choose the range for a map `(H, W)` and ignore NaN and infinite values.
 
         Args:
             heat: the map.
-            signed: whether zero is in the middle; by default if there are values below zero.
+            signed: whether zero is in the middle; by default, whether any value is below zero.
         """
         values = heat.detach().double().flatten()
         values = values[torch.isfinite(values)]
@@ -92,7 +92,7 @@ class HeatScale:
 
 
 def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
-    """Colour a map `(H, W)` as an image `(3, H, W)` in [0, 1]; by default with its own range."""
+    """Colour a map `(H, W)` as an image `(3, H, W)` in [0, 1], by default over its own range."""
     scale = scale or HeatScale.of(heat)
     rgba = scale.colours(scale.unit(heat).cpu().numpy())
     return torch.from_numpy(np.ascontiguousarray(rgba[..., :3].transpose(2, 0, 1))).float()
@@ -101,8 +101,8 @@ def colourise(heat: Tensor, scale: HeatScale | None = None) -> Tensor:
 def around_grey(change: Tensor) -> Tensor:
     """Show signed values `(3, H, W)` as colours around mid-grey: `0.5 + g / (2 m)`, clamped.
 
-    `m` is the quantile of the non-zero magnitudes that heat maps use too: a gradient has a few
-    extreme pixels, and relative to their maximum all others would be grey.
+    `g` are the values, and `m` is the quantile of their non-zero magnitudes that heat maps use too:
+    a gradient has a few extreme pixels, and relative to their maximum all others would be grey.
     """
     values = change.detach().float().cpu()
     nonzero = values.abs()[values != 0].numpy()
@@ -116,10 +116,10 @@ def overlay(
     """Lay a map's colours over a pale grey version of the image.
 
     Args:
-        image: `(3, H, W)` in [0, 1]; of another number of channels, their mean is shown.
+        image: `(3, H, W)` in [0, 1]; with another number of channels, their mean is shown.
         heat: `(h, w)` on any scale; resized bilinearly to the image's size.
         opacity: opacity of the strongest colours, in [0, 1]; others fade with their magnitude.
-        signed: whether zero is in the middle; by default if there are values below zero.
+        signed: whether zero is in the middle; by default, whether any value is below zero.
 
     Returns:
         `(3, H, W)` in [0, 1].
@@ -138,7 +138,7 @@ def overlay(
 def colour_bar(
     page: Canvas, scale: HeatScale, left: float, top: float, width: float, height: float
 ) -> None:
-    """Draw the colour bar of a heat map beside it; all places and sizes are in inches."""
+    """Draw the colour bar of a heat map; its position and size on the page are in inches."""
     axes = page.axes(left, top, width, height)
     arrows = ("both" if scale.signed else "max") if scale.clipped else "neither"
     mappable = ScalarMappable(Normalize(scale.low, scale.high), scale.colours)

@@ -1,4 +1,7 @@
-"""Colours and shapes that distinguish the classes on a map, the same in the figure and the page."""
+"""Chooses the colours and shapes of the classes on a map, a scatter plot with a point per image.
+
+The figure and the HTML page of a map both use them, so that they look the same.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +18,23 @@ COLOURS = (*SERIES[:6], "#7b4fa3", "#8c6d31", "#b2182b", "#4d9221", "#35978f")
 OTHER = "#a3a9b2"
 """Colour of rare classes and of points without a class."""
 SHAPES = ("disc", "square", "triangle", "diamond", "wedge", "plus", "pentagon", "cross")
-"""Shapes; with 11 colours no two classes share both, and adjacent classes share neither."""
+"""Shapes of points, which frequent classes get in turn; each of them also has its own colour."""
 CONTINUOUS = "viridis"
-"""matplotlib's colour map for numbers."""
+"""Name of the matplotlib colour map for points that are coloured by a number."""
 MOST = len(COLOURS)
 """Largest number of classes with a colour of their own."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Points with the same colour and shape: a class, all rarer classes, or points without one.
+    """Points with the same colour and shape: those of one class, of all rare classes, or of none.
 
     Attributes:
         name: name in the legend.
         colour: `#rrggbb`.
         shape: one of `SHAPES`.
-        members: indices of its points, ascending.
-        named: whether it is a single class, whose name may be written on the map.
+        members: indices of the group's points, ascending.
+        named: whether the group is a single class, so that its name may be written on the map.
     """
 
     name: str
@@ -46,10 +49,10 @@ def group_by_class(classes: Sequence[str], codes: npt.ArrayLike) -> list[Group]:
 
     Args:
         classes: names of the classes.
-        codes: `(n,)` class of each point, as an index; -1 for none.
+        codes: `(n,)` class of each point, as an index into `classes`; -1 for none.
 
     Returns:
-        Groups with points, the classes in the order of `classes`.
+        The groups that have points: the frequent classes in the order of `classes`, then the rest.
     """
     codes = np.asarray(codes).astype(np.int64)
     counts = Counter(codes[codes >= 0].tolist())

@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 
 TYPEFACE = "DejaVu Sans"
-"""Comes with matplotlib, so that figures look the same everywhere."""
+"""Typeface of all text; it comes with matplotlib, so that figures look the same everywhere."""
 _FALLBACKS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Noto Sans JP", "Noto Sans SC",
     "Noto Sans KR", "Source Han Sans", "IPAexGothic", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
@@ -23,7 +23,7 @@ _FALLBACKS = (
     "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
     "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Thai", "Leelawadee UI", "Arial Unicode MS",
 )  # fmt: skip
-"""Typefaces for characters that the first one lacks, if they are installed."""
+"""Typefaces for characters that `TYPEFACE` lacks; those that are installed are used."""
 
 TITLE_PT = 11.0
 LABEL_PT = 8.5
@@ -48,7 +48,7 @@ SEQUENTIAL = "inferno"
 MARGIN_IN = 0.25
 GAP_IN = 0.14
 MAX_ROWS = 24
-"""Most rows of pictures in one figure; a note below says how many are left out."""
+"""Largest number of rows of pictures in a figure; a note below says how many are left out."""
 
 _STYLE = {
     "font.size": LABEL_PT,
@@ -93,7 +93,7 @@ _HINTING = 1.03
 
 @lru_cache
 def _families() -> list[str]:
-    """The typeface and the installed fallbacks."""
+    """Return `TYPEFACE` and the installed fallbacks."""
     installed = set(fontManager.get_font_names())
     return [TYPEFACE, *(name for name in _FALLBACKS if name in installed)]
 
@@ -101,7 +101,7 @@ def _families() -> list[str]:
 @lru_cache
 def _font(family: str, bold: bool) -> FT2Font:
     weight = "bold" if bold else "normal"
-    # Not matplotlib's get_font: it returns a shared font, whose size changes while drawing.
+    # matplotlib's get_font would return a shared font, whose size changes while drawing.
     font = FT2Font(findfont(FontProperties(family=family, weight=weight)))
     font.set_size(100, 72)
     return font
@@ -109,13 +109,14 @@ def _font(family: str, bold: bool) -> FT2Font:
 
 @lru_cache(4096)
 def _font_of(letter: str, bold: bool) -> FT2Font | None:
-    """The first font that has a character; None if no font has it."""
+    """Return the first font that has a character, or None if no font has it."""
     fonts = (_font(family, bold) for family in _families())
     return next((font for font in fonts if font.get_char_index(ord(letter))), None)
 
 
 @lru_cache(4096)
 def _advance(letter: str, bold: bool) -> float:
+    """Return the width of a character, in font sizes; a box stands for a missing one."""
     font = _font_of(letter, bold)
     if font is None:
         return _advance(" " if letter.isspace() else _MISSING, bold)
@@ -147,7 +148,7 @@ def truncate(
         text: the text.
         width_in: width in inches.
         size_pt: font size in points.
-        lines: most lines.
+        lines: largest number of lines.
         bold: whether the text is bold.
     """
     parts = (_wrap_line(part, width_in, size_pt, lines, bold) for part in text.split("\n"))
@@ -207,7 +208,7 @@ def format_number(value: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """Format a share from 0 to 1 as per cent, with a decimal near 100 %: `87%`, `99.6%`."""
+    """Format a share from 0 to 1 as a percentage, with a decimal near 100 %: `87%`, `99.6%`."""
     return f"{share:.0%}" if share < 0.995 else f"{share:.1%}"
 
 

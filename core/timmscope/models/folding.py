@@ -2,7 +2,7 @@
 
 In eval mode a batch norm is one multiplication and one addition per channel, which the convolution
 before it can do at no cost. Running the model shows which convolution passes its output to which
-norm, and the copy is used only if it has the same values as the model at every layer of interest.
+batch norm. The copy is used only if its layers have the same values as the model's.
 """
 
 from __future__ import annotations
@@ -23,33 +23,37 @@ from timmscope_registry.hooks import Edge
 log = logging.getLogger("timmscope.models")
 
 TOLERANCE = 1e-5
-"""Largest difference of the copy at a layer, relative to the layer's largest value."""
+"""Largest accepted difference between copy and model at a layer, relative to its largest value."""
 
 ROUNDING = 1e-4
-"""Largest difference of a layer's mean or root mean square, relative to the latter."""
+"""Largest accepted difference of a layer's mean or RMS, relative to its RMS (root mean square)."""
 
-_PROBES = 2
+_PROBE_COUNT = 2
+"""Number of random images on which a copy is compared with the model."""
 _LAYERS_AT_ONCE = 16
 """Number of layers whose values are in memory at a time for a comparison."""
 
 
 def fold_batch_norms(model: HookedModel, layers: Sequence[str]) -> HookedModel | None:
-    """Copy a model with batch norms folded; None if that would change one of `layers`.
+    """Copy a model and fold its batch norms; return None if that would change one of `layers`.
 
     The copy shares all other weights with the model, which is not changed. Its layers have the same
-    names, but a convolution into which a batch norm is folded is no layer, because its output is
-    different. Convolutions among `layers` keep their batch norm. A model with foreign hooks, with
-    open contexts or with another dtype than float32 is not folded.
+    names, but a convolution into which a batch norm is folded is not a layer of the copy, because
+    its output is different. Convolutions among `layers` keep their batch norms.
 
     Args:
         model: the model.
         layers: names of the layers that must stay equal, up to `TOLERANCE`.
+
+    Returns:
+        The copy. None if nothing can be folded, if a layer would change, or if the model has hooks
+        from other code, has open contexts, or is not in float32.
     """
     if not _can_copy(model):
         return None
     names = {model.layers.resolve(name).name for name in layers}
-    pairs = [pair for pair in _pairs(model) if not names & pair.points]
-    twin = _folded(model, pairs) if pairs else None
+    pairs = [pair for pair in _foldable_pairs(model) if not names & pair.points]
+    twin = _copy_with_folded(model, pairs) if pairs else None
     if twin is None:
         return None
     differences = _differences(model, twin, sorted(names))
@@ -65,7 +69,10 @@ def fold_batch_norms(model: HookedModel, layers: Sequence[str]) -> HookedModel |
 
 
 def fused(model: HookedModel) -> HookedModel:
-    """Return the copy that `HookedModel.fused` describes."""
+    """Copy a model with faster convolutions; return the model itself if a copy gains nothing.
+
+    `HookedModel.fused` calls this function and says what is different in the copy.
+    """
     if not _can_copy(model):
         log.info("not fused: the model has hooks or open contexts, or is not in float32")
         return model
@@ -74,17 +81,21 @@ def fused(model: HookedModel) -> HookedModel:
 
 
 def _fold_where_exact(model: HookedModel) -> HookedModel | None:
-    """Copy a model with all norms folded that can be folded exactly; None if there are none."""
-    pairs = _pairs(model)
+    """Copy a model and fold every batch norm that changes nothing but rounding.
+
+    Return None if there are none, or if the copy still differs from the model.
+    """
+    pairs = _foldable_pairs(model)
     while pairs:
-        twin = _folded(model, pairs)
+        twin = _copy_with_folded(model, pairs)
         consumers = [pair.consumer for pair in pairs]
         differences = _differences(model, twin, consumers) if twin is not None else None
         if twin is None or differences is None:
             return None
         exact = [pair for pair in pairs if differences[pair.consumer] <= TOLERANCE]
         if len(exact) == len(pairs):
-            # If a function uses the convolution's output too, later layers differ more.
+            # A function outside the modules may use a convolution's output too; then later layers
+            # differ although the batch norm's output does not.
             if not _is_equal(model, twin):
                 return None
             log.info("%d batch norms folded", len(pairs))
@@ -94,23 +105,26 @@ def _fold_where_exact(model: HookedModel) -> HookedModel | None:
 
 
 def _pack(model: HookedModel) -> HookedModel | None:
-    """Copy a model with packed convolutions and nothing folded; None if that gains nothing."""
-    module = _copied(model.module)
+    """Copy a model and pack its convolutions without folding.
+
+    Return None if no convolution can be packed, or if the copy differs from the model.
+    """
+    module = _copy_module(model.module)
     if module is None or not pack_convolutions(module):
         return None
-    twin = _with_module(model, module, {})
+    twin = _copy_around(model, module, {})
     return twin if _is_equal(model, twin) else None
 
 
-def _pairs(model: HookedModel) -> list[Edge]:
-    """List the convolutions that pass their output only to a batch norm."""
+def _foldable_pairs(model: HookedModel) -> list[Edge]:
+    """List the convolutions that pass their output only to a batch norm, with that batch norm."""
     modules = dict(model.module.named_modules())
     return [pair for pair in model.hooks.dataflow_edges() if _is_foldable(pair, modules)]
 
 
-def _folded(model: HookedModel, pairs: list[Edge]) -> HookedModel | None:
-    """Copy a model with these pairs folded; None if it cannot be copied."""
-    module = _copied(model.module)
+def _copy_with_folded(model: HookedModel, pairs: list[Edge]) -> HookedModel | None:
+    """Copy a model and fold these pairs; return None if it cannot be copied."""
+    module = _copy_module(model.module)
     if module is None:
         return None
     for pair in pairs:
@@ -121,11 +135,11 @@ def _folded(model: HookedModel, pairs: list[Edge]) -> HookedModel | None:
         for pair in pairs
         for name in pair.points
     }
-    return _with_module(model, module, hidden)
+    return _copy_around(model, module, hidden)
 
 
-def _copied(module: nn.Module) -> nn.Module | None:
-    """Copy a module, sharing all parameters and buffers; None if it cannot be copied."""
+def _copy_module(module: nn.Module) -> nn.Module | None:
+    """Copy a module but share its parameters and buffers; return None if that fails."""
     shared = {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())}
     try:
         return copy.deepcopy(module, shared)
@@ -134,8 +148,14 @@ def _copied(module: nn.Module) -> nn.Module | None:
         return None
 
 
-def _with_module(model: HookedModel, module: nn.Module, hidden: Mapping[str, str]) -> HookedModel:
-    """Copy a model with another module; preprocessing, class names and id stay the same."""
+def _copy_around(model: HookedModel, module: nn.Module, hidden: Mapping[str, str]) -> HookedModel:
+    """Copy a model around another module; preprocessing, class names and id stay the same.
+
+    Args:
+        model: the model.
+        module: the module of the copy.
+        hidden: names that are not layers of the copy, and why.
+    """
     twin = copy.copy(model)
     vars(twin)["weights_sha256"] = model.weights_sha256
     twin.module = module
@@ -144,7 +164,7 @@ def _with_module(model: HookedModel, module: nn.Module, hidden: Mapping[str, str
 
 
 def _can_copy(model: HookedModel) -> bool:
-    """Whether a copy would behave like the model: float32, no hooks, no replaced forward."""
+    """Return whether a copy would behave like the model: float32, no hooks, no replaced forward."""
     return not (
         model.dtype != torch.float32
         or model.hooks.open_contexts
@@ -154,6 +174,7 @@ def _can_copy(model: HookedModel) -> bool:
 
 
 def _is_foldable(pair: Edge, modules: dict[str, nn.Module]) -> bool:
+    """Return whether a pair is a 2d convolution and a batch norm with running statistics."""
     from timm.layers import BatchNormAct2d, Conv2dSame
 
     conv, norm = modules[pair.producer], modules[pair.consumer]
@@ -166,6 +187,7 @@ def _is_foldable(pair: Edge, modules: dict[str, nn.Module]) -> bool:
 
 
 def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Scale a convolution's weight and bias as its batch norm does, and remove the batch norm."""
     conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -182,11 +204,11 @@ def _fold(module: nn.Module, conv_name: str, norm_name: str) -> None:
         weight = conv.weight.double() * scale[:, None, None, None]
         conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
         conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
-    replace_parts(module, {norm: _children(norm)})
+    replace_parts(module, {norm: _replacement(norm)})
 
 
-def _children(norm: nn.BatchNorm2d) -> nn.Module:
-    """The children of a batch norm under their names: timm's have dropout and an activation."""
+def _replacement(norm: nn.BatchNorm2d) -> nn.Module:
+    """Return a module with a batch norm's children: timm's contain dropout and an activation."""
     children = nn.Sequential()
     for name, part in norm.named_children():
         children.add_module(name, part)
@@ -196,9 +218,10 @@ def _children(norm: nn.BatchNorm2d) -> nn.Module:
 def _differences(
     model: HookedModel, twin: HookedModel, names: Sequence[str]
 ) -> dict[str, float] | None:
-    """The largest difference at each layer, relative to the layer's largest value; inf for NaN.
+    """Return the largest difference at each layer, relative to its largest value; inf for NaN.
 
-    None if the copy does not run: a forward may read a norm's `eps`, or reshape a tensor by `view`.
+    Return None if the copy does not run: a model's forward may read the `eps` of a batch norm that
+    is gone, or call `view` on a tensor whose memory layout is different in the copy.
     """
     images = _probes(model)
     differences: dict[str, float] = {}
@@ -218,9 +241,10 @@ def _differences(
 
 
 def _is_equal(model: HookedModel, twin: HookedModel) -> bool:
-    """Whether all layers of a copy and its output equal the model's, except for rounding.
+    """Return whether all layers of a copy and its output equal the model's, except for rounding.
 
-    Means and root mean squares are compared, which needs one forward each and stores no layer.
+    Only their means and root mean squares are compared. This takes one forward of each model and
+    keeps no layer in memory.
     """
     images = _probes(model)
     try:
@@ -235,7 +259,7 @@ def _is_equal(model: HookedModel, twin: HookedModel) -> bool:
 
 
 def _moments(model: HookedModel, images: Tensor, names: Sequence[str]) -> Tensor:
-    """Mean and root mean square of each layer, `(layers, 2)`."""
+    """Return the mean and the root mean square of each layer, `(layers, 2)`."""
     moments: dict[str, Tensor] = {}
 
     def reader(name: str) -> Callable[[Tensor], None]:
@@ -251,11 +275,13 @@ def _moments(model: HookedModel, images: Tensor, names: Sequence[str]) -> Tensor
 
 
 def _probes(model: HookedModel) -> Tensor:
+    """Return images of uniform noise, `(_PROBE_COUNT, C, H, W)`, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(_PROBES, *model.input_size, generator=generator)
+    return torch.rand(_PROBE_COUNT, *model.input_size, generator=generator)
 
 
 def _difference(expected: Tensor, actual: Tensor) -> float:
+    """Return the largest difference, relative to the largest expected value; inf for NaN."""
     scale = max(float(expected.abs().max()), torch.finfo(torch.float32).tiny)
     difference = float((actual - expected).abs().max()) / scale
     return difference if difference == difference else float("inf")

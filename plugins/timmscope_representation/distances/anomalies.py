@@ -1,4 +1,4 @@
-"""Anomalies: the images of a layer ranked by how far they are from the others."""
+"""Ranks the images of a layer by how far they are from the others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Anomalies(RepresentationTechnique):
     """Number of images to show; `scores.csv` lists all."""
 
     def analyse(self, source: Rows, images: Any) -> Scores:
-        """Scores of all images of a store's layer or an array.
+        """Return the scores of all images of a store's layer or of an array.
 
         Raises:
             ParameterError: there are too few images, rows are too long, or rows are all equal or
@@ -95,7 +95,7 @@ class Anomalies(RepresentationTechnique):
         )
 
     def _scores(self, space: RowSpace) -> tuple[Any, str, str]:
-        """Scores `(n,)`, their name, and a note."""
+        """Return the scores `(n,)`, their name, and a note."""
         if self.score == "knn":
             kind = "cosine distance" if self.metric == "cosine" else "Euclidean distance"
             nearest = "nearest" if self.k == 1 else f"{_ordinal(self.k)} nearest"

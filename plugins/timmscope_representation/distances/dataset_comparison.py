@@ -1,4 +1,4 @@
-"""`DatasetComparison`: the distance of two data sets, and the images that differ most."""
+"""Holds the distances between two data sets, and the images of each that differ most."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DatasetComparison(Result):
     """Comparison of two data sets in one layer: a reference and another set.
 
-    Lists of two are for the reference and the other set.
+    In a list of two items, the first is for the reference and the second for the other set.
 
     Attributes:
         titles: names of the sets.
@@ -25,25 +25,26 @@ class DatasetComparison(Result):
         images: number of images of each set, all of which enter `fid`.
         sampled: number of images of each set that enter the other measures.
         k: number of neighbours for precision, recall, density and coverage.
-        fid: Fréchet distance of the Gaussians with the sets' moments.
+        fid: Fréchet distance between Gaussians with the means and covariances of the sets.
         kid: squared maximum mean discrepancy, unbiased, so it may be below zero.
-        kid_error: its standard error.
+        kid_error: standard error of `kid`.
         precision: share of the other set within the reference's manifold.
         recall: share of the reference within the other set's manifold.
         density: mean number of the reference's neighbourhoods around an image of the other set,
             divided by k.
         coverage: share of the reference's neighbourhoods that hold an image of the other set.
         notes: remarks on the numbers.
-        points: `(s, 2)`, some images in the plane of the largest common variance, first `shown[0]`
-            of the reference.
+        points: `(s, 2)`, positions of some images in the plane in which both sets together vary
+            most; the first `shown[0]` are images of the reference.
         shown: number of points of each set.
         explained: share of the variance along the two axes.
         far_ids: for each set, ids of the images farthest from the other set, farthest first.
         far_names: names of these images.
         far_distances: their distances to the nearest image of the other set.
         nearest_names: names of those nearest images.
-        pictures_of: `(2, 2, e, 3, t, t)` thumbnails: for each set, the far images and the nearest
-            of the other; grey where there are fewer than e. None without images.
+        pictures_of: `(2, 2, e, 3, t, t)` thumbnails: for each set, the far images and the images of
+            the other set that are nearest to them; grey where there are fewer than e. None if the
+            images are not available.
     """
 
     titles: list[str]
@@ -69,13 +70,13 @@ class DatasetComparison(Result):
     pictures_of: Tensor | None = None
 
     def figure(self) -> Figure:
-        """The measures, both sets in a plane, and the images of each set that the other lacks."""
+        """Draw the measures, both sets in a plane, and the images that the other set lacks."""
         from timmscope_representation.distances.dataset_figure import dataset_figure
 
         return dataset_figure(self)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row per measure."""
+        """Return one row per measure."""
         first, second = self.titles
         return [
             {
@@ -117,7 +118,7 @@ class DatasetComparison(Result):
         ]
 
     def documents(self) -> dict[str, str]:
-        """`measures.csv`, and `farthest.csv` with the images of each set that the other lacks."""
+        """Return `measures.csv`, and `farthest.csv` with the images that the other set lacks."""
         far = [
             {
                 "set": title,

@@ -1,8 +1,8 @@
 """Finds the image order of tokens in models that keep them in another order (Hiera).
 
 Hiera's `Unroll` sorts tokens so that pooling windows are contiguous, and each pooling undoes one
-level of that order. Hiera's own `Reroll` restores the image order for each block; applied to token
-numbers it gives the permutation.
+level of that order. Hiera's own `Reroll` restores the image order for each block; if it is applied
+to the numbers of the tokens, it returns the permutation.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from timmscope_registry.hooks.layout import Reading
 from timmscope_registry.hooks.trace import Call
 
 TokenOrder = Callable[[Call, Reading], tuple[int, ...] | None]
+"""A function that `token_orders` returns."""
 
 
 def token_orders(modules: dict[str, nn.Module], calls: list[Call]) -> TokenOrder:
@@ -24,6 +25,8 @@ def token_orders(modules: dict[str, nn.Module], calls: list[Call]) -> TokenOrder
 
     The function returns None if the tokens are in row-major order, as in almost all models.
     """
+    # For each Hiera: the prefix of its modules' paths, the index of the call that sorted the
+    # tokens, and the permutation for each grid.
     unrolled: list[tuple[str, int, dict[tuple[int, ...], tuple[int, ...]]]] = []
     for path, module in modules.items():
         unroll, reroll = getattr(module, "unroll", None), getattr(module, "reroll", None)
@@ -47,7 +50,7 @@ def token_orders(modules: dict[str, nn.Module], calls: list[Call]) -> TokenOrder
 
 
 def _permutations(reroll: nn.Module) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Return the token numbers in image order, for every grid of the model's blocks."""
+    """Return the token at each cell in row-major order, for every grid of the model's blocks."""
     schedule = reroll.schedule
     permutations: dict[tuple[int, ...], tuple[int, ...]] = {}
     assert isinstance(schedule, dict)
