@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-_WHOLE = re.compile(r"-?\d{1,18}", re.ASCII)
+_WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 _PART = re.compile(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", re.ASCII)
 
 
 def is_whole(text: str) -> bool:
-    """Return whether text is a whole number of at most 18 digits, as in ``17`` or ``-3``.
+    """Return whether text is a whole number without a sign, of at most 18 digits.
 
     Longer ones mean nothing here, and Python refuses to convert text of thousands of digits.
     """

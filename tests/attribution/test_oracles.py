@@ -148,7 +148,9 @@ def test_a_batch_in_pieces_gives_the_same_maps(name, pooled_linear, noise):
 def test_a_layer_that_is_alike_in_all_cells_has_no_map(pooled_linear, noise):
     flat = torch.full((1, 3, 8, 8), 0.5)
     mixed = torch.cat([noise[:1].float(), flat])
-    with pytest.raises(TechniqueError, match=r"same everywhere for image 1: .* has a single colour"):
+    with pytest.raises(
+        TechniqueError, match=r"same everywhere for image 1: .* has a single colour"
+    ):
         SignedCAM(pooled_linear, mixed, 1)
     tiled = noise[:1, :, :2, :2].repeat(1, 1, 4, 4)  # each cell sees the same patch
     with pytest.raises(TechniqueError, match=r"all cells of the layer have the same value"):

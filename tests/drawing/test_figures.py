@@ -55,6 +55,7 @@ def adversarial(count=2):
         already_wrong=torch.zeros(count, dtype=torch.bool),
         success=flags,
         success_8bit=flags,
+        stuck=torch.zeros(count, dtype=torch.bool),
         linf=torch.full((count,), 4 / 255),
         l2=torch.full((count,), 1.0),
     )

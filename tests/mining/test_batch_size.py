@@ -30,7 +30,9 @@ def plan_for(model: HookedModel, **settings: Any) -> Plan:
         "collectors": (),
         "batch_size": None,
         "shard_size": None,
+        "threads": None,
         "precision": None,
+        "count": 1024,
     }
     return make_plan(model, None, **{**every, **settings})
 

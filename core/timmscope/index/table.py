@@ -89,7 +89,7 @@ class RowTable:
             if self._spool is None:
                 self._spool = _temporary_file(self._scratch)
                 weakref.finalize(self, self._spool.close)
-            left = np.ascontiguousarray(rows, np.float32).data.cast("B")
+            left = np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data
             while left:
                 left = left[self._spool.write(left) :]
         except OSError as error:

@@ -472,7 +472,9 @@ def _name_text(name: str) -> str:
 
 def _is_quoted(target: str) -> bool:
     """Whether a class is named by digits in quotes, and is not the class of that index."""
-    return target.startswith('"') and target.endswith('"') and is_whole(target[1:-1])
+    return (
+        target.startswith('"') and target.endswith('"') and is_whole(target[1:-1].removeprefix("-"))
+    )
 
 
 def _output(model: ModelLike) -> Layer:
@@ -502,7 +504,7 @@ def _require_logits(model: ModelLike) -> None:
 def _class_index(model: ModelLike, target: int | str) -> int:
     if isinstance(target, str):
         name = target[1:-1] if _is_quoted(target) else target
-        if name == target and is_whole(target):
+        if name == target and is_whole(target.removeprefix("-")):
             target = int(target)
         elif model.classes is None:
             raise ObjectiveError(

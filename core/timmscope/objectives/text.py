@@ -150,10 +150,6 @@ class ObjectiveText(Objective):
         return self.text
 
 
-def _is_index(text: str) -> bool:
-    return is_whole(text) and not text.startswith("-")
-
-
 class _Parser:
     """Reads one text; quoted names are hidden behind placeholders meanwhile."""
 
@@ -181,7 +177,7 @@ class _Parser:
 
     def _target(self, hidden: str) -> int | str:
         name = self._name(hidden)
-        if not is_whole(name):
+        if not is_whole(name.removeprefix("-")):
             return name
         return json.dumps(name) if _HIDDEN.search(hidden) else int(name)
 
@@ -263,9 +259,9 @@ class _Parser:
         assert match is not None, "callers check the form"
         layer, inside = self._name(match["layer"]), match["unit"]
         parts = [part.strip() for part in inside.split(",")]
-        if len(parts) == 2 and parts[1] in ("centre", "center") and _is_index(parts[0]):
+        if len(parts) == 2 and parts[1] in ("centre", "center") and is_whole(parts[0]):
             return neuron(layer, int(parts[0]))
-        if len(parts) not in (1, 3) or not all(map(_is_index, parts)):
+        if len(parts) not in (1, 3) or not all(map(is_whole, parts)):
             raise ObjectiveError(
                 f"{self._shown(body)!r} names no unit: expected LAYER[UNIT] or LAYER[UNIT,y,x] in "
                 "whole numbers"

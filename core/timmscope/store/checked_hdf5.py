@@ -270,6 +270,7 @@ def read_group(file: CheckedFile, group: str) -> dict[str, np.ndarray]:
 
 
 def write_group(file: h5py.File, group: str, arrays: Mapping[str, np.ndarray], place: str) -> None:
-    """Write arrays into a group, by name."""
+    """Write arrays into a group, by name; a group without arrays exists too."""
+    file.require_group(group)
     for name, array in arrays.items():
         write_array(file, f"{group}/{name}", np.asarray(array), place)

@@ -208,8 +208,11 @@ class Manifest(_Record):
             raise ValueError(f"shard {number} has {record.unreadable} unreadable images")
 
     def pass_digest(self) -> str:
-        """Return a digest of what decides the rows; the same for all parts of a pass."""
-        identity = [item for item in self._identity() if item[0] != "part"]
+        """Return a digest of what decides the rows; the same for all parts of a pass.
+
+        The weights count, and not the id by which they were loaded.
+        """
+        identity = [item for item in self._identity() if item[0] not in ("part", "model")]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def trust_digest(self) -> str:
