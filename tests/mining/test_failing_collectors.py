@@ -89,7 +89,7 @@ class FragileRows(RowCollector):
         (FragileStream, "update", "fragile-stream failed in layer layer1, images 16 to 19", [0]),
         (Fragile, "state", "fragile failed in layer layer1, images 0 to 11", []),
         (Fragile, "load", "fragile failed in layer layer1, images 0 to 11", [0, 1, 2, 3]),
-        (Fragile, "merge", "fragile failed in layer layer1, images 0 to 11", [0, 1, 2, 3]),
+        (Fragile, "merge", "fragile failed in layer layer1, images 12 to 23", [0, 1, 2, 3]),
         (FragileRows, "reduce", "fragile-rows failed in layer global_pool, images 8 to 11", []),
     ],
 )
