@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -143,6 +143,7 @@ names = st.text(st.sampled_from('ab[]|*@"-+ 1.\\'), min_size=1, max_size=8).filt
 )
 
 
+@example("1[@]")
 @given(names)
 def test_any_name_comes_back_from_its_text(name):
     for objective in (

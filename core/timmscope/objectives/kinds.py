@@ -445,7 +445,7 @@ def load_direction(layer: str, path: str) -> Objective:
 
 
 _SIGNS = re.compile(r'[|*@"\[\]]|\s[+-]\s|^[+-]|[+-]$|^\s|\s$|^class:|^$')
-_PLACES = re.compile(r"(\[[^\[\]]*\])+$")
+_PLACES = re.compile(r"(\[[\w.]+\])+$")
 
 
 def _quoted(name: str) -> str:
