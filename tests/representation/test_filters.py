@@ -271,7 +271,7 @@ def test_the_command_shows_slices_and_refuses_a_layer_without_kernels(
     assert load_result(tmp_path / "out").row_labels == ["3", "7", "8"]
     capsys.readouterr()
     assert main(["run", "filters", model, "-o", str(tmp_path / "all")]) == 0
-    assert "\nand 24 more rows, under summary in result.json\n" in capsys.readouterr().out
+    assert "\nand 24 more rows; result.json has all under summary\n" in capsys.readouterr().out
     assert len(load_result(tmp_path / "all").summary()) == 64
     assert main(["run", "filters", model, *where, "layer1.0.bn1"]) == 2
     error = capsys.readouterr().err
