@@ -7,13 +7,16 @@ records is opened only if the user trusts it.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
 from timmscope.safe_files import read_regular
+
+log = logging.getLogger("timmscope.trust")
 
 VARIABLE = "TIMMSCOPE_TRUST"
 """Names the folders whose stores are trusted, separated as in ``PATH``."""
@@ -29,13 +32,20 @@ _ask: ContextVar[Ask] = ContextVar("timmscope_ask", default=lambda folder, wante
 def remember(digest: str) -> None:
     """Trust stores of this digest, wherever they are, from now on.
 
-    If the user's folder cannot be written to, nothing is noted, and the store is asked about later.
+    If the user's folder cannot be written to, a warning says so; the store is asked about later.
     """
-    with suppress(OSError):
+    try:
         if digest not in _remembered():
             _file().parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _file().open("a", encoding="ascii") as lines:
                 lines.write(f"{digest}\n")
+    except (OSError, RuntimeError) as error:  # it cannot be written, or there is no home
+        log.warning(
+            "cannot note that this store is yours (%s): set XDG_STATE_HOME to a folder that can be "
+            "written to, or %s to the folder of your stores",
+            error,
+            VARIABLE,
+        )
 
 
 def is_known(folder: Path, digest: str) -> bool:

@@ -32,7 +32,7 @@ from timmscope import (
 from timmscope.cli import main
 from timmscope.store import store_model
 from timmscope.store.shards import rows_file
-from timmscope.trust import asking, is_known
+from timmscope.trust import asking, is_known, remember
 
 MODEL = "random:resnet18?seed=0&img_size=32"
 SETTINGS: dict[str, Any] = {"layers": ["layer2"], "shard_size": 4, "batch_size": 4, "workers": 0}
@@ -229,3 +229,11 @@ def test_a_list_that_cannot_be_read_or_written_trusts_nobody(foreign, state, mod
         store.source()
     with pytest.raises(ImageError):
         store.source("/nowhere")
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported(monkeypatch, caplog):
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/none")
+    with caplog.at_level("WARNING", logger="timmscope.trust"):
+        remember("0" * 64)
+    assert "cannot note that this store is yours" in caplog.text
+    assert "TIMMSCOPE_TRUST" in caplog.text
