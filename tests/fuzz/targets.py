@@ -94,8 +94,6 @@ def _opened() -> Store:
 def objective(data: bytes) -> None:
     """Parse an objective, and parse its text again."""
     text = data.decode("utf-8", "replace")
-    if "@" in text:  # would open a file
-        text = text.replace("@", "at")
     parsed = parse_objective(text)
     assert parse_objective(str(parsed)) == parsed, text
     parsed.bind(_model(), None)

@@ -160,8 +160,10 @@ class Tour:
             kind: type[Any] = technique(name)
             loaded = {"model": self.model} if of_store else {}  # so that it is not loaded again
             result = kind(**fields)(subject, *images, **call, **loaded)
-            result.save(self.out / "results" / folder)
-            (self.out / "results" / folder / _RECIPE).write_text(recipe, encoding="utf-8")
+            written = self.out / "results" / folder / _RECIPE
+            written.unlink(missing_ok=True)  # it is not that of the new result
+            result.save(written.parent)
+            written.write_text(recipe, encoding="utf-8")
         return self._shown(result, title, folder, python=python, shell=shell, note=note)
 
     def exhibit(self, result: Result, title: str, folder: str, **lines: str) -> Exhibit:
@@ -180,7 +182,8 @@ class Tour:
         """Return the result of an earlier demo that the same command made; None without one."""
         place = self.out / "results" / folder
         with suppress(OSError, ValueError, TimmscopeError):
-            if (place / _RECIPE).read_text(encoding="utf-8") == recipe:
+            same = (place / _RECIPE).read_text(encoding="utf-8") == recipe
+            if same and (place / "figure.png").is_file():
                 return load_result(place)
         return None
 

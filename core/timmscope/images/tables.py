@@ -7,6 +7,7 @@ arrays, whatever its length.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
@@ -15,7 +16,35 @@ import numpy as np
 import numpy.typing as npt
 
 
-class StringTable(Sequence[str]):
+class TextColumn(Sequence[str]):
+    """A sequence of strings of which many can be taken at once."""
+
+    @abstractmethod
+    def take(self, indices: npt.ArrayLike) -> list[str]:
+        """Return the strings at some indices, which must not be negative."""
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self))))
+        position = int(index)
+        if position < 0:
+            position += len(self)
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of a table of {len(self)}")
+        return self._get(position)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)}>"
+
+    @abstractmethod
+    def _get(self, index: int) -> str: ...
+
+
+class StringTable(TextColumn):
     """An immutable sequence of strings, stored as one array of UTF-8 bytes and one of offsets.
 
     File names that are not valid UTF-8 are preserved (by surrogate escapes), and so are newlines.
@@ -53,25 +82,8 @@ class StringTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return self.take(np.arange(*index.indices(len(self))))
-        position = int(index)
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of a table of {len(self)}")
-        return self._get(position)
-
     def __iter__(self) -> Iterator[str]:
         return (self._get(i) for i in range(len(self)))
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self)}>"
 
     def _get(self, index: int) -> str:
         return decode(self._bytes[self._ends[index] : self._ends[index + 1]].tobytes())

@@ -21,9 +21,10 @@ from urllib.parse import quote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 import timmscope.checked_json as checked_json
+from timmscope.durable import make_folder, sync
 from timmscope.index.metrics import Metric
 from timmscope.safe_files import UnsafeFile, open_regular, read_regular, require_regular
-from timmscope.store.files import machine_error, make_folder
+from timmscope.store.files import machine_error
 from timmscope.store.manifest import MOST_SHARDS, Count, Digest, Size
 from timmscope_registry import PluginError, VectorIndexError, get_registry
 from timmscope_registry.plugin_faults import fault
@@ -170,15 +171,15 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
                 )
             size, digest = _digest(draft)
             record = record.model_copy(update={"size": size, "sha256": digest})
-            _fsync(draft)
+            sync(draft)
             _write(draft_record, record)
             with locked(path, writing=True), locked(draft, writing=True):
                 draft_record.replace(pending)
-                _fsync(path.parent)
+                sync(path.parent)
                 draft.replace(path)
-                _fsync(path.parent)
+                sync(path.parent)
                 pending.replace(record_path(path))
-                _fsync(path.parent)
+                sync(path.parent)
     except (OSError, RuntimeError) as error:
         raise VectorIndexError(
             f"the index {path} cannot be written: {first_line(error)}"
@@ -206,7 +207,7 @@ def write_record(path: Path, record: IndexRecord) -> bool:
             _write(draft, record)
             with locked(path, writing=True):
                 draft.replace(record_path(path))
-                _fsync(path.parent)
+                sync(path.parent)
     except OSError as error:
         raise VectorIndexError(
             f"{record_path(path)} cannot be written: {first_line(error)}"
@@ -216,7 +217,7 @@ def write_record(path: Path, record: IndexRecord) -> bool:
 
 def _write(path: Path, record: IndexRecord) -> None:
     path.write_bytes(checked_json.dump(record.model_dump(mode="json"), indent=2))
-    _fsync(path)
+    sync(path)
 
 
 def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
@@ -300,7 +301,7 @@ def _finish_pending(path: Path) -> None:
     with suppress(VectorIndexError):  # a damaged one is replaced
         if pending.is_file() and path.is_file() and _parse(pending).sha256 == _digest(path)[1]:
             pending.replace(record_path(path))
-            _fsync(path.parent)
+            sync(path.parent)
 
 
 def _pending_record(path: Path) -> Path:
@@ -370,15 +371,6 @@ def _digest(path: Path) -> tuple[int, str]:
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
-
-
-def _fsync(path: Path) -> None:
-    """Wait until the contents of a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def first_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ from timmscope_registry import ParameterError, StoreError
 
 from .batch_size import choose_batch_size
 from .loader import Batches, load_batches
-from .partial_shard import PartialShard, remove_partial_shards
+from .partial_shard import PartialShard, partial_file, remove_partial_shards
 from .pipeline import run_pipeline
 from .plan import Plan, make_plan, recorded_collectors, recorded_plan
 from .precision import precision_error
@@ -207,10 +207,10 @@ def _run(
     """Mine the missing shards, then merge the collectors' states."""
     manifest = drop_lost_shards(folder, manifest)
     if todo := manifest.missing:
-        manifest.write(folder)
-        end_journal(folder)
         ranges, kept = _batches_to_do(folder, manifest, plan, todo)
         require_space(folder, plan, sum(stop - start for start, stop in ranges))
+        manifest.write(folder)
+        end_journal(folder)
         with _threads(plan.threads):
             if manifest.precision_error is None:
                 error = precision_error(model, plan, source)
@@ -229,7 +229,7 @@ def _run(
             manifest = write_merged(folder, manifest, plan.reducers)
     else:
         manifest.write(folder)
-        end_journal(folder)
+    end_journal(folder)  # also one that a killed pass has left beside a complete manifest
     return Store(folder, manifest)
 
 
@@ -244,7 +244,9 @@ def _batches_to_do(
     kept = 0
     for number in shards:
         batches = plan.ranges(*manifest.span(number))
-        done = sum(1 for _ in PartialShard(folder, number, manifest, plan).batches())
+        done = 0
+        if partial_file(folder, number).exists():
+            done = sum(1 for _ in PartialShard(folder, number, manifest, plan).batches())
         kept += sum(stop - start for start, stop in batches[:done])
         ranges += batches[done:]
     if kept:

@@ -6,9 +6,10 @@ import logging
 import shutil
 from pathlib import Path
 
+from timmscope.durable import make_folder
 from timmscope.images import ImageSource
 from timmscope.store import Manifest, Store, shards
-from timmscope.store.files import TEMPORARY, make_folder
+from timmscope.store.files import TEMPORARY
 from timmscope.store.journal import NAME as JOURNAL
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope_registry import ImageError, ParameterError, StoreError, StoreMismatch

@@ -9,7 +9,6 @@ finds them; the next save moves them.
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import shutil
 import time
@@ -18,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from timmscope.durable import sync
 from timmscope.safe_files import open_regular
 
 SAVED = ".saved"
@@ -46,15 +46,15 @@ def replaced_together(folder: Path) -> Iterator[Path]:
     try:
         yield new
         for file in new.iterdir():
-            _sync(file)
-        _sync(new)
+            sync(file)
+        sync(new)
         _rename(new, folder / SAVED)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    _sync(folder)
+    sync(folder)
     _move_to_places(folder)
-    _sync(folder)
+    sync(folder)
 
 
 def open_newest(folder: Path, name: str, limit: int) -> BinaryIO:
@@ -90,14 +90,3 @@ def _move_to_places(folder: Path) -> None:
                 file.replace(folder / file.name)
     with suppress(OSError):
         saved.rmdir()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

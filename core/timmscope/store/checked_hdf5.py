@@ -225,7 +225,11 @@ class CheckedFile:
         return self._groups[path]
 
     def _array(self, name: str, like: tuple[tuple[int, ...], np.dtype[Any]] | None) -> _Array:
-        """Find an array; refuse all but plain pieces of this file, reached by hard links."""
+        """Find an array; refuse all but plain pieces of this file, reached by hard links.
+
+        This asks HDF5 for what `hdf5_member` and `require_stored` ask, but not through h5py's own
+        objects: states have hundreds of small arrays, which would take twice as long to merge.
+        """
         above, _, last = name.rpartition("/")
         group, key = self._group(above).id, last.encode("utf-8", "surrogateescape")
         if not group.links.exists(key):

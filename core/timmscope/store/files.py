@@ -20,6 +20,7 @@ from typing import Any
 
 import h5py
 
+from timmscope.durable import sync
 from timmscope_registry import StoreError
 
 TEMPORARY = ".tmp"
@@ -95,7 +96,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -129,27 +130,6 @@ def machine_error(error: BaseException, path: Path) -> StoreError | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-def make_folder(path: Path) -> None:
-    """Create a folder and its parents, so that they are still there after a power failure.
-
-    Raises:
-        OSError: one of them cannot be created.
-    """
-    missing = [each for each in (path, *path.parents) if not each.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        sync_folder(each.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the entries of a folder are on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def disk_error(error: OSError, path: Path) -> StoreError:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import timmscope.checked_json as checked_json
+from timmscope.durable import sync
 from timmscope.safe_files import open_regular
 
 from . import files
@@ -41,7 +42,7 @@ def add_to_journal(folder: Path, pass_digest: str, number: int, record: ShardRec
             file.flush()
             os.fsync(file.fileno())
         if new:
-            files.sync_folder(folder)
+            sync(folder)
     except OSError as error:
         raise files.disk_error(error, path) from error
 
@@ -71,7 +72,7 @@ def end_journal(folder: Path) -> None:
     """
     try:
         (folder / NAME).unlink()
-        files.sync_folder(folder)
+        sync(folder)
     except FileNotFoundError:
         return
     except OSError as error:

@@ -6,13 +6,13 @@ The names of a billion images take 50 GB. Only those of the shards that were use
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from timmscope.images import StringTable
+from timmscope.images.tables import StringTable, TextColumn
 
 from .shards import ShardFiles
 
@@ -20,7 +20,7 @@ _KEPT = 1 << 20
 """Number of strings that are kept in memory, about; at least one shard's."""
 
 
-class ShardStrings(Sequence[str]):
+class ShardStrings(TextColumn):
     """A text column of the images of all shards, by image id.
 
     Reading raises `StoreCorrupted` if the shard is damaged, and `StoreError` if it is missing.
@@ -33,24 +33,6 @@ class ShardStrings(Sequence[str]):
 
     def __len__(self) -> int:
         return self._files.manifest.images.count
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._column} of {len(self)}>"
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return self.take(np.arange(*index.indices(len(self))))
-        position = int(index)
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(f"image {index} of a store of {len(self)} images")
-        number, place = divmod(position, self._files.manifest.shard_size)
-        return self._shard(number)[place]
 
     def __iter__(self) -> Iterator[str]:
         for number in range(self._files.manifest.shard_count):
@@ -66,12 +48,17 @@ class ShardStrings(Sequence[str]):
             found[here] = self._shard(number).take(places[here])
         return found.tolist()
 
+    def _get(self, index: int) -> str:
+        number, place = divmod(index, self._files.manifest.shard_size)
+        return self._shard(number)[place]
+
     def _shard(self, number: int) -> StringTable:
         table = self._kept.pop(number, None)
         if table is None:
             table = StringTable.of_columns([self._files.column(number, self._column)])
             most = max(1, _KEPT // self._files.manifest.shard_size)
             while len(self._kept) >= most:
-                self._kept.popitem(last=False)
+                with suppress(KeyError):  # another thread has just done so
+                    self._kept.popitem(last=False)
         self._kept[number] = table
         return table
