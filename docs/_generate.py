@@ -25,6 +25,7 @@ from timmscope.cli import flags
 from timmscope.cli.main import app as command_line
 from timmscope.cli.technique_command import command
 from timmscope.cli.text import sections
+from timmscope.techniques.lookup import BASES
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
 SAMPLES = Path(__file__).parent / "images" / "techniques"
@@ -33,6 +34,7 @@ FAMILY_TITLES = {
     "attribution": "Attribution: which pixels matter",
     "synthesis": "Synthesis: images that a unit responds to most",
     "attack": "Attack: small changes that make a model misclassify",
+    "defence": "Defence: what makes a model harder to fool",
     "style": "Style: the content of one picture in the style of another",
     "representation": "Representation: what the layers of a network encode",
 }
@@ -106,7 +108,7 @@ def technique_pages(problems: list[str]) -> dict[str, str]:
     index = ["# Techniques", "", fields, ""]
     found = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
     own = sorted(found, key=lambda entry: FAMILIES.index(entry.spec.family))
-    for family in FAMILIES:
+    for family in dict.fromkeys(entry.spec.family for entry in own):
         index += [f"## {FAMILY_TITLES[family]}", "", "| technique | what it does |", "|---|---|"]
         for entry in own:
             if entry.spec.family != family:
@@ -133,7 +135,7 @@ def technique_page(entry: Entry[TechniqueSpec], problems: list[str]) -> str:
     own_result = result in importlib.import_module(package).__all__
     about = "below" if own_result else "in [the API](../api-timmscope.md)"
     lines = [f"# {spec.name}", "", spec.summary, "", markdown(parts[""]), ""]
-    lines += [f"- Family: {spec.family}"]
+    lines += [f"- Family: {spec.family}; base: `{BASES[spec.base].__name__}`"]
     lines += [f"- Paper: {paper}" for paper in papers(parts)]
     lines += [f"- Needs: {', '.join(f'`{need}`' for need in spec.needs)}"] if spec.needs else []
     lines += [f'- Python: `from {package} import {kind.__name__}`, or `technique("{spec.name}")`']

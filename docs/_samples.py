@@ -57,15 +57,15 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     run: Any = technique(id)(**PARAMETERS.get(name, {}))
     if name.startswith("attention"):
         return run(load_model("random:vit_tiny_patch16_224?seed=0"), [cat, coffee])
-    if run.family == "attribution":
+    if run.base == "attribution":
         return run(model, [cat, coffee])
-    if run.family == "synthesis":
+    if run.base == "synthesis":
         return run(model, "espresso")
-    if run.family == "attack":
+    if run.base == "attack":
         return run(model, [cat, coffee])
-    if run.family == "style":
+    if run.base == "style":
         return run(model, cat, coffee)
-    if run.reads == "model":
+    if run.base == "model":
         return run(model, cat) if name == "activation-maps" else run(model)
     if name == "representational-similarity":
         return run([store])

@@ -267,10 +267,16 @@ from .techniques import (
     LayerView as LayerView,
 )
 from .techniques import (
-    RepresentationTechnique as RepresentationTechnique,
+    ModelTechnique as ModelTechnique,
 )
 from .techniques import (
     Rows as Rows,
+)
+from .techniques import (
+    StoresTechnique as StoresTechnique,
+)
+from .techniques import (
+    StoreTechnique as StoreTechnique,
 )
 from .techniques import (
     StyleOutcome as StyleOutcome,

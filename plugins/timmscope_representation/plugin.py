@@ -18,6 +18,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="filters",
         family="representation",
+        base="model",
         summary="A layer's filters as a sheet: in colour over pixels, as grey slices elsewhere.",
         impl="timmscope_representation.units.filters:Filters",
         paper="Krizhevsky, Sutskever & Hinton, NeurIPS 2012",
@@ -25,6 +26,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="activation-maps",
         family="representation",
+        base="model",
         summary="A layer's channels for images, on the image, before and after the activation.",
         impl="timmscope_representation.units.activation_maps:ActivationMaps",
     )
@@ -45,6 +47,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="compare-datasets",
         family="representation",
+        base="stores",
         summary="Two data sets by one layer: FID, KID, precision, recall, and images each lacks.",
         impl="timmscope_representation.distances.compare_datasets:CompareDatasets",
         paper="Heusel et al., NeurIPS 2017; Bińkowski et al., ICLR 2018; Naeem et al., ICML 2020",
@@ -52,6 +55,7 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
     yield TechniqueSpec(
         name="representational-similarity",
         family="representation",
+        base="stores",
         summary="Similarity of layers and models over the same images, by CKA and RSA.",
         impl="timmscope_representation.distances.representational_similarity:RepresentationalSimilarity",
         paper="Kornblith et al., ICML 2019; Kriegeskorte, Mur & Bandettini, 2008",

@@ -24,6 +24,7 @@ from timmscope_registry.registry import Entry, Registry, get_registry, set_regis
 from timmscope_registry.resolve import did_you_mean, import_string, nearest
 from timmscope_registry.specs import (
     API_VERSION,
+    BASES,
     FAMILIES,
     GROUP,
     CollectorSpec,
@@ -36,6 +37,7 @@ from timmscope_registry.specs import (
 
 __all__ = [
     "API_VERSION",
+    "BASES",
     "FAMILIES",
     "GROUP",
     "CollectorSpec",

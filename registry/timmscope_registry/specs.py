@@ -10,17 +10,29 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-API_VERSION: tuple[int, int] = (1, 0)
+API_VERSION: tuple[int, int] = (1, 1)
 """Version (major, minor) of the plugin contract. A minor version adds optional fields and hooks."""
 
 GROUP = f"timmscope.v{API_VERSION[0]}"
 """Entry-point group of plugins; its name holds the major version, readable without an import."""
 
-Family = Literal["attribution", "synthesis", "attack", "style", "representation"]
-"""A family of techniques; it decides the base class, the inputs and the result."""
+Family = Literal["attribution", "synthesis", "attack", "defence", "style", "representation"]
+"""A family of techniques: what they are for."""
 
 FAMILIES: tuple[Family, ...] = get_args(Family)
 """All families, in the order in which lists show them."""
+
+BASES: dict[str, tuple[Family, ...]] = {
+    "attribution": ("attribution",),
+    "synthesis": ("synthesis",),
+    "attack": ("attack",),
+    "style": ("style",),
+    "store": ("representation",),
+    "stores": ("representation",),
+    "model": ("representation",),
+}
+"""Base classes of techniques, and the families that they serve; the first of a family is its
+default. A base decides the inputs and the result."""
 
 _NAME = re.compile(r"[a-z0-9]+([.+-][a-z0-9]+)*\+*")
 _IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -28,7 +40,7 @@ _IMPL = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 @dataclass(frozen=True, kw_only=True)
 class TechniqueSpec:
-    """A technique of one family; its implementation is a subclass of that family's base.
+    """A technique of one family; its implementation is a subclass of one of the family's bases.
 
     Attributes:
         name: what users type, in lower case with hyphens (``"grad-cam"``).
@@ -37,6 +49,7 @@ class TechniqueSpec:
         impl: import string of the class.
         paper: the source, as authors, venue and year, or as a URL.
         needs: requirements beyond timmscope's own (``"scikit-learn>=1.5"``), checked at first use.
+        base: one of `BASES`, which says what the technique takes; by default the family's first.
         api: version of the plugin contract that the spec was written for.
     """
 
@@ -46,7 +59,13 @@ class TechniqueSpec:
     impl: str
     paper: str = ""
     needs: tuple[str, ...] = ()
+    base: str = ""
     api: tuple[int, int] = API_VERSION
+
+    def __post_init__(self) -> None:
+        if self.base == "":
+            first = next((base for base, families in BASES.items() if self.family in families), "")
+            object.__setattr__(self, "base", first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +170,9 @@ def faults(spec: Spec) -> list[str]:
         found.append(f"impl is {spec.impl!r}, expected 'module:Attribute'")
     if isinstance(spec, TechniqueSpec) and spec.family not in FAMILIES:
         found.append(f"the family {spec.family!r} is not one of {', '.join(FAMILIES)}")
+    elif isinstance(spec, TechniqueSpec) and spec.family not in BASES.get(spec.base, ()):
+        known = " or ".join(base for base, families in BASES.items() if spec.family in families)
+        found.append(f"base is {spec.base!r}, expected {known} for the family {spec.family}")
     for name in ("needs", "suffixes"):
         value = getattr(spec, name, ())
         if not (isinstance(value, tuple) and all(isinstance(item, str) for item in value)):

@@ -18,7 +18,7 @@ def test_plugins_lists_everything_with_its_family(cli: Cli) -> None:
     outcome = cli("plugins")
     assert outcome.status == 0
     rows = {line.split()[0]: line.split() for line in outcome.out.splitlines() if line}
-    assert rows["timmscope:grad-cam"][1:5] == ["attribution", "0.1.0", "1.0", "ok"]
+    assert rows["timmscope:grad-cam"][1:5] == ["attribution", "0.1.0", "1.1", "ok"]
     assert rows["timmscope:flat"][1:3] == ["index", "backend"]
     assert outcome.err == ""
 
@@ -35,6 +35,8 @@ def test_plugins_json_names_kind_and_implementation(cli: Cli, plugin: Path) -> N
     listed = json.loads(cli("--plugin", plugin, "plugins", "--json").out)
     entries = {entry["id"]: entry for entry in listed["entries"]}
     assert entries["contrast.py:contrast"]["family"] == "attribution"
+    assert entries["timmscope:filters"]["base"] == "model"
+    assert entries["timmscope:clusters"]["base"] == "store"
     assert entries["timmscope:top-k"]["kind"] == "collector"
     assert entries["timmscope:pgd"]["impl"] == "timmscope_attack.pgd:PGD"
     assert listed["problems"] == []

@@ -268,6 +268,14 @@ def test_a_hook_with_an_unknown_argument_is_reported(distribution: Make) -> None
             "the family 'poetry' is not one of",
         ),
         (
+            "yield TechniqueSpec(name='a', family='style', base='store', summary='', impl='a:b')",
+            "base is 'store', expected style for the family style",
+        ),
+        (
+            "yield TechniqueSpec(name='a', family='style', base=7, summary='', impl='a:b')",
+            "base is 7, expected text",
+        ),
+        (
             "yield TechniqueSpec(name='A b', family='style', summary='', impl='a:b')",
             "the name 'A b' is not lower-case words joined by hyphens",
         ),

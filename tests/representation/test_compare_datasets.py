@@ -410,7 +410,6 @@ def test_wrong_sets_are_one_clear_line() -> None:
         ("powers overflow float64", lambda: CompareDatasets()([x, x * 1e60])),
         ("2 of 20 rows .* NaN or infinite .* row 2, row 5", lambda: CompareDatasets()([nan, x])),
         ("rows of at most 8192 values", lambda: CompareDatasets()([np.ones((9, 8193))] * 2)),
-        ("takes no query images", lambda: CompareDatasets()([x, x], "cat.png")),
         ("'k'.*0", lambda: CompareDatasets(k=0)),
         (
             "sample is 20; it must be larger than k, which is 50",

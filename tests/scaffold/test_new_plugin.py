@@ -20,7 +20,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A package of every kind, as the command writes it."""
     root = tmp_path_factory.mktemp("new")
     for kind in KINDS:
-        assert main(["plugins", "new", f"my-{kind}", "--family", kind, "-o", str(root / kind)]) == 0
+        assert main(["plugins", "new", f"my-{kind}", "--base", kind, "-o", str(root / kind)]) == 0
     return {kind: root / kind for kind in KINDS}
 
 
@@ -72,7 +72,7 @@ def test_an_invalid_name_is_refused(name: str, tmp_path: Path) -> None:
         ("registry", "attack", "a package timmscope_registry already exists"),
         ("style", "style", "a package timmscope_style already exists"),
         ("tensor", "attack", "its class would be called Tensor"),
-        ("table", "representation", "its class would be called Table"),
+        ("table", "store", "its class would be called Table"),
         ("image", "image-source", "its class would be called Image"),
     ],
 )
@@ -84,16 +84,16 @@ def test_a_name_that_is_already_used_is_refused(name, kind, words, tmp_path: Pat
 
 def test_existing_files_are_not_overwritten(tmp_path: Path, capsys) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert main(["plugins", "new", "x", "--family", "attack", "-o", str(tmp_path)]) == 2
+    assert main(["plugins", "new", "x", "--base", "attack", "-o", str(tmp_path)]) == 2
     assert "already exists: name another folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert main(["plugins", "new", "x", "--family", "painting"]) == 2
+    assert main(["plugins", "new", "x", "--base", "painting"]) == 2
     assert 'invalid value "painting"' in capsys.readouterr().err
 
 
 def test_the_printed_next_steps_can_be_run_as_they_are(tmp_path: Path, capsys) -> None:
     folder = tmp_path / "my plugin"
-    assert main(["plugins", "new", "ripple", "--family", "attack", "-o", str(folder)]) == 0
+    assert main(["plugins", "new", "ripple", "--base", "attack", "-o", str(folder)]) == 0
     steps = f"now: cd '{folder}' && python -m pip install -e \".[test]\" && python -m pytest"
     assert steps in capsys.readouterr().out
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]

@@ -17,8 +17,8 @@ from timmscope import (
     Attribution,
     AttributionTechnique,
     ImageError,
+    ModelTechnique,
     ParameterError,
-    RepresentationTechnique,
     SynthesisOutcome,
     SynthesisTechnique,
     Table,
@@ -369,10 +369,8 @@ def test_a_hook_left_on_a_parameter_or_on_all_modules_is_removed(linear_model, i
     assert list(linear_model.module.fc.weight._backward_hooks) == [kept.id]
 
 
-class ForgetfulReader(RepresentationTechnique):
+class ForgetfulReader(ModelTechnique):
     """Leaves hooks of every kind on the model that it reads."""
-
-    reads = "model"
 
     def analyse(self, source, images):
         source.module.fc.register_forward_hook(

@@ -14,21 +14,19 @@ from timmscope import (
     HookedModel,
     LayerNotFound,
     ParameterError,
-    RepresentationTechnique,
     Rows,
     Store,
     StoreError,
+    StoresTechnique,
     Table,
     mine,
 )
 
 
-class Listing(RepresentationTechnique):
+class Listing(StoresTechnique):
     """Lists its sources."""
 
-    reads: ClassVar[str] = "stores"
-
-    def analyse(self, source: list[Rows], images: Any) -> Table:
+    def analyse(self, sources: list[Rows]) -> Table:
         rows = [
             {
                 "title": rows.title,
@@ -37,7 +35,7 @@ class Listing(RepresentationTechnique):
                 if rows.layer
                 else None,
             }
-            for rows in source
+            for rows in sources
         ]
         return Table(provenance=self.provenance(seed_used=self.seed), rows=rows)
 

@@ -14,7 +14,7 @@ from timmscope import (
     AttackTechnique,
     AttributionTechnique,
     HookedModel,
-    RepresentationTechnique,
+    ModelTechnique,
     Sheet,
     StyleOutcome,
     StyleTechnique,
@@ -59,16 +59,14 @@ class Styles(StyleTechnique):
         return returned
 
 
-class Sheets(RepresentationTechnique):
-    reads = "model"
-
-    def analyse(self, source, images):
+class Sheets(ModelTechnique):
+    def analyse(self, model, images):
         if isinstance(returned, torch.Tensor):
-            facts = self.provenance(source)
+            facts = self.provenance(model)
             return Sheet(provenance=facts, images=returned, titles=["a"], rows=[{"a": 1}])
         if isinstance(returned, tuple):
             made, facts = returned
-            return Table(provenance=self.provenance(source) if made else None, rows=facts)
+            return Table(provenance=self.provenance(model) if made else None, rows=facts)
         return returned
 
 
@@ -158,7 +156,7 @@ def test_a_technique_that_changes_its_images_changes_neither_input_nor_result(li
 
 
 SOURCE = """
-from timmscope import AttributionTechnique, RepresentationTechnique
+from timmscope import AttributionTechnique
 from timmscope_registry import TechniqueSpec, hookimpl
 
 class Hollow(AttributionTechnique):
@@ -186,16 +184,19 @@ def made():
 
 Exported = made()
 
-class Reader(RepresentationTechnique):
-    reads = "models"
-    def analyse(self, source, images): ...
-
 @hookimpl
 def timmscope_techniques():
-    for name in ("Hollow", "Whole", "Short", "Long", "Shadow", "Exported", "Reader"):
-        family = "representation" if name == "Reader" else "attribution"
+    for name in ("Hollow", "Whole", "Short", "Long", "Shadow", "Exported"):
         yield TechniqueSpec(
-            name=name.lower(), family=family, summary=".", impl=f"{__name__}:{name}"
+            name=name.lower(), family="attribution", summary=".", impl=f"{__name__}:{name}"
+        )
+    for base in ("stores", "model"):
+        yield TechniqueSpec(
+            name=f"on-{base}",
+            family="representation",
+            base=base,
+            summary=".",
+            impl=f"{__name__}:Shadow",
         )
 """
 
@@ -215,7 +216,10 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
     ("name", "words"),
     [
         ("hollow", "technique 'hollow' of hollow.py has no method attribute"),
-        ("whole", "technique 'whole' of hollow.py defines __call__; expected that of its family"),
+        (
+            "whole",
+            "technique 'whole' of hollow.py defines __call__; expected that of its base class",
+        ),
         (
             "short",
             "'short' of hollow.py cannot have its attribute called with model, images, objective: ",
@@ -224,7 +228,8 @@ def _hollow(tmp_path: Path) -> Iterator[None]:
             "long",
             "of hollow.py cannot have its attribute called with .*: missing a required argument",
         ),
-        ("reader", "'reader' of hollow.py reads 'models'; expected 'store', 'stores' or 'model'"),
+        ("on-stores", "'on-stores' of hollow.py is .*; expected a subclass of .*StoresTechnique"),
+        ("on-model", "'on-model' of hollow.py is .*; expected a subclass of .*ModelTechnique"),
         (
             "shadow",
             "'shadow' of hollow.py has parameters that hide attributes of its base class: track",
@@ -270,9 +275,7 @@ class ForgetfulStyles(Given, StyleTechnique):
         return self.forget(StyleOutcome(PICTURE, LOSSES))
 
 
-class ForgetfulTables(Given, RepresentationTechnique):
-    reads = "model"
-
+class ForgetfulTables(Given, ModelTechnique):
     def analyse(self, source, images):
         self.forget(None)
         return Table(provenance=self.provenance(source, seen=BEST, at=self), rows=[{"a": 1}])

@@ -49,7 +49,7 @@ def ids(python: Path, *flags: str) -> set[str]:
 def test_it_is_found_and_listed(python: Path) -> None:
     assert ids(python) == NAMES
     table = timmscope(python, "plugins")
-    assert re.search(r"timmscope-example:centre-bias +attribution +0\.3\.0 +1\.0 +ok", table)
+    assert re.search(r"timmscope-example:centre-bias +attribution +0\.3\.0 +1\.1 +ok", table)
     assert "no problems" in timmscope(python, "doctor")
 
 

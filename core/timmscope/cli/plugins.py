@@ -14,12 +14,15 @@ from timmscope_registry import API_VERSION, TechniqueSpec, get_registry
 COLOURS = {"ok": "green", "failed": "red", "unsupported": "red", "blocked": "yellow"}
 
 
-Family = Literal[
+# Written out, because a type checker and the help need the choices; a test compares them.
+Base = Literal[
     "attribution",
     "synthesis",
     "attack",
     "style",
-    "representation",
+    "store",
+    "stores",
+    "model",
     "collector",
     "model-source",
     "image-source",
@@ -42,7 +45,7 @@ def new(
     name: str,
     /,
     *,
-    family: Family,
+    base: Base,
     folder: parameters.Output = None,
 ) -> None:
     """Write a package with one working example, its tests, a README and a CI file.
@@ -52,14 +55,14 @@ def new(
     name
         Name of the technique, collector, scheme or backend: lower case with hyphens, as in
         ``edge-energy``.
-    family
-        Kind of the plugin.
+    base
+        Base class of the technique, which says what it takes; or another kind of plugin.
     folder
         Where to write; by default ``timmscope-NAME``.
     """
     from timmscope.scaffold import new_plugin
 
-    files = new_plugin(name, family, folder)
+    files = new_plugin(name, base, folder)
     root = files[0].parent
     for file in files:
         output.say(f"wrote {file}")
@@ -85,6 +88,7 @@ def listing(*, json: parameters.Json = False) -> None:
                         "name": entry.spec.name,
                         "kind": entry.kind,
                         "family": getattr(entry.spec, "family", None),
+                        "base": getattr(entry.spec, "base", None),
                         "summary": entry.spec.summary,
                         "impl": entry.spec.impl,
                         "api": list(entry.spec.api),

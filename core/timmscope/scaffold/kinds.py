@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from timmscope_registry import BASES
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -37,14 +39,16 @@ class Kind:
 
 
 def _technique(
-    family: str, summary: str, command: str, test: str, imports: str, *arguments: str
+    base: str, summary: str, command: str, test: str, imports: str, *arguments: str
 ) -> Kind:
+    family = BASES[base][0]
+    default = next(name for name, families in BASES.items() if family in families)
     return Kind(
         spec="TechniqueSpec",
         hook="timmscope_techniques",
         summary=summary,
         command=f"timmscope run {{name}} {command}",
-        fields=(f'family="{family}"',),
+        fields=(f'family="{family}"', *([f'base="{base}"'] if base != default else [])),
         arguments=arguments,
         imports=tuple(imports.strip().splitlines()),
         test=test,
@@ -108,8 +112,8 @@ from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
 """,
     ),
-    "representation": _technique(
-        "representation",
+    "store": _technique(
+        "store",
         "Units with the highest mean.",
         "demo.scope --layer blocks.4",
         """def test_units_are_ranked_by_their_mean() -> None:
@@ -122,6 +126,34 @@ from timmscope.testing import conformance, tiny_images, tiny_model
 import numpy as np
 from timmscope import technique
 from timmscope.testing import conformance
+""",
+    ),
+    "stores": _technique(
+        "stores",
+        "Length of the mean row of each layer.",
+        "demo.scope",
+        """def test_the_length_of_the_mean_row() -> None:
+    rows = np.array([[0.0, 6.0], [6.0, 2.0]])  # the mean is (3, 4)
+    table = technique("{name}")()([rows, 2 * rows])
+    assert [row["length"] for row in table.rows] == [5.0, 10.0]""",
+        """
+import numpy as np
+from timmscope import technique
+from timmscope.testing import conformance
+""",
+    ),
+    "model": _technique(
+        "model",
+        "Weights with the largest norm.",
+        "pip:efficientnet-lite0",
+        """def test_the_weight_with_the_largest_norm_comes_first() -> None:
+    model = tiny_model()
+    norms = {{name: float(weight.norm()) for name, weight in model.module.named_parameters()}}
+    (row,) = technique("{name}")(count=1)(model).rows
+    assert row["norm"] == max(norms.values()) == norms[row["weight"]]""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_model
 """,
     ),
     "collector": Kind(

@@ -21,8 +21,8 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
 
     Args:
         name: name of the technique, collector, scheme or engine, in lower case with hyphens.
-        kind: a family of techniques, or `collector`, `model-source`, `image-source` or
-            `index-backend`.
+        kind: the base class of a technique, as in `TechniqueSpec.base`, or `collector`,
+            `model-source`, `image-source` or `index-backend`.
         folder: where to write; by default `timmscope-NAME`.
 
     Returns:
@@ -35,7 +35,7 @@ def new_plugin(name: str, kind: str, folder: Path | None = None) -> list[Path]:
     if kind not in KINDS:
         raise ParameterError(
             f"there is no kind of plugin {kind!r}: choose one of {', '.join(KINDS)}",
-            parameter="family",
+            parameter="base",
         )
     bare = name.removeprefix("timmscope-")
     if not _NAME.fullmatch(bare):

@@ -1,5 +1,6 @@
 """Defines the base classes of techniques, what they share, and the results they return."""
 
+from timmscope.techniques.analysis import ModelTechnique
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.base import LayerName, Technique
@@ -12,7 +13,6 @@ from timmscope.techniques.perturbation import (
     gaussian_blur,
     perturbed_scores,
 )
-from timmscope.techniques.representation import RepresentationTechnique
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import (
     image_generators,
@@ -21,6 +21,7 @@ from timmscope.techniques.session import (
     noise_like,
 )
 from timmscope.techniques.shared_gradients import LayerView, layer_activation, layer_view
+from timmscope.techniques.store_analysis import StoresTechnique, StoreTechnique
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
 from timmscope.techniques.synthesis import Synthesis, SynthesisOutcome, SynthesisTechnique
 from timmscope.techniques.unit_numbers import UnitNumbers, chosen_units
@@ -34,8 +35,10 @@ __all__ = [
     "CamTechnique",
     "LayerName",
     "LayerView",
-    "RepresentationTechnique",
+    "ModelTechnique",
     "Rows",
+    "StoreTechnique",
+    "StoresTechnique",
     "StyleOutcome",
     "StyleTechnique",
     "Stylization",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
@@ -37,20 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """The meaning of an argument whose type does not tell it.
+    """The meaning of an argument whose type does not tell it."""
 
-    Attributes:
-        name: name of the kind.
-        by_reads: name of the kind for each value of an analysis's `reads`, used if `name` is empty;
-            an analysis with another value does not take the argument.
-    """
-
-    name: str = ""
-    by_reads: Mapping[str, str] = field(default_factory=dict)
-
-    def name_for(self, technique: type[Technique]) -> str:
-        """Return the name for a technique; empty if the technique does not take the argument."""
-        return self.name or self.by_reads.get(getattr(technique, "reads", ""), "")
+    name: str
 
 
 Model = Annotated[HookedModel, Kind("model")]
@@ -62,13 +51,18 @@ OtherImages = Annotated[Any, Kind("other images")]
 Objective = Annotated[AnyObjective | str | int, Kind("objective")]
 Classes = Annotated[int | str | Sequence[int | str] | Tensor | None, Kind("classes")]
 """One class for all images, or one per image."""
-Source = Annotated[Any, Kind(by_reads={"store": "store", "stores": "stores", "model": "model"})]
-Queries = Annotated[Any, Kind(by_reads={"store": "queries", "model": "optional images"})]
-Layers = Annotated[
-    str | Sequence[str] | None, Kind(by_reads={"store": "layers", "stores": "layers"})
-]
-Where = Annotated[str | npt.ArrayLike | None, Kind(by_reads={"store": "where", "stores": "where"})]
-Location = Annotated[Any, Kind(by_reads={"store": "location", "stores": "locations"})]
+Store = Annotated[Any, Kind("store")]
+"""A store or its folder, one of its layers, or an array of rows."""
+Stores = Annotated[Any, Kind("stores")]
+Queries = Annotated[Any, Kind("queries")]
+"""Images to compare with those of a store."""
+OptionalImages = Annotated[Any, Kind("optional images")]
+Layers = Annotated[str | Sequence[str] | None, Kind("layers")]
+"""Layers of a store."""
+Where = Annotated[str | npt.ArrayLike | None, Kind("where")]
+Location = Annotated[Any, Kind("location")]
+"""Where the images of a store are now."""
+Locations = Annotated[Any, Kind("locations")]
 
 
 class Argument(NamedTuple):
@@ -93,11 +87,11 @@ def call_arguments(technique: type[Technique]) -> Iterator[Argument]:
     for name, parameter in list(inspect.signature(call).parameters.items())[1:]:
         hint = hints[name]
         kind = _kind(hint)
-        kind_name = kind.name_for(technique) if kind else ""
-        if not (kind_name or (kind is None and _is_plain(hint))):
+        if kind is None and not _is_plain(hint):
             continue
         if parameter.default is parameter.empty and NoneType in get_args(hint):
             parameter = parameter.replace(default=None)
+        kind_name = kind.name if kind else ""
         yield Argument(parameter.replace(annotation=hint), kind_name, about.get(name, ""))
 
 

@@ -147,6 +147,7 @@ class AttackTechnique(Technique):
     """Base class of attacks; a subclass implements `perturb`."""
 
     family: ClassVar[str] = "attack"
+    base: ClassVar[str] = "attack"
     uses_gradients: ClassVar[bool] = True
     """False for black-box attacks: their forwards count as queries."""
 

@@ -167,6 +167,7 @@ class AttributionTechnique(Technique):
     """Base class of attributions; a subclass implements `attribute`."""
 
     family: ClassVar[str] = "attribution"
+    base: ClassVar[str] = "attribution"
 
     @abstractmethod
     def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Outcome:

@@ -81,6 +81,8 @@ class Technique(BaseModel, ABC, metaclass=_TechniqueType):
 
     family: ClassVar[str] = ""
     """Name of the family; set by its base class."""
+    base: ClassVar[str] = ""
+    """Name of the base class in `TechniqueSpec.base`; set by the base class."""
 
     if not TYPE_CHECKING:  # a type checker uses the signature made from the fields
 

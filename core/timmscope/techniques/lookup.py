@@ -16,23 +16,27 @@ from timmscope_registry import ParameterError, PluginError, get_registry
 from timmscope_registry.contributions import subclass
 from timmscope_registry.plugin_faults import fault
 
+from .analysis import ModelTechnique
 from .attack import AttackTechnique
 from .attribution import AttributionTechnique
 from .base import Technique
-from .representation import RepresentationTechnique
+from .store_analysis import StoresTechnique, StoreTechnique
 from .style import StyleTechnique
 from .synthesis import SynthesisTechnique
 
 BASES: dict[str, type[Technique]] = {
-    base.family: base
+    base.base: base
     for base in (
         AttributionTechnique,
         SynthesisTechnique,
         AttackTechnique,
         StyleTechnique,
-        RepresentationTechnique,
+        StoreTechnique,
+        StoresTechnique,
+        ModelTechnique,
     )
 }
+"""The base classes by their names in `TechniqueSpec.base`."""
 
 
 def technique(name: str) -> type[Technique]:
@@ -43,13 +47,13 @@ def technique(name: str) -> type[Technique]:
 
     Raises:
         PluginError: it is unknown or not unique, cannot be imported, or does not follow the
-            interface of its family.
+            interface of its base class.
     """
     entry = get_registry().technique(name)
-    base = BASES[entry.spec.family]
+    base = BASES[entry.spec.base]
     found = subclass(entry, base)
     if found.__call__ is not base.__call__:
-        raise PluginError(fault(entry, "defines __call__", expected="that of its family"))
+        raise PluginError(fault(entry, "defines __call__", expected="that of its base class"))
     for method in sorted(base.__abstractmethods__):
         called = _parameters(base, method)
         try:
@@ -59,10 +63,6 @@ def technique(name: str) -> type[Technique]:
             raise PluginError(fault(entry, did)) from error
         if inspect.iscoroutinefunction(getattr(found, method)):
             raise PluginError(fault(entry, f"has an async {method}", expected="a plain method"))
-    reads = getattr(found, "reads", None)
-    if base is RepresentationTechnique and reads not in ("store", "stores", "model"):
-        wanted = "'store', 'stores' or 'model'"
-        raise PluginError(fault(entry, f"reads {reads!r}", expected=wanted))
     taken = {name for name in dir(base) if not hasattr(BaseModel, name)}
     if shadowing := [name for name in found.model_fields if name in taken]:
         did = f"has parameters that hide attributes of its base class: {', '.join(shadowing)}"

@@ -100,6 +100,7 @@ class StyleTechnique(Technique):
     """Base class of style techniques; a subclass implements `stylize`."""
 
     family: ClassVar[str] = "style"
+    base: ClassVar[str] = "style"
 
     @abstractmethod
     def stylize(

@@ -95,6 +95,7 @@ class SynthesisTechnique(Technique):
     """Base class of syntheses; a subclass implements `synthesize`."""
 
     family: ClassVar[str] = "synthesis"
+    base: ClassVar[str] = "synthesis"
 
     @abstractmethod
     def synthesize(

@@ -1,4 +1,4 @@
-"""Calls a technique of any family on a tiny model, for the checks of techniques."""
+"""Calls a technique of any base on a tiny model, for the checks of techniques."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from timmscope.models import HookedModel
 from timmscope.progress import Advance, reporting
 from timmscope.results import Result
 from timmscope.store import Store
-from timmscope.techniques import RepresentationTechnique, Technique
+from timmscope.techniques import Technique
 from timmscope.techniques.lookup import technique
 from timmscope.testing.conformance import Case, NotApplicable
 from timmscope.testing.models import Tripwire, tiny_images, tiny_model
@@ -64,54 +64,30 @@ class Subject:
         return cls(made, tiny_model(kind), case.folder)
 
     def run(self, *, seed: int = 0, batch_size: int | None = None, **call: Any) -> Result:
-        """Call the technique with the arguments of its family.
+        """Call the technique with the arguments of its base.
 
         Args:
             seed: seed of random numbers.
-            batch_size: for families that split batches.
+            batch_size: for bases that split batches.
             call: the `call` of a result's provenance, to reproduce the result.
         """
         with restored_settings() as self.changed_settings:
             return self._run(seed, batch_size, call)
 
     def _run(self, seed: int, batch_size: int | None, call: dict[str, Any]) -> Result:
-        used, family = self.technique, self.technique.family
-        images = self.images
-        result: Any
-        if family == "attribution":
-            goal = call.get("objective", OBJECTIVE)
-            result = used(self.model, images, goal, seed=seed, batch_size=batch_size)  # type: ignore[operator]
-        elif family == "synthesis":
-            result = used(self.model, call.get("objective", "class:3"), seed=seed)  # type: ignore[operator]
-        elif family == "attack":
-            aims = {name: call[name] for name in ("labels", "targets") if name in call}
-            result = used(self.model, images, seed=seed, batch_size=batch_size, **aims)  # type: ignore[operator]
-        elif family == "style":
-            weights = call.get("weights")
-            result = used(self.model, images[:1], images[1:2], weights=weights, seed=seed)  # type: ignore[operator]
-        else:
-            result = self._analyse(seed)
+        result: object = CALLS[self.technique.base](self, seed, batch_size, call)
         assert isinstance(result, Result), f"it returned {type(result).__name__}, not a Result"
         return result
 
-    def _analyse(self, seed: int) -> Result:
-        used = self.technique
-        assert isinstance(used, RepresentationTechnique)
-        source: Any = self.model
-        call: dict[str, Any] = {}
-        if used.reads != "model":
-            last = list(self.store.layers)[-1]
-            several = used.reads == "stores"
-            source = [self.store, self.store] if several else self.store
-            call = {"model": self.model}
-            if not several or used.one_layer:
-                call["layer"] = last
+    def with_or_without_images(self, source: Any, **call: Any) -> Any:
+        """Call an analysis without images, and with one if it needs some."""
+        used: Any = self.technique
         try:
-            return used(source, seed=seed, **call)
+            return used(source, **call)
         except ParameterError as error:
             if error.parameter != "images":
                 raise
-        return used(source, self.images[:1], seed=seed, **call)
+        return used(source, self.images[:1], **call)
 
     @cached_property
     def images(self) -> Tensor:
@@ -126,8 +102,8 @@ class Subject:
 
     @property
     def is_split(self) -> bool:
-        """Whether the technique's family splits batches."""
-        return self.technique.family in ("attribution", "attack")
+        """Whether the technique's base splits batches."""
+        return self.technique.base in ("attribution", "attack")
 
     @property
     def tripwire(self) -> Tripwire:
@@ -149,6 +125,59 @@ class Subject:
         if not count:
             raise NotApplicable("it runs no model")
         return count
+
+
+def _call_attribution(
+    subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]
+) -> Any:
+    goal = call.get("objective", OBJECTIVE)
+    used: Any = subject.technique
+    return used(subject.model, subject.images, goal, seed=seed, batch_size=batch_size)
+
+
+def _call_synthesis(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    used: Any = subject.technique
+    return used(subject.model, call.get("objective", "class:3"), seed=seed)
+
+
+def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]) -> Any:
+    aims = {name: call[name] for name in ("labels", "targets") if name in call}
+    used: Any = subject.technique
+    return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **aims)
+
+
+def _call_style(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    content, style = subject.images[:1], subject.images[1:2]
+    used: Any = subject.technique
+    return used(subject.model, content, style, weights=call.get("weights"), seed=seed)
+
+
+def _call_store(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    last = list(subject.store.layers)[-1]
+    given = {"model": subject.model, "layer": last, "seed": seed}
+    return subject.with_or_without_images(subject.store, **given)
+
+
+def _call_stores(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    used: Any = subject.technique
+    layer = {"layer": list(subject.store.layers)[-1]} if used.one_layer else {}
+    return used([subject.store, subject.store], model=subject.model, seed=seed, **layer)
+
+
+def _call_model(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    return subject.with_or_without_images(subject.model, seed=seed)
+
+
+CALLS = {
+    "attribution": _call_attribution,
+    "synthesis": _call_synthesis,
+    "attack": _call_attack,
+    "style": _call_style,
+    "store": _call_store,
+    "stores": _call_stores,
+    "model": _call_model,
+}
+"""How a technique of each base is called on the tiny inputs."""
 
 
 def tiny_pictures(folder: Path) -> Path:

@@ -156,7 +156,7 @@ def independent_of_the_batch_split(case: Case) -> None:
     """Images one by one give the same result as in one batch."""
     subject = _accepted_subject(case)
     if not subject.is_split:
-        raise NotApplicable(f"{subject.technique.family} does not split batches")
+        raise NotApplicable(f"the base {subject.technique.base} does not split batches")
     together, alone = subject.run(batch_size=3), subject.run(batch_size=1)
     differ = differing_arrays(together, alone, tolerance=SPLIT)
     assert not differ, f"{', '.join(differ)} depend on how the batch is split"
@@ -188,7 +188,7 @@ def works_without_autograd(case: Case) -> None:
 def works_in_bfloat16(case: Case) -> None:
     """A model in bfloat16 gives finite values, or a `TimmscopeError`."""
     subject = _accepted_subject(case)
-    if subject.technique.family == "representation":
+    if subject.technique.base in ("store", "stores"):
         raise NotApplicable("a store has its own precision")
     subject.model.module.bfloat16()
     with _model_unchanged(subject):

@@ -16,10 +16,10 @@ from torch import Tensor
 from timmscope import (
     ParameterError,
     PluginError,
-    RepresentationTechnique,
     Result,
     Rows,
     Sheet,
+    StoreTechnique,
     Table,
     csv_text,
 )
@@ -180,7 +180,7 @@ class ImageClusters(Result):
         return heading + (f", purity {float(self.purity):.2f}" if any(self.labels) else "")
 
 
-class Clusters(RepresentationTechnique):
+class Clusters(StoreTechnique):
     """Groups a layer's rows into clusters, each shown by the images nearest to its centroid.
 
     - `kmeans` minimises `Σ_i |x_i − c_k(i)|²` over the centroids c, by FAISS. For `cosine` rows and

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from timmscope import (
     ParameterError,
-    RepresentationTechnique,
     Result,
     Rows,
     Sheet,
+    StoreTechnique,
     Table,
     csv_text,
     task,
@@ -170,7 +170,7 @@ class NearDuplicateGroups(Result):
         )
 
 
-class NearDuplicates(RepresentationTechnique):
+class NearDuplicates(StoreTechnique):
     """Groups images whose rows in a layer are within a distance of each other.
 
     `d(x, y) ≤ distance` makes two images near-duplicates, with `d = 1 − cos(x, y)` or

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from timmscope import ParameterError, RepresentationTechnique, Rows, Scores
+from timmscope import ParameterError, Rows, Scores, StoreTechnique
 from timmscope_representation.display import labels, names, thumbnails
 from timmscope_representation.distances.outlyingness import mahalanobis, neighbour_distances, robust
 from timmscope_representation.embedding.principal_components import MAX_WIDTH
 from timmscope_representation.row_space import Metric, RowSpace
 
 
-class Anomalies(RepresentationTechnique):
+class Anomalies(StoreTechnique):
     """Ranks images by the distance of their rows from the others', and shows all scores.
 
     - `knn`: `d(x, x_(k))`, the distance to the k-th nearest other image. It assumes nothing about

@@ -13,9 +13,9 @@ from pydantic import Field
 from timmscope import (
     ImageError,
     ParameterError,
-    RepresentationTechnique,
     Rows,
     StoreMismatch,
+    StoresTechnique,
     task,
 )
 from timmscope_representation.distances.dataset_comparison import DatasetComparison
@@ -36,7 +36,7 @@ _FEWEST = 3
 """Smallest number of rows of each set for the jackknife of KID."""
 
 
-class CompareDatasets(RepresentationTechnique):
+class CompareDatasets(StoresTechnique):
     """Measures the distance of two data sets in one layer, and shows where they differ.
 
     The first store is the reference, such as real images; the second is compared with it, such as
@@ -72,7 +72,6 @@ class CompareDatasets(RepresentationTechnique):
         LayerNotFound: a store has no such layer.
     """
 
-    reads: ClassVar[str] = "stores"
     one_layer: ClassVar[bool] = True
 
     k: int = Field(default=5, ge=1)
@@ -83,7 +82,7 @@ class CompareDatasets(RepresentationTechnique):
     """Number of images of each set to list that are farthest from the other; the figure shows
     eight."""
 
-    def analyse(self, source: list[Rows], images: Any) -> DatasetComparison:
+    def analyse(self, sources: list[Rows]) -> DatasetComparison:
         """Compare two sets of rows.
 
         Raises:
@@ -91,9 +90,7 @@ class CompareDatasets(RepresentationTechnique):
                 all equal or hold NaN.
             StoreMismatch: the stores hold different features.
         """
-        if images is not None:
-            raise ParameterError(f"{self.title()} takes no query images", parameter="images")
-        pair = self._pair(source)
+        pair = self._pair(sources)
         titles = store_names(pair)
         moments = [_moments(rows, title) for rows, title in zip(pair, titles, strict=True)]
         # With two seeds: where one set was made from the other, image by image, samples of the same

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from timmscope import ParameterError, RepresentationTechnique, Rows
+from timmscope import ParameterError, Rows, StoresTechnique
 from timmscope_representation.distances.layer_similarity import LayerSimilarity
 from timmscope_representation.distances.paired_rows import PairedRows
 from timmscope_representation.distances.similarity import FEWEST, linear_cka, rsa
@@ -17,7 +17,7 @@ from timmscope_representation.moments import Numbers
 from timmscope_representation.names import distinct_names, store_names
 
 
-class RepresentationalSimilarity(RepresentationTechnique):
+class RepresentationalSimilarity(StoresTechnique):
     """Compares layers of one or several models over the same images.
 
     - CKA (linear centred kernel alignment): `HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L))` with
@@ -48,23 +48,19 @@ class RepresentationalSimilarity(RepresentationTechnique):
         LayerNotFound: a store has no such layer.
     """
 
-    reads: ClassVar[str] = "stores"
-
     distance: Literal["correlation", "euclidean"] = "correlation"
     """Distance of two images for RSA: 1 - Pearson's correlation over units, or Euclidean."""
     sample: int = Field(default=1000, ge=FEWEST, le=5000)
     """Number of images, drawn by the seed, for RSA, which compares all pairs of them."""
 
-    def analyse(self, source: list[Rows], images: Any) -> LayerSimilarity:
+    def analyse(self, sources: list[Rows]) -> LayerSimilarity:
         """Compare all layers with each other.
 
         Raises:
             ParameterError: there are fewer than two layers or too few shared images, or a
                 similarity is undefined.
         """
-        if images is not None:
-            raise ParameterError(f"{self.title()} takes no query images", parameter="images")
-        rows = _distinct(source)
+        rows = _distinct(sources)
         if len(rows) < 2:
             raise ParameterError(
                 f"{self.title()} compares layers with each other, {len(rows)} is given: name "

@@ -13,9 +13,9 @@ from torch import Tensor
 from timmscope import (
     ClassNames,
     ParameterError,
-    RepresentationTechnique,
     Rows,
     StoreLayer,
+    StoreTechnique,
     TimmscopeError,
     pooled_features,
 )
@@ -28,7 +28,7 @@ from .projections import Method, Projection, project
 _TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
 
-class EmbeddingMap(RepresentationTechnique):
+class EmbeddingMap(StoreTechnique):
     """Lays out a layer's rows in two or three dimensions.
 
     - `pca`: `y = Wᵀ (x − μ)` with the directions W of largest variance, in one pass over the rows.

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from timmscope import (
     ParameterError,
-    RepresentationTechnique,
     Result,
     Rows,
     Sheet,
     StorePictures,
+    StoreTechnique,
     VectorIndex,
     task,
 )
@@ -129,7 +129,7 @@ class Neighbours(Result):
         ]
 
 
-class NearestNeighbours(RepresentationTechnique):
+class NearestNeighbours(StoreTechnique):
     """Finds the images of a store nearest to a query, by pixels and by features.
 
     By pixels: `d = |p − q|₂` of the images reduced to `pixel_size` by averaging areas. By features:

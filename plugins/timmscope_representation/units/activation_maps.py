@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -13,8 +13,8 @@ from torch import Tensor
 from timmscope import (
     HookedModel,
     LayerName,
+    ModelTechnique,
     ParameterError,
-    RepresentationTechnique,
     Result,
     Sheet,
     TechniqueError,
@@ -180,7 +180,7 @@ class UnitMaps(Result):
         return "; ".join(parts)
 
 
-class ActivationMaps(RepresentationTechnique):
+class ActivationMaps(ModelTechnique):
     """Shows a layer's channels for images, before and after the activation.
 
     `A_kij`, the output of unit k at cell (i, j), raw in the arrays and in colours between the
@@ -200,8 +200,6 @@ class ActivationMaps(RepresentationTechnique):
         TechniqueError: a map is not finite.
     """
 
-    reads: ClassVar[str] = "model"
-
     layer: LayerName
     """Layer whose units to show; it must have a grid."""
     units: UnitNumbers | None = None
@@ -215,7 +213,7 @@ class ActivationMaps(RepresentationTechnique):
     colours: Colours = "heat"
     """Heat colours with blue below zero, or grey."""
 
-    def analyse(self, source: HookedModel, images: Any) -> UnitMaps:
+    def analyse(self, model: HookedModel, images: Any) -> UnitMaps:
         """Maps of a model's layer for images.
 
         Raises:
@@ -225,12 +223,12 @@ class ActivationMaps(RepresentationTechnique):
         """
         if images is None:
             raise ParameterError(f"{self.title()} needs images", parameter="images")
-        _require_grid(source, source.layers[self.layer])
-        batch = source.images(images).detach()
-        sized = source.for_images(batch)
+        _require_grid(model, model.layers[self.layer])
+        batch = model.images(images).detach()
+        sized = model.for_images(batch)
         layer = sized.layers[self.layer]
         units = torch.tensor(chosen_units(self.units, layer.name, layer.channels))
-        activation, ends = _activation_of(source, layer.name)
+        activation, ends = _activation_of(model, layer.name)
         kept: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
         for row in self.track(range(len(batch)), total=len(batch)):
             own, other = _both_sides(sized, layer, batch[row : row + 1], activation, ends)
@@ -254,9 +252,9 @@ class ActivationMaps(RepresentationTechnique):
             sides = (torch.stack(others), maps)
             pair = sides if ends else sides[::-1]
         below, lost = _discarded(*pair)
-        centres = self._centres(source, layer, (batch.shape[2], batch.shape[3]))
+        centres = self._centres(model, layer, (batch.shape[2], batch.shape[3]))
         return UnitMaps(
-            provenance=self.provenance(source, images=_names(images, len(batch))),
+            provenance=self.provenance(model, images=_names(images, len(batch))),
             images=_drawable(batch),
             image_names=_names(images, len(batch)),
             units=torch.stack([shown for shown, *_ in kept]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,8 +12,8 @@ from torch import Tensor
 from timmscope import (
     HookedModel,
     LayerName,
+    ModelTechnique,
     ParameterError,
-    RepresentationTechnique,
     Sheet,
     UnitNumbers,
     UnsupportedModel,
@@ -30,7 +30,7 @@ _UNITS_IN_SLICES = 16
 """Largest number of units shown by default where each takes a row of slices."""
 
 
-class Filters(RepresentationTechnique):
+class Filters(ModelTechnique):
     """Shows the weights of a layer as images.
 
     A weight w is drawn as `pixel = 0.5 + w / (2 s)`: 0 is mid-grey, and s is the largest absolute
@@ -53,8 +53,6 @@ class Filters(RepresentationTechnique):
         UnsupportedModel: no layer has filters, or weights are not finite.
     """
 
-    reads: ClassVar[str] = "model"
-
     layer: LayerName | None = None
     """Layer whose filters to show: a convolution, or a linear layer over patches."""
     units: UnitNumbers | None = None
@@ -70,7 +68,7 @@ class Filters(RepresentationTechnique):
     """Input channels to show as red, green and blue; by default the image's colours, else grey
     slices of each channel."""
 
-    def analyse(self, source: HookedModel, images: Any) -> Sheet:
+    def analyse(self, model: HookedModel, images: Any) -> Sheet:
         """The filters of a model; it takes no images.
 
         Raises:
@@ -80,17 +78,17 @@ class Filters(RepresentationTechnique):
         """
         if images is not None:
             raise ParameterError(f"{self.title()} takes no images", parameter="images")
-        found = first_kernels(source) if self.layer is None else kernels_of(source, self.layer)
+        found = first_kernels(model) if self.layer is None else kernels_of(model, self.layer)
         weights = found.weight  # (n, c, h, w)
         taps, height, width = weights.shape[1:]
         if not bool(torch.isfinite(weights).all()):
-            raise UnsupportedModel(f"{found.layer} of {source.id} has NaN or infinite weights")
+            raise UnsupportedModel(f"{found.layer} of {model.id} has NaN or infinite weights")
         in_colour = self.channels is not None or (found.on_pixels and taps in (1, 3))
         if self.layer is not None and height == width == 1 and not in_colour:
-            near = nearest_convolutions(source, found.layer, least=2)
+            near = nearest_convolutions(model, found.layer, least=2)
             hint = f"; larger kernels: {', '.join(near)}" if near else ""
             raise ParameterError(
-                f"{found.layer} of {source.id} has kernels of 1×1, which have no picture: each "
+                f"{found.layer} of {model.id} has kernels of 1×1, which have no picture: each "
                 f"is a list of {taps} numbers{hint}",
                 parameter="layer",
             )
@@ -101,7 +99,7 @@ class Filters(RepresentationTechnique):
         in_rows = not in_colour and taps > 1
         most = _UNITS_IN_SLICES if self.units is None and in_rows else len(units)
         units = units[:most]
-        shown = self._picked(found, source)[units] if self.channels is not None else weights[units]
+        shown = self._picked(found, model)[units] if self.channels is not None else weights[units]
         inputs = None if in_colour else _strongest(found, units, self.slices)
         if inputs is not None:
             firsts = torch.tensor([found.inputs(unit).start for unit in units.tolist()])
@@ -125,11 +123,11 @@ class Filters(RepresentationTechnique):
         if _depthwise(found):
             kind = f"depthwise filters of {height}×{width}"
         return Sheet(
-            provenance=self.provenance(source, layer=found.layer),
+            provenance=self.provenance(model, layer=found.layer),
             images=tiles,
             titles=[_label(row, in_rows) for row in rows],
             rows=rows,
-            title=f"{source.id}  {found.layer}: {len(weights)} {kind}{per_group}",
+            title=f"{model.id}  {found.layer}: {len(weights)} {kind}{per_group}",
             note="; ".join(self._note(found, units, shown, in_rows)),
             columns=each if in_rows else min(16, math.ceil(math.sqrt(2 * len(units)))),
             row_labels=[str(unit) for unit in units.tolist()] if in_rows else None,

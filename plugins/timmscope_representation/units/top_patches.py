@@ -9,10 +9,10 @@ from pydantic import AfterValidator, Field
 from timmscope import (
     HookedModel,
     ParameterError,
-    RepresentationTechnique,
     Rows,
     StoreError,
     StoreMismatch,
+    StoreTechnique,
     UnitNumbers,
     UnitPatches,
     chosen_units,
@@ -24,7 +24,7 @@ def _view(given: str | None) -> str | None:
     return None if given is not None and given.strip().lower() in ("", "none") else given
 
 
-class TopPatches(RepresentationTechnique):
+class TopPatches(StoreTechnique):
     """Shows the patches of real images that activate units most, and what activated them there.
 
     For unit u the k images of the largest `score = max_ij A_uij`, where A is the activation of the

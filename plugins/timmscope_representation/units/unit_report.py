@@ -9,8 +9,8 @@ from pydantic import Field
 
 from timmscope import (
     ParameterError,
-    RepresentationTechnique,
     Rows,
+    StoreTechnique,
     UnitReport,
     UnitThresholds,
     judge_units,
@@ -22,7 +22,7 @@ _LARGEST = 3.4e38
 """About the largest float32 number: extremes and quantiles are counted in float32."""
 
 
-class JudgeUnits(RepresentationTechnique):
+class JudgeUnits(StoreTechnique):
     """Reports which units of a layer are dead, saturated, sparse, redundant or selective.
 
     Dead units never fire. Saturated ones hardly depend on the image: `σ / |μ| ≤ saturated`, or the

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from timmscope import ParameterError, RepresentationTechnique, Rows, Table
+from timmscope import ParameterError, Rows, StoreTechnique, Table
 
 
-class ClassDistances(RepresentationTechnique):
+class ClassDistances(StoreTechnique):
     """Euclidean distances between the mean rows of the labels, nearest first; one streamed pass."""
 
     def analyse(self, source: Rows, images: Any) -> Table:
