@@ -1,10 +1,11 @@
 # Two commands for users: `make demo` and `make test`. Each makes what it needs in .venv.
 #
 #   make demo [IMAGES=folder] [OUT=demo]   the tour, as OUT/report.html
-#   make test [ARGS="-k store"]            all tests
+#   make test [ARGS="-k store"]            all tests but the long ones
 #   make test ARGS=--cov                   all tests, and how many lines they run
 #   make check                             lint, types, import contracts, docs
-#   make soak | bench                      long tests | speed ratios, kept in benchmarks/
+#   make slow | soak                       tests that must hold before a change lands | sweeps
+#   make bench                             speed ratios, kept in benchmarks/
 #   make gallery [ARGS=grad-cam]           all pictures of the docs | a technique's alone
 
 PYTHON ?= python3
@@ -18,13 +19,16 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a test process, so that two of them share two cores without fighting.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test soak bench check lint types contracts docs gallery format clean
+.PHONY: demo test slow soak bench check lint types contracts docs gallery format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/timmscope demo --output "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
 
 test: $(VENV)/.dev
-	$(PYTEST) -n 2 --dist loadgroup -m "not soak" $(ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not soak" $(ARGS)
+
+slow: $(VENV)/.dev
+	$(PYTEST) -n 2 --dist loadgroup -m slow $(ARGS)
 
 soak: $(VENV)/.fuzz
 	$(PYTEST) -m soak $(ARGS)
