@@ -255,6 +255,9 @@ from .techniques import (
     AttributionTechnique as AttributionTechnique,
 )
 from .techniques import (
+    Ball as Ball,
+)
+from .techniques import (
     Baseline as Baseline,
 )
 from .techniques import (
@@ -268,6 +271,9 @@ from .techniques import (
 )
 from .techniques import (
     ModelTechnique as ModelTechnique,
+)
+from .techniques import (
+    Norm as Norm,
 )
 from .techniques import (
     Rows as Rows,
@@ -334,6 +340,9 @@ from .techniques import (
 )
 from .techniques import (
     perturbed_scores as perturbed_scores,
+)
+from .techniques import (
+    projected_ascent as projected_ascent,
 )
 from .techniques import (
     technique as technique,

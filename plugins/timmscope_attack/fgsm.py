@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timmscope import HookedModel
-from timmscope_attack.balls import Ball
+from timmscope import Ball, HookedModel
 from timmscope_attack.goals import Goal
 from timmscope_attack.gradient import GradientAttack
 

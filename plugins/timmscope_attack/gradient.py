@@ -6,8 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from timmscope import AttackTechnique, HookedModel
-from timmscope_attack.balls import Ball, Norm
+from timmscope import AttackTechnique, Ball, HookedModel, Norm
 from timmscope_attack.goals import Goal
 
 
@@ -55,9 +54,6 @@ class GradientAttack(AttackTechnique):
     ) -> Tensor:
         """`x ← clip(project(x + step_size · steepest(gradient)))`, `steps` times.
 
-        Projection comes before clipping to [0, 1], as in foolbox; the clipped change is still in
-        the ball, because the image is in [0, 1].
-
         Args:
             model: the model to fool.
             images: `(B, 3, H, W)`, the centres of the balls.
@@ -81,10 +77,7 @@ class GradientAttack(AttackTechnique):
                 active, current, gradient = active[unbroken], current[unbroken], gradient[unbroken]
                 if not len(active):
                     break
-            origin = images[current]
-            moved = changed[active] + step_size * ball.steepest(gradient)
-            moved = origin + ball.project(moved - origin)
-            changed[active] = moved.clamp(0, 1)
+            changed[active] = ball.step(images[current], changed[active], gradient, step_size)
         return changed
 
 

@@ -6,8 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from timmscope import HookedModel, image_generators
-from timmscope_attack.balls import Ball
+from timmscope import Ball, HookedModel, image_generators
 from timmscope_attack.goals import Goal, Loss
 from timmscope_attack.gradient import GradientAttack
 

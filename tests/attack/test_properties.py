@@ -7,8 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from timmscope import load_model, noise_like, technique
-from timmscope_attack.balls import Ball
+from timmscope import Ball, load_model, noise_like, technique
 
 FGSM = technique("fgsm")
 PGD = technique("pgd")

@@ -3,6 +3,7 @@
 from timmscope.techniques.analysis import ModelTechnique
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
+from timmscope.techniques.balls import Ball, Norm, projected_ascent
 from timmscope.techniques.base import LayerName, Technique
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.default_layer import default_layer
@@ -31,11 +32,13 @@ __all__ = [
     "AttackTechnique",
     "Attribution",
     "AttributionTechnique",
+    "Ball",
     "Baseline",
     "CamTechnique",
     "LayerName",
     "LayerView",
     "ModelTechnique",
+    "Norm",
     "Rows",
     "StoreTechnique",
     "StoresTechnique",
@@ -58,5 +61,6 @@ __all__ = [
     "layer_view",
     "noise_like",
     "perturbed_scores",
+    "projected_ascent",
     "technique",
 ]

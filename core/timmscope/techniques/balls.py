@@ -1,18 +1,19 @@
 """The ball of changes that an attack may make: steepest step, projection and uniform points.
 
 The arithmetic is foolbox's to the last bit (same operations in the same order), so that results
-can be compared exactly. Changes and gradients are `(B, 3, H, W)` in pixel units [0, 1].
+can be compared exactly. Changes and gradients are `(B, C, H, W)` in pixel units [0, 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from timmscope import noise_like
+from timmscope.techniques.session import noise_like
 
 Norm = Literal["linf", "l2"]
 
@@ -52,6 +53,21 @@ class Ball:
             return change.clamp(-self.epsilon, self.epsilon)
         return change * (self.epsilon / _l2(change)).clamp(max=1)
 
+    def step(self, centre: Tensor, images: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """`clip(centre + project(images + size · steepest(gradient) − centre))`, inside [0, 1].
+
+        Projection comes before clipping to [0, 1], as in foolbox; the clipped change is still in
+        the ball, because the centre is in [0, 1].
+
+        Args:
+            centre: `(B, C, H, W)`, the centres of the balls.
+            images: `(B, C, H, W)`, where the step starts.
+            gradient: `(B, C, H, W)` at `images`.
+            size: length of the step in the ball's norm.
+        """
+        moved = images + size * self.steepest(gradient)
+        return (centre + self.project(moved - centre)).clamp(0, 1)
+
     def sample(self, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Changes drawn uniformly from the ball, for each image from its own generator.
 
@@ -64,6 +80,41 @@ class Ball:
         radius = noise_like(images[:, :1, :1, :1], "uniform", generators)
         dimensions = images[0].numel()
         return normal / _l2(normal) * (self.epsilon * radius ** (1 / dimensions))
+
+
+def projected_ascent(
+    value: Callable[[Tensor], Tensor],
+    centre: Tensor,
+    start: Tensor,
+    ball: Ball,
+    *,
+    step_size: float,
+    steps: int,
+) -> Tensor:
+    """Raise a value by gradient steps inside a ball: the inner loop of PGD, and nothing else.
+
+    It counts no passes, reports no progress and checks nothing, so that a training can run it at
+    every step. It works under `no_grad` and `inference_mode`, and changes no `.grad`.
+
+    Args:
+        value: gives the value of each image, `(B,)`, or their sum; every image's must not depend
+            on the others.
+        centre: `(B, C, H, W)` in [0, 1], the centres of the balls.
+        start: `(B, C, H, W)`, the images to start from.
+        ball: the ball around each image.
+        step_size: length of a step in the ball's norm.
+        steps: number of steps.
+
+    Returns:
+        The last images, `(B, C, H, W)` in [0, 1].
+    """
+    images = start.detach()
+    for _ in range(steps):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = images.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(value(leaf).sum(), leaf)
+        images = ball.step(centre, images, gradient, step_size)
+    return images
 
 
 def _l2(values: Tensor) -> Tensor:
