@@ -174,10 +174,19 @@ from .objectives import (
     layer_energy as layer_energy,
 )
 from .objectives import (
+    log_probability as log_probability,
+)
+from .objectives import (
+    match as match,
+)
+from .objectives import (
     neuron as neuron,
 )
 from .objectives import (
     parse_objective as parse_objective,
+)
+from .objectives import (
+    probability as probability,
 )
 from .objectives import (
     top as top,

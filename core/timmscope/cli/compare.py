@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from timmscope.cli import parameters
 from timmscope.cli.text import plain_help
+from timmscope.cli.typed_objective import typed_objective
 from timmscope_registry import ParameterError
 
 
@@ -41,13 +42,12 @@ def compare(
     from timmscope.cli.save_result import default_folder, save_and_print
     from timmscope.evaluation import compare as run
     from timmscope.models import load_model
-    from timmscope.objectives import parse_objective
 
     result = run(
         technique,
         load_model(model, device=device),
         list(images),
-        parse_objective(target, files=True),
+        typed_objective(target),
         layers=layer,
         seed=seed,
         batch_size=batch_size,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
+from timmscope.cli.typed_objective import typed_objective
 
 if TYPE_CHECKING:
     from timmscope.evaluation import Evaluation
@@ -51,7 +52,6 @@ def evaluate(
     """
     from timmscope.evaluation import evaluate as run
     from timmscope.models import load_model
-    from timmscope.objectives import parse_objective
 
     folder = output_dir or Path("timmscope-out") / f"evaluate-{output.slug(Path(images).stem)}"
     try:
@@ -59,7 +59,7 @@ def evaluate(
             load_model(model, device=device),
             images,
             list(technique),
-            objective=parse_objective(target, files=True),
+            objective=typed_objective(target),
             metrics=list(metric) or None,
             boxes=boxes,
             out=folder,

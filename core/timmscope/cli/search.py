@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
+from timmscope.cli.typed_objective import typed_objective
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,7 +71,6 @@ def search(
         PNG to write; by default ``timmscope-out/search-QUERY.png``.
     """
     from timmscope.index import search as search_store
-    from timmscope.objectives import parse_objective
     from timmscope.store import Store
     from timmscope_registry import ImageError, ParameterError, StoreError
 
@@ -88,7 +88,7 @@ def search(
     asked = query if vector is None else _read_vector(vector)
     found = search_store(
         opened,
-        asked if objective is None else parse_objective(objective, files=True),
+        asked if objective is None else typed_objective(objective),
         count,
         layer=layer,
         metric=metric,

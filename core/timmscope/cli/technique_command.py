@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -18,9 +17,9 @@ from cyclopts import Parameter
 from timmscope.cli import flags, parameters
 from timmscope.cli.save_result import default_folder, save_and_print
 from timmscope.cli.text import plain_text, sections
+from timmscope.cli.typed_objective import typed_objective
 from timmscope.models import load_model
 from timmscope.number_list import is_whole
-from timmscope.objectives import parse_objective
 from timmscope.techniques.arguments import Argument, call_arguments
 from timmscope_registry import ParameterError
 
@@ -86,7 +85,7 @@ _LAYERS = Annotated[
 ]
 KINDS = {
     "model": CliArgument(parameters.Model, ONE, load_model, _DEVICE, name="model", rank=1),
-    "objective": CliArgument(str, read=partial(parse_objective, files=True), name="target", rank=2),
+    "objective": CliArgument(str, read=typed_objective, name="target", rank=2),
     "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
     "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
     "optional images": CliArgument(Path, MANY, list, rank=4),

@@ -19,15 +19,9 @@ import torch
 from torch import Tensor
 
 from timmscope.objectives.algebra import Objective, WeightedSum
-from timmscope.objectives.kinds import (
-    LOGITS,
-    Channel,
-    ClassLogit,
-    Direction,
-    LayerOrClass,
-    as_objective,
-)
-from timmscope.objectives.text import ObjectiveText
+from timmscope.objectives.class_objectives import LOGITS, ClassLogit, LayerOrClass
+from timmscope.objectives.layer_objectives import Channel, Direction
+from timmscope.objectives.text import ObjectiveText, as_objective
 from timmscope.store.model import store_model
 from timmscope_registry import ObjectiveError, StoreError
 
@@ -108,8 +102,9 @@ def linear_form(
             form.add(name, weight * vector, weight * offset)
         else:
             raise ObjectiveError(
-                f"{term} is not a linear function of the rows that a store keeps: search by units "
-                "(LAYER[UNIT]), directions (LAYER@FILE.npy), classes, and sums of them"
+                f"{term.label} is not a linear function of the rows that a store keeps: search by "
+                "units (LAYER[UNIT]), directions (LAYER@FILE.npy), classes, and sums of them; for "
+                "rows near an image or a row, search by it"
             )
     return form
 

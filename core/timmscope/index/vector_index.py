@@ -8,6 +8,7 @@ and index still belong together.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from timmscope_registry import PluginError, VectorIndexError
 if TYPE_CHECKING:
     from timmscope.models import HookedModel
     from timmscope.objectives import Objective
+    from timmscope.objectives.match import Distance
     from timmscope.store import Store, StoreLayer
 
 
@@ -416,6 +418,40 @@ class VectorIndex:
             return hits
         others = np.flatnonzero(hits.ids[0] != row_id)[:k]
         return Hits(hits.ids[:, others], hits.scores[:, others])
+
+    def match(self, row_ids: int | Sequence[int], *, distance: Distance | None = None) -> Objective:
+        """Return the objective that compares the layer's pooled activation with a row of the index.
+
+        It accepts only the model that computed the rows.
+
+        Args:
+            row_ids: the id of a row; with several, one target per image.
+            distance: `squared`, minus the relative squared error, or `cosine`, the default and the
+                only choice of an index by cosine, whose rows have length 1.
+
+        Raises:
+            VectorIndexError: the index has no such row, is of an array, or has no lengths.
+            ObjectiveError: the row is zero.
+        """
+        from timmscope.objectives.match import match_rows
+
+        if self.record.weights_sha256 is None:
+            raise VectorIndexError(
+                f"the index of {self.layer!r} was built from an array, so no model computed its "
+                "rows: use match(LAYER, vector=…)"
+            )
+        chosen: Distance = distance or ("cosine" if self.metric == "cosine" else "squared")
+        if self.metric == "cosine" and chosen != "cosine":
+            raise VectorIndexError(
+                f"rows of the index of {self.layer!r} have length 1, because it is by cosine: "
+                "match by cosine, or match a row of the store"
+            )
+        numbers = row_ids if isinstance(row_ids, Sequence) else [row_ids]
+        rows = [queries.row_query(self._backend, self.layer, number)[0] for number in numbers]
+        names = [f"row {number} of the index" for number in numbers]
+        by = (self.record.model or "another model", self.record.weights_sha256)
+        values = np.asarray(rows, np.float64)
+        return match_rows(self.layer, values, distance=chosen, names=names, computed_by=by)
 
     def search_image(
         self, model: HookedModel, images: Any, k: int = 10, *, where: Where | None = None

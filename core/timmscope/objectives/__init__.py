@@ -1,17 +1,16 @@
 """Objectives: one scalar of the model per image, which techniques explain, climb or attack."""
 
 from timmscope.objectives.algebra import Objective
-from timmscope.objectives.kinds import (
-    as_objective,
-    channel,
+from timmscope.objectives.class_objectives import (
     class_logit,
-    direction,
-    layer_energy,
-    neuron,
+    log_probability,
+    probability,
     top,
 )
+from timmscope.objectives.layer_objectives import channel, direction, layer_energy, neuron
+from timmscope.objectives.match import match
 from timmscope.objectives.model import ModelLike
-from timmscope.objectives.text import parse_objective
+from timmscope.objectives.text import as_objective, parse_objective
 
 __all__ = [
     "ModelLike",
@@ -21,7 +20,10 @@ __all__ = [
     "class_logit",
     "direction",
     "layer_energy",
+    "log_probability",
+    "match",
     "neuron",
     "parse_objective",
+    "probability",
     "top",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -70,13 +70,35 @@ class Objective(ABC):
         """The class of each image, or one for all; None unless it is a bound class logit."""
         return None
 
+    @property
+    def label(self) -> str:
+        """A short name for pictures and tables; by default the text."""
+        return str(self)
+
+    @property
+    def reference_images(self) -> Tensor | None:
+        """Images `(T, C, H, W)` that the objective matches, one per target; None if there are none.
+
+        Only a bound objective has them.
+        """
+        return None
+
+    def take(self, targets: Sequence[int]) -> Objective:
+        """Return the objective for a batch whose image number i has the target `targets[i]`.
+
+        An objective that names no targets, or one for all images, is returned unchanged.
+        """
+        return self
+
     def rows(self, start: int, stop: int) -> Objective:
         """Return the objective for a part of the batch, with the targets of those images."""
-        return self
+        count = self.num_targets
+        return self if count is None else self.take(range(count)[start:stop])
 
     def repeated(self, times: int) -> Objective:
         """Return the objective for a batch repeated as by `torch.cat([images] * times)`."""
-        return self
+        count = self.num_targets
+        return self if count is None else self.take([*range(count)] * times)
 
     def _repr_pretty_(self, printer: object, cycle: bool) -> None:  # IPython
         printer.text(str(self))  # type: ignore[attr-defined]
@@ -156,17 +178,27 @@ class WeightedSum(Objective):
             raise ObjectiveError(f"terms name targets for {sorted(numbers)} images: {self}")  # type: ignore[type-var]
         return numbers.pop() if numbers else None
 
-    def rows(self, start: int, stop: int) -> Objective:
-        """Apply `rows` to every term."""
-        return WeightedSum(tuple((weight, term.rows(start, stop)) for weight, term in self.terms))
+    def take(self, targets: Sequence[int]) -> Objective:
+        """Apply `take` to every term."""
+        return WeightedSum(tuple((weight, term.take(targets)) for weight, term in self.terms))
 
-    def repeated(self, times: int) -> Objective:
-        """Apply `repeated` to every term."""
-        return WeightedSum(tuple((weight, term.repeated(times)) for weight, term in self.terms))
+    @property
+    def reference_images(self) -> Tensor | None:
+        """The images that the first term matches, if one has any."""
+        found = (term.reference_images for _, term in self.terms)
+        return next((images for images in found if images is not None), None)
+
+    @property
+    def label(self) -> str:
+        """The sum of the terms' labels."""
+        return self._text([term.label for _, term in self.terms])
 
     def __str__(self) -> str:
+        return self._text([str(term) for _, term in self.terms])
+
+    def _text(self, terms: Sequence[str]) -> str:
         text = ""
-        for position, (weight, term) in enumerate(self.terms):
+        for position, ((weight, _), term) in enumerate(zip(self.terms, terms, strict=True)):
             sign = ("-" if weight < 0 else "") if not position else (" - " if weight < 0 else " + ")
             factor = "" if abs(weight) == 1 else f"{abs(weight)!r}*"
             text += f"{sign}{factor}{term}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from timmscope_registry.hooks import Layer
+from timmscope_registry.hooks import Layer, Recording
 
 
 class ClassLookup(Protocol):
@@ -25,6 +26,10 @@ class ModelLike(Protocol):
         """Name of the model in error messages."""
 
     @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of all parameters and buffers."""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, 0 if the model is no classifier."""
 
@@ -35,6 +40,15 @@ class ModelLike(Protocol):
     @property
     def layers(self) -> Mapping[str, Layer]:
         """The layers by name, in execution order."""
+
+    def images(self, source: Any) -> Tensor:
+        """Prepare images for the model, `(B, C, H, W)` in [0, 1]."""
+
+    def for_images(self, images: Tensor) -> ModelLike:
+        """Return the model with layers as they are for images of this size."""
+
+    def record(self, *points: str) -> AbstractContextManager[Recording]:
+        """Record the activations of layers during forwards inside the context."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Compute logits `(B, num_classes)` of images `(B, C, H, W)` in [0, 1]."""

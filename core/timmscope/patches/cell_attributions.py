@@ -162,14 +162,11 @@ class _CellObjective(Objective):
         """Number of targets; None if there is one for all images."""
         return len(self.targets) if len(self.targets) > 1 else None
 
-    def rows(self, start: int, stop: int) -> Objective:
+    def take(self, targets: Sequence[int]) -> Objective:
         """Return the objective with the targets of those images."""
-        one = len(self.targets) == 1
-        return self if one else replace(self, targets=self.targets[start:stop])
-
-    def repeated(self, times: int) -> Objective:
-        """Return the objective with its targets repeated."""
-        return self if len(self.targets) == 1 else replace(self, targets=self.targets * times)
+        if not self.num_targets:
+            return self
+        return replace(self, targets=tuple(self.targets[number] for number in targets))
 
     def __str__(self) -> str:
         cells = (f"{unit},{y},{x}" for unit, (y, x) in self.targets)

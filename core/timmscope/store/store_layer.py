@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +23,8 @@ from .top_k import TopEntry, top_entries
 if TYPE_CHECKING:
     from timmscope.collectors import Statistics
     from timmscope.collectors.statistics import Moments
+    from timmscope.objectives import Objective
+    from timmscope.objectives.match import Distance
 
     from .store import Store
 
@@ -199,6 +202,38 @@ class StoreLayer:
                     kept = readable[low - start : high - start]
                     ids, part = ids[kept], part[kept]
                 yield ids, part
+
+    def match(self, ids: int | Sequence[int], *, distance: Distance = "squared") -> Objective:
+        """Return the objective that compares this layer's pooled activation with a stored row.
+
+        It accepts only the model that the store was mined with.
+
+        Args:
+            ids: id of an image of the store; with several, one target per image.
+            distance: `squared`, minus the relative squared error, or `cosine`.
+
+        Raises:
+            StoreError: the store has no such image, or its row is not finite.
+            ObjectiveError: the row is zero.
+        """
+        from timmscope.objectives.match import match_rows
+
+        given = ids if isinstance(ids, Sequence) else [ids]
+        numbers = [operator.index(number) for number in given]
+        try:
+            rows = self.pooled[numbers].astype(np.float64)
+        except IndexError as error:
+            raise StoreError(f"{error}: {self.store.path.name} has no such row") from None
+        if not np.isfinite(rows).all():
+            bad = numbers[int(np.flatnonzero(~np.isfinite(rows).all(1))[0])]
+            raise StoreError(
+                f"the row of image {bad} at {self.name} in {self.store.path.name} is not finite, "
+                "or the image could not be read: choose another image"
+            )
+        model = self.store.manifest.model
+        names = [f"{self.store.path}[{number}]" for number in numbers]
+        by = (model.id, model.weights_sha256)
+        return match_rows(self.name, rows, distance=distance, names=names, computed_by=by)
 
     def top(
         self, unit: int, k: int = 9, *, where: str | npt.ArrayLike | None = None

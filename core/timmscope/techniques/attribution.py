@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
-from timmscope.objectives.kinds import Top
+from timmscope.objectives.class_objectives import Top
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
 from timmscope.short_names import short_names
@@ -433,11 +434,17 @@ def image_captions(
     return [f"{name}: {caption}" for name, caption in zip(names, captions, strict=True)]
 
 
+_CLASS = re.compile(r"(?:(?P<of>p|logp)\()?class:(?P<index>\d+)\)?")
+
+
 def objective_labels(model: HookedModel, bound: Objective, batch: int) -> list[str]:
-    """Return the name of an objective for each image: for a class, the class's name."""
+    """Return the name of an objective for each image: for a class, `p` or `logp`, with its name."""
     labels = []
     for row in range(batch):
-        text = str(bound.rows(row, row + 1))
-        index = text.removeprefix("class:")
-        labels.append(model.class_name(int(index)) if text != index and index.isdecimal() else text)
+        label = bound.rows(row, row + 1).label
+        named = _CLASS.fullmatch(label)
+        if named is not None:
+            name = model.class_name(int(named["index"]))
+            label = f"{named['of']}({name})" if named["of"] else name
+        labels.append(label)
     return labels

@@ -1,0 +1,370 @@
+"""Reads the text form of objectives: the usual reading of a text, or all that fit a model.
+
+The forms are listed in `timmscope.objectives.text`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from timmscope.number_list import is_whole
+from timmscope.objectives.algebra import Objective
+from timmscope.objectives.class_objectives import (
+    ClassLogit,
+    LayerOrClass,
+    Softmax,
+    Top,
+    class_logit,
+    log_probability,
+    probability,
+    top,
+)
+from timmscope.objectives.layer_objectives import channel, direction, load_direction, neuron
+from timmscope.objectives.match import Distance, Match, check_digests, load_match, match
+from timmscope_registry import LayerNotFound, ObjectiveError
+
+if TYPE_CHECKING:
+    from .model import ModelLike
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_FACTOR = re.compile(rf"^\s*(-?)\s*(?:({_NUMBER})\s*\*)?\s*(.+)$", re.DOTALL)
+_UNIT = re.compile(r"^(?P<layer>.+)\[(?P<unit>[^\[\]]*)\]$", re.DOTALL)
+_CELL = re.compile(r"^(?P<name>.+)@\s*(?P<y>\d{1,18})\s*,\s*(?P<x>\d{1,18})\s*$", re.DOTALL)
+_SIGN = re.compile(r"\s([+-])\s")
+_FUNCTION = re.compile(r"^(?P<name>p|logp|match)\((?P<inside>.*)\)$", re.DOTALL)
+_TARGETS = re.compile(
+    r"^(?P<targets>.*?)(?P<options>(?:\s*,\s*(?:cosine|squared|pooled))*)\s*$", re.DOTALL
+)
+_TARGET = re.compile(r"^(?P<name>.*?)(?:#(?P<digest>[0-9a-f]{16}))?$", re.DOTALL)
+_ROW = re.compile(r"^(?P<store>.+)\[(?P<row>\d{1,18})\]$", re.DOTALL)
+_QUOTED = re.compile(r'(?<![^\s:|*(@-])"(?:[^"\\]|\\.)*"(?=\s|$|[|@\[),#])')
+_HIDDEN = re.compile("\ue000(\\d+)\ue001")
+_MOST_TERMS = 8
+"""A sum of more terms is read in one way only: the number of ways doubles with each sign."""
+
+
+RowReader = Callable[[str, str, Sequence[int], Distance], Objective]
+"""Makes a match objective of rows of a store, from its path, a layer, image ids, a distance."""
+
+
+class Parser:
+    """Reads one text; quoted names are hidden behind placeholders meanwhile.
+
+    Args:
+        text: the text.
+        files: whether it may open files.
+        rows: reads rows of a store that the text names; by default it can name none.
+    """
+
+    def __init__(self, text: str, files: bool, rows: RowReader | None = None) -> None:
+        self._text = text
+        self._files = files
+        self._rows = rows
+        self._quotes: list[str] = []
+        self._hidden = text if _HIDDEN.search(text) else _QUOTED.sub(self._hide, text)
+        parts = _SIGN.split(self._hidden)
+        self._terms, self._signs = parts[::2], parts[1::2]
+
+    def _hide(self, quoted: re.Match[str]) -> str:
+        try:
+            self._quotes.append(json.loads(quoted[0]))
+        except json.JSONDecodeError:
+            return quoted[0]
+        return f"\ue000{len(self._quotes) - 1}\ue001"
+
+    def _shown(self, hidden: str) -> str:
+        return _HIDDEN.sub(lambda match: json.dumps(self._quotes[int(match[1])]), hidden)
+
+    def _name(self, hidden: str) -> str:
+        quoted = _HIDDEN.fullmatch(hidden.strip())
+        return self._quotes[int(quoted[1])] if quoted else self._shown(hidden).strip()
+
+    def _target(self, hidden: str) -> int | str:
+        name = self._name(hidden)
+        if not is_whole(name.removeprefix("-")):
+            return name
+        return json.dumps(name) if _HIDDEN.search(hidden) else int(name)
+
+    @property
+    def has_signs(self) -> bool:
+        """Whether the text may have several readings."""
+        if self._signs:
+            return True
+        body = self._hidden.strip()
+        if body.startswith("class:"):
+            return "|" in body or "@" in body
+        if _FUNCTION.match(body):
+            return True
+        return body.startswith("-") or any(sign in body for sign in "*@[")
+
+    @property
+    def may_be_a_name(self) -> bool:
+        """Whether a text without a usual reading may name a layer such as `w[a]` or `k@v`."""
+        closed = self._hidden.count("[") == self._hidden.count("]")
+        return closed and ("[" in self._hidden or "@" in self._hidden)
+
+    # The reading in which no name holds a sign
+
+    def usual(self) -> Objective:
+        """Read every sign as a sign.
+
+        Raises:
+            ObjectiveError: the text has none of the forms.
+        """
+        total = self._term(self._terms[0])
+        for sign, text in zip(self._signs, self._terms[1:], strict=True):
+            term = self._term(text)
+            total = total + term if sign == "+" else total - term
+        return total
+
+    def _term(self, text: str) -> Objective:
+        match = _FACTOR.match(text)
+        if match is None:
+            raise ObjectiveError(
+                f"objective {self._text!r} lacks a term: expected A + B with both terms"
+            )
+        minus, factor, body = match.groups()
+        return _scaled(self._single(body.strip()), minus, factor)
+
+    def _single(self, body: str) -> Objective:
+        if body.startswith("class:"):
+            return self._class(body.removeprefix("class:"))
+        if body == "top":
+            return top()
+        if is_whole(body):
+            return class_logit(int(body))
+        function = _FUNCTION.match(body)
+        if function is not None:
+            return self._function(function["name"], function["inside"].strip())
+        layer, at, vector = body.partition("@")
+        if at:
+            return self._direction(layer, vector)
+        if _UNIT.match(body):
+            return self._unit(body)
+        if "[" in body or "]" in body:
+            raise ObjectiveError(
+                f"{self._shown(body)!r} has an unmatched bracket: expected LAYER[UNIT] or "
+                'LAYER[UNIT,y,x]; put a name with a bracket in quotes, as in "w[0]"[3]'
+            )
+        if "*" in body:
+            raise ObjectiveError(
+                f"{self._shown(body)!r} is not a valid product: expected NUMBER*OBJECTIVE; put a "
+                "name with a * in quotes"
+            )
+        return LayerOrClass(self._name(body))
+
+    def _class(self, body: str) -> Objective:
+        cell = _CELL.match(body)
+        if cell:
+            return class_logit(self._target(cell["name"]), int(cell["y"]), int(cell["x"]))
+        targets = [self._target(name) for name in body.split("|")]
+        if not all(target != "" for target in targets):
+            shown = f"class:{self._shown(body)}"
+            raise ObjectiveError(f"{shown!r} names no class: expected class:INDEX or class:NAME")
+        return class_logit(targets)
+
+    def _function(self, name: str, inside: str) -> Objective:
+        if name == "match":
+            layer, at, target = inside.partition("@")
+            if not at:
+                raise ObjectiveError(
+                    f"match({self._shown(inside)}) names no target: expected match(LAYER@FILE) or "
+                    "match(LAYER@[0.1, 0.3])"
+                )
+            return self._match(layer, target)
+        if inside == "top" or is_whole(inside):
+            return _softmax(name, self._single(inside))
+        return _softmax(name, self._class(inside.removeprefix("class:")))
+
+    def _match(self, layer: str, target: str) -> Objective:
+        found = _TARGETS.match(target)
+        assert found is not None, "every text has this form"
+        layer, text = self._name(layer), found["targets"].strip()
+        options = re.findall(r"\w+", found["options"])
+        distance: Distance = "cosine" if "cosine" in options else "squared"
+        if text.startswith("["):
+            try:
+                vector = json.loads(text)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ObjectiveError(
+                    f"the target of match at {layer!r} is not a list of numbers: {error}"
+                ) from None
+            return match(layer, vector=vector, distance=distance)
+        parts = [_TARGET.match(part.strip()) for part in text.split("|")]
+        names = [self._name(part["name"]) for part in parts if part is not None]
+        digests = [part["digest"] or "" for part in parts if part is not None]
+        if not all(names):
+            raise ObjectiveError(
+                f"match({self._shown(layer)}@{self._shown(target)}) does not hold its target: give "
+                f"it in Python as match({layer!r}, images=…) or match({layer!r}, vector=…)"
+            )
+        if not self._files:
+            raise ObjectiveError(
+                f"the target of match at {layer!r} is {names[0]!r}: text opens no file in Python; "
+                f"use match({layer!r}, images={names[0]!r})"
+            )
+        made = self._stored_rows(layer, names, distance)
+        if made is None:
+            made = load_match(layer, names, distance=distance, pooled="pooled" in options)
+        check_digests(made, digests)
+        return made
+
+    def _stored_rows(self, layer: str, names: list[str], distance: Distance) -> Objective | None:
+        """Return the objective of names such as `photos.scope[17]`; None if they are files."""
+        rows = [found for name in names if (found := _ROW.match(name))]
+        if self._rows is None or len(rows) < len(names):
+            return None
+        stores = sorted({row["store"] for row in rows})
+        if stores[0].lower().endswith(".npy"):
+            return None
+        if len(stores) > 1:
+            raise ObjectiveError(
+                f"match at {layer!r} has rows of {' and of '.join(stores)}: name rows of one store"
+            )
+        return self._rows(stores[0], layer, [int(row["row"]) for row in rows], distance)
+
+    def _unit(self, body: str) -> Objective:
+        match = _UNIT.match(body)
+        assert match is not None, "callers check the form"
+        layer, inside = self._name(match["layer"]), match["unit"]
+        parts = [part.strip() for part in inside.split(",")]
+        if len(parts) == 2 and parts[1] in ("centre", "center") and is_whole(parts[0]):
+            return neuron(layer, int(parts[0]))
+        if len(parts) not in (1, 3) or not all(map(is_whole, parts)):
+            raise ObjectiveError(
+                f"{self._shown(body)!r} names no unit: expected LAYER[UNIT] or LAYER[UNIT,y,x] in "
+                "whole numbers"
+            )
+        numbers = [int(part) for part in parts]
+        return channel(layer, numbers[0]) if len(numbers) == 1 else neuron(layer, *numbers)
+
+    def _direction(self, layer: str, vector: str) -> Objective:
+        layer, vector = self._name(layer), self._name(vector)
+        if not vector.startswith("["):
+            if not self._files:
+                raise ObjectiveError(
+                    f"the direction of {layer!r} is {vector!r}: text opens no file in Python; use "
+                    f"direction({layer!r}, np.load({vector!r}))"
+                )
+            return load_direction(layer, vector)
+        try:
+            return direction(layer, json.loads(vector))
+        except (json.JSONDecodeError, RecursionError, TypeError, ValueError) as error:
+            raise ObjectiveError(
+                f"the direction of {layer!r} is not a list of numbers: {error}"
+            ) from None
+
+    # All readings
+
+    def fitting(self, model: ModelLike) -> list[Objective]:
+        """Return the readings whose names the model has, each once."""
+        count = len(self._terms)
+        if count > _MOST_TERMS:
+            return []
+        whole = self._hidden.strip()
+        if whole.startswith("class:"):
+            name = self._name(whole.removeprefix("class:"))
+            if _fits(ClassLogit((name,)), model):
+                return [ClassLogit((name,))]
+        fits = {
+            (start, stop): list(self._fitting_terms(start, stop, model))
+            for start, stop in itertools.combinations(range(count + 1), 2)
+        }
+
+        def sums(start: int) -> Iterator[Objective]:
+            for stop in range(start + 1, count + 1):
+                for term in fits[start, stop]:
+                    signed = -term if start and self._signs[start - 1] == "-" else term
+                    if stop == count:
+                        yield signed
+                    else:
+                        yield from (signed + rest for rest in sums(stop))
+
+        return list({str(reading): reading for reading in sums(0)}.values())
+
+    def _fitting_terms(self, start: int, stop: int, model: ModelLike) -> Iterator[Objective]:
+        """Yield the objectives without a sum that these terms together may be."""
+        text = self._terms[start]
+        for sign, term in zip(
+            self._signs[start : stop - 1], self._terms[start + 1 : stop], strict=True
+        ):
+            text += f" {sign} {term}"
+        scales: list[tuple[str, str | None, str]] = [("", None, text.strip())]
+        match = _FACTOR.match(text)
+        if match is not None and (match[1] or match[2]):
+            scales.append((match[1], match[2], match[3].strip()))
+        for minus, factor, body in scales:
+            for read in self._readings(body, model):
+                try:
+                    reading = read()
+                except ObjectiveError:
+                    continue
+                if _fits(reading, model):
+                    yield _scaled(reading, minus, factor)
+
+    def _readings(self, body: str, model: ModelLike) -> Iterator[Callable[[], Objective]]:
+        if body.startswith("class:"):
+            yield self._class_reading(body.removeprefix("class:"), model)
+            return
+        if body == "top" or is_whole(body):
+            yield partial(self._single, body)
+            return
+        yield partial(LayerOrClass, self._name(body))
+        function = _FUNCTION.match(body)
+        if function is not None:
+            name, inside = function["name"], function["inside"].strip()
+            if name == "match":
+                for layer, target in self._layers_before_at(inside, model):
+                    yield partial(self._match, layer, target)
+            elif inside == "top" or is_whole(inside):
+                yield partial(self._function, name, inside)
+            else:
+                read = self._class_reading(inside.removeprefix("class:"), model)
+                yield lambda: _softmax(name, read())
+            return
+        if _UNIT.match(body):
+            yield partial(self._unit, body)
+        for layer, vector in self._layers_before_at(body, model):
+            yield partial(self._direction, layer, vector)
+
+    def _class_reading(self, body: str, model: ModelLike) -> Callable[[], Objective]:
+        """Return how to read what is behind `class:`; a class of that whole name comes first."""
+        name = self._name(body)
+        if _fits(ClassLogit((name,)), model):
+            return partial(ClassLogit, (name,))
+        return partial(self._class, body)
+
+    def _layers_before_at(self, body: str, model: ModelLike) -> Iterator[tuple[str, str]]:
+        """Yield what is before and after an @ behind a layer; only then may a file be read."""
+        for at in (index for index, sign in enumerate(body) if sign == "@"):
+            if self._name(body[:at]) in model.layers:
+                yield body[:at], body[at + 1 :]
+
+
+def _softmax(function: str, of: Objective) -> Objective:
+    return log_probability(of) if function == "logp" else probability(of)
+
+
+def _fits(objective: Objective, model: ModelLike) -> bool:
+    """Whether the model has what an objective names."""
+    if isinstance(objective, Softmax):
+        objective = objective.of
+    if isinstance(objective, Top):
+        return True
+    if isinstance(objective, Match):
+        return objective.layer in model.layers
+    try:
+        objective.bind(model, None)
+    except (ObjectiveError, LayerNotFound):
+        return False
+    return True
+
+
+def _scaled(objective: Objective, minus: str, factor: str | None) -> Objective:
+    weight = float(factor or 1) * (-1 if minus else 1)
+    return objective if weight == 1 else objective * weight
