@@ -97,3 +97,18 @@ def small_case(
         return known[name], known[name].images(photos).double(), classes, layer
 
     return get
+
+
+SLOW = ("vgg11", "densenet121", "mixer_s32_224", "vit_small_patch14_reg4_dinov2", "cait_xxs24_224")
+"""Architectures that take seconds where others take a fraction of one."""
+REPEATED = ("channel_masks", "occlusion", "gradient_family", "perturbation_contract")
+"""Test files that compare every architecture with a peer, forward by forward."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the comparisons on slow architectures; the others stay in `make test`."""
+    for item in items:
+        here = item.path.parent == Path(__file__).parent
+        repeated = item.path.stem.removeprefix("test_") in REPEATED
+        if here and repeated and any(name in item.name for name in SLOW):
+            item.add_marker(pytest.mark.slow)
