@@ -28,6 +28,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "score-cam": {"layer": "blocks.4"},
     "ablation-cam": {"layer": "blocks.4"},
     "neural-style": {"steps": 60},
+    "image-quilting": {"size": 240, "block_px": 16},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
     "embedding-map": {"method": "tsne"},
@@ -63,6 +64,9 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, "espresso")
     if run.base == "attack":
         return run(model, [cat, coffee])
+    if run.base == "style" and "model" not in run.takes:
+        gravel = cat.with_name("gravel.png")
+        return run(content=cat, styles=gravel)
     if run.base == "style":
         return run(model, cat, coffee)
     if run.base == "model":

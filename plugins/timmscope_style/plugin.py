@@ -15,3 +15,10 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_style.neural_style:NeuralStyle",
         paper="Gatys, Ecker & Bethge, CVPR 2016, arXiv:1508.06576",
     )
+    yield TechniqueSpec(
+        name="image-quilting",
+        family="style",
+        summary="A texture, or a picture made of one, stitched from blocks; needs no model.",
+        impl="timmscope_style.image_quilting:ImageQuilting",
+        paper="Efros & Freeman, SIGGRAPH 2001",
+    )

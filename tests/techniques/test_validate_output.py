@@ -110,7 +110,6 @@ CALLS: dict[str, Callable[[HookedModel], object]] = {
         ("attack", PICTURE * NAN, "NaN or infinite images"),
         ("style", None, "Styles returned nothing; expected a StyleOutcome"),
         ("style", StyleOutcome(PICTURE.repeat(2, 1, 1, 1), LOSSES), "expected a tensor (1, 3, H"),
-        ("style", StyleOutcome(PICTURE, {}), "returned no losses"),
         ("style", StyleOutcome(PICTURE, LOSSES | {"b": torch.ones(2)}), "'b' of shape (2,); exp"),
         (
             "style",

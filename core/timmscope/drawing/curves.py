@@ -42,7 +42,8 @@ def curves_figure(
     Args:
         pictures: each `(3, H, W)` in [0, 1].
         captions: two lines for each picture; the second may be empty.
-        curves: `(steps,)` each, by name; one curve may have the name "".
+        curves: `(steps,)` each, by name; one curve may have the name "". Without curves, only the
+            pictures are drawn.
         value: what the curves show; the label of the vertical axis.
         log: make the vertical axis logarithmic if every curve has a positive value.
     """
@@ -59,11 +60,15 @@ def curves_figure(
     legend = _LEGEND_LEFT + max(
         (text_width(name, SMALL_PT) for name in names), default=-_LEGEND_LEFT
     )
-    with theme():
-        page = Canvas(
-            plot_left + _PLOT_W + legend + MARGIN_IN,
-            2 * MARGIN_IN + max(rows * pitch_y - GAP_IN, plot_height + _AXIS_BOTTOM + label),
+    width = plot_left + _PLOT_W + legend + MARGIN_IN
+    height = 2 * MARGIN_IN + max(rows * pitch_y - GAP_IN, plot_height + _AXIS_BOTTOM + label)
+    if not curves:
+        width, height = (
+            2 * MARGIN_IN + count * pitch - GAP_IN
+            for count, pitch in ((columns, pitch_x), (rows, pitch_y))
         )
+    with theme():
+        page = Canvas(width, height)
         for index, (picture, (first, second)) in enumerate(zip(pictures, captions, strict=True)):
             row, column = divmod(index, columns)
             left, top = MARGIN_IN + column * pitch_x, MARGIN_IN + row * pitch_y
@@ -71,8 +76,9 @@ def curves_figure(
             page.text(truncate(first, cell), left, top + tall + 0.04)
             small = top + tall + 0.04 + line_height(LABEL_PT)
             page.text(truncate(second, cell, SMALL_PT), left, small, size=SMALL_PT, colour=MUTED)
-        axes = page.axes(plot_left, MARGIN_IN + 0.02, _PLOT_W, plot_height)
-        _draw_curves(axes, curves, value, log=log)
+        if curves:
+            axes = page.axes(plot_left, MARGIN_IN + 0.02, _PLOT_W, plot_height)
+            _draw_curves(axes, curves, value, log=log)
     return page.figure
 
 

@@ -91,8 +91,11 @@ def call_arguments(technique: type[Technique]) -> Iterator[Argument]:
             continue
         if parameter.default is parameter.empty and NoneType in get_args(hint):
             parameter = parameter.replace(default=None)
+        taken = technique.takes_argument(parameter)
+        if taken is None:
+            continue
         kind_name = kind.name if kind else ""
-        yield Argument(parameter.replace(annotation=hint), kind_name, about.get(name, ""))
+        yield Argument(taken.replace(annotation=hint), kind_name, about.get(name, ""))
 
 
 def _kind(hint: Any) -> Kind | None:

@@ -6,6 +6,7 @@ and the JSON in its results.
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC
 from collections.abc import Iterable
@@ -97,6 +98,11 @@ class Technique(BaseModel, ABC, metaclass=_TechniqueType):
         """Return the registered id, `distribution:name`, or the class's name if unregistered."""
         entry = _entry(cls)
         return entry.id if entry is not None else cls.__qualname__
+
+    @classmethod
+    def takes_argument(cls, parameter: inspect.Parameter) -> inspect.Parameter | None:
+        """Return an argument of the base's call as this class takes it; None if it does not."""
+        return parameter
 
     @classmethod
     def title(cls) -> str:

@@ -147,9 +147,14 @@ def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict
 
 
 def _call_style(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
-    content, style = subject.images[:1], subject.images[1:2]
     used: Any = subject.technique
-    return used(subject.model, content, style, weights=call.get("weights"), seed=seed)
+    inputs = {
+        "model": subject.model,
+        "content": subject.images[:1],
+        "styles": subject.images[1:2],
+    }
+    given = {name: value for name, value in inputs.items() if name in used.takes}
+    return used(**given, weights=call.get("weights"), seed=seed)
 
 
 def _call_store(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
