@@ -32,7 +32,8 @@ from timmscope import (
     technique,
 )
 from timmscope.cli.main import main
-from timmscope.drawing.map_colours import MOST, group_by_class
+from timmscope.drawing import group_by_class, number_range, range_texts
+from timmscope.drawing.map_colours import MOST
 from timmscope_representation.embedding.embedding import Embedding
 from timmscope_representation.embedding.figure_pictures import PANEL_IN, PICTURE_IN, spread_out
 from timmscope_representation.embedding.pictures import BUDGET, BYTES_PER_PIXEL, tile_px
@@ -221,6 +222,92 @@ def test_images_whose_logits_are_no_numbers_have_no_prediction_and_are_told(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         EmbeddingMap(thumbnails=False)(bad, layer=LAYER, where="id not in (4, 20)")
+
+
+@pytest.fixture(scope="module")
+def described(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The store with a year, missing for each third image, and a camera, missing for the reds."""
+    file = tmp_path_factory.mktemp("metadata") / "shots.csv"
+    lines = ["path,year,camera,x,empty"]
+    for number, path in enumerate(store.images.paths):
+        year = "" if number % 3 == 2 else f"{2015 + number % 3}"
+        camera = "" if "red" in path else ("left", "right")[number % 2]
+        lines.append(f"{path},{year},{camera},{number},")
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return store.with_metadata(file)
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_column_of_numbers_has_a_scale_and_missing_ones_are_grey(
+    described: Store, model: HookedModel, tmp_path: Path, dimensions: int
+) -> None:
+    found = EmbeddingMap(column="year", dimensions=dimensions)(described, layer=LAYER, model=model)
+    assert [each["title"] for each in found.colourings] == ["year", "label", "prediction"]
+    expected = [2015.0, 2016.0, np.nan] * 10
+    np.testing.assert_array_equal(found.values[0], expected)
+    assert [row["year"] for row in found.table()[:3]] == [2015.0, 2016.0, None]
+    figure = found.figure()
+    figure.draw_without_rendering()
+    colours = np.concatenate(
+        [
+            np.broadcast_to(marks.get_facecolors(), (len(marks.get_offsets()), 4))
+            for marks in figure.axes[0].collections
+        ]
+    )
+    low, high, grey = (0.267, 0.005, 0.329), (0.993, 0.906, 0.144), (0.639, 0.663, 0.698)
+    for colour in (low, high, grey):  # ends of viridis
+        assert (np.abs(colours[:, :3] - colour) < 0.002).all(1).sum() == 10
+    texts = {text.get_text() for text in figure.texts}
+    assert {"year", "2015.0", "2015.5", "2016.0", "no value  10"} <= texts
+    again = load_result(found.save(tmp_path / "out"))
+    assert isinstance(again, Embedding)
+    np.testing.assert_array_equal(again.values[0], expected)
+    page = (tmp_path / "out" / "map.html").read_text(encoding="utf-8")
+    record = json.loads(page.split('id="data">')[1].split("</script>")[0])["colourings"][0]
+    assert (record["low"], record["high"]) == (2015, 2016)
+    assert record["ends"] == ["2015.0", "2015.5", "2016.0"]
+    assert [(group["name"], group["count"]) for group in record["groups"]] == [("no value", 10)]
+
+
+def test_a_column_of_text_is_coloured_as_labels_are(described: Store, model: HookedModel) -> None:
+    plain = {"thumbnails": False}
+    found = EmbeddingMap(column="camera", **plain)(described, layer=LAYER, model=model)
+    assert found.colourings[0] == {"title": "camera", "classes": ["left", "right"]}
+    assert found.values[0].tolist() == [0, 1] * 10 + [-1] * 10
+    some = EmbeddingMap(column="camera", **plain)(described, layer=LAYER, where="camera == 'right'")
+    assert some.values[0].tolist() == [0] * 10
+    second = EmbeddingMap(column="width", colour="label", **plain)(
+        described, layer=LAYER, model=model
+    )
+    assert [each["title"] for each in second.colourings] == ["label", "prediction", "width"]
+    assert second.values[2].tolist() == [64] * 30
+    row = EmbeddingMap(column="x", **plain)(described, layer=LAYER, model=model).table()[7]
+    assert row["column x"] == 7
+    assert row["x"] == pytest.approx(float(found.points[7, 0]))
+
+
+def test_a_column_that_cannot_colour_is_one_line_that_names_those_that_can(
+    described: Store, digits: Any
+) -> None:
+    for column, message in (
+        ("yaer", r"no column 'yaer' .*did you mean 'year'.*there are id, path, .*, camera, x, em"),
+        ("readable", "no column 'readable' of text or numbers; there are id"),
+        ("empty", "no image of global_pool of .* has a value in the column empty: choose"),
+    ):
+        with pytest.raises(ParameterError, match=message):
+            EmbeddingMap(column=column)(described, layer=LAYER)
+    with pytest.raises(ParameterError, match="an array has no columns of images: pass a store"):
+        EmbeddingMap(column="width")(digits)
+    with pytest.raises(ParameterError, match="colour 'column' needs a name: set column"):
+        EmbeddingMap(colour="column")(described, layer=LAYER)
+
+
+def test_the_ends_of_a_scale_have_as_many_digits_as_tell_them_apart() -> None:
+    assert range_texts(0, 1) == ("0", "0.5", "1")
+    assert range_texts(1_700_000_000, 1_700_000_010) == ("1700000000", "1700000005", "1700000010")
+    assert range_texts(0.25, 0.2501) == ("0.25000", "0.25005", "0.25010")
+    assert range_texts(2015, 2015) == ("2015", "2015", "2015")
+    assert number_range([3, np.nan, np.inf, -2]) == (-2, 3)
 
 
 def test_names_in_space_do_not_cover_each_other(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.representation.map_in_browser import (
     BROWSERS,
     Shown,
@@ -151,6 +153,27 @@ def test_classes_are_switched_off_and_on_and_colours_are_chosen(
     left, right = (colour_at(page, shown.place(small, number)) for number in (12, 0))
     np.testing.assert_allclose(left, [68, 1, 84], atol=26)  # viridis from end to end
     np.testing.assert_allclose(right, [253, 231, 37], atol=26)
+
+
+def test_a_point_without_a_number_is_grey_and_can_be_switched_off(
+    browser: Any, small: Embedding, tmp_path: Path
+) -> None:
+    values = small.values.clone()
+    values[1] = 1_700_000_000 + torch.arange(24, dtype=torch.float64)
+    values[1, 5] = torch.nan
+    shown = Shown(browser, dataclasses.replace(small, values=values), tmp_path)
+    page = shown.page
+    page.select_option("#colouring", label="unit 5")
+    shown.settled()
+    assert page.inner_text("#legend .ends").split() == ["1700000000", "1700000012", "1700000023"]
+    np.testing.assert_allclose(colour_at(page, shown.place(small, 5)), [163, 169, 178], atol=16)
+    for number, text in ((5, "none"), (6, "1700000006")):
+        assert shown.hover(*shown.place(small, number)) == number
+        assert page.inner_text("#facts").splitlines()[1] == f"unit 5: {text}"
+    page.get_by_text("no value", exact=True).click()
+    page.mouse.move(*shown.place(small, 5))
+    shown.hidden()
+    assert shown.hover(*shown.place(small, 6)) == 6
 
 
 def colour_at(page: Any, place: tuple[float, float]) -> Any:

@@ -11,7 +11,15 @@ from .canvas import Canvas, line_height
 from .curves import curves_figure
 from .heat import BY_COLOUR, HeatScale, around_grey, colour_bar, colourise, overlay
 from .html_map import PointMap, map_page
-from .map_colours import CONTINUOUS, OTHER, Group, group_by_class
+from .map_colours import (
+    CONTINUOUS,
+    OTHER,
+    Group,
+    group_by_class,
+    group_by_number,
+    number_range,
+    range_texts,
+)
 from .pixels import png_bytes, to_array, write_png
 from .sheet import sheet_figure
 from .style import (
@@ -64,10 +72,13 @@ __all__ = [
     "format_number",
     "format_with_error",
     "group_by_class",
+    "group_by_number",
     "line_height",
     "map_page",
+    "number_range",
     "overlay",
     "png_bytes",
+    "range_texts",
     "replace_missing_glyphs",
     "sheet_figure",
     "short_names",

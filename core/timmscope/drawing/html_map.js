@@ -34,16 +34,18 @@ const ramp = () => dark.matches ? lifted : data.ramp;
 const colourings = data.colourings.map(each => each.classes
   ? { ...each, codes: new Int32Array(bytes(each.codes)), member: new Int32Array(bytes(each.member)),
       shown: each.groups.map(() => true) }
-  : { ...each, values: new Float32Array(bytes(each.values)) });
+  : { ...each, values: new Float64Array(bytes(each.values)) });
 if (!colourings.length) {
   colourings.push({ title: "nothing", member: new Int32Array(N), shown: [true], classes: null,
     groups: [{ name: "images", colour: "#0072b2", shape: DISC, count: N, named: false }] });
 }
 for (const each of colourings) if (each.values) {
   const span = each.high > each.low ? each.high - each.low : 1, last = data.ramp.length - 1;
-  each.groups = data.ramp.map((_, step) => ({ get colour() { return ramp()[step]; }, shape: DISC }));
+  each.missing = last + 1; // the group of points without a number
+  each.groups = data.ramp.map((_, step) => ({ get colour() { return ramp()[step]; }, shape: DISC })).concat(each.groups);
   each.shown = each.groups.map(() => true);
-  each.member = Int32Array.from(each.values, v => Math.round((v - each.low) / span * last));
+  each.member = Int32Array.from(each.values, v => Number.isNaN(v) ? each.missing
+    : Math.round(Math.max(0, Math.min(1, (v - each.low) / span)) * last));
 }
 let now = colourings[0];
 
@@ -326,6 +328,10 @@ function fact(text) {
   by("facts").append(line);
 }
 
+function number(v) { // whole numbers, such as years, in full
+  return Number.isNaN(v) ? "none" : String(Number.isInteger(v) ? v : Number(v.toPrecision(6)));
+}
+
 function show(i) {
   under = i;
   tip.hidden = i < 0;
@@ -335,7 +341,7 @@ function show(i) {
   by("facts").textContent = "";
   if (i >= N) fact("query: not part of the map");
   else for (const each of colourings) {
-    if (each.values) fact(`${each.title}: ${each.values[i].toPrecision(4)}`);
+    if (each.values) fact(`${each.title}: ${number(each.values[i])}`);
     else if (each.codes) fact(`${each.title}: ${each.codes[i] < 0 ? "none" : each.classes[each.codes[i]]}`);
   }
   const picture = by("picture"), found = tile(i, () => { if (under === i) show(i); });
@@ -471,12 +477,13 @@ function legend() {
     bar.className = "bar";
     bar.style.background = `linear-gradient(to right, ${ramp().join(",")})`;
     ends.className = "ends";
-    for (const value of [now.low, (now.low + now.high) / 2, now.high]) {
+    for (const value of now.ends) {
       const text = document.createElement("span");
-      text.textContent = value.toPrecision(3);
+      text.textContent = value;
       ends.append(text);
     }
     box.append(bar, ends);
+    now.groups.slice(now.missing).forEach((group, g) => box.append(entry(group, now.missing + g)));
     return;
   }
   if (!now.classes) return;
@@ -490,23 +497,25 @@ function legend() {
     all.append(button);
   }
   box.append(all);
-  now.groups.forEach((group, g) => {
-    const line = document.createElement("label"), tick = document.createElement("input");
-    tick.type = "checkbox";
-    tick.checked = now.shown[g];
-    tick.addEventListener("change", () => { now.shown[g] = tick.checked; show(-1); request(); });
-    const name = document.createElement("span"), count = document.createElement("span");
-    name.className = "name";
-    name.textContent = group.name;
-    count.className = "count";
-    count.textContent = group.count.toLocaleString("en");
-    line.append(tick, glyph(group), name, count);
-    box.append(line);
-  });
+  now.groups.forEach((group, g) => box.append(entry(group, g)));
+}
+
+function entry(group, g) { // a line of the legend that switches the group on and off
+  const line = document.createElement("label"), tick = document.createElement("input");
+  tick.type = "checkbox";
+  tick.checked = now.shown[g];
+  tick.addEventListener("change", () => { now.shown[g] = tick.checked; show(-1); request(); });
+  const name = document.createElement("span"), count = document.createElement("span");
+  name.className = "name";
+  name.textContent = group.name;
+  count.className = "count";
+  count.textContent = group.count.toLocaleString("en");
+  line.append(tick, glyph(group), name, count);
+  return line;
 }
 
 colourings.forEach((each, number) => by("colouring").append(new Option(each.title, number)));
-by("by").hidden = colourings.length < 2;
+by("by").hidden = !data.colourings.length;
 by("colouring").addEventListener("change", event => {
   now = colourings[event.target.value];
   legend();

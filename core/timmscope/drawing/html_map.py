@@ -20,7 +20,14 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from timmscope.drawing.map_colours import CONTINUOUS, group_by_class
+from timmscope.drawing.map_colours import (
+    CONTINUOUS,
+    Group,
+    group_by_class,
+    group_by_number,
+    number_range,
+    range_texts,
+)
 from timmscope.drawing.pixels import png_bytes
 
 if TYPE_CHECKING:
@@ -41,7 +48,8 @@ class PointMap:
         note: how the map was made.
         colourings: dictionaries with `title` and `classes`: the names of the classes if `values`
             are their indices, or None if `values` are numbers.
-        values: values of each colouring, `(colourings, n)`; -1 for an image without a class.
+        values: values of each colouring, `(colourings, n)`; -1 for an image without a class, NaN
+            for one without a number.
         query_points: positions of the query images, `(q, 2)` or `(q, 3)`.
         query_names: name of each query image.
         query_images: thumbnails of the query images, `(q, 3, t, t)` in [0, 1], or None.
@@ -99,12 +107,14 @@ def map_page(point_map: PointMap) -> str:
 def _colouring(colouring: dict[str, Any], values: Any) -> dict[str, Any]:
     """Return what the page needs to colour the points and to show the value of each."""
     if colouring["classes"] is None:
-        low, high = float(values.min()), float(values.max())
+        low, high = number_range(values)
         return {
             "title": colouring["title"],
-            "values": _encoded(values),
+            "values": _encoded(values, "<f8"),
             "low": low,
             "high": high,
+            "ends": range_texts(low, high),
+            "groups": [_group(group) for group in group_by_number(values) if group.shape != "disc"],
         }
     groups = group_by_class(colouring["classes"], values)
     member = np.zeros(len(values), np.int32)
@@ -113,24 +123,25 @@ def _colouring(colouring: dict[str, Any], values: Any) -> dict[str, Any]:
     return {
         "title": colouring["title"],
         "classes": colouring["classes"],
-        "codes": _encoded(values.astype(np.int32)),
-        "member": _encoded(member),
-        "groups": [
-            {
-                "name": group.name,
-                "colour": group.colour,
-                "shape": group.shape,
-                "count": len(group.members),
-                "named": group.named,
-            }
-            for group in groups
-        ],
+        "codes": _encoded(values, "<i4"),
+        "member": _encoded(member, "<i4"),
+        "groups": [_group(group) for group in groups],
     }
 
 
-def _encoded(values: Any) -> str:
-    """Encode numbers as base64 of little-endian float32, or int32 for integers."""
-    kind = "<i4" if values.dtype.kind == "i" else "<f4"
+def _group(group: Group) -> dict[str, Any]:
+    """Return what the page needs of a group: its entry in the legend."""
+    return {
+        "name": group.name,
+        "colour": group.colour,
+        "shape": group.shape,
+        "count": len(group.members),
+        "named": group.named,
+    }
+
+
+def _encoded(values: Any, kind: str = "<f4") -> str:
+    """Encode numbers as base64 of a NumPy type."""
     return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""Selects a store's images by a condition, and reads the columns that it names shard by shard."""
+"""Reads columns of a store's images shard by shard, whole or to select images by a condition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from timmscope_registry import ParameterError
+from timmscope.images import LabelTable
+from timmscope_registry import ParameterError, did_you_mean
 
 from .metadata import Metadata
 from .shards import READ, ShardFiles
@@ -31,6 +32,38 @@ def kinds(metadata: Metadata | None) -> dict[str, Kind]:
     """Return the kind of every column that a condition may name."""
     added = {} if metadata is None else metadata.columns
     return STORE_COLUMNS | {name: column.kind for name, column in added.items()}
+
+
+def column(
+    files: ShardFiles, name: str, metadata: Metadata | None
+) -> LabelTable | npt.NDArray[np.float64]:
+    """Return a column of text as labels, or one of numbers as (N,) float64, NaN where missing.
+
+    Raises:
+        ParameterError: there is no such column, or it holds neither text nor numbers.
+        StoreError: the store is not finished.
+    """
+    known = {each: kind for each, kind in kinds(metadata).items() if kind in ("text", "number")}
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ParameterError(
+            f"{files.folder.name} has no column {name!r} of text or numbers; "
+            f"{f'{hint} ' if hint else ''}there are {', '.join(known)}",
+            parameter="column",
+        )
+    files.require_all()
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start, stop, block in blocks(files, [name], metadata):
+            found = block[name]
+            missing = np.zeros(stop - start, bool) if found.missing is None else found.missing
+            yield np.broadcast_to(found.values, (stop - start,)), missing
+
+    if known[name] == "number":
+        numbers = [np.where(missing, np.nan, values) for values, missing in parts()]
+        return np.concatenate(numbers)
+    texts = (np.where(missing, np.bytes_(b""), values) for values, missing in parts())
+    return LabelTable.of_columns(texts)
 
 
 def select_images(

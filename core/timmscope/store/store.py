@@ -124,6 +124,20 @@ class ImageTable:
 
         return select_images(self._files, condition, self.metadata)
 
+    def column(self, name: str) -> LabelTable | npt.NDArray[np.float64]:
+        """Return a column: labels (N,) if it holds text, (N,) float64 if it holds numbers.
+
+        Args:
+            name: a column of text or numbers that conditions may name; see `where`.
+
+        Raises:
+            ParameterError: there is no such column; the message names those there are.
+            StoreError: the store is not finished.
+        """
+        from .columns import column
+
+        return column(self._files, name, self.metadata)
+
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate(list(self._columns(name)))
 

@@ -174,6 +174,24 @@ class Rows:
             return LabelTable([None] * len(self))
         return self.layer.store.images.labels.take(self.ids)
 
+    def column(self, name: str) -> LabelTable | npt.NDArray[np.float64]:
+        """Return a column of the `n` images: labels if it holds text, `(n,)` if numbers.
+
+        Args:
+            name: a column of the store's images or of its metadata; a missing label is None, a
+                missing number is NaN.
+
+        Raises:
+            ParameterError: there is no such column, or the rows come from an array.
+            StoreError: the store is not finished.
+        """
+        if self.layer is None:
+            raise ParameterError(
+                "an array has no columns of images: pass a store", parameter="source"
+            )
+        found = self.layer.store.images.column(name)
+        return found.take(self.ids) if isinstance(found, LabelTable) else found[self.ids]
+
     def names(self, ids: npt.ArrayLike) -> list[str]:
         """Return names of images: their paths in the store, `row 7` in an array."""
         wanted = np.asarray(ids, np.int64)

@@ -11,11 +11,9 @@ import numpy.typing as npt
 
 from timmscope.images import LabelTable
 from timmscope.progress import task
-from timmscope.store import columns
-from timmscope_registry import ParameterError, did_you_mean
 
 if TYPE_CHECKING:
-    from timmscope.store import Store, StoreLayer, UnitStatistics
+    from timmscope.store import StoreLayer, UnitStatistics
     from timmscope.techniques import Rows
 
 LABEL = "label"
@@ -64,7 +62,11 @@ class UnitRows:
         chosen = None if where is None else store.images.where(where)
         table, numbers = store.images.labels, None
         if by is not None and by != LABEL:
-            table, numbers = _context_of(store, by)
+            found = store.images.column(by)
+            if isinstance(found, LabelTable):
+                table = found
+            else:
+                table, numbers = LabelTable([None] * len(store)), found
         collected = {record.name for record in store.manifest.collectors}
 
         def known() -> tuple[UnitStatistics, UnitStatistics] | None:
@@ -111,37 +113,6 @@ class UnitRows:
             codes=np.full(count, -1),
             readable=np.ones(count, bool),
         )
-
-
-def _context_of(store: Store, column: str) -> tuple[LabelTable, np.ndarray | None]:
-    """Return a column of a store's images or metadata: classes, and numbers (N,) or None.
-
-    Raises:
-        ParameterError: there is no such column, or it holds neither text nor numbers.
-        StoreError: the store is not finished.
-    """
-    kinds = columns.kinds(store.images.metadata)
-    if kinds.get(column) not in ("text", "number"):
-        known = [name for name, kind in kinds.items() if kind in ("text", "number")]
-        hint = did_you_mean(column, known)
-        raise ParameterError(
-            f"{store.path.name} has no column {column!r} of text or numbers; "
-            f"{f'{hint} ' if hint else ''}there are {', '.join(known)}",
-            parameter="context",
-        )
-    store.files.require_all()
-
-    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start, stop, block in columns.blocks(store.files, [column], store.images.metadata):
-            found = block[column]
-            missing = np.zeros(stop - start, bool) if found.missing is None else found.missing
-            yield np.broadcast_to(found.values, (stop - start,)), missing
-
-    if kinds[column] == "number":
-        numbers = [np.where(missing, np.nan, values) for values, missing in parts()]
-        return LabelTable([None] * len(store)), np.concatenate(numbers)
-    texts = (np.where(missing, np.bytes_(b""), values) for values, missing in parts())
-    return LabelTable.of_columns(texts), None
 
 
 def _rows(layer: StoreLayer, kind: str, chosen: np.ndarray | None, what: str) -> Batches:

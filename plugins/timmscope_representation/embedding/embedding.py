@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,8 @@ class Embedding(Result):
         explained: share of the rows' variance along each axis, for PCA; else None.
         colourings: the ways to colour points, the first being shown: dictionaries with `title`, and
             `classes`, the names that `values` index, or None where values are numbers.
-        values: `(len(colourings), n)` float64: index of the class, -1 for none, or a number.
+        values: `(len(colourings), n)` float64: index of the class, -1 for none, or a number, NaN
+            for none.
         query_points: `(q, 2)` or `(q, 3)`, coordinates of query images, which did not take part in
             fitting the map.
         query_names: their names.
@@ -187,5 +189,5 @@ class Embedding(Result):
 def value_label(colouring: dict[str, Any], value: float) -> Any:
     """Meaning of a value of a colouring: the name of a class, None, or the number itself."""
     if colouring["classes"] is None:
-        return value
+        return None if math.isnan(value) else value
     return None if value < 0 else colouring["classes"][int(value)]

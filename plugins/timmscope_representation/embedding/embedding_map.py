@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from timmscope import (
 from timmscope_representation.embedding.embedding import Embedding
 
 from .nearest_neighbours import query_names
-from .point_colours import Colouring, by_cluster, by_label, by_prediction, by_unit
+from .point_colours import Colouring, by_cluster, by_column, by_label, by_prediction, by_unit
 from .projections import Method, Projection, project
 
 _TITLES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
@@ -67,9 +68,12 @@ class EmbeddingMap(RepresentationTechnique):
     neighbours: int | None = Field(default=None, ge=2)
     """Number of neighbours that decide the place of an image: t-SNE's perplexity (by default 30) or
     UMAP's n_neighbors (by default 15)."""
-    colour: Literal["label", "prediction", "unit", "cluster", "none"] | None = None
-    """Colours of the points; by default the unit or clusters set below, else labels if there are
-    any."""
+    colour: Literal["label", "prediction", "column", "unit", "cluster", "none"] | None = None
+    """Colours of the points; by default the column, unit or clusters set below, else labels if
+    there are any."""
+    column: str | None = Field(default=None, min_length=1)
+    """Column of the images to colour points by: `folder`, `width`, or one of the metadata. Numbers
+    have a continuous scale, texts a colour each, and missing values are grey."""
     unit: int | None = Field(default=None, ge=0)
     """Unit of the layer to colour points by."""
     clusters: int | None = Field(default=None, ge=2)
@@ -87,8 +91,9 @@ class EmbeddingMap(RepresentationTechnique):
             TechniqueError: the library cannot lay out the rows.
         """
         colour = self._colour(source)
+        column = None if self.column is None else by_column(source, self.column)
         features, pictures, names = self._queries(source, images)
-        colourings = self._colourings(source, colour)
+        colourings = self._colourings(source, colour, column)
         found = self.fit(source, seed=self.seed)
         places = None if features is None else found.transform(features)
         return Embedding.of_rows(
@@ -134,43 +139,49 @@ class EmbeddingMap(RepresentationTechnique):
 
     def _colour(self, rows: Rows) -> str:
         """The first colouring, checked before anything is computed."""
-        for name, wanted in (("unit", self.unit), ("cluster", self.clusters)):
-            field = "clusters" if name == "cluster" else name
-            if self.colour == name and wanted is None:
+        for name, field, kind in (
+            ("column", "column", "name"),
+            ("unit", "unit", "number"),
+            ("cluster", "clusters", "number"),
+        ):
+            if self.colour == name and getattr(self, field) is None:
                 raise ParameterError(
-                    f"colour {name!r} needs a number: set {field}", parameter=field
+                    f"colour {name!r} needs a {kind}: set {field}", parameter=field
                 )
         labelled = any(label is not None for label in rows.labels)
         if self.colour == "label" and not labelled:
             raise ParameterError(
-                f"no image of {rows.title} has a label: colour by prediction, unit or cluster, or "
-                "give labels by metadata with a column label",
+                f"no image of {rows.title} has a label: colour by prediction, column, unit or "
+                "cluster, or give labels by metadata with a column label",
                 parameter="colour",
             )
         if self.colour is not None:
             return self.colour
-        asked = "unit" if self.unit is not None else "cluster" if self.clusters else None
-        return asked or ("label" if labelled else "none")
+        given = {"column": self.column, "unit": self.unit, "cluster": self.clusters}
+        asked = [name for name, value in given.items() if value is not None]
+        return asked[0] if asked else "label" if labelled else "none"
 
-    def _colourings(self, rows: Rows, first: str) -> list[Colouring]:
+    def _colourings(self, rows: Rows, first: str, column: Colouring | None) -> list[Colouring]:
         """All colourings that are available or asked for, the first one in front."""
         if first == "none" and self.colour == "none":
             return []
-        makers = {
+        makers: dict[str, Callable[[], Colouring | None]] = {
             "label": lambda: by_label(rows),
             "prediction": lambda: by_prediction(rows, self.layer_of(rows), self._classes(rows)),
+            "column": lambda: column,
             "unit": lambda: by_unit(rows, self.unit or 0),
             "cluster": lambda: by_cluster(rows, self.clusters or 2, self.seed),
         }
         known = {
-            "label": any(label is not None for label in rows.labels),
+            "label": self.column != "label" and any(label is not None for label in rows.labels),
             "prediction": rows.layer is not None and "logits" in rows.layer.store.layers,
+            "column": column is not None,
             "unit": self.unit is not None,
             "cluster": self.clusters is not None,
         }
         order = [name for name in makers if name == first or known[name]]
         order.sort(key=lambda name: name != first)
-        return [makers[name]() for name in order]
+        return [found for name in order if (found := makers[name]()) is not None]
 
     def _classes(self, rows: Rows) -> ClassNames | None:
         """Names of the model's classes; None if it has none or cannot be loaded."""

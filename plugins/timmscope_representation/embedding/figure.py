@@ -17,6 +17,7 @@ from timmscope.drawing import (
     LABEL_PT,
     MARGIN_IN,
     MUTED,
+    OTHER,
     PAPER,
     RULE,
     SERIES,
@@ -24,9 +25,11 @@ from timmscope.drawing import (
     TITLE_PT,
     Canvas,
     Group,
-    format_number,
     group_by_class,
+    group_by_number,
     line_height,
+    number_range,
+    range_texts,
     replace_missing_glyphs,
     short_names,
     text_width,
@@ -104,9 +107,11 @@ def embedding_figure(embedding: Embedding) -> Figure:
 
 
 def _groups(embedding: Embedding, colouring: dict[str, Any] | None, values: Any) -> list[Group]:
-    if colouring is None or colouring["classes"] is None:
+    if colouring is None:
         everything = np.arange(len(embedding))
         return [Group("images", SERIES[0], "disc", everything, False)]
+    if colouring["classes"] is None:
+        return group_by_number(values)
     return group_by_class(colouring["classes"], values)
 
 
@@ -242,8 +247,10 @@ def _space(
 
 def _paint(group: Group, members: Any, colouring: dict[str, Any] | None, values: Any) -> Any:
     """Keyword arguments of `scatter` for the colours of a group's points."""
-    if colouring is not None and colouring["classes"] is None:
-        return {"c": values[members], "cmap": CONTINUOUS, "norm": scale_of(values)}
+    if colouring is not None and colouring["classes"] is None and group.colour != OTHER:
+        scale = scale_of(values)
+        inside = values[members].clip(scale.vmin, scale.vmax)  # matplotlib leaves out infinity
+        return {"c": inside, "cmap": CONTINUOUS, "norm": scale}
     return {"color": group.colour}
 
 
@@ -358,16 +365,14 @@ def _legend(
     at += 0.25
     if colouring["classes"] is None:
         bar = page.axes(left + 0.02, top + at, 0.16, 2.4)
-        scale = scale_of(values)
         ramp = np.linspace(1, 0, 256)[:, None]
         bar.imshow(ramp, aspect="auto", cmap=colormaps[CONTINUOUS], extent=(0, 1, 0, 1))
         bar.set(xticks=[], yticks=[])
         bar.grid(visible=False)
-        low, high = float(scale.vmin or 0), float(scale.vmax or 0)
-        for share in (0.0, 0.5, 1.0):
-            text = format_number(low + (high - low) * share)
+        for share, text in zip((0.0, 0.5, 1.0), range_texts(*number_range(values)), strict=True):
             page.text(text, left + 0.26, top + at + (1 - share) * 2.4 - 0.07, size=SMALL_PT)
-        return
+        at += 2.4 + 0.2
+        groups = [group for group in groups if group.colour == OTHER]
     for group in groups:
         count = f"{len(group.members):,}"
         name = truncate(

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 
-from timmscope.drawing import CONTINUOUS, INK, OTHER, Group, to_array
+from timmscope.drawing import CONTINUOUS, INK, OTHER, Group, number_range, to_array
 
 if TYPE_CHECKING:
     from timmscope_representation.embedding.embedding import Embedding
@@ -78,8 +78,8 @@ def draw_pictures(
 
 
 def scale_of(values: Any) -> Normalize:
-    """Colour scale from the smallest to the largest value, which may be equal."""
-    low, high = float(values.min()), float(values.max())
+    """Colour scale from the smallest to the largest finite value, which may be equal."""
+    low, high = number_range(values)
     return Normalize(low, high if high > low else low + 1)
 
 
@@ -87,7 +87,8 @@ def _colours(
     count: int, groups: list[Group], colouring: dict[str, Any] | None, values: Any
 ) -> list[Any]:
     if colouring is not None and colouring["classes"] is None:
-        painted: list[Any] = list(colormaps[CONTINUOUS](scale_of(values)(values)))
+        ramp = colormaps[CONTINUOUS].with_extremes(bad=OTHER)
+        painted: list[Any] = list(ramp(scale_of(values)(values)))
         return painted
     found: list[Any] = [OTHER] * count
     for group in groups:

@@ -1,9 +1,9 @@
-"""Colourings of the points of a map: by labels, predictions, a unit or clusters."""
+"""Colourings of the points of a map: by labels, predictions, a column, a unit or clusters."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,44 @@ from timmscope_representation.row_space import RowSpace
 
 Numbers = npt.NDArray[Any]
 Colouring = tuple[dict[str, Any], Numbers]
-"""Title and names of classes (None for numbers), and values `(n,)` float64, one per point."""
+"""Title and names of classes (None for numbers), and values `(n,)` float64, one per point.
+
+A point without a class has -1, one without a number NaN."""
 
 _LOGITS = "logits"
 _ITERATIONS, _RESTARTS = 25, 3
 _BATCH, _NAMED = 4096, 5
+_TAKEN = ("id", "name", "x", "y", "z", "prediction", "cluster")
+"""Columns of the table of points, whose names a column of the store cannot have there."""
 
 
 def by_label(rows: Rows) -> Colouring:
     """Labels of the images, -1 for those without."""
-    labels = list(rows.labels)
-    names = sorted({label for label in labels if label})
-    number = {name: code for code, name in enumerate(names)}
-    codes = [float(number[label]) if label else -1.0 for label in labels]
-    return {"title": "label", "classes": names}, np.array(codes)
+    return _by_text("label", rows.labels)
+
+
+def by_column(rows: Rows, name: str) -> Colouring:
+    """A column of the store's images or metadata: numbers, or classes if it holds text.
+
+    Raises:
+        ParameterError: there is no such column, no image has a value in it, or the rows come from
+            an array.
+    """
+    found = rows.column(name)
+    title = f"column {name}" if name in _TAKEN else name
+    if isinstance(found, np.ndarray):
+        colouring: Colouring = {"title": title, "classes": None}, found
+        empty = not np.isfinite(found).any()
+    else:
+        colouring = _by_text(title, found)
+        empty = not colouring[0]["classes"]
+    if empty:
+        raise ParameterError(
+            f"no image of {rows.title} has a value in the column {name}: choose another column or "
+            "other images",
+            parameter="column",
+        )
+    return colouring
 
 
 def by_prediction(rows: Rows, layer: StoreLayer, names: ClassNames | None) -> Colouring:
@@ -100,6 +124,15 @@ def by_cluster(rows: Rows, count: int, seed: int) -> Colouring:
     found = kmeans(space, count, iterations=_ITERATIONS, restarts=_RESTARTS, seed=seed)
     names = [f"cluster {number + 1}" for number in range(len(found.centroids))]
     return {"title": "cluster", "classes": names}, (found.clusters - 1).astype(float)
+
+
+def _by_text(title: str, texts: Iterable[str | None]) -> Colouring:
+    """Texts as classes in alphabetical order."""
+    texts = list(texts)
+    names = sorted({text for text in texts if text})
+    number = {name: code for code, name in enumerate(names)}
+    codes = [float(number[text]) if text else -1.0 for text in texts]
+    return {"title": title, "classes": names}, np.array(codes)
 
 
 def _distinct_names(names: Sequence[str], numbers: Numbers) -> list[str]:
