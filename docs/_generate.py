@@ -389,7 +389,7 @@ def data_doc(package: str, name: str) -> str:
     from sphinx.pycode import ModuleAnalyzer
 
     if name == "__version__":
-        return "The version of the installed distribution."
+        return "The version of timmscope."
     for loaded in sorted(sys.modules):
         if loaded.split(".")[0].startswith(package.split("_")[0]) and sys.modules[loaded]:
             try:

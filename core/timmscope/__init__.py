@@ -20,7 +20,7 @@ __all__ += ["__version__"]
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from timmscope_registry.versions import __version__
 
-        return version("timmscope")
+        return __version__
     return _lazy_getattr(name)

@@ -20,6 +20,7 @@ from timmscope_registry.plugin_faults import (
 )
 from timmscope_registry.plugin_record import PluginRecord
 from timmscope_registry.specs import API_VERSION, GROUP, api_text
+from timmscope_registry.versions import __version__
 
 OURS = "timmscope"
 FIRST_PARTY = frozenset(
@@ -73,6 +74,7 @@ def installed() -> Iterator[PluginRecord]:
             if foreign := sorted({point.value for point in points if not _is_first_party(point)}):
                 plugins.append(_impostor(_location(distribution), foreign))
                 continue
+            version = __version__  # whatever the first distribution of that name says
             points = [point for point in points if (point.group, point.name) not in ours]
             ours |= {(point.group, point.name) for point in points}
         elif name in seen:  # an older copy further down sys.path

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.attack.conftest import Curved
 
-from timmscope import Ball, load_model, noise_like, technique
+from timmscope import AttackTechnique, Ball, HookedModel, load_model, noise_like, technique
 
 FGSM = technique("fgsm")
 PGD = technique("pgd")
@@ -137,6 +138,82 @@ def test_passes_are_counted_as_hooks_see_them(settings, curved, images):
         assert result.forwards.tolist() == result.backwards.tolist() == [5] * 8
     else:
         assert len(set(result.forwards.tolist())) > 1  # solved images drop out
+
+
+class Follow(AttackTechnique):
+    """Steps along a gradient that it gets in one of several ways, three times."""
+
+    way: str
+
+    def perturb(self, model, images, labels, targets):
+        aim = "class:1"
+        made = {"mean": model.mean, "std": model.std, "input_size": model.input_size}
+        if self.way == "wrapper":
+            model = HookedModel(model.module, **made)
+            assert model.layers  # lists the modules in a forward that counts as no pass
+        elif self.way == "pixels":
+            whole = {"mean": (0,) * 3, "std": (1,) * 3, "input_size": model.input_size}
+            model = HookedModel(model.as_module(), **whole)
+        elif self.way == "nested":
+            for _ in range(2):
+                model.gradient(images, aim)
+            with model.count_passes(len(images)) as inner:
+                model.gradient(images, aim)
+            assert inner.forwards.tolist() == inner.backwards.tolist() == [1] * len(images)
+            return images
+        elif self.way == "surrogate":
+            model(images)
+            model = HookedModel(Curved(), **made, id="file:surrogate")
+        leaf = images.clone().requires_grad_()
+        for _ in range(3):
+            if self.way == "module":
+                model.module(leaf)[:, 1].sum().backward()  # the same leaf each time
+            else:
+                model.gradient(images, aim)
+        return images
+
+
+@pytest.mark.parametrize("way", ["model", "wrapper", "pixels", "module", "nested"])
+def test_a_pass_counts_once_whoever_starts_it(way, curved, images):
+    curved.module.eval().requires_grad_(False)
+    with Passes(curved.module) as seen:
+        result = Follow(way=way)(curved, images, batch_size=5)
+    assert result.forwards.tolist() == result.backwards.tolist() == [3] * 8
+    assert result.other_models == []
+    assert result.other_forwards.shape == (8, 0)
+    assert seen.backwards == 3 * 8
+    assert not curved.module._forward_pre_hooks
+
+
+def test_passes_of_a_copy_for_speed_are_the_models():
+    generator = torch.Generator().manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
+        torch.nn.Linear(16, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        module[1].running_var.uniform_(0.5, 2, generator=generator)
+    model = HookedModel(module, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(3, 4, 4))
+    batch = torch.rand(8, 3, 4, 4, generator=generator)
+    with model.count_passes(8) as counter:
+        copy = model.fused()
+        assert copy.module is not model.module
+        assert not copy.hooks.foreign_hooks()
+    with model.count_passes(8) as counter:
+        copy.gradient(batch, "class:1")
+    assert counter.forwards.tolist() == counter.backwards.tolist() == [1] * 8
+    assert not counter.others
+
+
+def test_passes_of_a_surrogate_are_counted_apart_and_under_its_name(curved, images):
+    result = Follow(way="surrogate")(curved, images, batch_size=5)
+    assert result.forwards.tolist() == [1] * 8
+    assert result.backwards.tolist() == [0] * 8
+    assert result.other_models == ["file:surrogate"]
+    assert result.other_forwards.tolist() == result.other_backwards.tolist() == [[3]] * 8
+    row = result.summary()[0]
+    assert (row["forwards"], row["backwards"]) == (1, 0)
+    assert row["forwards of file:surrogate"] == row["backwards of file:surrogate"] == 3
 
 
 def test_fgsm_costs_one_pass_each_way(curved, images):

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+import timmscope
+
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 
@@ -74,6 +76,10 @@ def test_the_version_to_cite_is_the_projects(project: dict[str, Any]) -> None:
     assert citation["license"] == project["project"]["license"]
     assert citation["repository-code"] == project["project"]["urls"]["Source"]
     assert " ".join(citation["abstract"].split()) == project["project"]["description"]
+
+
+def test_the_package_knows_its_version(project: dict[str, Any]) -> None:
+    assert timmscope.__version__ == project["project"]["version"]
 
 
 def test_the_source_distribution_holds_the_projects_files(project: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Discovery with real distributions: working plugins are listed, broken ones affect no other."""
 
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -11,6 +12,9 @@ from typing import Any
 
 import pytest
 
+import timmscope
+from timmscope.cli.main import main
+from timmscope.results.result import environment_versions
 from timmscope_registry import (
     API_VERSION,
     PluginError,
@@ -584,14 +588,31 @@ class TestNames:
         distribution("timmscope", "raise SystemExit", version="99.0")
         distribution("Timmscope", "", points="[timmscope.v1]\ncore = timmscope.builtin\n")
         registry = Registry()
-        ours = {plugin.name for plugin in registry.plugins() if plugin.distribution == "timmscope"}
-        assert ours >= {"core", "attribution", "representation"}
+        ours = {
+            plugin.name: plugin.version
+            for plugin in registry.plugins()
+            if plugin.distribution == "timmscope"
+        }
+        assert set(ours) >= {"core", "attribution", "representation"}
+        assert set(ours.values()) == {timmscope.__version__}
         assert registry.technique("grad-cam").id == "timmscope:grad-cam"
         assert registry.model_source("random").id == "timmscope:random"
         (problem,) = (
             each for each in registry.problems() if each.plugin.startswith("foreign:timmscope-99")
         )
         assert "calls itself timmscope, but offers timmscope_" in problem.message
+
+    def test_a_distribution_called_timmscope_does_not_give_our_version(
+        self, distribution: Make, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        distribution("timmscope", "", version="99.0")
+        assert importlib.metadata.version("timmscope") == "99.0"
+        ours = timmscope.__version__
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"timmscope {ours}\n"
+        main(["doctor", "--json"])
+        assert json.loads(capsys.readouterr().out)["versions"]["timmscope"] == ours
+        assert environment_versions()["timmscope"] == ours
 
     def test_control_characters_in_names_are_escaped(self, distribution: Make) -> None:
         distribution("foo\x1b[31m", GOOD, entry="ma\x1b[2Jin", version="1\x9b0m")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from timmscope.cli import output, parameters
 from timmscope.cli.text import plain_help
 from timmscope_registry import PluginInfo, Problem, get_registry
 from timmscope_registry.plugin_faults import visible
+from timmscope_registry.versions import package_version
 
 PACKAGES = (
     "timmscope",
@@ -44,7 +44,7 @@ def doctor(
     verbose
         Import all plugins and libraries, and show the machine, library versions and loading times.
     """
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: package_version(name) for name in PACKAGES}
     notes, faults = packages_advice(versions)
     plugins, problems = get_registry().plugins(), [*faults, *get_registry().problems()]
     if not plugins:
@@ -109,7 +109,7 @@ def packages_advice(versions: dict[str, str | None]) -> tuple[list[str], list[Pr
             hint=f"python -m pip install {name}",
         )
         for name, found in versions.items()
-        if found is None and not (name == "faiss-cpu" and _version("faiss-gpu"))
+        if found is None and not (name == "faiss-cpu" and package_version("faiss-gpu"))
     ]
     torch, vision = versions.get("torch"), versions.get("torchvision")
     if torch and vision:
@@ -208,10 +208,3 @@ def _print_problems(notes: list[str], problems: list[Problem], released: dict[st
         console.print(Text(f"{count} problem{'s' * (count > 1)}", style="bold red"))
     else:
         console.print(Text("no problems", style="bold green"))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +39,7 @@ from timmscope_registry import (
     get_registry,
     set_registry,
 )
+from timmscope_registry.versions import __version__
 
 GLOBAL = Group("Everywhere", sort_key=90)
 WORK = Group("Work", sort_key=1)
@@ -51,7 +51,7 @@ app = App(
     help="A microscope for vision models: see what any timm model looks for, why it decides, and "
     "how it breaks.",
     suppress_keyboard_interrupt=False,
-    version=lambda: f"timmscope {version('timmscope')}",
+    version=f"timmscope {__version__}",
     default_parameter=Parameter(negative=""),
     help_format="plaintext",
     help_epilogue="timmscope COMMAND --help explains a command; timmscope run lists techniques.",

@@ -156,15 +156,20 @@ class Backend(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write the engine to one file."""
+        """Write the engine to a file, and whatever else it needs to files beside it.
+
+        The name of a file beside it is the whole name of the file, a dot and a suffix of letters,
+        digits, ``-`` and ``_``: ``path.with_name(path.name + ".graph")``. All are renamed
+        afterwards, recorded with their digests, and replaced and removed together.
+        """
         ...
 
     @classmethod
     def load(cls, path: Path, dim: int, space: Space, facts: dict[str, Any], *, mmap: bool) -> Self:
-        """Read the file that `save` wrote; any exception means that it cannot be used.
+        """Read the files that `save` wrote; any exception means that they cannot be used.
 
         Args:
-            path: the file.
+            path: the file; those beside it have been compared with their digests too.
             dim: width of a row.
             space: how rows are compared.
             facts: the last value of `facts`, which includes the search parameters.

@@ -1,14 +1,13 @@
-"""Reads and writes the two files of an index: the engine's own file, and a JSON record beside it.
+"""Reads and writes the files of an index: the engine's index file, and a JSON record beside it.
 
-Both change together or not at all: the new record is first written under another name, then the
-index is replaced, then the record. A reader that finds the old record beside the new index uses the
-pending one. A truncated or altered index is detected by its size or SHA-256, and a record by its
-own digest.
+An engine may have further files, see `own_files`. All change together or not at all: the new record
+is first written under another name, then the index is replaced, then the record. A reader that
+finds the old record beside the new index uses the pending one. A truncated or altered file is
+detected by its size or SHA-256, and a record by its own digest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -22,11 +21,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 import timmscope.checked_json as checked_json
 from timmscope.durable import make_folder, sync
+from timmscope.index import own_files
 from timmscope.index.metrics import Metric
+from timmscope.index.own_files import ALWAYS_HASHED_BYTES, OwnFile, Suffix, digest_of
 from timmscope.safe_files import UnsafeFile, open_regular, read_regular, require_regular
 from timmscope.store.files import machine_error
 from timmscope.store.manifest import MOST_SHARDS, Count, Digest, Size
-from timmscope_registry import PluginError, VectorIndexError, get_registry
+from timmscope_registry import PluginError, TimmscopeError, VectorIndexError, get_registry
 from timmscope_registry.plugin_faults import fault
 
 try:
@@ -37,8 +38,6 @@ except ImportError:  # Windows has no flock, so two writers do not exclude each 
 SCHEMA = 2
 _MOST_BYTES = 1 << 27
 """Size of a record that is read; one with the most shards has three quarters of it."""
-_ALWAYS_HASHED_BYTES = 64 << 20
-"""Files up to this size are compared with their SHA-256 at every load."""
 
 
 class UnreadableIndex(VectorIndexError):
@@ -103,6 +102,7 @@ class IndexRecord(BaseModel):
         facts: facts of the engine, settings, and versions.
         size: bytes of the index file.
         sha256: SHA-256 of the index file.
+        files: further files of the engine, by the suffix of their names.
     """
 
     model_config = ConfigDict(
@@ -125,6 +125,7 @@ class IndexRecord(BaseModel):
     facts: Annotated[dict[str, Any], AfterValidator(_with_known_facts)] = {}
     size: Count = 0
     sha256: Digest | None = None
+    files: dict[Suffix, OwnFile] = Field({}, max_length=own_files.MOST_FILES)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -147,12 +148,12 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
 
     Args:
         path: the index file.
-        record: the record without size and digest, which are filled in.
-        write: function that writes the index to a path.
+        record: the record without sizes and digests, which are filled in.
+        write: function that writes the index to a path, and further files beside it.
 
     Raises:
         VectorIndexError: the files cannot be written.
-        PluginError: the engine wrote nothing.
+        PluginError: the engine wrote nothing, or a further file that it cannot have.
     """
     pending = _pending_record(path)
     try:
@@ -169,17 +170,19 @@ def write_index(path: Path, record: IndexRecord, write: Callable[[Path], None]) 
                 raise PluginError(
                     fault(engine, "wrote nothing", expected="a file at the path given to save")
                 )
-            size, digest = _digest(draft)
-            record = record.model_copy(update={"size": size, "sha256": digest})
+            size, digest = digest_of(draft)
+            files = own_files.written_with(draft, record.backend)
+            update = {"size": size, "sha256": digest, "files": files}
+            record = record.model_copy(update=update)
             sync(draft)
             _write(draft_record, record)
             with locked(path, writing=True), locked(draft, writing=True):
+                own_files.lay_ready(draft, path, files)
                 draft_record.replace(pending)
                 sync(path.parent)
                 draft.replace(path)
                 sync(path.parent)
-                pending.replace(record_path(path))
-                sync(path.parent)
+                _install(path, record)
     except (OSError, RuntimeError) as error:
         raise VectorIndexError(
             f"the index {path} cannot be written: {first_line(error)}"
@@ -232,37 +235,46 @@ def read_record(path: Path, *, verify: bool | None = None) -> IndexRecord:
         VectorIndexError: one of the two is missing, altered, truncated or from another release.
         StoreError: one of them cannot be read now.
     """
+    pending = _pending_record(path)
     try:
         size, digest = require_regular(path).st_size, ""
-        if verify is None:
-            verify = size <= _ALWAYS_HASHED_BYTES
-        if verify:
-            size, digest = _digest(path)
+        hashed = size <= ALWAYS_HASHED_BYTES if verify is None else verify
+        if hashed := hashed or pending.exists():  # which of two records is that of the file
+            size, digest = digest_of(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise VectorIndexError(
             f"there is no index {path}: build one with `timmscope index build`"
         ) from error
     except (OSError, UnsafeFile) as error:
-        if (failure := machine_error(error, path)) is not None:
-            raise failure from error
-        raise VectorIndexError(
-            f"the index {path} cannot be read ({first_line(error)}): build it again"
-        ) from error
-    records = [record_path(path), _pending_record(path)]
-    found = [_parse(candidate) for candidate in records if candidate.exists()]
+        raise _unreadable(path, error) from error
+    candidates = [each for each in (record_path(path), pending) if each.exists()]
+    found = [(each, _parse(each)) for each in candidates]
     if not found:
         raise VectorIndexError(
-            f"{records[0]} is missing, so {path} cannot be trusted: build the index again"
+            f"{record_path(path)} is missing, so {path} cannot be trusted: build the index again"
         )
-    for record in found:
-        if record.size == size and (not verify or record.sha256 == digest):
+    for candidate, record in found:
+        if record.size == size and (not hashed or record.sha256 == digest):
+            try:
+                if candidate == pending:
+                    own_files.put_in_place(path, record.files)
+                own_files.check(path, record.files, verify=verify)
+            except (OSError, UnsafeFile) as error:
+                raise _unreadable(path, error) from error
             return record
-    expected = found[0]
+    expected = found[0][1]
     if size != expected.size:
         what = f"has {size} bytes, {expected.size} were written"
     else:
         what = "was altered: its SHA-256 differs from the recorded one"
     raise VectorIndexError(f"the index {path} {what}: build it again")
+
+
+def _unreadable(path: Path, error: Exception) -> TimmscopeError:
+    """Return the error of an index that cannot be read: of the machine, or of the index."""
+    return machine_error(error, path) or VectorIndexError(
+        f"the index {path} cannot be read ({first_line(error)}): build it again"
+    )
 
 
 def salvaged_record(path: Path) -> IndexRecord | None:
@@ -299,9 +311,20 @@ def _finish_pending(path: Path) -> None:
     """Install the record that a crash has left pending, if it belongs to the index file."""
     pending = _pending_record(path)
     with suppress(VectorIndexError):  # a damaged one is replaced
-        if pending.is_file() and path.is_file() and _parse(pending).sha256 == _digest(path)[1]:
-            pending.replace(record_path(path))
-            sync(path.parent)
+        if pending.is_file() and path.is_file():
+            record = _parse(pending)
+            if record.sha256 == digest_of(path)[1]:
+                _install(path, record)
+    own_files.remove_ready(path)
+
+
+def _install(path: Path, record: IndexRecord) -> None:
+    """Put the record and the engine's other files in place after the index file was replaced."""
+    old = salvaged_record(path)
+    own_files.put_in_place(path, record.files)
+    own_files.remove(path, (old.files if old else {}).keys() - record.files.keys())
+    _pending_record(path).replace(record_path(path))
+    sync(path.parent)
 
 
 def _pending_record(path: Path) -> Path:
@@ -351,8 +374,8 @@ def _exclusive(path: Path) -> Iterator[None]:
     try:
         _lock(folder, writing=True)
         for name in (path.name, record_path(path).name):
-            for draft in path.parent.glob(f".{escape(name)}.*.tmp"):
-                draft.unlink(missing_ok=True)
+            for draft in path.parent.glob(f".{escape(name)}.*.tmp*"):
+                own_files.discard(draft)
         yield
     finally:
         os.close(folder)
@@ -364,13 +387,8 @@ def _temporary(path: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        draft.unlink(missing_ok=True)
-
-
-def _digest(path: Path) -> tuple[int, str]:
-    with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return file.tell(), digest
+        for file in (draft, *own_files.beside(draft)):
+            own_files.discard(file)
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +38,7 @@ from timmscope_registry import (
     UnsupportedModel,
     get_registry,
 )
+from timmscope_registry.versions import package_version
 
 from .collector_errors import declared_columns, instantiate, storable_state
 
@@ -184,7 +184,9 @@ class Plan:
             precision=self.precision,
             memory_format=self.memory_format,
             folded=self.folded is not None,
-            versions={name: version(name) for name in ("timmscope", "torch", "timm")},
+            versions={
+                name: package_version(name) or "unknown" for name in ("timmscope", "torch", "timm")
+            },
         )
 
     def _record(self, layer: Layer) -> LayerRecord:

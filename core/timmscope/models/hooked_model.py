@@ -53,17 +53,26 @@ _FORWARD_ERRORS = (
 class PassCounter:
     """Counts the forward and backward passes of each image of a batch.
 
+    Passes of one model count, whoever starts them: through the model, a copy of it for speed,
+    another wrapper of its module, or the module itself. Those of other models are counted apart.
+
     Args:
         batch: number of images.
+        owner: what the model and its copies have in common.
 
     Attributes:
         forwards: `(B,)` int64, forward passes of each image.
         backwards: `(B,)` int64, backward passes that reached each image.
+        others: the same two counts of each other model, by its id.
+        calls: number of forwards that were seen, also of other images.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, owner: object = None) -> None:
         self.forwards = torch.zeros(batch, dtype=torch.long)
         self.backwards = torch.zeros(batch, dtype=torch.long)
+        self.others: dict[str, tuple[Tensor, Tensor]] = {}
+        self.calls = 0
+        self._owner = owner
         self._rows: Tensor | None = None
 
     @contextlib.contextmanager
@@ -75,22 +84,33 @@ class PassCounter:
         finally:
             self._rows = outer
 
-    def watch(self, inputs: Tensor) -> None:
-        """Count one forward of `inputs`, and each backward that reaches them."""
+    def watch(self, inputs: Tensor, owner: object, id: str) -> None:
+        """Count one forward of `inputs`, and each backward that reaches them.
+
+        Args:
+            inputs: what the module gets, a tensor of this forward only.
+            owner: what the model that runs and its copies have in common.
+            id: id of that model.
+        """
+        self.calls += 1
+        forwards, backwards = self.forwards, self.backwards
+        if owner is not self._owner:
+            zero = torch.zeros_like(forwards)
+            forwards, backwards = self.others.setdefault(id, (zero, zero.clone()))
         rows = self._rows if self._rows is not None else torch.arange(len(self.forwards))
         if len(inputs) % max(len(rows), 1):
             return  # a forward of other images, such as a reference image
         times = len(inputs) // max(len(rows), 1)
-        self.forwards[rows] += times
+        forwards[rows] += times
         if inputs.requires_grad:
 
             def count(_: Tensor) -> None:
-                self.backwards[rows] += times
+                backwards[rows] += times
 
             inputs.register_hook(count)
 
 
-_counter: ContextVar[PassCounter | None] = ContextVar("timmscope_pass_counter", default=None)
+_counters: ContextVar[tuple[PassCounter, ...]] = ContextVar("timmscope_pass_counters", default=())
 
 
 class HookedModel:
@@ -141,6 +161,7 @@ class HookedModel:
         self._given_classes = ClassNames(class_names) if class_names is not None else None
         self._timm_classes: tuple[int, ClassNames | None] | None = None
         self._at_size: dict[tuple[int, ...], HookedModel] = {}
+        self._owner = object()  # shared with copies for speed, whose passes count as this model's
         example = torch.full((2, *self.input_size), 0.5)
         self.hooks = ModelHooks(module, self.preprocessing.normalise(example))
         if self._given_classes is not None and _declared_classes(module) is not None:
@@ -408,17 +429,28 @@ class HookedModel:
         """
         self._follow_parts()
         inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
-        counter = _counter.get()
-        if counter is not None:
-            counter.watch(inputs)
         try:
-            outputs: object = self.hooks(inputs)
+            outputs: object = self._counted(inputs) if _counters.get() else self.hooks(inputs)
         except _FORWARD_ERRORS as error:
             if "alloca" not in str(error):  # memory that cannot be allocated
                 self._check_runs((int(inputs.shape[2]), int(inputs.shape[3])))
             raise
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
             raise self._no_logits(outputs)
+        return outputs
+
+    def _counted(self, inputs: Tensor) -> Tensor:
+        """Run the module, and count a pass of this model unless the counted module itself ran."""
+        counters = _counters.get()
+        seen = [counter.calls for counter in counters]
+        token = _counters.set(())  # what this module calls inside is part of this pass
+        try:
+            outputs = self.hooks(inputs)
+        finally:
+            _counters.reset(token)
+        for counter, before in zip(counters, seen, strict=True):
+            if counter.calls == before:
+                counter.watch(inputs, self._owner, self.id)
         return outputs
 
     def _check_runs(self, size: tuple[int, int]) -> None:
@@ -448,15 +480,19 @@ class HookedModel:
     def count_passes(self, batch: int) -> Iterator[PassCounter]:
         """Count the forwards and backwards of each image while the context is open.
 
+        Each forward of the module counts once, also if another wrapper or the technique starts it.
+        The passes of other models are counted apart, by their ids.
+
         Args:
             batch: number of images.
         """
-        counter = PassCounter(batch)
-        token = _counter.set(counter)
+        counter = PassCounter(batch, self._owner)
+        token = _counters.set((*_counters.get(), counter))
         try:
-            yield counter
+            with self.hooks.count_forwards(lambda x: counter.watch(x, self._owner, self.id)):
+                yield counter
         finally:
-            _counter.reset(token)
+            _counters.reset(token)
 
     def as_module(self) -> nn.Module:
         """Wrap the model as an `nn.Module` over images in [0, 1], for libraries that need one."""

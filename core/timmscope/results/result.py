@@ -15,8 +15,6 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +25,7 @@ import timmscope.checked_json as checked_json
 from timmscope.progress import track
 from timmscope_registry import TimmscopeError
 from timmscope_registry.html_table import html_table
+from timmscope_registry.versions import package_version
 
 from .saving import replaced_together
 
@@ -70,15 +69,8 @@ class Provenance:
 
 def environment_versions() -> dict[str, str]:
     """Return the versions of timmscope and the packages that affect its numbers."""
-    return {name: _version(name) for name in ("timmscope", "torch", "timm", "numpy")}
-
-
-@cache
-def _version(name: str) -> str:
-    try:
-        return version(name)  # parses a file, which takes as long as a small model's forward pass
-    except PackageNotFoundError:
-        return "unknown"
+    names = ("timmscope", "torch", "timm", "numpy")
+    return {name: package_version(name) or "unknown" for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

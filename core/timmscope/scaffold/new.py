@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import keyword
 import re
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from timmscope.scaffold.kinds import KINDS
 from timmscope_registry import ParameterError, get_registry
+from timmscope_registry.versions import __version__
 
 TEMPLATES = Path(__file__).parent / "templates"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -112,7 +112,7 @@ def _context(name: str, kind: str) -> dict[str, Any]:
     ]
     return {
         **words,
-        "version": version("timmscope"),
+        "version": __version__,
         "summary": about.summary,
         "spec": about.spec,
         "hook": about.hook,

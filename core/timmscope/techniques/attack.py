@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -54,9 +54,13 @@ class Adversarial(Result):
         l0: `(B,)` number of changed pixels (any channel).
         l2: `(B,)` Euclidean norm of the change, pixel units [0, 1].
         linf: `(B,)` largest change of a value, pixel units [0, 1].
-        forwards: `(B,)` forward passes per image, without the three that evaluate the result.
-        backwards: `(B,)` backward passes per image.
+        forwards: `(B,)` forward passes of the attacked model per image, without the three that
+            evaluate the result. Wrappers of its module and copies for speed count as the model.
+        backwards: `(B,)` backward passes of the attacked model per image.
         queries: `(B,)` forward passes of a black-box attack; 0 for attacks that use gradients.
+        other_models: ids of the M other models that the attack ran, such as a surrogate.
+        other_forwards: `(B, M)` forward passes of each of them per image.
+        other_backwards: `(B, M)` backward passes of each of them per image.
         zero_gradients: `(B,)` gradients that were zero, so that the attack could not take a step.
         class_names: for each image, names of its label, prediction before and prediction after.
         target_names: name of each image's target; empty for an untargeted attack.
@@ -80,6 +84,9 @@ class Adversarial(Result):
     backwards: Tensor
     queries: Tensor
     zero_gradients: Tensor
+    other_models: list[str]
+    other_forwards: Tensor
+    other_backwards: Tensor
     class_names: list[list[str]]
     target_names: list[str] = field(default_factory=list)
 
@@ -137,10 +144,35 @@ class Adversarial(Result):
                 "forwards": int(self.forwards[row]),
                 "backwards": int(self.backwards[row]),
                 "queries": int(self.queries[row]),
+                **self._others(row),
                 "zero_gradients": int(self.zero_gradients[row]),
             }
             for row in range(len(self.images))
         ]
+
+    def _others(self, row: int) -> dict[str, int]:
+        """Return the passes of other models for an image, under names that say whose they are."""
+        counts = {"forwards": self.other_forwards, "backwards": self.other_backwards}
+        return {
+            f"{what} of {model}": int(count[row, at])
+            for at, model in enumerate(self.other_models)
+            for what, count in counts.items()
+        }
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Counts per image: passes, zero gradients, and by id the passes of other models."""
+
+    forwards: Tensor
+    backwards: Tensor
+    zeros: Tensor
+    others: dict[str, tuple[Tensor, Tensor]]
+
+    def of_others(self, which: Literal[0, 1]) -> Tensor:
+        """Return the forwards or backwards of the M other models, `(B, M)`."""
+        counts = [both[which] for both in self.others.values()]
+        return torch.stack([self.forwards, *counts], 1)[:, 1:]  # M may be 0
 
 
 class AttackTechnique(Technique):
@@ -261,6 +293,7 @@ class AttackTechnique(Technique):
         forwards = torch.zeros(len(batch), dtype=torch.long)
         backwards = torch.zeros(len(batch), dtype=torch.long)
         zeros = torch.zeros(len(batch), dtype=torch.long)
+        others: dict[str, tuple[Tensor, Tensor]] = {}
         todo = (~already).nonzero().flatten()
         starts = range(0, len(todo), step)
         for start in self.track(starts, self.title(), total=len(starts)):
@@ -284,9 +317,15 @@ class AttackTechnique(Technique):
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
             zeros[rows.cpu()] = zero
-        counts = forwards, backwards, zeros
+            for name, counts in counter.others.items():
+                none = torch.zeros_like(forwards)
+                for total, part in zip(
+                    others.setdefault(name, (none, none.clone())), counts, strict=True
+                ):
+                    total[rows.cpu()] = part
+        passes = _Passes(forwards, backwards, zeros, others)
         result = self._attack_result(
-            model, batch, adversarial, truth, aims, clean, already, counts, facts, step
+            model, batch, adversarial, truth, aims, clean, already, passes, facts, step
         )
         if stuck := int(result.stuck.sum()):
             warnings.warn(
@@ -305,11 +344,10 @@ class AttackTechnique(Technique):
         targets: Tensor | None,
         clean: Tensor,
         already: Tensor,
-        counts: tuple[Tensor, Tensor, Tensor],
+        passes: _Passes,
         facts: Provenance,
         step: int,
     ) -> Adversarial:
-        forwards, backwards, zeros = counts
         with torch.no_grad():
             logits = _in_chunks(model, adversarial, step)
             rounded = _in_chunks(model, (adversarial * 255).round() / 255, step)
@@ -340,10 +378,13 @@ class AttackTechnique(Technique):
             l0=(delta != 0).any(1).flatten(1).sum(1),
             l2=delta.flatten(1).norm(dim=1),
             linf=delta.abs().flatten(1).amax(1),
-            forwards=forwards,
-            backwards=backwards,
-            queries=torch.zeros_like(forwards) if self.uses_gradients else forwards,
-            zero_gradients=zeros,
+            forwards=passes.forwards,
+            backwards=passes.backwards,
+            queries=torch.zeros_like(passes.forwards) if self.uses_gradients else passes.forwards,
+            zero_gradients=passes.zeros,
+            other_models=list(passes.others),
+            other_forwards=passes.of_others(0),
+            other_backwards=passes.of_others(1),
             class_names=names,
             target_names=[
                 model.class_name(int(index)) for index in (targets if targets is not None else ())

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from torch import nn
 from torch.nn.modules import module as torch_modules
 
+from timmscope_registry.hooks.forward_count import ForwardCount
+
 HookKeys = Mapping[object, Mapping[str, frozenset[int]]]
 """Keys of hooks by owner (module, parameter or, for global hooks, `torch_modules`) and by kind.
 
@@ -36,7 +38,9 @@ def hooks_of(module: nn.Module) -> HookKeys:
         attributes = vars(part)
         for kind in KINDS:
             if hooks := attributes.get(kind):
-                hooks_by_owner.setdefault(part, {})[kind] = frozenset(hooks)
+                keys = {key for key, hook in hooks.items() if not isinstance(hook, ForwardCount)}
+                if keys:
+                    hooks_by_owner.setdefault(part, {})[kind] = frozenset(keys)
         for parameter in attributes["_parameters"].values():
             if parameter is not None:
                 for kind in _PARAMETER_KINDS:

@@ -25,6 +25,7 @@ from timmscope_registry.hooks.contexts import (
 from timmscope_registry.hooks.dataflow import Edge, dataflow_edges
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.foreign_hooks import HookKeys, hooks_of
+from timmscope_registry.hooks.forward_count import ForwardCount
 from timmscope_registry.hooks.forward_pass import Context, ForwardPass, RuleContext
 from timmscope_registry.hooks.layers import LayerCatalogue
 from timmscope_registry.hooks.module_lock import ModuleLock
@@ -268,6 +269,24 @@ class ModelHooks:
         return self._open_silently(
             InputWatch({self._point(name): function for name, function in functions.items()})
         )
+
+    @contextmanager
+    def count_forwards(self, function: Callable[[Tensor], None]) -> Iterator[None]:
+        """Call a function with the input of every forward of the module in this thread.
+
+        Forwards that other code starts are included; those that list the layers are not.
+
+        Args:
+            function: gets the input of the module, as a tensor that no other forward has.
+        """
+        with self._lock:
+            hook = ForwardCount(function)
+            handle = self.module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                handle.remove()
 
     def foreign_hooks(self) -> HookKeys:
         """List the hooks on the module that other code registered."""

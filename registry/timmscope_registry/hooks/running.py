@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 class _Running(threading.local):
     forwards: tuple[object, ...] = ()
+    tracing: bool = False
 
 
 _running = _Running()
@@ -32,6 +33,21 @@ def running(forward: object) -> Iterator[None]:
         yield
     finally:
         _running.forwards = outer
+
+
+def is_tracing() -> bool:
+    """Whether this thread runs a forward that only lists the modules it calls."""
+    return _running.tracing
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Mark the forwards of this thread inside the context as ones that only list modules."""
+    outer, _running.tracing = _running.tracing, True
+    try:
+        yield
+    finally:
+        _running.tracing = outer
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from timmscope_registry.errors import UnsupportedModel
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.parts import parts_of
-from timmscope_registry.hooks.running import is_running, running
+from timmscope_registry.hooks.running import is_running, running, tracing
 
 BATCH = 2
 
@@ -128,7 +128,7 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
             stack.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(part.register_forward_hook(after, with_kwargs=True).remove)
         try:
-            with running(calls):
+            with running(calls), tracing():
                 module(images)
         except Exception as error:
             raise UnsupportedModel(
