@@ -58,9 +58,10 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
         write_data_set(tmp_path / "file" / "images")
 
 
-def test_a_lost_file_comes_back_as_it_was(written):
+def test_a_lost_or_damaged_file_comes_back_as_it_was(written):
     before = digests(written)
     (written / "chelsea" / "chelsea-small-05.jpg").unlink()
+    (written / "coffee" / "coffee.png").write_bytes(b"")
     write_data_set(written)
     assert digests(written) == before
 

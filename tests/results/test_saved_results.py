@@ -100,6 +100,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> Iterator[list[str]]
 
 
 def test_a_save_that_is_killed_leaves_the_old_or_the_new_result(monkeypatch, tmp_path):
+    (tmp_path / "count").mkdir()
     with killed_at(monkeypatch, 0) as calls:
         numbers(0).save(tmp_path / "count")
     assert calls.count("replace") == len(NAMES)

@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_clear_error_at_any_moment(
     assert (tmp_path / "whole.h5").stat().st_size > 950_000
     monkeypatch.setattr(Failing, "room", room)
     monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Failing(path, "w+"))
-    with pytest.raises(StoreError, match=r"the disk is full .*finished shards are kept"):
+    with pytest.raises(StoreError, match=r"the disk is full .*what is finished is kept"):
         fill(tmp_path / "a.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.h5"]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def photographs() -> dict[str, Path]:
 def write_data_set(folder: Path) -> Path:
     """Write each photograph and its crops to a subfolder with the photograph's name.
 
-    The bytes are the same each time. Files that exist already are not written again.
+    The bytes are the same each time. Files that hold them already are not written again.
 
     Raises:
         TimmscopeError: a file cannot be written.
@@ -71,13 +72,11 @@ def write_data_set(folder: Path) -> Path:
     for name, photograph in track(photographs().items(), "photographs"):
         picture = open_image(photograph)
         whole = folder / name / f"{name}{photograph.suffix.lower()}"
-        if not whole.exists():
-            write_whole(whole, photograph.read_bytes())
+        _write_if_other(whole, photograph.read_bytes())
         for crop, box in boxes(*picture.size):
-            file, buffer = folder / name / f"{name}-{crop}.jpg", io.BytesIO()
-            if not file.exists():
-                picture.crop(box).save(buffer, format="JPEG", quality=92, subsampling=0)
-                write_whole(file, buffer.getvalue())
+            buffer = io.BytesIO()
+            picture.crop(box).save(buffer, format="JPEG", quality=92, subsampling=0)
+            _write_if_other(folder / name / f"{name}-{crop}.jpg", buffer.getvalue())
     return folder
 
 
@@ -109,6 +108,14 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         raise TimmscopeError(f"cannot write {path}: {error}") from error
+
+
+def _write_if_other(path: Path, content: bytes) -> None:
+    """Write a file unless it holds this; after a power failure it may hold something else."""
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_whole(path, content)
 
 
 def _offset(room: int, index: int, count: int) -> int:

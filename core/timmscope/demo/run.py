@@ -24,6 +24,7 @@ from timmscope.mining import mine
 from timmscope.models import HookedModel, load_model
 from timmscope.results.result import environment_versions
 from timmscope.store import Store
+from timmscope.store.files import disk_error
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
 SECTIONS = {
@@ -132,7 +133,10 @@ def _store(model: HookedModel, source: FolderSource, folder: Path) -> Store:
         store.layer(FEATURES).statistics()
         if store.manifest.images.location == source.location:
             return store
-    shutil.rmtree(folder)
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise disk_error(error, folder) from error
     return mine(model, source, folder, layers=LAYERS)
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from timmscope.demo import choose
+from timmscope.demo.dataset import write_whole
 from timmscope.images import FolderSource
 from timmscope.models import HookedModel
 from timmscope.results import Provenance, Result, Sheet, load_result
@@ -154,16 +155,16 @@ class Tour:
                 words += [] if each is None else [f"--{_FLAGS.get(key, key)}", each]
         folder = f"{name}-{call['layer']}" if name == "top-patches" else name
         shell = in_shell(*words)
-        recipe = "\n".join([shell, self._inputs]) + "\n"
+        recipe = f"{shell}\n{self._inputs}\n".encode("utf-8", "surrogateescape")
         result = self._kept(folder, recipe)
         if result is None:
             kind: type[Any] = technique(name)
             loaded = {"model": self.model} if of_store else {}  # so that it is not loaded again
             result = kind(**fields)(subject, *images, **call, **loaded)
             written = self.out / "results" / folder / _RECIPE
-            written.unlink(missing_ok=True)  # it is not that of the new result
+            write_whole(written, b"")  # it is not that of the new result
             result.save(written.parent)
-            written.write_text(recipe, encoding="utf-8")
+            write_whole(written, recipe)
         return self._shown(result, title, folder, python=python, shell=shell, note=note)
 
     def exhibit(self, result: Result, title: str, folder: str, **lines: str) -> Exhibit:
@@ -178,11 +179,11 @@ class Tour:
         versions = {**environment_versions(), **record.versions}
         return f"{record.model.weights_sha256} {record.images.fingerprint} {versions}"
 
-    def _kept(self, folder: str, recipe: str) -> Result | None:
+    def _kept(self, folder: str, recipe: bytes) -> Result | None:
         """Return the result of an earlier demo that the same command made; None without one."""
         place = self.out / "results" / folder
         with suppress(OSError, ValueError, TimmscopeError):
-            same = (place / _RECIPE).read_text(encoding="utf-8") == recipe
+            same = (place / _RECIPE).read_bytes() == recipe
             if same and (place / "figure.png").is_file():
                 return load_result(place)
         return None

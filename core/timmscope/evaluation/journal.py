@@ -12,12 +12,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import timmscope.checked_json as checked_json
+from timmscope.durable import sync
 from timmscope.results import to_json
 from timmscope.safe_files import open_regular, read_regular
-from timmscope.store.files import TEMPORARY, write_bytes
+from timmscope.store.files import TEMPORARY, disk_error, machine_error, write_bytes
 from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
 
 SETTINGS = "evaluation.json"
@@ -40,8 +41,8 @@ class Journal:
 
     Raises:
         StoreMismatch: the folder holds an evaluation with other settings.
-        StoreCorrupted: a line of its records cannot be read.
-        StoreError: the folder holds other files.
+        StoreCorrupted: a line of its records is damaged.
+        StoreError: the folder holds other files, or cannot be read or written now.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
@@ -60,16 +61,30 @@ class Journal:
             write_bytes(folder / SETTINGS, checked_json.dump(settings, indent=2))
 
     def add(self, record: Record) -> None:
-        """Add a record, with NaN as None; it is on disk when this returns."""
-        self.count += 1
+        """Add a record, with NaN as None; it is on disk when this returns.
+
+        Raises:
+            StoreError: the disk is full or read-only.
+        """
         record = to_json(record)
         if self.folder is None:
             self._records.append(record)
         else:
-            with (self.folder / RECORDS).open("ab") as file:
-                file.write(checked_json.dump({"line": self.count, **record}))
+            self._write(self.folder / RECORDS, {"line": self.count + 1, **record})
+        self.count += 1
+
+    @staticmethod
+    def _write(path: Path, line: Record) -> None:
+        try:
+            with path.open("ab") as file:
+                new = not file.tell()
+                file.write(checked_json.dump(line))
                 file.flush()
                 os.fsync(file.fileno())
+            if new:
+                sync(path.parent)
+        except OSError as error:
+            raise disk_error(error, path) from error
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records in order, from disk, as those of a large evaluation exceed memory."""
@@ -77,16 +92,15 @@ class Journal:
             yield from self._records
             return
         file = self.folder / RECORDS
-        with _opened(file) as lines:
-            for number, line in enumerate(_lines(lines), start=1):
-                yield _parse(file, number, line)
+        for number, line in _lines(file):
+            yield _parse(file, number, line)
 
 
 def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
     try:
         known = checked_json.load(read_regular(folder / SETTINGS, _MOST_BYTES))
-    except (OSError, ValueError) as error:
-        raise StoreCorrupted(f"{folder / SETTINGS} cannot be read: {error}") from error
+    except (OSError, ValueError, MemoryError) as error:
+        raise _unreadable(folder / SETTINGS, error) from error
     if known != settings:
         keys = [key for key in settings if known.get(key) != settings[key]]
         raise StoreMismatch(
@@ -96,29 +110,35 @@ def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def _opened(file: Path) -> BinaryIO:
+def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield number and contents of every line."""
     try:
-        return open_regular(file)
-    except (OSError, ValueError) as error:
-        raise StoreCorrupted(f"{file} cannot be read: {error}") from error
+        with open_regular(file) as lines:
+            number = 0
+            while line := lines.readline(_MOST_BYTES):
+                number += 1
+                yield number, line
+    except (OSError, ValueError, MemoryError) as error:
+        raise _unreadable(file, error) from error
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    while line := file.readline(_MOST_BYTES):
-        yield line
+def _unreadable(file: Path, error: Exception) -> StoreError:
+    return machine_error(error, file) or StoreCorrupted(f"{file} cannot be read: {error}")
 
 
 def _cut_to_whole_lines(file: Path) -> int:
     """Return the number of complete lines, and cut off a line that is not complete."""
     count = end = 0
-    with _opened(file) as lines:
-        for number, line in enumerate(_lines(lines), start=1):
-            if not line.endswith(b"\n"):
-                break
-            _parse(file, number, line)
-            count, end = number, end + len(line)
-    if end < file.stat().st_size:
-        os.truncate(file, end)
+    for number, line in _lines(file):
+        if not line.endswith(b"\n"):
+            break
+        _parse(file, number, line)
+        count, end = number, end + len(line)
+    try:
+        if end < file.stat().st_size:
+            os.truncate(file, end)
+    except OSError as error:
+        raise disk_error(error, file) from error
     return count
 
 

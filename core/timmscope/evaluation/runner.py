@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from timmscope.durable import make_folder
 from timmscope.evaluation.journal import RECORDS, Journal, Record
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.metrics import BY_NAME, default_metrics
@@ -310,7 +311,7 @@ def _locked(folder: Path | None) -> AbstractContextManager[object]:
     if folder is None:
         return nullcontext()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise StoreError(
             f"{folder}: cannot create this folder ({error.strerror}); choose another"

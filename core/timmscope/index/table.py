@@ -46,6 +46,7 @@ class RowTable:
         self._scratch = scratch
         self._saved: Rows = np.empty((0, dim), np.float32)
         self._spool: FileIO | None = None
+        self._spooled = 0  # rows in the temporary file; a failed write leaves more after them
         self._fresh: Rows = np.empty((0, dim), np.float32)
         self._pending: list[tuple[Ids, npt.NDArray[np.bool_]]] = []
         self._by_id: tuple[Ids, Places] | None = None
@@ -80,7 +81,7 @@ class RowTable:
         return len(self) - int(self.live.sum())
 
     def append(self, rows: Rows, ids: Ids) -> None:
-        """Append rows.
+        """Append rows, all or none.
 
         Raises:
             VectorIndexError: the disk is full.
@@ -89,6 +90,7 @@ class RowTable:
             if self._spool is None:
                 self._spool = _temporary_file(self._scratch)
                 weakref.finalize(self, self._spool.close)
+            self._spool.seek(4 * self.dim * self._spooled)
             left = np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8).data
             while left:
                 left = left[self._spool.write(left) :]
@@ -97,6 +99,7 @@ class RowTable:
                 f"rows of the index cannot be kept on disk while it is built: {error}"
             ) from error
         self._pending.append((np.asarray(ids, np.int64), np.ones(len(ids), bool)))
+        self._spooled += len(ids)
         self._by_id = None
 
     def __getitem__(self, places: Any) -> Rows:
@@ -186,9 +189,9 @@ class RowTable:
             self.ids = np.concatenate([self.ids, *(ids for ids, _ in self._pending)])
             self.live = np.concatenate([self.live, *(live for _, live in self._pending)])
             self._pending = []
-            count = len(self.ids) - len(self._saved)
-            if count:
-                self._fresh = np.memmap(self._spool, np.float32, "r", 0, (count, self.dim))
+            if self._spooled:
+                shape = (self._spooled, self.dim)
+                self._fresh = np.memmap(self._spool, np.float32, "r", 0, shape)
         return self
 
 

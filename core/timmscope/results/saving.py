@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from timmscope.durable import sync
+from timmscope.durable import make_folder, sync
 from timmscope.safe_files import open_regular
 
 SAVED = ".saved"
@@ -36,7 +36,7 @@ def replaced_together(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a file cannot be written; nothing has changed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for left in folder.glob(f"{_SAVING}*"):
         with suppress(FileNotFoundError):  # of another process, which has finished
             if left.stat().st_mtime < time.time() - _LEFT_BEHIND_S:

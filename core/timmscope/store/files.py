@@ -135,7 +135,7 @@ def machine_error(error: BaseException, path: Path) -> StoreError | None:
 def disk_error(error: OSError, path: Path) -> StoreError:
     """Return an error that says in one line why a file cannot be written, and what to do."""
     if error.errno in _FULL:
-        advice = "free some space and start again: finished shards are kept"
+        advice = "free some space and start again: what is finished is kept"
         return StoreError(f"{path}: the disk is full ({error.strerror}); {advice}")
     return StoreError(f"{path}: cannot be written ({error.strerror or error}); check the folder")
 
