@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from timmscope import HookedModel
+from timmscope.free_memory import free_memory
 from timmscope.mining import batch_size as chooser
 from timmscope.mining import mine
-from timmscope.mining.batch_size import LiveBytes, choose_batch_size, forward_bytes, free_memory
+from timmscope.mining.batch_size import LiveBytes, choose_batch_size, forward_bytes
 from timmscope.mining.plan import Plan, make_plan
 from timmscope_registry import ParameterError
 

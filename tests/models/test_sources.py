@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from timmscope import HookedModel, ModelError, ObjectiveError, TimmscopeError, load_model
+from timmscope.models import weights_size
 
 ARCH = "resnet10t"
 QUERY = f"arch={ARCH}&num_classes=3&img_size=32"
@@ -192,6 +193,56 @@ def test_an_odd_query_is_refused_in_one_line(tmp_path, query, message):
     with pytest.raises(TimmscopeError, match=message) as caught:
         run(spec)
     assert "\n" not in str(caught.value)
+
+
+VIT = "vit_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (f"random:{VIT}?depth=1000000000", "depth is 1000000000 in .*: expected numbers of at mos"),
+        (f"timm:{VIT}?depth=1000000000", "expected numbers of at most 1,000,000, in digits"),
+        (f"random:{VIT}?depth=10**9", r"could not make .*; given as text: depth='10\*\*9'"),
+        (f"random:{VIT}?depth=900", "with depth=900 has more than 1,000 tensors of weights: give"),
+        (f"random:{ARCH}?layers=[10000000,1,1,1]", r"layers is \[10000000, 1, 1, 1\] in"),
+        (f"random:{ARCH}?layers=[90000,1,1,1]", "has more than 1,000 tensors of weights"),
+        (f"random:{VIT}?embed_dim=600000", r"more than 4.0 GiB of weights, half of the free memor"),
+        (f"random:{VIT}?mlp_ratio=1e5", "with mlp_ratio=100000.0 has more than 4.0 GiB"),
+        (f"random:{VIT}?mlp_ratio=1e400", "mlp_ratio is inf"),
+        (f"random:{VIT}?img_size=60000", "with img_size=60000 has more than 4.0 GiB"),
+        (f"random:{VIT}?img_size=1000000000", "img_size is 1000000000"),
+        (f"random:{ARCH}?img_size=60000", r"inputs of 3×60000×60000 needs at least 1005.8 GiB of "),
+        (f"random:{ARCH}?input_size=3,20000,20000", "needs at least 111.8 GiB .*give a smaller im"),
+        ("random:resnet18?in_chans=1000000", "with in_chans=1000000 has more than 4.0 GiB"),
+        (f"random:{ARCH}?num_classes=1000000000000", "expected a whole number from 0 to 1000000"),
+        (f"random:{ARCH}?num_classes=10**12", r"num_classes is '10\*\*12'"),
+        ("pip:efficientnet-lite0?num_classes=1000000", "with num_classes=1000000 has more than"),
+    ],
+)
+def test_numbers_that_no_memory_holds_are_refused_before_it_is_used(monkeypatch, spec, message):
+    monkeypatch.setattr(weights_size, "free_memory", lambda: 8 << 30)
+    monkeypatch.setattr(weights_size, "_MOST_TENSORS", 1000)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_numbers_that_fit_change_no_weights_and_usual_ones_cost_nothing(monkeypatch):
+    spec = f"random:{VIT}?seed=5&depth=1&embed_dim=192&img_size=32&num_classes=3"
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    checked = load_model(spec).weights_sha256  # made twice, because 192 is larger than usual
+    assert torch.equal(torch.rand(3), expected)
+
+    def refuse(*given):
+        raise AssertionError("it was made twice")
+
+    monkeypatch.setattr(weights_size, "_WithoutValues", refuse)
+    load_model(f"random:{ARCH}?seed=9000000&img_size=32&num_classes=1000&in_chans=4")
+    monkeypatch.setattr(weights_size, "_USUAL_NUMBER", 192)
+    assert load_model(spec).weights_sha256 == checked
 
 
 def test_a_folder_in_timms_format_loads_with_its_class_names(tmp_path):

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from timmscope.free_memory import free_memory
 
 from .batch import reduce_batch
 from .plan import Plan
@@ -33,8 +33,6 @@ MAX_CPU, MAX_ACCELERATOR = 64, 256
 """Largest sizes: larger batches are no faster on a CPU, or on an accelerator, respectively."""
 MEMORY_SHARE = 1 / 4
 """Share of the free memory that a forward may use."""
-UNKNOWN_MEMORY = 8 << 30
-"""Free memory in bytes that is assumed where the system does not report it."""
 PROBE_IMAGES = 2
 """Number of images in the measured forward on a CPU."""
 
@@ -83,29 +81,6 @@ def forward_bytes(model: HookedModel, plan: Plan, count: int) -> int:
     with live:
         reduce_batch(plan.folded or model, plan, _grey(model, count))
     return live.peak
-
-
-def free_memory() -> int:
-    """Return the bytes of main memory that this process may still use, by system and container."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        kilobytes = {
-            name: int(rest.split()[0]) for name, _, rest in (s.partition(":") for s in lines)
-        }
-        free = kilobytes["MemAvailable"] << 10
-    except (OSError, KeyError, ValueError, IndexError):
-        try:  # on other systems: half of the machine's memory
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (AttributeError, OSError, ValueError):
-            return UNKNOWN_MEMORY
-    try:  # a container's own limit
-        limit, used = (
-            int(Path("/sys/fs/cgroup", name).read_text())
-            for name in ("memory.max", "memory.current")
-        )
-    except (OSError, ValueError):
-        return free
-    return max(0, min(free, limit - used))
 
 
 class LiveBytes(TorchDispatchMode):

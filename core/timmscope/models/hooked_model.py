@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from timmscope.models.classes import ClassNames, timm_classes
 from timmscope.models.preprocessing import Preprocessing
 from timmscope.models.weights_digest import add_weight
+from timmscope.models.weights_size import require_image_memory
 from timmscope_registry import ImageError, ModelError, ObjectiveError, UnsupportedModel
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
 from timmscope_registry.hooks.eval_mode import is_optimised
@@ -161,6 +162,7 @@ class HookedModel:
         self._given_classes = ClassNames(class_names) if class_names is not None else None
         self._timm_classes: tuple[int, ClassNames | None] | None = None
         self._at_size: dict[tuple[int, ...], HookedModel] = {}
+        require_image_memory(self.input_size, self.id)
         self._owner = object()  # shared with copies for speed, whose passes count as this model's
         example = torch.full((2, *self.input_size), 0.5)
         self.hooks = ModelHooks(module, self.preprocessing.normalise(example))

