@@ -32,7 +32,10 @@ def missing_plugin(kind: str, id_: str) -> str:
             f"no plugin contributes the {kind} {name!r} of {distribution}: install {distribution} "
             "(python -m pip install), or see `timmscope doctor`"
         )
-    return f"{id_!r} is not a registered {kind}; expected distribution:name"
+    return (
+        f"{id_!r} is not a registered {kind}; expected distribution:name, as `timmscope plugins` "
+        "lists them"
+    )
 
 
 def entry_of(found: type, entries: Iterable[Entry[S]]) -> Entry[S] | None:

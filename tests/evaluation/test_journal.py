@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from timmscope import StoreCorrupted, checked_json
+from timmscope import StoreCorrupted, StoreError, checked_json
+from timmscope.evaluation import journal
 from timmscope.evaluation.journal import Journal
 
 SETTINGS = {"model": "m", "seed": 0}
@@ -68,5 +69,16 @@ def test_a_wrong_line_is_named(folder, change, number):
 def test_a_pipe_is_refused(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    with pytest.raises(StoreCorrupted, match=f"{name} cannot be read: .*a pipe"):
+    match = f"{name} cannot be read: .*a pipe.*; restore it from a copy, or evaluate into another"
+    with pytest.raises(StoreCorrupted, match=match):
         Journal(folder, SETTINGS)
+
+
+def test_a_failing_disk_is_not_taken_for_damage(folder, monkeypatch):
+    def fail(*given):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(journal, "read_regular", fail)
+    with pytest.raises(StoreError, match=r"cannot be read now \(.*\); check the disk") as caught:
+        Journal(folder, SETTINGS)
+    assert type(caught.value) is StoreError

@@ -110,6 +110,9 @@ def test_a_damaged_index_is_named_in_one_line(saved: Path, message: str) -> None
     with pytest.raises(VectorIndexError, match=message) as caught:
         VectorIndex.load(saved)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(
+        ("build it again", "build the index again", "build one with `timmscope index build`")
+    )
 
 
 class Killed(BaseException):

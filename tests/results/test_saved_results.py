@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from timmscope import Result, TimmscopeError, checked_json, load_result
-from timmscope.results import Provenance, saving
+from timmscope.results import Provenance, loading, saving
 
 NAMES = ["arrays.h5", "figure.png", "numbers.csv", "result.json"]
 
@@ -158,10 +158,40 @@ def test_saves_and_loads_at_the_same_time_are_each_complete(tmp_path):
     assert names(tmp_path) == NAMES
 
 
+ADVICE = (
+    "; name a folder with result.json and arrays.h5, as save or -o writes it",
+    "; check the disk, the permissions and the limit of open files, then try again",
+    "; free some memory, then try again",
+    "; restore result.json and arrays.h5 from a copy, or make the result again",
+    ": pass its class, or none",
+)
+"""What to do next: each error ends with one of these."""
+
+
 def refused(folder: Path, match: str) -> None:
     with pytest.raises(TimmscopeError, match=match) as caught:
         load_result(folder, Numbers)
     assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).endswith(ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (FileNotFoundError(2, "No such file or directory"), 0),
+        (PermissionError(13, "Permission denied"), 1),
+        (OSError(5, "Input/output error"), 1),
+        (MemoryError(), 2),
+    ],
+)
+def test_an_error_of_the_machine_is_not_taken_for_damage(monkeypatch, tmp_path, error, advice):
+    numbers(1).save(tmp_path)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "open_newest", fail)
+    refused(tmp_path, f"{ADVICE[advice]}$")
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):

@@ -123,7 +123,9 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _unreadable(file: Path, error: Exception) -> StoreError:
-    return machine_error(error, file) or StoreCorrupted(f"{file} cannot be read: {error}")
+    return machine_error(error, file) or StoreCorrupted(
+        f"{file} cannot be read: {error}; restore it from a copy, or evaluate into another folder"
+    )
 
 
 def _cut_to_whole_lines(file: Path) -> int:

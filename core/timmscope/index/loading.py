@@ -34,7 +34,9 @@ def read_index(
         try:
             kind = find_backend(record.backend)
         except VectorIndexError as error:
-            raise UnreadableIndex(f"the index {path} cannot be read: {error}") from error
+            raise UnreadableIndex(
+                f"the index {path} cannot be read: {error}; install its plugin, or build it again"
+            ) from error
         space = space_of(record.metric)
         try:
             engine = kind.load(path, record.dim, space, record.facts, mmap=mmap)

@@ -79,7 +79,20 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
                 if text and text != _record_text(directory):  # another process has just saved
                     continue
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise TimmscopeError(f"no result can be read from {directory}: {reason}") from error
+            raise TimmscopeError(
+                f"no result can be read from {directory}: {reason}; {_advice(error)}"
+            ) from error
+
+
+def _advice(error: Exception) -> str:
+    """Return what to do about a result that cannot be read."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"name a folder with {RECORD} and {ARRAYS}, as save or -o writes it"
+    if isinstance(error, OSError):
+        return "check the disk, the permissions and the limit of open files, then try again"
+    if isinstance(error, MemoryError):
+        return "free some memory, then try again"
+    return f"restore {RECORD} and {ARRAYS} from a copy, or make the result again"
 
 
 def _record_text(directory: Path) -> bytes:
@@ -163,7 +176,9 @@ def _result_class(
     """Return the class that a file names: the given one, a public one, or a plugin's."""
     if given is not None:
         if given.__name__ != name:
-            raise TimmscopeError(f"{directory} holds {name!r}, not {given.__name__!r}")
+            raise TimmscopeError(
+                f"{directory} holds {name!r}, not {given.__name__!r}: pass its class, or none"
+            )
         return given
     public = sys.modules["timmscope"]
     own = getattr(public, name) if name in public.__all__ else None
