@@ -219,6 +219,15 @@ def test_docstrings_become_paragraphs_without_markup() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["top", "search", "verify", "run top-patches", "run embedding-map", "run compare-datasets"],
+)
+def test_the_help_of_a_command_over_stores_says_what_trust_is_for(cli: Cli, words: str) -> None:
+    text = " ".join(cli(*words.split(), "--help").out.replace("│", " ").split())
+    assert "--trust lets one that you have not made open the model and the images" in text
+
+
 def test_help_shows_the_formula_without_the_docstrings_sections(cli: Cli) -> None:
     text = cli("run", "grad-cam", "--help").out
     assert "weighs each channel" in text

@@ -55,7 +55,9 @@ Device = Annotated[
     str | None, Parameter(help="Where to run the model, as in cpu or cuda:0; by default the CPU.")
 ]
 
-StorePath = Annotated[Path, Parameter(help="Store that timmscope mine wrote.")]
+_TRUST = "--trust lets one that you have not made open the model and the images that it records."
+StorePath = Annotated[Path, Parameter(help=f"Store that timmscope mine wrote. {_TRUST}")]
+StorePaths = Annotated[Path, Parameter(help=f"Stores that timmscope mine wrote. {_TRUST}")]
 Where = Annotated[
     Text,
     Parameter(help="Only images that meet a condition, as in \"label == 'dog' and width > 300\"."),

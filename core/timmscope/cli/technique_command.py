@@ -75,7 +75,6 @@ def _classes(given: Sequence[str]) -> int | str | list[int | str]:
 
 
 _DEVICE, _METADATA = {"device": parameters.Device}, {"metadata": parameters.Metadata}
-_STORES = Annotated[Path, Parameter(help="Stores that timmscope mine wrote.")]
 _LAYERS = Annotated[
     parameters.Layers,
     Parameter(
@@ -92,7 +91,7 @@ KINDS = {
     "image": CliArgument(Path, ONE, rank=4),
     "queries": CliArgument(Path, MANY, list, name="queries", rank=4),
     "store": CliArgument(parameters.StorePath, ONE, _store, _METADATA, name="store", rank=5),
-    "stores": CliArgument(_STORES, MANY, _stores, _METADATA, name="stores", rank=5),
+    "stores": CliArgument(parameters.StorePaths, MANY, _stores, _METADATA, name="stores", rank=5),
     "classes": CliArgument(tuple[str, ...], read=_classes),
     "layers": CliArgument(_LAYERS, read=parameters.split_names),
     "where": CliArgument(parameters.Where),
