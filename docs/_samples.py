@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from timmscope import HookedModel, Result, Store, load_model, mine, technique
+from timmscope import HookedModel, Result, Store, load_model, match, mine, technique
 from timmscope_registry import get_registry
 
 FOLDER = Path(__file__).parent / "images" / "techniques"
@@ -29,6 +29,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "ablation-cam": {"layer": "blocks.4"},
     "neural-style": {"steps": 60},
     "image-quilting": {"size": 240, "block_px": 16},
+    "feature-inversion": {"weight": 300},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
     "embedding-map": {"method": "tsne"},
@@ -60,6 +61,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(load_model("random:vit_tiny_patch16_224?seed=0"), [cat, coffee])
     if run.base == "attribution":
         return run(model, [cat, coffee])
+    if name == "feature-inversion":
+        return run(model, match("blocks.2", images=cat))
     if run.base == "synthesis":
         return run(model, "espresso")
     if run.base == "attack":

@@ -270,7 +270,13 @@ from .techniques import (
     Baseline as Baseline,
 )
 from .techniques import (
+    BestImages as BestImages,
+)
+from .techniques import (
     CamTechnique as CamTechnique,
+)
+from .techniques import (
+    GradientCheck as GradientCheck,
 )
 from .techniques import (
     LayerName as LayerName,
@@ -318,6 +324,9 @@ from .techniques import (
     UnitNumbers as UnitNumbers,
 )
 from .techniques import (
+    alpha_norm as alpha_norm,
+)
+from .techniques import (
     baseline_images as baseline_images,
 )
 from .techniques import (
@@ -348,6 +357,9 @@ from .techniques import (
     noise_like as noise_like,
 )
 from .techniques import (
+    per_image as per_image,
+)
+from .techniques import (
     perturbed_scores as perturbed_scores,
 )
 from .techniques import (
@@ -355,6 +367,9 @@ from .techniques import (
 )
 from .techniques import (
     technique as technique,
+)
+from .techniques import (
+    total_variation as total_variation,
 )
 from .units import (
     UnitReport as UnitReport,

@@ -1,2 +1,3 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
 from .activation_maximization import ActivationMaximization as ActivationMaximization
+from .feature_inversion import FeatureInversion as FeatureInversion

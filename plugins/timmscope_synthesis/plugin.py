@@ -15,3 +15,11 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_synthesis.activation_maximization:ActivationMaximization",
         paper="Olah, Mordvintsev & Schubert, Distill 2017, doi:10.23915/distill.00007",
     )
+    yield TechniqueSpec(
+        name="feature-inversion",
+        family="synthesis",
+        summary="The image that a layer's activation describes, found by gradient descent.",
+        impl="timmscope_synthesis.feature_inversion:FeatureInversion",
+        paper="Mahendran & Vedaldi, CVPR 2015, arXiv:1412.0035; "
+        "Mahendran & Vedaldi, IJCV 2016, arXiv:1512.02017",
+    )

@@ -61,6 +61,7 @@ FIRST_PARTY = {
     "attention-map",
     "grabcut",
     "activation-maximization",
+    "feature-inversion",
     "fgsm",
     "pgd",
     "neural-style",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timmscope import HookedModel, technique
+from timmscope import HookedModel, match, technique
 
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +42,11 @@ RUNS = {
     "pgd": lambda model, seed: technique("pgd")(steps=3)(model, IMAGES, seed=seed).images,
     "activation-maximization": lambda model, seed: (
         technique("activation-maximization")(steps=3)(model, "class:1", seed=seed).final_scores
+    ),
+    "feature-inversion": lambda model, seed: (
+        technique("feature-inversion")(steps=3)(
+            model, match("conv", images=IMAGES), seed=seed
+        ).final_scores
     ),
 }
 

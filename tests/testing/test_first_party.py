@@ -14,6 +14,7 @@ from timmscope_registry import get_registry
 QUICK = {
     "activation-maximization": {"steps": 4},
     "activation-maps": {"layer": "act1"},
+    "feature-inversion": {"steps": 4, "frames": 2},
     "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "integrated-gradients": {"steps": 3},
     "neural-style": {"steps": 3},

@@ -5,8 +5,10 @@ from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.balls import Ball, Norm, projected_ascent
 from timmscope.techniques.base import LayerName, Technique
+from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.default_layer import default_layer
+from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.perturbation import (
     Baseline,
@@ -24,7 +26,12 @@ from timmscope.techniques.session import (
 from timmscope.techniques.shared_gradients import LayerView, layer_activation, layer_view
 from timmscope.techniques.store_analysis import StoresTechnique, StoreTechnique
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
-from timmscope.techniques.synthesis import Synthesis, SynthesisOutcome, SynthesisTechnique
+from timmscope.techniques.synthesis import (
+    Synthesis,
+    SynthesisOutcome,
+    SynthesisTechnique,
+    per_image,
+)
 from timmscope.techniques.unit_numbers import UnitNumbers, chosen_units
 
 __all__ = [
@@ -34,7 +41,9 @@ __all__ = [
     "AttributionTechnique",
     "Ball",
     "Baseline",
+    "BestImages",
     "CamTechnique",
+    "GradientCheck",
     "LayerName",
     "LayerView",
     "ModelTechnique",
@@ -50,6 +59,7 @@ __all__ = [
     "SynthesisTechnique",
     "Technique",
     "UnitNumbers",
+    "alpha_norm",
     "baseline_images",
     "chosen_units",
     "default_layer",
@@ -60,7 +70,9 @@ __all__ = [
     "layer_activation",
     "layer_view",
     "noise_like",
+    "per_image",
     "perturbed_scores",
     "projected_ascent",
     "technique",
+    "total_variation",
 ]

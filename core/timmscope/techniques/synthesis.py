@@ -18,6 +18,7 @@ from timmscope.techniques.base import Technique, require_model, technique_error
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
+from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,11 +32,53 @@ class SynthesisOutcome:
         images: `(B, 3, H, W)` in [0, 1].
         scores: `(steps, B)` objective at each step, as the optimiser sees it.
         best_step: `(B,)` int64 step (from 0) whose update gave the returned image.
+        targets: `(B,)` int64, the objective's target (from 0) that each image is for; needed if
+            there are several targets, and not one image of each.
+        facets: `(B,)` int64, the facet of its target (from 0) that each image shows; None if the
+            technique knows no facets.
+        frames: `(F, B, 3, H, W)` in [0, 1], the images at some steps, in order.
     """
 
     images: Tensor
     scores: Tensor
     best_step: Tensor
+    targets: Tensor | None = None
+    facets: Tensor | None = None
+    frames: Tensor | None = None
+
+
+def per_image(
+    objective: Objective, init: Tensor | None, count: int = 1
+) -> tuple[Tensor, Objective, Tensor | None]:
+    """Give every image of a synthesis its target and its start, `count` images per target.
+
+    The images of a target follow each other. Several initial images for an objective with one
+    target make an image each.
+
+    Args:
+        objective: a bound objective.
+        init: the initial images, `(1, …)` or one per target; None without.
+        count: number of images per target.
+
+    Returns:
+        The target of each image, `(B,)` int64; the objective for these images; the initial image of
+        each, `(B, C, H, W)` or None.
+
+    Raises:
+        ParameterError: the numbers do not fit together.
+    """
+    named, starts = objective.num_targets, 1 if init is None else len(init)
+    if named is None and starts > 1 and count == 1:
+        count = starts
+    if starts not in (1, named or count):
+        other = f"{named} targets" if named else f"{count} count"
+        raise ParameterError(
+            f"these numbers differ: {other}, {starts} initial images", parameter="count"
+        )
+    targets = torch.arange(named or 1).repeat_interleave(count)
+    if init is not None:
+        init = init[targets] if starts == named else init.expand(len(targets), -1, -1, -1)
+    return targets, objective.take(targets.tolist()), init
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +93,11 @@ class Synthesis(Result):
             transformation.
         objective: text of the objective.
         labels: name of each image's objective.
+        targets: `(B,)` int64, the objective's target (from 0) that each image is for.
+        facets: `(B,)` int64, the facet of its target that each image shows, or None.
+        originals: `(T, 3, H, W)` in [0, 1], the images whose features the objective matches, one
+            per target; None for other objectives.
+        frames: `(F, B, 3, H, W)` uint8, the images at some steps, if the technique keeps them.
     """
 
     images: Tensor
@@ -58,32 +106,59 @@ class Synthesis(Result):
     final_scores: Tensor
     objective: str
     labels: list[str]
+    targets: Tensor
+    facets: Tensor | None = None
+    originals: Tensor | None = None
+    frames: Tensor | None = None
+
+    @property
+    def psnr_db(self) -> Tensor | None:
+        """Peak signal-to-noise ratio of each image to its original, `(B,)` in dB, or None."""
+        if self.originals is None or self.originals.shape[1:] != self.images.shape[1:]:
+            return None
+        errors = (self.images - self.originals[self.targets]).square().mean((1, 2, 3))
+        return -10 * errors.log10()
 
     def figure(self) -> Figure:
-        """Draw the images beside the curves of the objective."""
+        """Draw the images, with their originals if there are any, beside the curves."""
         from timmscope.drawing import MAX_ROWS, curves_figure, format_number
 
         count = min(len(self.images), MAX_ROWS)
         names = [f"{row + 1}" for row in range(count)] if count > 1 else [""]
-        captions = [  # the legend names each image by its number
-            (f"{name}  {self.labels[row]}".lstrip(), f"objective {format_number(float(score))}")
-            for row, (name, score) in enumerate(zip(names, self.final_scores, strict=False))
-        ]
+        psnr, shown, captions = self.psnr_db, [], []
+        for row, name in enumerate(names):  # the legend names each image by its number
+            target = int(self.targets[row])
+            if self.originals is not None and target not in self.targets[:row]:
+                shown.append(self.originals[target])
+                captions.append(("original", ""))
+            shown.append(self.images[row])
+            facts = f"objective {format_number(float(self.final_scores[row]))}"
+            facts += "" if psnr is None else f", {float(psnr[row]):.1f} dB"
+            facts += "" if self.facets is None else f", facet {int(self.facets[row])}"
+            captions.append((f"{name}  {self.labels[row]}".lstrip(), facts))
         curves = {name: self.scores[:, row] for row, name in enumerate(names)}
-        return curves_figure(list(self.images[:count]), captions, curves, "objective")
+        return curves_figure(shown, captions, curves, "objective")
 
     def pictures(self) -> dict[str, Any]:
-        """Return the images."""
-        return {f"image-{row:03d}": image for row, image in enumerate(self.images)}
+        """Return the images, and for each the strip of its frames if there are any."""
+        pictures = {f"image-{row:03d}": image for row, image in enumerate(self.images)}
+        for row in range(len(self.images) if self.frames is not None else 0):
+            assert self.frames is not None, "checked in the loop's range"
+            pictures[f"frames-{row:03d}"] = torch.cat(list(self.frames[:, row] / 255), dim=2)
+        return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: objective, final score, best step."""
+        """Return one row per image: objective, target, final score, best step."""
+        psnr = self.psnr_db
         return [
             {
                 "image": row,
                 "objective": self.labels[row],
+                "target": int(self.targets[row]),
+                **({} if self.facets is None else {"facet": int(self.facets[row])}),
                 "first_score": float(self.scores[0, row]),
                 "final_score": float(self.final_scores[row]),
+                **({} if psnr is None else {"psnr_db": float(psnr[row])}),
                 "best_step": int(self.best_step[row]),
                 "steps": len(self.scores),
             }
@@ -101,7 +176,15 @@ class SynthesisTechnique(Technique):
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
     ) -> SynthesisOutcome:
-        """Make images for a bound objective; `init` is `(B, 3, H, W)` in [0, 1] or None."""
+        """Make images for a bound objective.
+
+        `per_image` gives every image its target and its start.
+
+        Args:
+            model: the model.
+            objective: what to maximise, with one or several targets.
+            init: `(1, 3, H, W)` or one image per target in [0, 1], or None.
+        """
 
     @final
     def __call__(
@@ -148,20 +231,56 @@ class SynthesisTechnique(Technique):
             ("steps", len(images)),
             "lower the step size or learning rate",
         )
-        best = checked_numbers(self, outcome.best_step, "best steps", (len(images),))
-        if best.is_floating_point() or not bool(((best >= 0) & (best < len(scores))).all()):
-            wanted = f"whole numbers from 0 to {len(scores) - 1}"
-            raise technique_error(self, f"returned best steps {best.tolist()}", expected=wanted)
-        final = _scores(model, images, bound)
+        best = self._numbered(outcome.best_step, "best steps", len(images), len(scores))
+        assert best is not None, "it is no optional part of the outcome"
+        targets = self._targets(outcome, len(images), bound)
+        each = bound.take(targets.tolist())
+        originals = bound.reference_images
         return Synthesis(
             provenance=facts,
             images=images,
             scores=scores.float().cpu(),
-            best_step=best.cpu(),
-            final_scores=final,
+            best_step=best,
+            final_scores=_scores(model, images, each),
             objective=str(bound),
-            labels=objective_labels(model, bound, len(images)),
+            labels=objective_labels(model, each, len(images)),
+            targets=targets,
+            facets=self._numbered(outcome.facets, "facets", len(images), None),
+            originals=None if originals is None else originals.float().cpu(),
+            frames=self._frames(outcome.frames, images),
         )
+
+    def _targets(self, outcome: SynthesisOutcome, count: int, bound: Objective) -> Tensor:
+        """Return the target of each image."""
+        known = bound.num_targets or 1
+        targets = self._numbered(outcome.targets, "targets", count, known)
+        if targets is not None:
+            return targets
+        if count != known > 1:
+            did = f"returned {count} images for {known} targets"
+            wanted = "one image of each, or the target of each image in targets"
+            raise technique_error(self, did, expected=wanted)
+        return torch.arange(known) if known > 1 else torch.zeros(count, dtype=torch.long)
+
+    def _numbered(
+        self, value: Tensor | None, what: str, count: int, end: int | None
+    ) -> Tensor | None:
+        """Return whole numbers `(B,)` from 0, below `end`, as they were returned."""
+        if value is None:
+            return None
+        numbers = checked_numbers(self, value, what, (count,)).cpu()
+        whole = not numbers.is_floating_point() and numbers.dtype != torch.bool
+        if not whole or bool((numbers < 0).any()) or (end is not None and numbers.max() >= end):
+            wanted = "whole numbers from 0" + ("" if end is None else f" to {end - 1}")
+            raise technique_error(self, f"returned {what} {numbers.tolist()}", expected=wanted)
+        return numbers.long()
+
+    def _frames(self, frames: Tensor | None, images: Tensor) -> Tensor | None:
+        """Return frames in 8 bits."""
+        if frames is None:
+            return None
+        pixels = checked_pixels(self, frames, ("F", *images.shape))
+        return (pixels * 255).round().to(torch.uint8)
 
 
 def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
