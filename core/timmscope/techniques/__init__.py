@@ -6,6 +6,11 @@ from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.balls import Ball, Norm, projected_ascent
 from timmscope.techniques.base import LayerName, Technique
 from timmscope.techniques.cam import CamTechnique
+from timmscope.techniques.certification import (
+    Certificates,
+    CertificationOutcome,
+    CertificationTechnique,
+)
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.perturbation import (
@@ -35,6 +40,9 @@ __all__ = [
     "Ball",
     "Baseline",
     "CamTechnique",
+    "Certificates",
+    "CertificationOutcome",
+    "CertificationTechnique",
     "LayerName",
     "LayerView",
     "ModelTechnique",
