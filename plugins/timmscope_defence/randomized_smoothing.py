@@ -36,7 +36,7 @@ class RandomizedSmoothing(CertificationTechnique):
 
     Noise is in pixel units and added before the normalisation. Noisy images are not clipped to
     [0, 1], because the proof needs Gaussian noise; a model may clip them itself. The largest
-    possible radius is `σ · Φ⁻¹(α^(1/n))`: 3.2 σ for the defaults, 3.8 σ for the 100,000 samples of
+    possible radius is `σ · Φ⁻¹(α^(1/n))`: 2.5 σ for the defaults, 3.8 σ for the 100,000 samples of
     the paper. Models that were not trained with noise are seldom right under it. Cost: at most
     n0 + n forward passes per image; sampling ends early once the class can no longer reach 1/2.
 
@@ -57,7 +57,7 @@ class RandomizedSmoothing(CertificationTechnique):
     """Standard deviation σ of the noise, in pixel units [0, 1]; 0.25 is 64 grey levels."""
     n0: int = Field(default=100, ge=1)
     """Number of samples that choose the class."""
-    n: int = Field(default=10_000, ge=1)
+    n: int = Field(default=1000, ge=1)
     """Number of samples that estimate its probability; the paper uses 100,000."""
     alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """Probability α, for each image, that its certificate is wrong."""

@@ -230,11 +230,11 @@ class HookedModel:
             id=id,
         )
         size = tuple(input_size)
-        channels = size[0] if size and isinstance(size[0], int) else 0
+        channels = size[0] if size and isinstance(size[0], int) else 1
         return cls(
             network,
-            mean=(0.0,) * channels or None,
-            std=(1.0,) * channels or None,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
             input_size=size,
             interpolation=interpolation,
             crop_pct=crop_pct,

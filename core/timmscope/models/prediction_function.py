@@ -26,6 +26,7 @@ MAX_IMAGES = 64
 """Largest number of images per call of the function, because its memory is unknown."""
 SUM_TOLERANCE = 1e-3
 """Largest accepted distance of a sum of probabilities from 1; float16 stays below it."""
+_IF_LOGITS = "; if these are logits, say outputs='logits'"
 _LEAST = torch.finfo(torch.float32).tiny
 """Probability that stands for zero, so that its logarithm is finite."""
 
@@ -125,20 +126,17 @@ class PredictionFunction(nn.Module):
         if self.outputs == "probabilities":
             low, high = (float(value) for value in torch.aminmax(values))
             if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE:
-                raise self._error(
-                    f"returned values from {low:.3g} to {high:.3g}", "[0, 1]", hint=True
-                )
-            sums = values.double().sum(1)
+                did = f"returned values from {low:.3g} to {high:.3g}"
+                raise self._error(did, f"[0, 1]{_IF_LOGITS}")
+            sums = values.sum(1)
             worst = float(sums[(sums - 1).abs().argmax()])
             if abs(worst - 1) > SUM_TOLERANCE:
-                raise self._error(
-                    f"returned probabilities with the sum {worst:.6g}", "1", hint=True
-                )
+                did = f"returned probabilities with the sum {worst:.6g}"
+                raise self._error(did, f"1{_IF_LOGITS}")
         return values
 
-    def _error(self, did: str, expected: str, *, hint: bool = False) -> ModelError:
-        advice = "; if these are logits, say outputs='logits'" if hint else ""
-        return ModelError(f"the prediction function {self.id} {did}; expected {expected}{advice}")
+    def _error(self, did: str, expected: str) -> ModelError:
+        return ModelError(f"the prediction function {self.id} {did}; expected {expected}")
 
 
 def _as_tensor(returned: object) -> Tensor | None:
