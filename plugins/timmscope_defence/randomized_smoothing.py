@@ -68,10 +68,10 @@ class RandomizedSmoothing(CertificationTechnique):
         Raises:
             TechniqueError: the model returns NaN for a noisy image.
         """
-        found = []
+        found, needed = [], needed_hits(self.n, self.alpha)
         for row, generator in enumerate(image_generators(len(images))):
             with self.only(torch.tensor([row])):
-                found.append(self._certify_one(model, images[row : row + 1], generator))
+                found.append(self._certify_one(model, images[row : row + 1], generator, needed))
         predictions, radii = zip(*found, strict=True)
         return CertificationOutcome(
             predictions=torch.tensor(predictions),
@@ -79,10 +79,9 @@ class RandomizedSmoothing(CertificationTechnique):
         )
 
     def _certify_one(
-        self, model: HookedModel, image: Tensor, generator: torch.Generator
+        self, model: HookedModel, image: Tensor, generator: torch.Generator, needed: int
     ) -> tuple[int, float]:
-        """Class and radius of one image `(1, C, H, W)`."""
-        needed = needed_hits(self.n, self.alpha)
+        """Class and radius of one image `(1, C, H, W)`; it abstains below `needed` hits."""
         with task(f"{self.title()} samples", total=self.n0 + self.n) as advance:
             counts = sum(self._votes(model, image, self.n0, generator, advance))
             best = int(torch.as_tensor(counts).argmax())

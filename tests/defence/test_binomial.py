@@ -44,6 +44,6 @@ def test_one_hit_of_two_by_hand() -> None:
 
 @pytest.mark.parametrize("alpha", [1e-6, 0.001, 0.05, 0.4])
 def test_needed_hits_are_the_least_whose_bound_is_one_half(alpha: float) -> None:
-    for trials in range(1, 40):
+    for trials in (1, 2, 5, 12, 30):
         enough = [k for k in range(trials + 1) if lower_bound(k, trials, alpha) >= 0.5]
         assert needed_hits(trials, alpha) == (enough[0] if enough else trials + 1)

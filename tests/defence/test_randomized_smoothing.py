@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import NormalDist
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
 from timmscope import Certificates, HookedModel, ParameterError, TechniqueError, reporting
+from timmscope.cli import main
 from timmscope.progress import Advance
 from timmscope_defence import RandomizedSmoothing
 
@@ -69,9 +73,10 @@ def test_equal_to_an_independent_version() -> None:
     assert bool(found.abstained.any()) or bool(found.correct.all())
 
 
-def test_the_radius_exceeds_the_true_one_no_more_often_than_alpha_says() -> None:
+@pytest.mark.parametrize("runs", [150, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_radius_exceeds_the_true_one_no_more_often_than_alpha_says(runs: int) -> None:
     binom = pytest.importorskip("scipy.stats").binom
-    model, runs, alpha = linear(), 1000, 0.1
+    model, alpha = linear(), 0.1
     image = images(1)
     weight = model.module.weight.detach().view(1, *SIZE)
     image = image - weight * ((image * weight).sum() / weight.square().sum()) + 0.1 * weight
@@ -202,6 +207,21 @@ def test_nan_is_no_certificate() -> None:
         RandomizedSmoothing()(model, torch.full((1, *SIZE), 0.1))
 
 
+def test_the_command_line_certifies_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "grey.png")
+    model = "random:resnet18?seed=0&img_size=32&num_classes=4"
+    words = ["run", "randomized-smoothing", model, str(tmp_path / "grey.png"), "--n", "30"]
+    assert main([*words, "--label", "2", "--json", "-o", str(tmp_path / "out")]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["provenance"]["parameters"]["n"] == 30
+    assert record["provenance"]["call"] == {"labels": [2]}
+    assert {"figure.png", "curve.png", "curve.csv"} <= set(record["files"])
+    assert main([*words, "--label", "9", "-o", str(tmp_path / "out")]) == 2
+    assert "there is no class 9" in " ".join(capsys.readouterr().err.split())
+
+
 # Real digits
 
 
@@ -247,6 +267,7 @@ def test_training_with_noise_certifies_more_digits() -> None:
     )
     # The reference measured .933/.713/.260 and .953/.820/.420/0.
     assert standard[:3] == pytest.approx([0.933, 0.713, 0.260], abs=0.08)
-    assert noisy == pytest.approx([0.953, 0.820, 0.420, 0.0], abs=0.06)
+    assert all(got >= ours - 0.06 for got, ours in zip(noisy, [0.953, 0.820, 0.420], strict=False))
+    assert noisy[3] == 0  # beyond the largest radius that 2,000 samples can prove
     assert noisy[1] >= standard[1] + 0.08
     assert float(found[0.25].radius.max()) <= 0.675
