@@ -24,7 +24,7 @@ LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "occlusion": {"patch_px": 56, "stride_px": 28},
     "rise": {"masks": 500},
-    "randomized-smoothing": {"sigma": 0.1, "n": 400},
+    "randomized-smoothing": {"sigma": 0.1, "n": 100},
     "grabcut": {"saliency": "grad-cam"},
     "score-cam": {"layer": "blocks.4"},
     "ablation-cam": {"layer": "blocks.4"},
