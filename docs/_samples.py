@@ -24,6 +24,7 @@ LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "occlusion": {"patch_px": 56, "stride_px": 28},
     "rise": {"masks": 500},
+    "randomized-smoothing": {"sigma": 0.1, "n": 100},
     "grabcut": {"saliency": "grad-cam"},
     "score-cam": {"layer": "blocks.4"},
     "ablation-cam": {"layer": "blocks.4"},
@@ -65,7 +66,7 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, match("blocks.2", images=cat))
     if run.base == "synthesis":
         return run(model, "espresso")
-    if run.base == "attack":
+    if run.base in ("attack", "certification"):
         return run(model, [cat, coffee])
     if run.base == "style" and "model" not in run.takes:
         gravel = cat.with_name("gravel.png")

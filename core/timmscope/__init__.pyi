@@ -276,6 +276,15 @@ from .techniques import (
     CamTechnique as CamTechnique,
 )
 from .techniques import (
+    Certificates as Certificates,
+)
+from .techniques import (
+    CertificationOutcome as CertificationOutcome,
+)
+from .techniques import (
+    CertificationTechnique as CertificationTechnique,
+)
+from .techniques import (
     GradientCheck as GradientCheck,
 )
 from .techniques import (

@@ -30,6 +30,8 @@ class RectifierTechnique(AttributionTechnique):
             with model.backward_rule(rule):
                 score, pixels = model.gradient(images, objective)
         except UnsupportedModel as error:
+            if model.is_function:  # the alternatives need a gradient as well
+                raise
             raise TechniqueError(f"{error}; {ALTERNATIVES}") from None
         return reduce_colours(pixels, self.reduce), score, pixels
 

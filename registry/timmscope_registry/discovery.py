@@ -29,6 +29,7 @@ FIRST_PARTY = frozenset(
         "timmscope_attribution",
         "timmscope_synthesis",
         "timmscope_attack",
+        "timmscope_defence",
         "timmscope_style",
         "timmscope_representation",
     )

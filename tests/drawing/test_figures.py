@@ -27,7 +27,7 @@ from timmscope.drawing.heat import BY_COLOUR
 from timmscope.drawing.style import format_number, text_width, truncate
 from timmscope.evaluation.comparison_figure import comparison_figure
 from timmscope.results import Provenance
-from timmscope.techniques import Stylization, Synthesis
+from timmscope.techniques import Certificates, Stylization, Synthesis
 from timmscope.techniques.attack_figure import attack_figure, magnified
 from timmscope.techniques.attribution_figure import attribution_figure
 from timmscope_registry import ParameterError
@@ -91,6 +91,21 @@ def style_figure(content, styles, images, losses):
     ).figure()
 
 
+def certificates(count=2):
+    return Certificates(
+        provenance=provenance(),
+        images=images(count),
+        labels=torch.zeros(count, dtype=torch.long),
+        clean=torch.zeros(count, dtype=torch.long),
+        predictions=torch.tensor([0, 1, -1] * count)[:count],
+        radius=torch.tensor([0.4, 0.0, 0.0] * count, dtype=torch.float64)[:count],
+        norm="linf",
+        global_bound=12345.0,
+        forwards=torch.ones(count, dtype=torch.long),
+        class_names=[[LONG, LONG, LONG]] * count,
+    )
+
+
 FIGURES = {
     "attribution": lambda: attribution_figure(
         images(), images()[:, 0] - 0.5, [LONG, "cat"], title="grad-cam"
@@ -103,6 +118,9 @@ FIGURES = {
     ),
     "texture": lambda: style_figure(None, images(1), images(1), {"total": torch.rand(9)}),
     "attack": lambda: attack_figure(adversarial()),
+    "certificates": lambda: certificates(40).figure(),
+    "one certificate": lambda: certificates(1).figure(),
+    "certified accuracy": lambda: certificates(3).pictures()["curve"](),
     "table": lambda: table_figure([{"name": LONG, "value": 0.5, "none": None}] * 50),
     "empty table": lambda: table_figure([]),
     "sheet": lambda: sheet_figure(images(7), [LONG] * 7, columns=3, title=LONG, note=LONG),

@@ -18,6 +18,7 @@ PACKAGES = (
     "timmscope_attribution",
     "timmscope_synthesis",
     "timmscope_attack",
+    "timmscope_defence",
     "timmscope_style",
     "timmscope_representation",
 )

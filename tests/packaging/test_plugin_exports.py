@@ -12,12 +12,12 @@ import pytest
 from timmscope import Result, Technique, technique
 from timmscope_registry import get_registry
 
-FAMILIES = ("attribution", "synthesis", "attack", "style", "representation")
+FAMILIES = ("attribution", "synthesis", "attack", "defence", "style", "representation")
 LISTING = """
 import sys
 from timmscope_registry import get_registry
-import timmscope_attack, timmscope_attribution, timmscope_representation, timmscope_style
-import timmscope_synthesis
+import timmscope_attack, timmscope_attribution, timmscope_defence, timmscope_representation
+import timmscope_style, timmscope_synthesis
 names = dir(timmscope_attribution) + dir(timmscope_representation)
 assert "GradCAM" in names and "Embedding" in names
 assert len(get_registry().techniques()) > 30

@@ -64,7 +64,7 @@ def test_the_wheel_holds_every_package_its_types_and_data(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         text = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    families = ("attribution", "synthesis", "attack", "style", "representation")
+    families = ("attribution", "synthesis", "attack", "defence", "style", "representation")
     packages = ["timmscope", "timmscope_registry", *(f"timmscope_{name}" for name in families)]
     for package in packages:
         assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names

@@ -20,6 +20,7 @@ QUICK = {
     "neural-style": {"steps": 3},
     "occlusion": {"patch_px": 8, "stride_px": 8},
     "pgd": {"steps": 3},
+    "randomized-smoothing": {"n0": 5, "n": 30},
     "rise": {"masks": 9},
     "smooth-grad": {"samples": 3},
     "top-patches": {"units": [0, 5], "k": 2},

@@ -21,6 +21,7 @@ NAMES = {
     "centre-bias",
     "best-of-noise",
     "brightness",
+    "rounding",
     "histogram-match",
     "class-distances",
     "first-above",

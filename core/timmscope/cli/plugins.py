@@ -19,6 +19,7 @@ Base = Literal[
     "attribution",
     "synthesis",
     "attack",
+    "certification",
     "style",
     "store",
     "stores",

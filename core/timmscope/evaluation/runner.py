@@ -16,6 +16,7 @@ from timmscope.evaluation.journal import RECORDS, Journal, Record
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.metrics import BY_NAME, default_metrics
 from timmscope.evaluation.pointing import Box, Boxes, PointingGame
+from timmscope.evaluation.randomisation import CascadingRandomisation
 from timmscope.evaluation.result import Evaluation, summarise
 from timmscope.evaluation.subjects import Subject, Subjects
 from timmscope.images import Images
@@ -60,8 +61,8 @@ def evaluate(
         techniques: techniques, texts of techniques (`grad-cam`, `occlusion patch_px=56`), or a
             mapping from names in the result to techniques.
         objective: what to explain; `top` is the model's prediction for each image.
-        metrics: metrics or their names; by default insertion, deletion, sensitivity-n and
-            randomisation, and the pointing game if there are boxes.
+        metrics: metrics or their names; by default insertion, deletion and sensitivity-n,
+            randomisation if the model has weights, and the pointing game if there are boxes.
         boxes: boxes of the objects, for the pointing game: a CSV file with the columns path, left,
             upper, right and lower in pixels of the image file, or a mapping from names to boxes.
         out: a folder for the records. If an evaluation was killed, the same call with the same
@@ -84,7 +85,7 @@ def evaluate(
     """
     require_model(model)
     chosen = _techniques(techniques)
-    measures = _metrics(metrics, boxes is not None)
+    measures = _metrics(metrics, boxes is not None, model)
     box_table = None if boxes is None else Boxes(boxes)
     subjects = Subjects(model, images)
     if box_table is not None and not any(box_table.of(name) for name in subjects.names):
@@ -282,9 +283,11 @@ def _require_attributions(named: Iterable[tuple[str, object]]) -> None:
             )
 
 
-def _metrics(given: Sequence[str | Metric] | None, boxes: bool) -> list[Metric]:
+def _metrics(given: Sequence[str | Metric] | None, boxes: bool, model: HookedModel) -> list[Metric]:
+    has_weights = next(model.module.parameters(), None) is not None
+    randomisation = CascadingRandomisation.name
     if given is None:
-        return default_metrics(boxes)
+        return [m for m in default_metrics(boxes) if has_weights or m.name != randomisation]
     chosen: dict[str, Metric] = {}
     for each in [given] if isinstance(given, str) else given:
         if isinstance(each, str):
@@ -297,6 +300,11 @@ def _metrics(given: Sequence[str | Metric] | None, boxes: bool) -> list[Metric]:
         chosen[each.name] = each
     if not chosen:
         raise ParameterError("name at least one metric", parameter="metrics")
+    if randomisation in chosen and not has_weights:
+        raise ParameterError(
+            f"the metric {randomisation} replaces weights, and {model.id} has none: choose others",
+            parameter="metrics",
+        )
     if PointingGame.name in chosen and not boxes:
         raise ParameterError(
             "the pointing game needs the boxes of the objects: pass boxes, a CSV file with the "

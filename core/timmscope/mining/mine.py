@@ -24,7 +24,7 @@ from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
 from timmscope.store.model import store_model
 from timmscope.trust import remember
-from timmscope_registry import ParameterError, StoreError
+from timmscope_registry import ParameterError, StoreError, UnsupportedModel
 
 from .batch_size import choose_batch_size
 from .loader import Batches, load_batches
@@ -103,6 +103,7 @@ def mine(
         ImageError: there are no images, or none of them can be read.
         LayerNotFound, ParameterError: a name or setting is wrong.
         ModelError: the model takes neither 1 nor 3 channels.
+        UnsupportedModel: the model is a prediction function.
         PluginError: a collector failed; the message names it, the layer and the images.
     """
     folder = Path(out).resolve()
@@ -117,6 +118,11 @@ def mine(
         raise ParameterError(
             "batch_size auto may differ between the parts; give all parts one number",
             parameter="batch_size",
+        )
+    if model.is_function:
+        raise UnsupportedModel(
+            f"{model.id} is a prediction function: it has no layers to mine, and no digest by "
+            "which a store would know it again; mine a module, HookedModel(module)"
         )
     model.preprocessing.require_pictures()
     source = open_images(images)

@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, timm_classes
+from timmscope.models.prediction_function import Arrays, Outputs, PredictionFunction
 from timmscope.models.preprocessing import Preprocessing
 from timmscope.models.weights_digest import add_weight
 from timmscope.models.weights_size import require_image_memory
@@ -114,6 +115,15 @@ class PassCounter:
 _counters: ContextVar[tuple[PassCounter, ...]] = ContextVar("timmscope_pass_counters", default=())
 
 
+def counting_only(rows: Tensor) -> AbstractContextManager[None]:
+    """Count forwards inside the context for these rows `(n,)` of the batch that is counted.
+
+    Nothing changes where no `HookedModel.count_passes` is open; of several, the innermost counts.
+    """
+    counters = _counters.get()
+    return counters[-1].only(rows) if counters else contextlib.nullcontext()
+
+
 class HookedModel:
     """A timm model (or any image classifier or encoder) with preprocessing and hook points.
 
@@ -169,6 +179,71 @@ class HookedModel:
         if self._given_classes is not None and _declared_classes(module) is not None:
             self.classes  # noqa: B018  (raises if their number is wrong)
 
+    @classmethod
+    def of_function(
+        cls,
+        function: Callable[[Any], Any],
+        *,
+        outputs: Outputs,
+        input_size: Sequence[int],
+        id: str,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        arrays: Arrays = "torch",
+        interpolation: str | None = None,
+        crop_pct: float | None = None,
+    ) -> HookedModel:
+        """Make a model of a function from images to predictions, such as a service.
+
+        Techniques that only run a model forward work on it: occlusion, RISE, black-box attacks,
+        randomised smoothing, and the evaluation of their results. It has no gradients, and its
+        only layer is its output, `logits`: the logarithms of what a function of probabilities
+        returns; a label is a probability of 1. It has no digest either: its id alone says in
+        results which function it was, so give another version another id.
+
+        The function gets at most 64 images per call. It is called once more, with two grey images,
+        when its output is first described. It must not depend on other images of the batch.
+
+        Args:
+            function: takes images `(B, C, H, W)`, float32 pixels in [0, 1], on the CPU. Techniques
+                that add noise, such as randomised smoothing, also give it values outside [0, 1].
+            outputs: what it returns, as a tensor, an array or a list: `logits` or `probabilities`
+                `(B, K)`, or `labels` `(B,)`, class indices.
+            input_size: channels, and height and width in pixels, of preprocessed pictures.
+            id: name of the function, `scheme:name`.
+            num_classes: number of classes K; by default that of `class_names`.
+            class_names: names of the classes, in the order of the outputs.
+            arrays: whether the function takes `torch` tensors or `numpy` arrays.
+            interpolation: resize filter of `preprocess`.
+            crop_pct: share of the resized image that the centre crop keeps.
+
+        Raises:
+            ModelError: an argument has a wrong form, or the number of classes is not given. A call
+                of the model also raises it if the function returns other shapes, values that are
+                not finite, probabilities whose sum is not 1, or labels that are no class.
+        """
+        if num_classes is None and class_names is None:
+            raise ModelError(f"give num_classes or class_names of the prediction function {id}")
+        network = PredictionFunction(
+            function,
+            outputs=outputs,
+            num_classes=len(class_names or ()) if num_classes is None else num_classes,
+            arrays=arrays,
+            id=id,
+        )
+        size = tuple(input_size)
+        channels = size[0] if size and isinstance(size[0], int) else 1
+        return cls(
+            network,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            input_size=size,
+            interpolation=interpolation,
+            crop_pct=crop_pct,
+            class_names=class_names,
+            id=id,
+        )
+
     def __repr__(self) -> str:
         size = "×".join(str(value) for value in self.input_size)
         return f"HookedModel({self.id!r}, input {size}, {self.num_classes} classes)"
@@ -219,6 +294,11 @@ class HookedModel:
         return self._timm_classes[1]
 
     @property
+    def is_function(self) -> bool:
+        """Whether the model is a prediction function, made by `of_function`."""
+        return isinstance(self.module, PredictionFunction)
+
+    @property
     def device(self) -> torch.device:
         """Device of the parameters."""
         return self._first_parameter.device
@@ -233,14 +313,17 @@ class HookedModel:
         return next(self.module.parameters(), torch.zeros(()))
 
     @property
-    def weights_sha256(self) -> str:
+    def weights_sha256(self) -> str | None:
         """SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers.
 
-        It is computed once, and again after parts of the module were replaced.
+        It is computed once, and again after parts of the module were replaced. It is None for a
+        prediction function, whose inside is unknown.
 
         Raises:
             UnsupportedModel: a weight has no bytes, as on the meta device.
         """
+        if self.is_function:
+            return None
         self._follow_parts()
         kept: dict[str, str] = vars(self)
         if "weights_sha256" not in kept:

@@ -98,6 +98,23 @@ from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
 """,
     ),
+    "certification": _technique(
+        "certification",
+        "The margin of the logits as a radius.",
+        "pip:efficientnet-lite0 cat.jpg --lipschitz 100",
+        """def test_the_radius_is_the_margin_over_the_constant() -> None:
+    model, images = tiny_model(), tiny_images(2)
+    result = technique("{name}")(lipschitz=4.0)(model, images)
+    first, second = model(images).topk(2).values.unbind(1)
+    assert torch.allclose(result.radius, ((first - second) / (4 * 2**0.5)).double())
+    assert result.global_bound == 4.0""",
+        """
+import torch
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+        'parameters={"lipschitz": 4.0}',
+    ),
     "style": _technique(
         "style",
         "The colours of one picture on another.",

@@ -7,6 +7,11 @@ from timmscope.techniques.balls import Ball, Norm, projected_ascent
 from timmscope.techniques.base import LayerName, Technique
 from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.cam import CamTechnique
+from timmscope.techniques.certification import (
+    Certificates,
+    CertificationOutcome,
+    CertificationTechnique,
+)
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.lookup import technique
@@ -43,6 +48,9 @@ __all__ = [
     "Baseline",
     "BestImages",
     "CamTechnique",
+    "Certificates",
+    "CertificationOutcome",
+    "CertificationTechnique",
     "GradientCheck",
     "LayerName",
     "LayerView",

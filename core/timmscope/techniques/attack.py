@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from timmscope.models import HookedModel, PassCounter
-from timmscope.objectives import class_logit
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
@@ -276,8 +276,8 @@ class AttackTechnique(Technique):
         with torch.no_grad():
             clean = _in_chunks(model, batch, step)
         before = clean.argmax(1)
-        truth = before if labels is None else _classes(model, labels, batch, "labels")
-        aims = None if targets is None else _classes(model, targets, batch, "targets")
+        truth = before if labels is None else class_indices(model, labels, batch, "labels")
+        aims = None if targets is None else class_indices(model, targets, batch, "targets")
         if aims is not None and bool((aims == truth).any()):
             raise ParameterError(
                 "a target equals the image's label: aim at another class", parameter="targets"
@@ -394,15 +394,3 @@ class AttackTechnique(Technique):
 
 def _in_chunks(model: HookedModel, images: Tensor, step: int) -> Tensor:
     return torch.cat([model(part).float() for part in images.split(step)])
-
-
-def _classes(model: HookedModel, classes: Any, batch: Tensor, what: str) -> Tensor:
-    """Return class indices `(B,)` from one class or one per image, by index or name."""
-    goal = class_logit(classes)
-    given = goal.targets  # type: ignore[attr-defined]
-    if len(given) not in (1, len(batch)):
-        raise ObjectiveError(
-            f"{len(given)} {what} for {len(batch)} images: give one, or one per image"
-        )
-    indices: tuple[int, ...] = goal.bind(model, batch).targets  # type: ignore[attr-defined]
-    return torch.tensor(indices, device=batch.device).expand(len(batch)).clone()

@@ -20,6 +20,7 @@ from .analysis import ModelTechnique
 from .attack import AttackTechnique
 from .attribution import AttributionTechnique
 from .base import Technique
+from .certification import CertificationTechnique
 from .store_analysis import StoresTechnique, StoreTechnique
 from .style import StyleTechnique
 from .synthesis import SynthesisTechnique
@@ -30,6 +31,7 @@ BASES: dict[str, type[Technique]] = {
         AttributionTechnique,
         SynthesisTechnique,
         AttackTechnique,
+        CertificationTechnique,
         StyleTechnique,
         StoreTechnique,
         StoresTechnique,

@@ -103,7 +103,7 @@ class Subject:
     @property
     def is_split(self) -> bool:
         """Whether the technique's base splits batches."""
-        return self.technique.base in ("attribution", "attack")
+        return self.technique.base in ("attribution", "attack", "certification")
 
     @property
     def tripwire(self) -> Tripwire:
@@ -146,6 +146,14 @@ def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict
     return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **aims)
 
 
+def _call_certification(
+    subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]
+) -> Any:
+    labels = {name: call[name] for name in ("labels",) if name in call}
+    used: Any = subject.technique
+    return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **labels)
+
+
 def _call_style(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
     used: Any = subject.technique
     inputs = {
@@ -177,6 +185,7 @@ CALLS = {
     "attribution": _call_attribution,
     "synthesis": _call_synthesis,
     "attack": _call_attack,
+    "certification": _call_certification,
     "style": _call_style,
     "store": _call_store,
     "stores": _call_stores,

@@ -173,7 +173,8 @@ class LayerCatalogue(Mapping[str, Layer]):
         if layer is not None:
             return layer
         nearest = self.nearest(name)
-        hint = f"; nearest: {', '.join(nearest)}" if nearest else self._range()
+        several = len(self) > 1
+        hint = f"; nearest: {', '.join(nearest)}" if nearest and several else self._range()
         reason = self._refused.get(name)
         fault = f"{name} is not a layer: {reason}" if reason else f"no layer is called {name!r}"
         raise LayerNotFound(fault + hint, name=name, nearest=nearest)
@@ -182,6 +183,8 @@ class LayerCatalogue(Mapping[str, Layer]):
         names = list(self)
         if not names:
             return ""
+        if len(names) == 1:
+            return f"; the model's only layer is {names[0]}"
         return f"; there are {len(names)}, from {names[0]} to {names[-1]}: see `timmscope layers`"
 
     def nearest(self, name: str, count: int = 5) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from timmscope_registry.errors import UnsupportedModel
+from timmscope_registry.errors import TimmscopeError, UnsupportedModel
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.parts import parts_of
 from timmscope_registry.hooks.running import is_running, running, tracing
@@ -68,6 +68,7 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
 
     Raises:
         UnsupportedModel: the model cannot run on the example.
+        TimmscopeError: the model itself raises it.
     """
     calls: list[Call] = []
     begun: list[tuple[int, dict[int, int]]] = []  # calls finished, versions of the arguments
@@ -130,6 +131,8 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
         try:
             with running(calls), tracing():
                 module(images)
+        except TimmscopeError:
+            raise
         except Exception as error:
             raise UnsupportedModel(
                 f"{type(module).__name__} cannot run on an input of shape {tuple(images.shape)}: "

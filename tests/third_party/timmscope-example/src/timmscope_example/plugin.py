@@ -14,7 +14,7 @@ from timmscope_registry import (
 
 @hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
-    """One technique of each family."""
+    """One technique of each base."""
     yield TechniqueSpec(
         name="centre-bias",
         family="attribution",
@@ -32,6 +32,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         family="attack",
         summary="The smallest change of brightness that fools a model.",
         impl="timmscope_example.attack:Brightness",
+    )
+    yield TechniqueSpec(
+        name="rounding",
+        family="defence",
+        base="certification",
+        summary="A radius within which all images round to the same pixels.",
+        impl="timmscope_example.certification:Rounding",
     )
     yield TechniqueSpec(
         name="histogram-match",

@@ -1,0 +1,2 @@
+# Every public name, once: `__init__.py` imports each of them when it is first used.
+from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing
