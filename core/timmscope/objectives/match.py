@@ -214,7 +214,7 @@ class Match(LayerObjective):
                 f"{count} targets of match at {self.layer!r} for {len(images)} image(s): give one, "
                 "or one per image"
             )
-        weights = model.weights_sha256
+        weights = model.weights_sha256 or ""  # a function has none, and no layers either
         if self.computed_by is not None and self.computed_by[1] != weights:
             raise ObjectiveError(
                 f"the target of {self.label} was computed by {self.computed_by[0]}, and {model.id} "
