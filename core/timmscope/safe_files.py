@@ -30,6 +30,7 @@ LARGEST_CHUNK = 1 << 28
 """Largest chunk of an HDF5 data set that is read, in bytes; h5py's own are up to 1 MiB."""
 DEEPEST = 64
 """Most HDF5 groups inside each other that are searched."""
+_HDF5_TABLES = 1 << 20
 
 Location = str | os.PathLike[str]
 
@@ -84,16 +85,16 @@ def open_regular(path: Location, limit: int | None = None) -> io.BufferedReader:
         OSError: as for `open`.
     """
     require_regular(path)  # first, because even opening a device can have an effect
-    descriptor = os.open(path, _FLAGS)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, _FLAGS))  # noqa: SIM115
     try:
-        status = os.fstat(descriptor)
+        status = os.fstat(file.fileno())
         _require_regular(status, path)
         if limit is not None and status.st_size > limit:
             raise UnsafeFile(f"{status.st_size} bytes, expected at most {limit}", path)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def read_regular(path: Location, limit: int) -> bytes:
@@ -145,8 +146,8 @@ def npy_header(file: IO[bytes]) -> ArrayHeader:
     try:
         read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except MemoryError as error:  # of Python's parser
-        raise UnsafeFile("the header of the array is damaged") from error
+    except MemoryError:  # of Python's parser
+        raise UnsafeFile("the header of the array is damaged") from None
     if min(shape, default=0) < 0:
         raise UnsafeFile(f"the array has the shape {shape}, expected no negative length")
     return ArrayHeader(tuple(map(int, shape)), dtype, file.tell(), bool(fortran))
@@ -175,6 +176,23 @@ def read_npy(path: Location) -> np.ndarray:
             raise UnsafeFile(f"claims {header.nbytes} bytes, the file holds {held}", path)
         values = np.frombuffer(bytearray(file.read(header.nbytes)), header.dtype)
     return values.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def open_hdf5(file: Any, mode: str = "r", **options: Any) -> h5py.File:
+    """Open a file object as HDF5, with the options of `h5py.File`.
+
+    HDF5 crashes if there is no memory for the half megabyte of tables that it makes for each file,
+    so that much is asked for first.
+
+    Raises:
+        MemoryError: there is not enough memory.
+        OSError: and other errors of h5py; the file is not HDF5, or is damaged.
+    """
+    import h5py
+    import numpy as np
+
+    np.empty(_HDF5_TABLES, np.uint8)
+    return h5py.File(file, mode, **options)
 
 
 def hdf5_member(group: h5py.Group, path: str, *, text: bool = False) -> h5py.Group | h5py.Dataset:

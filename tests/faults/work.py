@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections import OrderedDict
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tests.faults.disk_faults import faults, uncounted
 from tests.mining.contents import contents
+from torch import nn
 
 from timmscope import (
     Attribution,
@@ -34,8 +36,10 @@ from timmscope.demo.tour import Exhibit, Tour
 from timmscope.results import Provenance, Result
 from timmscope.results.saving import open_newest
 from timmscope.testing import tiny_images, tiny_model
+from timmscope_registry.hooks import OwnGenerators
 
-LAYER = "act2"
+SMALL = {"batch_size": 2, "shard_size": 4, "top_k": 3}
+LARGE = {"batch_size": 30, "shard_size": 60, "top_k": 60}
 
 
 class Work:
@@ -43,6 +47,7 @@ class Work:
 
     Args:
         folder: an empty folder.
+        large: use arrays of more than 100 KB: 512 units, and 150 images instead of 10.
 
     Attributes:
         place: where the work is done.
@@ -51,12 +56,14 @@ class Work:
         expected: the contents of the folder after it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, large: bool = False) -> None:
         self.folder = folder
         self.place = folder / "place"
-        self.model: HookedModel = tiny_model()
-        size = self.model.input_size[1:]
-        pixels = np.random.default_rng(0).integers(0, 256, (10, *size, 3), dtype=np.uint8)
+        self.model: HookedModel = wide_model() if large else tiny_model()
+        self.layer = "act" if large else "act2"
+        self._sizes: dict[str, Any] = LARGE if large else SMALL
+        size, count = self.model.input_size[1:], 150 if large else 10
+        pixels = np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
         self.images = folder / "images.npy"
         np.save(self.images, pixels)
         self.place.mkdir()
@@ -107,10 +114,10 @@ class Work:
         return self.place / "s.scope"
 
     def mine(self, out: Path, **options: Any) -> Store:
+        sizes = self._sizes
         return mine(
-            self.model, self.images, out,
-            layers=[LAYER], batch_size=2, shard_size=4, top_k=3, workers=0, **options,
-        )  # fmt: skip
+            self.model, self.images, out, layers=[self.layer], workers=0, **sizes, **options
+        )
 
 
 class Pass(Work):
@@ -158,20 +165,35 @@ class Index(Work):
         self.mine(self.store)
 
     def run(self) -> None:
-        VectorIndex.build(Store.open(self.store).layer(LAYER)).save()
+        VectorIndex.build(Store.open(self.store).layer(self.layer)).save()
 
     def load(self) -> VectorIndex:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that rows are missing
-            return VectorIndex.load(self.store, LAYER)
+            return VectorIndex.load(self.store, self.layer)
 
     def read(self) -> Any:
         """Return the facts of the index, its rows and their neighbours; None without an index."""
         if not list(self.store.glob("index/*.faiss")):
             return None
         index = self.load()
-        found = index.search(Store.open(self.store).layer(LAYER).pooled[:], 3)
+        found = index.search(Store.open(self.store).layer(self.layer).pooled[:], 3)
         return index.info(), index.ids.tolist(), found.ids.tolist(), found.scores.tolist()
+
+
+class Read(Index):
+    """Reads of rows, lists and statistics, and a search; nothing changes."""
+
+    def prepare(self) -> None:
+        VectorIndex.build(self.mine(self.store).layer(self.layer)).save()
+
+    def run(self) -> None:
+        store = Store.open(self.store)
+        layer, images = store.layer(self.layer), store.images
+        for _ in (layer.maximum[3], layer.top(2, 3), layer.statistics(), list(layer.iter_rows())):
+            pass
+        assert images.where("width > 3").all()
+        self.load().search(layer.pooled[:], 3)
 
 
 class Add(Index):
@@ -180,11 +202,12 @@ class Add(Index):
     def prepare(self) -> None:
         store = self.mine(self.store)
         some = Store(store.path, store.manifest.without_shards({1}))
-        VectorIndex.build(some.layer(LAYER), backend="ivf").save()
+        VectorIndex.build(some.layer(self.layer), backend="ivf").save()
 
     def run(self) -> None:
         index = self.load()
-        if index.add_missing():
+        if index.missing_rows:
+            index.add_missing()
             index.save()
 
 
@@ -192,7 +215,7 @@ class Remove(Index):
     """Rows that are removed from an index, and their space."""
 
     def prepare(self) -> None:
-        VectorIndex.build(self.mine(self.store).layer(LAYER), backend="ivf").save()
+        VectorIndex.build(self.mine(self.store).layer(self.layer), backend="ivf").save()
 
     def run(self) -> None:
         index = self.load()
@@ -206,7 +229,7 @@ class Tune(Index):
     """Another recall, which changes the record of an index alone."""
 
     def prepare(self) -> None:
-        VectorIndex.build(self.mine(self.store).layer(LAYER)).save()
+        VectorIndex.build(self.mine(self.store).layer(self.layer)).save()
 
     def run(self) -> None:
         index = self.load()
@@ -293,8 +316,8 @@ class Demo(Work):
             "require_extras": lambda **_: None,
             "load_model": lambda _: self.model,
             "mine": self._mine_uncounted,
-            "LAYERS": (LAYER, "logits"),
-            "FEATURES": LAYER,
+            "LAYERS": (self.layer, "logits"),
+            "FEATURES": self.layer,
             "SECTIONS": {"predictions": sections.predictions, "explanations": _explanation},
             "render": lambda shown, **_: str([e.figure for part in shown.values() for e in part]),
         }
@@ -321,6 +344,17 @@ def _plain_figure(result: Result) -> Figure:
     return figure
 
 
+def wide_model() -> HookedModel:
+    """Return a model for 32×32 images with 512 units in its layer ``act``."""
+    with OwnGenerators(seed=0):
+        parts = OrderedDict(
+            conv=nn.Conv2d(3, 512, 4, stride=4), act=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1),
+            flat=nn.Flatten(), fc=nn.Linear(512, 10),
+        )  # fmt: skip
+        module = nn.Sequential(parts).eval()
+    return HookedModel(module, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(3, 32, 32), id="wide")
+
+
 def holds_result(folder: Path) -> bool:
     try:
         open_newest(folder, "result.json", 1 << 20).close()
@@ -339,3 +373,6 @@ WORKS = {
     "pass": Pass, "merge": Merge, "repair": Repair, "index": Index, "add": Add, "remove": Remove,
     "tune": Tune, "save": Save, "save-first": SaveFirst, "evaluate": Evaluate, "demo": Demo,
 }  # fmt: skip
+"""Work that changes files."""
+
+READS = {"read": Read}

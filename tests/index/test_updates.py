@@ -118,3 +118,46 @@ def test_a_filtered_exact_search_equals_an_index_of_the_allowed_rows(
 def test_a_filter_that_allows_nothing_finds_nothing(index: VectorIndex) -> None:
     assert index.search(ROWS[:3], 5, where=[1, 3]).ids.shape == (3, 0)
     assert index.search(ROWS[:3], 5, where=np.zeros(99, bool)).scores.shape == (3, 0)
+
+
+@pytest.mark.parametrize("backend", ["ivf", "hnsw"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_change_that_was_interrupted_can_be_saved_or_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str, error: type[BaseException]
+) -> None:
+    path = tmp_path / "rows.faiss"
+    VectorIndex.from_array(ROWS[:50], backend=backend).save(path)
+    undisturbed = VectorIndex.load(path)
+    undisturbed.add(ROWS[50:], np.arange(50, 60))
+    expected = undisturbed.search(ROWS, 3)
+    index = VectorIndex.load(path)
+
+    class Broken:
+        """FAISS's index, which stops when codes are added."""
+
+        def __init__(self, found: Any) -> None:
+            self.found = found
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.found, name)
+
+        def add_with_ids(self, rows: Any, ids: Any) -> None:
+            self.found.add_with_ids(rows[:2], ids[:2])
+            raise error
+
+    whole = index._backend._index
+    monkeypatch.setattr(index._backend, "_index", Broken(whole))
+    with pytest.raises(error):
+        index.add(ROWS[50:], np.arange(50, 60))
+    monkeypatch.setattr(index._backend, "_index", whole)
+    index.save(path)
+    again = VectorIndex.load(path)
+    assert len(again) == 60
+    np.testing.assert_array_equal(again.search(ROWS, 3).ids, expected.ids)
+    again.remove([4])
+    monkeypatch.setattr(again._backend, "_index", Broken(again._backend._index))
+    with pytest.raises(error):
+        again.compact()
+    monkeypatch.setattr(again._backend, "_index", again._backend._index.found)
+    again.save(path)
+    assert VectorIndex.load(path).ids.tolist() == [i for i in range(60) if i != 4]

@@ -265,13 +265,21 @@ def test_a_source_that_misdescribes_its_images_is_refused_in_one_line(
     assert list(good.images.labels) == [None, "cat", None, None, "dog", None]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("workers", "error"),
+    [
+        (0, MemoryError()),
+        (1, MemoryError()),
+        (0, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 TB")),
+        (0, OSError("out of memory when reading image file")),
+    ],
+)
 def test_an_image_that_needs_too_much_memory_ends_the_pass_in_one_line(
-    small_model: HookedModel, tmp_path: Path, workers: int
+    small_model: HookedModel, tmp_path: Path, workers: int, error: Exception
 ) -> None:
     def load(index: int) -> Image.Image:
         if index == 3:
-            raise MemoryError
+            raise error
         return picture(index)
 
     names = [f"{number}.png" for number in range(6)]

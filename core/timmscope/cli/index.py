@@ -87,8 +87,9 @@ def add(store: Path, layer: str, /, *, json: parameters.Json = False) -> None:
         Layer of the index.
     """
     index = _load(_open(store), layer)
+    missing = index.missing_rows
     added = index.add_missing()
-    if added:
+    if missing:
         index.save()
     _print_info(store, index, json=json, done={"rows_added": added})
 

@@ -39,6 +39,7 @@ from timmscope_registry import (
     get_registry,
     set_registry,
 )
+from timmscope_registry.out_of_memory import is_out_of_memory
 from timmscope_registry.versions import __version__
 
 GLOBAL = Group("Everywhere", sort_key=90)
@@ -129,9 +130,11 @@ def launch(
                     raise
         with output.plugin_prints_to_stderr(), asking(agree if trust else ask):
             call(app, tokens)
-    except (TimmscopeError, CycloptsError, BrokenPipeError, MemoryError, KeyboardInterrupt):
+    except (TimmscopeError, CycloptsError, BrokenPipeError, KeyboardInterrupt):
         raise
     except BaseException as error:  # including a sys.exit in a plugin
+        if is_out_of_memory(error):
+            raise
         from timmscope.cli.plugin_errors import plugin_at_fault
 
         failure = plugin_at_fault(error, registry)
@@ -211,8 +214,11 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         where = " ".join(getattr(error, "__notes__", ()))
         return 130, f"interrupted {where}".rstrip()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return 2, "error: out of memory; try a smaller --batch-size or a smaller model"
+    if is_out_of_memory(error):
+        return 2, (
+            "error: out of memory; close other programs, or try a smaller --batch-size or a "
+            "smaller model"
+        )
     if isinstance(error, OSError) and error.errno is not None:
         files = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return 2, f"error: {': '.join([*files, error.strerror or str(error)])}"

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import h5py
 import numpy as np
 from PIL import Image
 
@@ -21,6 +20,7 @@ from timmscope.safe_files import (
     hdf5_datasets,
     hdf5_member,
     npy_header,
+    open_hdf5,
     open_regular,
     require_plain,
     require_stored,
@@ -144,7 +144,7 @@ class ArraySource(ImageSource):
                             with archive.open(name) as member:
                                 arrays[name.removesuffix(".npy")] = npy_header(member)
                     return arrays, refused
-        with h5py.File(self._file, "r") as opened:
+        with open_hdf5(self._file) as opened:
             for name, dataset in hdf5_datasets(opened):
                 try:
                     require_plain(dataset, text=True)
@@ -162,7 +162,7 @@ class ArraySource(ImageSource):
             UnsafeFile: it is not.
         """
         if self._suffix not in (".npy", ".npz"):
-            with h5py.File(self._file, "r") as file:
+            with open_hdf5(self._file) as file:
                 require_stored(hdf5_member(file, name, text=True))
             return
         size = self._file.stat().st_size
@@ -185,7 +185,7 @@ class ArraySource(ImageSource):
             return _rows(self._file, header, 0)
         if self._suffix == ".npz":
             return _open_npz(self._file, name)
-        return hdf5_member(h5py.File(self._file, "r"), name, text=True)
+        return hdf5_member(open_hdf5(self._file), name, text=True)
 
     def _read_labels(self, arrays: dict[str, ArrayHeader]) -> LabelTable | None:
         for name, header in arrays.items():

@@ -165,10 +165,9 @@ class RerankedBackend(ABC):
                 f"the row with id {ids[long[0]]} is longer than {_MAX_LENGTH:.0e}, too long for "
                 "codes to compare in float32: use backend='flat' or metric='cosine'"
             )
-        first = len(self._table) if self._index is not None else 0
         self._table.append(rows, ids)
         if self._index is not None:
-            self._encode(np.arange(first, len(self._table)))
+            self._encode_rest()
 
     def finish(self, held_out: Ids) -> None:
         """Train the FAISS index on rows other than `held_out`, then add the rows to it."""
@@ -179,13 +178,21 @@ class RerankedBackend(ABC):
         self._encode(np.setdiff1d(np.arange(len(self._table)), self._withheld))
         self.effort = self.efforts()[-1]
 
+    def _encode_rest(self) -> None:
+        """Encode the rows that have no codes yet: new ones, and those of an interrupted change."""
+        self._encode(np.arange(self._index.ntotal, len(self._table)))
+
     def _encode(self, places: Places) -> None:
         with task("encoding", total=len(places)) as advance:
             for start in range(0, len(places), _BLOCK):
                 part = places[start : start + _BLOCK]
                 rows = self.padded(self._table[part])
-                with faiss_threads():
-                    self._index.add_with_ids(rows, part)
+                try:
+                    with faiss_threads():
+                        self._index.add_with_ids(rows, part)
+                except MemoryError:
+                    self._index.reset()  # it may hold some of them
+                    raise
                 advance(len(part))
 
     def remove(self, ids: Ids) -> None:
@@ -201,7 +208,7 @@ class RerankedBackend(ABC):
         if self._table.dropped:
             self._table = self._table.compacted()
             self._index.reset()
-            self._encode(np.arange(len(self._table)))
+            self._encode_rest()
 
     def rows(self, ids: Ids) -> Rows:
         """Return rows by their ids; raise `KeyError` for an unknown id."""
@@ -336,6 +343,7 @@ class RerankedBackend(ABC):
 
     def save(self, path: Path) -> None:
         """Write the FAISS index, which FAISS alone can read too, and after it the rows."""
+        self._encode_rest()
         write_faiss(self._index, path)
         self._table.write(path)
 

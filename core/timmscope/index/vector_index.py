@@ -213,6 +213,8 @@ class VectorIndex:
                 f"the index of {self.record.layer!r} belongs to no store: "
                 "name a file, as in save('NAME.faiss')"
             )
+        if self._changed:  # also by a change that was interrupted after some rows
+            self.record = updates.refreshed(self._backend, self.record)
         unchanged = not self._changed and target == self.path
         if not (unchanged and write_record(target, self.record)):
             self.record = write_index(target, self.record, self._backend.save)

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from timmscope.free_memory import free_memory
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 from .batch import reduce_batch
 from .plan import Plan
@@ -132,7 +133,7 @@ def _fits(model: HookedModel, plan: Plan, count: int) -> bool:
     try:
         reduce_batch(plan.folded or model, plan, _grey(model, count))
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return False
     return True

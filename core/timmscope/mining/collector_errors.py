@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
-from torch import OutOfMemoryError, Tensor
+from torch import Tensor
 
 from timmscope.collectors import Collector, Column, RowCollector, State
 from timmscope_registry import CollectorSpec, Entry, PluginError, TimmscopeError, get_registry
 from timmscope_registry.contributions import culprit, subclass
+from timmscope_registry.out_of_memory import is_out_of_memory
 from timmscope_registry.plugin_faults import brief, fault, one_line
 
 if TYPE_CHECKING:
@@ -40,9 +41,11 @@ def collector_errors(
     """
     try:
         yield
-    except (TimmscopeError, MemoryError, OutOfMemoryError):
+    except TimmscopeError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         did = f"failed in layer {layer}, images {start} to {stop - 1} ({one_line(error)})"
         remedy = "fix it and start again: finished shards are kept"
         raise PluginError(fault(_blamed(collector), did, advice=remedy)) from error

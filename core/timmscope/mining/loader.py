@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from timmscope.images import ImageSource
 from timmscope_registry import ImageError, StoreError, TimmscopeError
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from timmscope.models import Preprocessing
@@ -95,15 +96,15 @@ class Batches(Dataset[Loaded | TimmscopeError]):
                     raise TypeError(f"{source}.load returned {kind}, expected a PIL image")
                 images[row] = self._preprocessing(image)
                 size = image.size
-            except MemoryError:
-                return StoreError(
-                    f"no memory to read {self._source.paths[image_id]}; start again with fewer "
-                    "workers, or without this image: finished shards are kept"
-                )
-            except ImageError as error:
-                reason = str(error).removeprefix(f"{error.path}: ")  # the store has the name
             except Exception as error:  # one image must not end a pass over a million
+                if is_out_of_memory(error):
+                    return StoreError(
+                        f"no memory to read {self._source.paths[image_id]}; start again with fewer "
+                        "workers, or without this image: finished shards are kept"
+                    )
                 reason = f"{type(error).__name__}: {error}"
+                if isinstance(error, ImageError):
+                    reason = str(error).removeprefix(f"{error.path}: ")  # the store has the name
             if reason:
                 if lost := self._source.unreachable():
                     return ImageError(

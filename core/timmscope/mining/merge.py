@@ -17,7 +17,7 @@ from timmscope.collectors import Collector
 from timmscope.index.merge import merge_indexes
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
-from timmscope.store.files import link_or_copy
+from timmscope.store.files import link_or_copy, memory_as_store_error
 from timmscope.store.journal import add_to_journal, end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
@@ -86,7 +86,7 @@ def merge(
     whole = _common_manifest(found)
     sources = _sources(found, whole)
     prepare_folder(folder)
-    with StoreLock(folder):
+    with StoreLock(folder), memory_as_store_error(folder):
         if (folder / MANIFEST).exists():
             old = Manifest.read(folder)
             if old.shards and (differences := old.differences(whole)):

@@ -19,6 +19,7 @@ import torch
 from timmscope.collectors import Collector
 from timmscope.images import Images, ImageSource, open_images
 from timmscope.store import Manifest, Store
+from timmscope.store.files import memory_as_store_error
 from timmscope.store.journal import end_journal
 from timmscope.store.lock import StoreLock
 from timmscope.store.manifest import NAME as MANIFEST
@@ -99,7 +100,8 @@ def mine(
 
     Raises:
         StoreMismatch: the store was made from another model, other images or settings.
-        StoreError: another process writes to the store, or the disk is full or too small.
+        StoreError: another process writes to the store, the disk is full or too small, or there is
+            not enough memory.
         ImageError: there are no images, or none of them can be read.
         LayerNotFound, ParameterError: a name or setting is wrong.
         ModelError: the model takes neither 1 nor 3 channels.
@@ -128,7 +130,7 @@ def mine(
     source = open_images(images)
     require_images(source)
     prepare_folder(folder)
-    with StoreLock(folder):
+    with StoreLock(folder), memory_as_store_error(folder):
         old = Manifest.read(folder) if (folder / MANIFEST).exists() else None
         plan = make_plan(
             model,
@@ -180,7 +182,7 @@ def resume(
         StoreError: as for `mine`; also if the model or the images have to be passed.
         StoreMismatch: the model or the images differ from those of the store.
     """
-    with StoreLock(folder):
+    with StoreLock(folder), memory_as_store_error(folder):
         old, own = Manifest.read(folder), list(collectors)
         if not redo:
             whole = drop_lost_shards(folder, old.without_shards(set()))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from timmscope_registry import ModelError
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 State = Mapping[str, Tensor]
 
@@ -46,6 +47,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return load_safetensors(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"{path}: there is not enough memory to read the weights; free some, then try again"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{path} cannot be read as weights: {reason}; expected safetensors or a checkpoint of "

@@ -19,6 +19,7 @@ from timmscope.models.hooked_model import HookedModel
 from timmscope.models.packing import pack_convolutions, replace_parts
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import Edge
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 log = logging.getLogger("timmscope.models")
 
@@ -144,6 +145,8 @@ def _copy_module(module: nn.Module) -> nn.Module | None:
     try:
         return copy.deepcopy(module, shared)
     except Exception as error:  # a module may hold an object that cannot be copied
+        if is_out_of_memory(error):
+            raise
         log.info("the model cannot be copied: %s", error)
         return None
 
@@ -235,6 +238,8 @@ def _differences(
                     twin(images)
                 differences |= {name: _difference(expected[name], actual[name]) for name in some}
     except (RuntimeError, AttributeError, TimmscopeError) as error:
+        if is_out_of_memory(error):  # otherwise the rows would depend on the free memory
+            raise
         log.info("the copy does not run: %s", error)
         return None
     return differences
@@ -252,6 +257,8 @@ def _is_equal(model: HookedModel, twin: HookedModel) -> bool:
             return False
         expected, actual = (_moments(each, images, list(twin.layers)) for each in (model, twin))
     except (RuntimeError, AttributeError, TimmscopeError) as error:
+        if is_out_of_memory(error):  # otherwise the rows would depend on the free memory
+            raise
         log.info("the copy does not run: %s", error)
         return False
     bound = ROUNDING * expected[:, 1:] + torch.finfo(torch.float32).tiny

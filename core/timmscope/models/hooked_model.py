@@ -33,6 +33,7 @@ from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHoo
 from timmscope_registry.hooks.eval_mode import is_optimised
 from timmscope_registry.hooks.layers import LOGITS
 from timmscope_registry.hooks.parts import parts_of
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from timmscope.objectives import Objective
@@ -340,6 +341,8 @@ class HookedModel:
             try:
                 add_weight(digest, name, value)
             except (RuntimeError, TypeError, AttributeError) as error:
+                if is_out_of_memory(error):
+                    raise
                 raise UnsupportedModel(
                     f"the weight {name} of {self.id}, a {type(value).__name__}, cannot be read: "
                     f"{str(error).partition(chr(10))[0]}"

@@ -28,9 +28,10 @@ import h5py
 import numpy as np
 
 import timmscope.checked_json as checked_json
-from timmscope.safe_files import hdf5_member, require_stored
+from timmscope.safe_files import hdf5_member, open_hdf5, require_stored
 from timmscope_registry import PluginError, TimmscopeError, get_registry
 from timmscope_registry.contributions import missing_plugin
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 from .result import ARRAYS, RECORD, Provenance, Result
 from .saving import open_newest
@@ -78,6 +79,11 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
             with suppress(OSError, ValueError):
                 if text and text != _record_text(directory):  # another process has just saved
                     continue
+            if is_out_of_memory(error):
+                raise TimmscopeError(
+                    f"{directory}: there is not enough memory to read the result; free some, then "
+                    "try again"
+                ) from error
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise TimmscopeError(
                 f"no result can be read from {directory}: {reason}; {_advice(error)}"
@@ -119,7 +125,7 @@ def _arrays(
     with open_newest(directory, ARRAYS, int(written["size"])) as raw:
         if hashlib.file_digest(raw, "sha256").hexdigest() != written["sha256"]:  # type: ignore[arg-type]
             raise ValueError(f"{ARRAYS} differs from its digest, so it was damaged or edited")
-        with h5py.File(raw, "r") as file:
+        with open_hdf5(raw) as file:
             for name, shape in shapes.items():
                 dataset = hdf5_member(file, name)
                 if not isinstance(dataset, h5py.Dataset) or list(dataset.shape or ()) != shape:

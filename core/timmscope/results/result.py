@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 
 import timmscope.checked_json as checked_json
 from timmscope.progress import track
+from timmscope.safe_files import open_hdf5
 from timmscope_registry import TimmscopeError
 from timmscope_registry.html_table import html_table
 from timmscope_registry.versions import package_version
@@ -185,7 +185,7 @@ class Result(ABC):
     def _arrays_file(self) -> memoryview:
         """Return the contents of `arrays.h5`; HDF5 writes to memory, as a full disk crashes it."""
         buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
+        with open_hdf5(buffer, "w") as file:
             for name, array in self._arrays().items():
                 if not isinstance(array, np.ndarray):
                     array = array.detach().cpu()

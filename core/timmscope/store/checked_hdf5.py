@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from timmscope.safe_files import hdf5_datasets, hdf5_member
+from timmscope.safe_files import hdf5_datasets, hdf5_member, open_hdf5
 
 BLOCK_BYTES = 1 << 14
 """Blocks have at most this size, or one row if a row is larger."""
@@ -129,7 +129,7 @@ class CheckedFile:
 
     def __init__(self, raw: BinaryIO, place: str, size: int) -> None:
         self._raw = raw
-        self._file = h5py.File(raw, "r")
+        self._file = open_hdf5(raw)
         self._place = place
         self._size = size
         self._groups: dict[str, h5py.Group] = {}

@@ -21,7 +21,9 @@ from typing import Any
 import h5py
 
 from timmscope.durable import sync
-from timmscope_registry import StoreError
+from timmscope.safe_files import open_hdf5
+from timmscope_registry import StoreError, TimmscopeError
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 TEMPORARY = ".tmp"
 """Suffix of files being written; a killed process leaves such files behind."""
@@ -58,7 +60,7 @@ def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
         StoreError: the disk is full or read-only; nothing is left behind.
     """
     with _replacing(path) as temporary, GuardedFile(temporary) as guarded:
-        with h5py.File(guarded, "w", libver=_LIBVER, rdcc_nbytes=16 << 20) as file:
+        with open_hdf5(guarded, "w", libver=_LIBVER, rdcc_nbytes=16 << 20) as file:
             yield file, guarded
         guarded.check()
         guarded.sync()
@@ -111,7 +113,7 @@ _MACHINE = frozenset(
     getattr(errno, name)
     for name in (
         "EACCES", "EAGAIN", "EBUSY", "EDEADLK", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOLCK",
-        "ENOMEM", "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT",
+        "ENOTCONN", "EPERM", "ESTALE", "ETIMEDOUT",
     )
     if hasattr(errno, name)
 )  # fmt: skip
@@ -119,10 +121,12 @@ _MACHINE = frozenset(
 
 def machine_error(error: BaseException, path: Path) -> StoreError | None:
     """Return the error for a failure of the machine; None if the file itself may be damaged."""
+    if is_out_of_memory(error):
+        return StoreError(
+            f"{path}: there is not enough memory to read it; free some, then try again"
+        )
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError):
-            return StoreError(f"{path}: there is not enough memory to read it; free some")
         if isinstance(cause, OSError) and cause.errno in _MACHINE:
             return StoreError(
                 f"{path}: cannot be read now ({cause.strerror}); check the disk, the permissions "
@@ -130,6 +134,26 @@ def machine_error(error: BaseException, path: Path) -> StoreError | None:
             )
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+@contextmanager
+def memory_as_store_error(folder: Path) -> Iterator[None]:
+    """Turn every library's error for used-up memory into one line.
+
+    Raises:
+        StoreError: what is done inside the block needs more memory than there is.
+    """
+    try:
+        yield
+    except TimmscopeError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StoreError(
+            f"{folder}: there is not enough memory; free some, or take a smaller batch_size or "
+            "model, and start again: what is finished is kept"
+        ) from error
 
 
 def disk_error(error: OSError, path: Path) -> StoreError:

@@ -17,6 +17,7 @@ from timmscope_registry.errors import TimmscopeError, UnsupportedModel
 from timmscope_registry.hooks.eval_mode import FrozenEval
 from timmscope_registry.hooks.parts import parts_of
 from timmscope_registry.hooks.running import is_running, running, tracing
+from timmscope_registry.out_of_memory import is_out_of_memory
 
 BATCH = 2
 
@@ -134,6 +135,8 @@ def trace(module: nn.Module, example: Tensor, frozen_eval: FrozenEval) -> list[C
         except TimmscopeError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise UnsupportedModel(
                 f"{type(module).__name__} cannot run on an input of shape {tuple(images.shape)}: "
                 f"{type(error).__name__}: {error}"
