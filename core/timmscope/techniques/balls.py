@@ -16,6 +16,7 @@ from torch import Tensor
 from timmscope.techniques.session import noise_like
 
 Norm = Literal["linf", "l2"]
+"""Name of a norm of changes: the largest absolute value, or the Euclidean length."""
 
 _TINY = 1e-12
 _LINF_EPSILON = 8 / 255

@@ -32,7 +32,7 @@ def total_variation(images: Tensor, beta: float = 2.0) -> Tensor:
 
 
 def alpha_norm(images: Tensor, alpha: float = 6.0) -> Tensor:
-    """Mean over pixels of `|x|^α`, `(B,)`, with the length |x| of a pixel's colour `(C,)`.
+    """Mean over pixels of `|x|^α`, `(B,)`, with the length `|x|` of a pixel's colour `(C,)`.
 
     Args:
         images: `(B, C, H, W)`, minus the colour that has no cost.
