@@ -76,6 +76,7 @@ def synthesis_figure(images, scores, final_scores, labels):
         final_scores=final_scores,
         objective="x",
         labels=labels,
+        targets=torch.arange(len(images)),
     ).figure()
 
 
