@@ -165,6 +165,25 @@ def test_another_model_computes_its_own_target(model, images):
     assert other.score(images[:1], goal).item() == 0
 
 
+def test_the_same_weights_with_another_normalisation_are_another_model(model, images):
+    other = HookedModel(model.module, mean=(0.2,) * 3, std=(0.7,) * 3, input_size=(3, 32, 32))
+    goal = match("act1", images=images[:1]).bind(model, images)
+    assert other.score(images[:1], goal).item() == 0
+
+
+def test_the_output_of_a_prediction_function_is_matched(model, images):
+    function = HookedModel.of_function(
+        lambda x: model(x).detach(),
+        outputs="logits",
+        input_size=(3, 32, 32),
+        id="test:tiny",
+        num_classes=10,
+    )
+    for goal in (match("logits", images=images[:1]), match("logits", vector=model(images)[0])):
+        value = function.score(images, goal.bind(function, images))
+        assert torch.allclose(value, model.score(images, goal), atol=1e-6)
+
+
 def test_it_works_where_the_caller_has_autograd_off(model, images):
     with torch.inference_mode():
         goal = match("act1", images=images[:1], distance="cosine").bind(model, images)

@@ -204,33 +204,34 @@ class Match(LayerObjective):
     computed_by: tuple[str, str] | None = field(default=None, compare=False)
     _values: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _images: Tensor | None = field(default=None, init=False, repr=False, compare=False)
-    _weights: str = field(default="", init=False, repr=False, compare=False)
+    _owner: object = field(default=None, init=False, repr=False, compare=False)
 
     def bind(self, model: ModelLike, images: Tensor | None) -> Objective:
-        """Compute the targets' activations, unless they are bound to these weights already."""
+        """Compute the targets' activations, unless they are bound to this model already."""
         layer, count = model.layers[self.layer], len(self.digests)
         if images is not None and count not in (1, len(images)):
             raise ObjectiveError(
                 f"{count} targets of match at {self.layer!r} for {len(images)} image(s): give one, "
                 "or one per image"
             )
-        weights = model.weights_sha256 or ""  # a function has none, and no layers either
-        if self.computed_by is not None and self.computed_by[1] != weights:
+        if self.computed_by is not None and self.computed_by[1] != model.weights_sha256:
             raise ObjectiveError(
                 f"the target of {self.label} was computed by {self.computed_by[0]}, and {model.id} "
                 "has other weights: use that model"
             )
-        known = (self._values, self._images)
-        values, pictures = known if self._weights == weights else self._activations(model)
-        assert values is not None, "set together with the weights"
+        owner = (model.id, model.weights_sha256, model.mean, model.std)
+        if self._values is not None and self._owner == owner:
+            values, pictures = self._values, self._images
+        else:
+            values, pictures = self._activations(model)
         self._check_shape(values, layer, images)
-        return self._bound(layer, values, pictures, weights)
+        return self._bound(layer, values, pictures, owner)
 
     def _bound(
-        self, layer: Layer | None, values: Tensor | None, pictures: Tensor | None, weights: str
+        self, layer: Layer | None, values: Tensor | None, pictures: Tensor | None, owner: object
     ) -> Match:
         bound = replace(self)
-        facts = {"_bound_to": layer, "_values": values, "_images": pictures, "_weights": weights}
+        facts = {"_bound_to": layer, "_values": values, "_images": pictures, "_owner": owner}
         for name, value in facts.items():
             object.__setattr__(bound, name, value)
         return bound
@@ -310,7 +311,7 @@ class Match(LayerObjective):
         values, pictures = (
             None if known is None else known[rows] for known in (self._values, self._images)
         )
-        return part._bound(self._bound_to, values, pictures, self._weights)
+        return part._bound(self._bound_to, values, pictures, self._owner)
 
     @property
     def label(self) -> str:

@@ -30,6 +30,14 @@ class ModelLike(Protocol):
         """SHA-256 of all parameters and buffers; None for a function, which has none."""
 
     @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean per channel that the model subtracts."""
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Standard deviation per channel by which the model divides."""
+
+    @property
     def num_classes(self) -> int:
         """Number of classes, 0 if the model is no classifier."""
 
