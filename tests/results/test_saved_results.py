@@ -161,7 +161,7 @@ def test_saves_and_loads_at_the_same_time_are_each_complete(tmp_path):
 ADVICE = (
     "; name a folder with result.json and arrays.h5, as save or -o writes it",
     "; check the disk, the permissions and the limit of open files, then try again",
-    "; free some memory, then try again",
+    "; free some, then try again",
     "; restore result.json and arrays.h5 from a copy, or make the result again",
     ": pass its class, or none",
 )
