@@ -96,8 +96,6 @@ def _advice(error: Exception) -> str:
         return f"name a folder with {RECORD} and {ARRAYS}, as save or -o writes it"
     if isinstance(error, OSError):
         return "check the disk, the permissions and the limit of open files, then try again"
-    if isinstance(error, MemoryError):
-        return "free some memory, then try again"
     return f"restore {RECORD} and {ARRAYS} from a copy, or make the result again"
 
 
