@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,43 +40,11 @@ GOOD = """
             name="ripple", family="attribution", summary="Ripples.", impl="MODULE:Impl"
         )
 """
+# What the modules declare when they are called directly, without a registry.
 FIRST_PARTY = {
-    "saliency",
-    "input-x-gradient",
-    "smooth-grad",
-    "integrated-gradients",
-    "guided-backprop",
-    "deconvnet",
-    "cam",
-    "grad-cam",
-    "grad-cam++",
-    "xgrad-cam",
-    "layer-cam",
-    "eigen-cam",
-    "guided-grad-cam",
-    "score-cam",
-    "ablation-cam",
-    "occlusion",
-    "rise",
-    "attention-rollout",
-    "attention-map",
-    "grabcut",
-    "activation-maximization",
-    "feature-inversion",
-    "fgsm",
-    "pgd",
-    "neural-style",
-    "nearest-neighbours",
-    "filters",
-    "activation-maps",
-    "top-patches",
-    "unit-report",
-    "embedding-map",
-    "clusters",
-    "anomalies",
-    "near-duplicates",
-    "compare-datasets",
-    "representational-similarity",
+    spec.name
+    for family in ("attack", "attribution", "defence", "representation", "style", "synthesis")
+    for spec in import_module(f"timmscope_{family}.plugin").timmscope_techniques()
 }
 
 

@@ -324,7 +324,6 @@ def test_wrong_layers_are_one_clear_line(stores: dict[str, Store]) -> None:
         ("all distances .* are equal", lambda: euclidean([x, np.ones((20, 2))])),
         ("the 20 rows of the array are equal, or all but one are",
          lambda: euclidean([x, single])),
-        ("takes no query images", lambda: run([x, y], "cat.png")),
         ("'sample'.*3", lambda: RepresentationalSimilarity(sample=3)),
         ("'distance'.*'cosine'", lambda: RepresentationalSimilarity(distance="cosine")),
     ]  # fmt: skip
