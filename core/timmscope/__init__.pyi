@@ -150,6 +150,9 @@ from .models import (
     load_model as load_model,
 )
 from .models import (
+    load_trained as load_trained,
+)
+from .models import (
     pooled_features as pooled_features,
 )
 from .objectives import (
@@ -330,6 +333,18 @@ from .techniques import (
     Technique as Technique,
 )
 from .techniques import (
+    Training as Training,
+)
+from .techniques import (
+    TrainingBatch as TrainingBatch,
+)
+from .techniques import (
+    TrainingProgress as TrainingProgress,
+)
+from .techniques import (
+    TrainingTechnique as TrainingTechnique,
+)
+from .techniques import (
     UnitNumbers as UnitNumbers,
 )
 from .techniques import (
@@ -343,6 +358,9 @@ from .techniques import (
 )
 from .techniques import (
     default_layer as default_layer,
+)
+from .techniques import (
+    evaluating as evaluating,
 )
 from .techniques import (
     gaussian_blur as gaussian_blur,

@@ -22,7 +22,7 @@ def timmscope_model_sources() -> Iterator[ModelSourceSpec]:
     )
     yield ModelSourceSpec(
         scheme="file",
-        summary="A timm architecture with weights from a file.",
+        summary="A timm architecture with weights from a file, or what a training wrote.",
         impl="timmscope.models.sources:load_file",
         example="file:weights.safetensors?arch=resnet18",
     )

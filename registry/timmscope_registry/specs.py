@@ -31,6 +31,7 @@ BASES: dict[str, tuple[Family, ...]] = {
     "store": ("representation",),
     "stores": ("representation",),
     "model": ("representation",),
+    "training": FAMILIES,
 }
 """Base classes of techniques, and the families that they serve; the first of a family is its
 default. A base decides the inputs and the result."""

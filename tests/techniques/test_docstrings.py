@@ -13,7 +13,7 @@ from timmscope.errors import __all__ as ERRORS
 from timmscope_registry import Entry, TechniqueSpec, get_registry
 
 ENTRIES = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
-METHODS = ("attribute", "perturb", "synthesize", "stylize", "analyse", "certify")
+METHODS = ("attribute", "perturb", "synthesize", "stylize", "analyse", "certify", "loss")
 FORMULA = re.compile(r"`[^`\n]*[=·∇∂ΣΠ−√→≤≥⊙ᵀ][^`\n]*`")
 
 

@@ -24,6 +24,7 @@ NAMES = {
     "rounding",
     "histogram-match",
     "class-distances",
+    "mixup",
     "first-above",
     "colours",
     "gradients",

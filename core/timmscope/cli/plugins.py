@@ -24,6 +24,7 @@ Base = Literal[
     "store",
     "stores",
     "model",
+    "training",
     "collector",
     "model-source",
     "image-source",

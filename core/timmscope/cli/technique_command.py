@@ -90,6 +90,7 @@ KINDS = {
     "optional images": CliArgument(Path, MANY, list, rank=4),
     "image": CliArgument(Path, ONE, rank=4),
     "queries": CliArgument(Path, MANY, list, name="queries", rank=4),
+    "image set": CliArgument(str, ONE, rank=4),
     "store": CliArgument(parameters.StorePath, ONE, _store, _METADATA, name="store", rank=5),
     "stores": CliArgument(parameters.StorePaths, MANY, _stores, _METADATA, name="stores", rank=5),
     "classes": CliArgument(tuple[str, ...], read=_classes),
@@ -98,7 +99,8 @@ KINDS = {
     "location": CliArgument(str, name="images"),
     "locations": CliArgument(tuple[str, ...], read=list, name="images"),
 }
-"""How each kind of argument is taken; arguments of a plain type need no entry."""
+"""How each kind of argument is taken; those of a plain type need no entry, nor does `output`, the
+folder of the result."""
 CliArguments = list[tuple[Argument, CliArgument]]
 
 
@@ -108,7 +110,9 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     Raises:
         PluginError: a field's flag equals another flag of the command.
     """
-    arguments = [(argument, _cli_argument(argument)) for argument in call_arguments(technique)]
+    asked = list(call_arguments(technique))
+    folders = [argument.parameter.name for argument in asked if argument.kind == "output"]
+    arguments = [(each, _cli_argument(each)) for each in asked if each.kind != "output"]
     further = {name: kind for _, how in arguments for name, kind in how.extra_flags.items()}
     further["output_dir"] = Annotated[parameters.Output, Parameter(help=_where_to_write(arguments))]
     own = [_parameter(argument, how) for argument, how in arguments]
@@ -120,8 +124,9 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     def run(*positional: Any, **named: Any) -> None:
         given = signature.bind(*positional, **named).arguments
         made = technique(**{name: given[name] for name in technique.model_fields if name in given})
-        result = made(**_values(arguments, given))  # type: ignore[operator]
         folder = given.get("output_dir") or default_folder(made.title(), _subject(arguments, given))
+        values = _values(arguments, given) | dict.fromkeys(folders, folder)
+        result = made(**values)  # type: ignore[operator]
         save_and_print(result, folder, as_json=given.get("json", False))
 
     run.__signature__ = signature  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ def ask(folder: Path, wanted: str) -> bool:
     """Ask whether a store is trusted; without a terminal the answer is no.
 
     Args:
-        folder: the store.
+        folder: the store or trained network.
         wanted: what the store asks to open, in words.
     """
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    output.print_stderr(f"{folder}: you have not made this store, and it wants to open {wanted}")
+    output.print_stderr(f"{folder}: you have not made this, and it wants to open {wanted}")
     output.print_stderr("do you trust it? yes or no:")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -8,6 +8,7 @@ it is as the caller left it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import inspect
 import math
@@ -373,6 +374,22 @@ class HookedModel:
         from timmscope.models.folding import fused
 
         return fused(self)
+
+    def trainable_copy(self) -> nn.Module:
+        """Copy the module for a training: weights of its own, all of which require a gradient.
+
+        The copy takes images that are normalised as this model normalises them.
+
+        Raises:
+            UnsupportedModel: the module cannot be copied, or has weights of whole numbers.
+        """
+        try:
+            return copy.deepcopy(self.module).train().requires_grad_(True)
+        except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UnsupportedModel(
+                f"{self.id} cannot be copied for a training: {reason}"
+            ) from error
 
     def to(self, device: str | torch.device) -> HookedModel:
         """Move the module to a device, in place; returns self."""

@@ -19,6 +19,7 @@ from torch import nn
 from timmscope.models.checkpoints import load_in_order, load_weights, read_checkpoint
 from timmscope.models.hooked_model import HookedModel
 from timmscope.models.preprocessing import MOST_PX, module_input_size
+from timmscope.models.trained import CARD, load_trained
 from timmscope.models.weights_size import MOST, require_bounds, require_image_memory, require_memory
 from timmscope_registry import ModelError, nearest
 from timmscope_registry.hooks import OwnGenerators, ensure_torchvision
@@ -112,13 +113,21 @@ def _fill_zero_classifier(module: nn.Module) -> None:
 def load_file(rest: str) -> HookedModel:
     """Load `file:PATH?arch=NAME`, weights from a safetensors file or a checkpoint of tensors.
 
-    `prefix` chooses one of several networks in a checkpoint.
+    `prefix` chooses one of several networks in a checkpoint. `file:FOLDER` loads what a training
+    wrote, as does the file of the weights in it: the card beside them says how.
 
     Raises:
-        ModelError: there is no such file, `arch` is missing, or the weights do not fit it.
+        ModelError: there is no such file, `arch` is missing, the weights do not fit it, or a card
+            is damaged or belongs to other weights.
     """
     path_text, arguments, options = _split(rest)
     path = Path(path_text).expanduser()
+    if "arch" not in arguments and (path.is_dir() or (path.parent / CARD).is_file()):
+        if given := [*arguments, *options]:
+            raise ModelError(
+                f"{given[0]} cannot be given in 'file:{rest}': the card of a trained network has it"
+            )
+        return load_trained(path)
     arch, prefix = arguments.pop("arch", None), arguments.pop("prefix", None)
     if not isinstance(arch, str):
         raise ModelError(f"'file:{rest}' names no architecture: add ?arch=NAME, a timm model name")

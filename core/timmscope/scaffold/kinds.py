@@ -39,9 +39,15 @@ class Kind:
 
 
 def _technique(
-    base: str, summary: str, command: str, test: str, imports: str, *arguments: str
+    base: str,
+    summary: str,
+    command: str,
+    test: str,
+    imports: str,
+    *arguments: str,
+    family: str = "",
 ) -> Kind:
-    family = BASES[base][0]
+    family = family or BASES[base][0]
     default = next(name for name, families in BASES.items() if family in families)
     return Kind(
         spec="TechniqueSpec",
@@ -172,6 +178,28 @@ from timmscope.testing import conformance
 from timmscope import technique
 from timmscope.testing import conformance, tiny_model
 """,
+    ),
+    "training": _technique(
+        "training",
+        "Training with softened labels.",
+        "random:resnet18?num_classes=10 photos -o trained",
+        """def test_the_loss_falls_and_the_card_makes_the_network_again(tmp_path: Path) -> None:
+    labels = np.arange(24) % 3
+    pixels = (tiny_images(24) * 255).byte().permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "photos.npz", images=pixels, labels=labels)
+    training = technique("{name}")(epochs=8, batch_size=8, learning_rate=0.01)
+    result = training(tiny_model(), tmp_path / "photos.npz", output=tmp_path / "trained")
+    assert result.losses[-1, 0] < result.losses[0, 0]
+    assert result.model(tiny_model()).num_classes == 10""",
+        """
+from pathlib import Path
+
+import numpy as np
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+        'parameters={"epochs": 2, "batch_size": 8}',
+        family="defence",
     ),
     "collector": Kind(
         spec="CollectorSpec",

@@ -37,6 +37,13 @@ from timmscope.techniques.synthesis import (
     SynthesisTechnique,
     per_image,
 )
+from timmscope.techniques.training import (
+    Training,
+    TrainingBatch,
+    TrainingProgress,
+    TrainingTechnique,
+    evaluating,
+)
 from timmscope.techniques.unit_numbers import UnitNumbers, chosen_units
 
 __all__ = [
@@ -66,11 +73,16 @@ __all__ = [
     "SynthesisOutcome",
     "SynthesisTechnique",
     "Technique",
+    "Training",
+    "TrainingBatch",
+    "TrainingProgress",
+    "TrainingTechnique",
     "UnitNumbers",
     "alpha_norm",
     "baseline_images",
     "chosen_units",
     "default_layer",
+    "evaluating",
     "gaussian_blur",
     "image_generators",
     "images_per_forward",

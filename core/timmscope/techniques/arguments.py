@@ -8,6 +8,7 @@ can be given in Python only.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,10 @@ Layers = Annotated[str | Sequence[str] | None, Kind("layers")]
 Where = Annotated[str | npt.ArrayLike | None, Kind("where")]
 Location = Annotated[Any, Kind("location")]
 """Where the images of a store are now."""
+ImageSet = Annotated[Any, Kind("image set")]
+"""A collection of images, as `open_images` takes it: a folder, an array in a file …"""
+OutputFolder = Annotated[str | os.PathLike[str], Kind("output")]
+"""A folder that a call writes to while it runs."""
 Locations = Annotated[Any, Kind("locations")]
 
 

@@ -24,6 +24,7 @@ from .certification import CertificationTechnique
 from .store_analysis import StoresTechnique, StoreTechnique
 from .style import StyleTechnique
 from .synthesis import SynthesisTechnique
+from .training import TrainingTechnique
 
 BASES: dict[str, type[Technique]] = {
     base.base: base
@@ -36,6 +37,7 @@ BASES: dict[str, type[Technique]] = {
         StoreTechnique,
         StoresTechnique,
         ModelTechnique,
+        TrainingTechnique,
     )
 }
 """The base classes by their names in `TechniqueSpec.base`."""

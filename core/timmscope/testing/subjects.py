@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,11 +57,13 @@ class Subject:
         Args:
             case: the contribution and its parameters.
             kind: kind of `tiny_model`.
-            defaults: use the technique's defaults, unless a field has no default.
+            defaults: use the technique's defaults, unless a field has no default; a training takes
+                one epoch.
         """
         chosen = technique(case.entry.id)
         needed = any(info.is_required() for info in chosen.model_fields.values())
-        made = chosen(**({} if defaults and not needed else case.parameters))
+        short = {"epochs": 1} if chosen.base == "training" else {}
+        made = chosen(**(short if defaults and not needed else case.parameters))
         return cls(made, tiny_model(kind), case.folder)
 
     def run(self, *, seed: int = 0, batch_size: int | None = None, **call: Any) -> Result:
@@ -99,6 +102,19 @@ class Subject:
         """A store of 24 labelled images, copied from one that is mined once per model."""
         mined = _mined(self.model.id.removeprefix("tiny:"))
         return Store.open(shutil.copytree(mined.path, self.folder / mined.path.name))
+
+    @cached_property
+    def labelled(self) -> Path:
+        """A file of 24 tiny images with labels from 0 to 2."""
+        pixels = (tiny_images(STORED) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / "labelled.npz"
+        np.savez(file, images=pixels, labels=np.arange(STORED) % 3)
+        return file
+
+    def new_folder(self) -> Path:
+        """Return the name of a folder that does not exist yet."""
+        return self.folder / f"run-{secrets.token_hex(4)}"
 
     @property
     def is_split(self) -> bool:
@@ -181,6 +197,11 @@ def _call_model(subject: Subject, seed: int, _: int | None, call: dict[str, Any]
     return subject.with_or_without_images(subject.model, seed=seed)
 
 
+def _call_training(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
+    used: Any = subject.technique
+    return used(subject.model, subject.labelled, output=subject.new_folder(), seed=seed)
+
+
 CALLS = {
     "attribution": _call_attribution,
     "synthesis": _call_synthesis,
@@ -190,6 +211,7 @@ CALLS = {
     "store": _call_store,
     "stores": _call_stores,
     "model": _call_model,
+    "training": _call_training,
 }
 """How a technique of each base is called on the tiny inputs."""
 
@@ -229,13 +251,13 @@ def arrays(result: Result) -> dict[str, Tensor | np.ndarray]:
 
 
 class ProgressRecorder:
-    """A progress reporter that records every task, and may interrupt the first step.
+    """A progress reporter that records every task, and may interrupt a step.
 
     Attributes:
         tasks: description, total and steps done of each task that has ended.
     """
 
-    def __init__(self, *, stop: bool = False) -> None:
+    def __init__(self, *, stop: int = 0) -> None:
         self.tasks: list[tuple[str, int | None, int]] = []
         self._stop = stop
 
@@ -246,8 +268,8 @@ class ProgressRecorder:
 
         def advance(steps: int) -> None:
             nonlocal done
-            if self._stop:
-                self._stop = False  # only once
+            self._stop -= 1
+            if self._stop == 0:  # only once
                 raise KeyboardInterrupt
             done += steps
 
@@ -256,8 +278,8 @@ class ProgressRecorder:
 
 
 @contextlib.contextmanager
-def recorded_progress(*, stop: bool = False) -> Iterator[ProgressRecorder]:
-    """Record all progress inside; with `stop`, interrupt the first step as Ctrl-C does."""
+def recorded_progress(*, stop: int = 0) -> Iterator[ProgressRecorder]:
+    """Record all progress inside; interrupt the step of the number `stop` as Ctrl-C does."""
     recorder = ProgressRecorder(stop=stop)
     with reporting(recorder):
         yield recorder

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -237,13 +241,55 @@ def progress_is_reported_and_work_can_be_stopped(case: Case) -> None:
         assert total in (None, done), f"{description!r} reported {done} of {total} steps"
     before = fingerprint(subject.model.module)
     try:
-        with recorded_progress(stop=True):
+        with recorded_progress(stop=1):
             subject.run()
     except KeyboardInterrupt:
         pass
     else:
         raise AssertionError("Ctrl-C was swallowed")
     assert not fingerprint(subject.model.module).difference(before)
+
+
+@check("technique")
+def a_stopped_training_resumes(case: Case) -> None:
+    """A training that is stopped and resumed ends with the bytes of one that is not."""
+    subject, call = _training(case)
+    whole, stopped = subject.new_folder(), subject.new_folder()
+    call(output=whole)
+    with contextlib.suppress(KeyboardInterrupt), recorded_progress(stop=3):
+        call(output=stopped, checkpoint_every=1)
+    call(output=stopped, checkpoint_every=1)
+    for name in ("weights.safetensors", "card.json"):
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes(), f"{name} differs"
+
+
+@check("technique")
+def a_card_makes_the_network_again(case: Case) -> None:
+    """The card's technique and parameters make a network into which the weights load."""
+    subject, call = _training(case)
+    result = call(output=subject.new_folder())
+    loaded = result.model(subject.model)
+    assert result.card["weights_sha256"] == _sha256(Path(result.folder) / "weights.safetensors")
+    assert loaded.weights_sha256 == result.model(subject.model).weights_sha256
+    assert loaded.weights_sha256 != subject.model.weights_sha256, "no weight was trained"
+
+
+def _training(case: Case) -> tuple[Subject, Callable[..., Any]]:
+    """Return a training with its model, and its call without the folder.
+
+    Raises:
+        NotApplicable: the technique is no training.
+    """
+    base = technique(case.entry.id).base
+    if base != "training":
+        raise NotApplicable(f"the base {base} trains nothing")
+    subject = _accepted_subject(case)
+    used: Any = subject.technique
+    return subject, partial(used, subject.model, subject.labelled, seed=3)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 _accepted: dict[Technique, str] = {}

@@ -52,6 +52,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="How far apart the labels' mean rows are.",
         impl="timmscope_example.representation:ClassDistances",
     )
+    yield TechniqueSpec(
+        name="mixup",
+        family="representation",
+        base="training",
+        summary="Training on mixtures of images.",
+        impl="timmscope_example.training:Mixup",
+    )
 
 
 @hookimpl
