@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ FOLDER = Path(__file__).parent / "images" / "techniques"
 WIDTH = 1080
 LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
     "occlusion": {"patch_px": 56, "stride_px": 28},
     "rise": {"masks": 500},
     "randomized-smoothing": {"sigma": 0.1, "n": 100},
@@ -73,6 +75,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(content=cat, styles=gravel)
     if run.base == "style":
         return run(model, cat, coffee)
+    if run.base == "training":
+        return run(*digits(store.path.parent), output=tempfile.mkdtemp())
     if run.base == "model":
         return run(model, cat) if name == "activation-maps" else run(model)
     if name == "representational-similarity":
@@ -85,6 +89,25 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run([store, made], layer=LAYER)
     queries = [cat] if name == "nearest-neighbours" else None
     return run(store, queries, layer=LAYERS.get(name, LAYER), model=model)
+
+
+def digits(folder: Path) -> tuple[HookedModel, Path]:
+    """Return a small network and the file of scikit-learn's digits."""
+    import numpy as np
+    import torch
+    from sklearn.datasets import load_digits
+    from torch import nn
+
+    known = load_digits()
+    file = folder / "digits.npz"
+    np.savez(file, images=(known.images * 15.9).astype("uint8"), labels=known.target)
+    torch.manual_seed(0)
+    layers = [
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(1024, 64), nn.ReLU(), nn.Linear(64, 10)),
+    ]
+    network = nn.Sequential(*layers)
+    return HookedModel(network, mean=(0,), std=(1,), input_size=(1, 8, 8), crop_pct=1.0), file
 
 
 def keep(result: Result, path: Path) -> int:

@@ -9,6 +9,15 @@ from timmscope_registry import TechniqueSpec, hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
     """Yield the defence techniques."""
     yield TechniqueSpec(
+        name="adversarial-training",
+        family="defence",
+        base="training",
+        summary="Training on attacked images: PGD, TRADES or fast, beside standard training.",
+        impl="timmscope_defence.adversarial_training:AdversarialTraining",
+        paper="Madry et al., ICLR 2018, arXiv:1706.06083; Zhang et al., ICML 2019, "
+        "arXiv:1901.08573; Wong, Rice & Kolter, ICLR 2020, arXiv:2001.03994",
+    )
+    yield TechniqueSpec(
         name="randomized-smoothing",
         family="defence",
         base="certification",

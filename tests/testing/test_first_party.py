@@ -12,6 +12,7 @@ from timmscope.testing.subjects import tiny_pictures
 from timmscope_registry import get_registry
 
 QUICK = {
+    "adversarial-training": {"epochs": 2, "batch_size": 8, "steps": 2, "judge_steps": 2},
     "activation-maximization": {"steps": 4},
     "activation-maps": {"layer": "act1"},
     "feature-inversion": {"steps": 4, "frames": 2},
