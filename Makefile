@@ -6,6 +6,7 @@
 #   make check                             lint, types, import contracts, docs
 #   make slow | soak                       tests that must hold before a change lands | sweeps
 #   make bench                             speed ratios, kept in benchmarks/
+#   make peers [ARGS=pgd]                  train the digits networks of the tests again | one of them
 #   make gallery [ARGS=grad-cam]           all pictures of the docs | a technique's alone
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One thread a test process, so that two of them share two cores without fighting.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: demo test slow soak bench check lint types contracts docs gallery format clean
+.PHONY: demo test slow soak bench check lint types contracts docs gallery peers format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/timmscope demo --output "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
@@ -60,6 +61,10 @@ gallery: $(VENV)/.dev demo
 	$(if $(ARGS),,$(BIN)/python docs/_picture.py)
 	$(if $(ARGS),,$(BIN)/python docs/_techniques.py)
 	$(if $(ARGS),,$(BIN)/python docs/_fields.py)
+
+# One thread, because the number of threads can change the last bits.
+peers: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.digits $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

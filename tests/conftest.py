@@ -45,7 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def _trusted_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Stores of the tests are trusted, and the user's own list of trusted stores stays as it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIMMSCOPE_TRUST", str(tmp_path_factory.getbasetemp()))
+        trusted = [tmp_path_factory.getbasetemp(), Path(__file__).parent / "digits"]
+        patch.setenv("TIMMSCOPE_TRUST", os.pathsep.join(map(str, trusted)))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
 
