@@ -43,6 +43,8 @@ PUBLIC_GROUPS = {
     "objectives": "Objectives",
     "lookup": "Techniques by name",
     "techniques": "Techniques and results",
+    "parameters": "Parameters",
+    "draws": "Random defences",
     "evaluation": "Judging explanations",
     "images": "Images",
     "mining": "Mining",

@@ -11,6 +11,12 @@ from .collectors import (
 from .collectors import (
     RowCollector as RowCollector,
 )
+from .draws import (
+    another_draw as another_draw,
+)
+from .draws import (
+    image_rows as image_rows,
+)
 from .errors import (
     ImageError as ImageError,
 )
@@ -147,6 +153,9 @@ from .models import (
     Preprocessing as Preprocessing,
 )
 from .models import (
+    ensemble as ensemble,
+)
+from .models import (
     load_model as load_model,
 )
 from .models import (
@@ -193,6 +202,9 @@ from .objectives import (
 )
 from .objectives import (
     top as top,
+)
+from .parameters import (
+    Parameters as Parameters,
 )
 from .patches import (
     UnitPatches as UnitPatches,
@@ -288,6 +300,12 @@ from .techniques import (
     CertificationTechnique as CertificationTechnique,
 )
 from .techniques import (
+    DefenceTechnique as DefenceTechnique,
+)
+from .techniques import (
+    Defended as Defended,
+)
+from .techniques import (
     GradientCheck as GradientCheck,
 )
 from .techniques import (
@@ -379,6 +397,9 @@ from .techniques import (
 )
 from .techniques import (
     layer_view as layer_view,
+)
+from .techniques import (
+    mean_over_draws as mean_over_draws,
 )
 from .techniques import (
     noise_like as noise_like,

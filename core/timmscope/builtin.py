@@ -38,6 +38,12 @@ def timmscope_model_sources() -> Iterator[ModelSourceSpec]:
         impl="timmscope.models.sources:load_random",
         example="random:vit_tiny_patch16_224?seed=0",
     )
+    yield ModelSourceSpec(
+        scheme="ensemble",
+        summary="Several models as one, which returns the mean of their logits.",
+        impl="timmscope.models.loading:load_ensemble",
+        example="ensemble:pip:efficientnet-lite0|(pip:efficientnet-lite0 + jpeg)",
+    )
 
 
 @hookimpl

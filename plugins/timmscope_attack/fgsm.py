@@ -26,12 +26,15 @@ class FGSM(GradientAttack):
         norm: norm of the change: `linf`, its largest value, or `l2`, its Euclidean length.
         epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at
             224×224) for l2.
+        draws: number of draws of a random defence over which each gradient is averaged; by default
+            10. A model without a random defence needs one.
 
     Raises:
         ImageError: the images are not RGB in [0, 1].
         ObjectiveError: a label or target is no class of the model, or the model has no classes.
         ParameterError: a parameter or `batch_size` is out of range, or a target equals its label.
         TechniqueError: the gradient is not finite.
+        UnsupportedModel: the model has a defence without a gradient.
     """
 
     def perturb(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from timmscope import AttackTechnique, Ball, HookedModel, Norm
+from timmscope import AttackTechnique, Ball, HookedModel, Norm, mean_over_draws
 from timmscope_attack.goals import Goal
 
 
@@ -17,6 +19,9 @@ class GradientAttack(AttackTechnique):
     """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Radius in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at 224×224) for l2."""
+    draws: int | None = Field(default=None, ge=1)
+    """Number of draws of a random defence over which each gradient is averaged; by default 10. A
+    model without a random defence needs one."""
 
     @model_validator(mode="after")
     def _pixel_units(self) -> GradientAttack:
@@ -67,10 +72,11 @@ class GradientAttack(AttackTechnique):
         """
         changed = start.clone()
         active = torch.arange(len(rows), device=rows.device)
-        for _ in self.track(range(steps), f"{self.title()} steps"):
+        for step in self.track(range(steps), f"{self.title()} steps"):
             current = rows[active]
+            compute = partial(loss_gradient, model, changed[active], goal.rows(current))
             with self.only(current):
-                logits, gradient = loss_gradient(model, changed[active], goal.rows(current))
+                logits, gradient = mean_over_draws(model, compute, step=step, draws=self.draws)
             self.note_gradient(gradient, current)
             if stop_when_fooled:
                 unbroken = ~goal.rows(current).fooled(logits)

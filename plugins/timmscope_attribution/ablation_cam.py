@@ -13,6 +13,7 @@ from timmscope import (
     LayerName,
     Objective,
     ObjectiveError,
+    image_rows,
     perturbed_scores,
 )
 from timmscope_attribution.grid_layer import activations, grid_layer
@@ -60,10 +61,10 @@ class AblationCAM(AttributionTechnique):
         closed_form = _linear_drops(model, images, objective, layer)
         if closed_form is None:
             cells, scores = activations(model, images, objective, layer)
-            ablated = [
-                _ablated(model, image, objective.rows(index, index + 1), layer)
-                for index, image in enumerate(images)
-            ]
+            ablated = []
+            for row, image in enumerate(images):
+                with image_rows([row]):
+                    ablated.append(_ablated(model, image, objective.rows(row, row + 1), layer))
             drops = torch.stack([row[0] - row[1:] for row in ablated])
         else:
             cells, scores, drops = closed_form

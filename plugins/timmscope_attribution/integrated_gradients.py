@@ -16,6 +16,7 @@ from timmscope import (
     HookedModel,
     Objective,
     baseline_images,
+    image_rows,
     images_per_pass,
 )
 from timmscope_attribution.colours import Reduction, reduce_colours
@@ -74,7 +75,9 @@ class IntegratedGradients(AttributionTechnique):
                 steps = self.steps
                 while steps < _MOST_STEPS and bool(self._too_far(pixels[one], totals[one])):
                     steps = min(2 * steps, _MOST_STEPS)
-                    pixels[one] = self._integral(model, start[one], difference[one], goal, steps)
+                    with image_rows([row]):
+                        wider = self._integral(model, start[one], difference[one], goal, steps)
+                    pixels[one] = wider
             if left := int(self._too_far(pixels, totals).sum()):
                 warnings.warn(
                     f"{_MOST_STEPS} steps leave {left} of {len(images)} images with a sum that is "

@@ -15,6 +15,7 @@ from timmscope import (
     Objective,
     ParameterError,
     baseline_images,
+    image_rows,
     perturbed_scores,
 )
 
@@ -69,12 +70,12 @@ class Occlusion(AttributionTechnique):
         patch, stride = self._sizes(height, width)
         rows, columns = _windows(height, patch, stride), _windows(width, patch, stride)
         covers = baseline_images(model, images, self.baseline, sigma_px=patch / 2)
-        scores = torch.stack(
-            [
-                self._scores(model, image, cover, objective.rows(index, index + 1), rows, columns)
-                for index, (image, cover) in enumerate(zip(images, covers, strict=True))
-            ]
-        )
+        scored = []
+        for index, (image, cover) in enumerate(zip(images, covers, strict=True)):
+            with image_rows([index]):
+                goal = objective.rows(index, index + 1)
+                scored.append(self._scores(model, image, cover, goal, rows, columns))
+        scores = torch.stack(scored)
         drops = scores[:, :1] - scores[:, 1:]
         if self.absolute:
             drops = drops.abs()

@@ -13,6 +13,7 @@ from timmscope import (
     Objective,
     baseline_images,
     image_generators,
+    image_rows,
     perturbed_scores,
 )
 
@@ -46,12 +47,12 @@ class RISE(AttributionTechnique):
     def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
         """Maps `(B, H, W)`; the masks of an image depend only on the seed and its index."""
         mean_colour = baseline_images(model, images, "mean")
-        maps = [
-            self._map(model, image, fill, objective.rows(index, index + 1), generator)
-            for index, (image, fill, generator) in enumerate(
-                zip(images, mean_colour, image_generators(len(images)), strict=True)
-            )
-        ]
+        generators = image_generators(len(images))
+        maps = []
+        for row, (image, fill) in enumerate(zip(images, mean_colour, strict=True)):
+            with image_rows([row]):
+                goal = objective.rows(row, row + 1)
+                maps.append(self._map(model, image, fill, goal, generators[row]))
         return torch.stack(maps)
 
     def draw(self, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -12,6 +12,7 @@ from timmscope import (
     LayerName,
     Objective,
     baseline_images,
+    image_rows,
     perturbed_scores,
 )
 from timmscope_attribution.grid_layer import activations, grid_layer
@@ -56,14 +57,12 @@ class ScoreCAM(AttributionTechnique):
         layer = grid_layer(model, objective, self.layer)
         cells, scores = activations(model, images, objective, layer)
         mean_colour = baseline_images(model, images, "mean")
-        weights = torch.stack(
-            [
-                self._scores(model, image, fill, maps, objective.rows(index, index + 1))
-                for index, (image, fill, maps) in enumerate(
-                    zip(images, mean_colour, cells, strict=True)
-                )
-            ]
-        ).softmax(1)
+        scored = []
+        for row, (image, fill, maps) in enumerate(zip(images, mean_colour, cells, strict=True)):
+            with image_rows([row]):
+                goal = objective.rows(row, row + 1)
+                scored.append(self._scores(model, image, fill, maps, goal))
+        weights = torch.stack(scored).softmax(1)
         maps = torch.einsum("bk,bkhw->bhw", weights.to(cells), cells)
         return (maps.relu() if self.relu else maps), scores
 

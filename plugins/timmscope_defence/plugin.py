@@ -18,6 +18,20 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         "arXiv:1901.08573; Wong, Rice & Kolter, ICLR 2020, arXiv:2001.03994",
     )
     yield TechniqueSpec(
+        name="jpeg",
+        family="defence",
+        summary="JPEG compression, which removes small changes of high frequency.",
+        impl="timmscope_defence.jpeg:JPEG",
+        paper="Guo, Rana, Cissé & van der Maaten, ICLR 2018, arXiv:1711.00117",
+    )
+    yield TechniqueSpec(
+        name="randomized-resize",
+        family="defence",
+        summary="A random size and a random place, with black around.",
+        impl="timmscope_defence.randomized_resize:RandomizedResize",
+        paper="Xie, Wang, Zhang, Ren & Yuille, ICLR 2018, arXiv:1711.01991",
+    )
+    yield TechniqueSpec(
         name="randomized-smoothing",
         family="defence",
         base="certification",

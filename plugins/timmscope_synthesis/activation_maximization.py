@@ -22,6 +22,7 @@ from timmscope import (
     SynthesisOutcome,
     SynthesisTechnique,
     image_generators,
+    image_rows,
     noise_like,
     per_image,
 )
@@ -133,7 +134,9 @@ class ActivationMaximization(SynthesisTechnique):
                 variable = self._start(model, space, init, start, stop, own)
                 draws = self._views.draw(self.steps, size, own).to(variable)
                 goal = objective.rows(start, stop)
-                outcomes.append(self._ascend(model, goal, space, variable, draws, (start, count)))
+                with image_rows(range(start, stop)):
+                    outcome = self._ascend(model, goal, space, variable, draws, (start, count))
+                outcomes.append(outcome)
         return SynthesisOutcome(
             images=torch.cat([outcome.images for outcome in outcomes]),
             scores=torch.cat([outcome.scores for outcome in outcomes], dim=1),

@@ -26,6 +26,7 @@ BASES: dict[str, tuple[Family, ...]] = {
     "attribution": ("attribution",),
     "synthesis": ("synthesis",),
     "attack": ("attack",),
+    "defence": ("defence",),
     "certification": ("defence",),
     "style": ("style",),
     "store": ("representation",),

@@ -28,8 +28,9 @@ from timmscope.drawing.style import format_number, text_width, truncate
 from timmscope.evaluation.comparison_figure import comparison_figure
 from timmscope.results import Provenance
 from timmscope.techniques import Certificates, Stylization, Synthesis
-from timmscope.techniques.attack_figure import attack_figure, magnified
+from timmscope.techniques.attack_figure import attack_figure
 from timmscope.techniques.attribution_figure import attribution_figure
+from timmscope.techniques.change_figure import magnified
 from timmscope_registry import ParameterError
 
 LONG = "American black bear, black bear, Ursus americanus, Euarctos americanus " * 3

@@ -11,13 +11,14 @@ from timmscope import (
     Adversarial,
     Attribution,
     Certificates,
+    Defended,
     HookedModel,
     Stylization,
     Synthesis,
 )
 from timmscope_attack import FGSM, PGD
 from timmscope_attribution import CAM, RISE, GradCAM, Occlusion
-from timmscope_defence import RandomizedSmoothing
+from timmscope_defence import JPEG, RandomizedResize, RandomizedSmoothing
 from timmscope_representation import Clusters, Embedding, EmbeddingMap, ImageClusters
 from timmscope_style import NeuralStyle
 from timmscope_synthesis import ActivationMaximization
@@ -30,6 +31,8 @@ def calls(model: HookedModel, images: torch.Tensor) -> None:
     assert_type(PGD(steps=10)(model, images), Adversarial)
     assert_type(FGSM(epsilon=0.1).epsilon, float | None)
     assert_type(RandomizedSmoothing(n=10)(model, images, "cat"), Certificates)
+    assert_type(JPEG(quality=50)(model, images), Defended)
+    assert_type(RandomizedResize().smallest, float)
     assert_type(ActivationMaximization(steps=8)(model, "class:1"), Synthesis)
     assert_type(NeuralStyle(steps=4)(model, images, [images]), Stylization)
     assert_type(Clusters(k=2).k, int | None)

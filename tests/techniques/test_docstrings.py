@@ -13,7 +13,9 @@ from timmscope.errors import __all__ as ERRORS
 from timmscope_registry import Entry, TechniqueSpec, get_registry
 
 ENTRIES = [e for e in get_registry().techniques() if e.plugin.distribution == "timmscope"]
-METHODS = ("attribute", "perturb", "synthesize", "stylize", "analyse", "certify", "loss")
+METHODS = (
+    "attribute", "perturb", "synthesize", "stylize", "transform", "analyse", "certify", "loss",
+)  # fmt: skip
 FORMULA = re.compile(r"`[^`\n]*[=·∇∂ΣΠ−√→≤≥⊙ᵀ][^`\n]*`")
 
 

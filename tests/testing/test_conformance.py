@@ -36,7 +36,7 @@ def registry() -> Iterator[Registry]:
 def failing(entry, folder: Path, only: str | None = None) -> dict[str, str]:
     """Return the checks that a contribution fails, with their messages."""
     found = {}
-    for check in checks(entry.kind):
+    for check in checks(entry.kind, getattr(entry.spec, "base", "")):
         if only in (None, check.name):
             place = folder / check.name
             place.mkdir(parents=True)

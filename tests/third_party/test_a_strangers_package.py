@@ -21,6 +21,7 @@ NAMES = {
     "centre-bias",
     "best-of-noise",
     "brightness",
+    "shake",
     "rounding",
     "histogram-match",
     "class-distances",

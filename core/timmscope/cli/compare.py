@@ -20,6 +20,7 @@ def compare(
     seed: parameters.Seed = 0,
     batch_size: parameters.BatchSize = None,
     device: parameters.Device = None,
+    defence: parameters.Defences = (),
     json: parameters.Record = False,
 ) -> None:
     """Explain images by several techniques and write their maps side by side in one figure.
@@ -45,7 +46,7 @@ def compare(
 
     result = run(
         technique,
-        load_model(model, device=device),
+        load_model(model, device=device, defences=defence),
         list(images),
         typed_objective(target),
         layers=layer,

@@ -30,6 +30,7 @@ def evaluate(
     seed: parameters.Seed = 0,
     batch_size: parameters.BatchSize = None,
     device: parameters.Device = None,
+    defence: parameters.Defences = (),
     json: parameters.Json = False,
 ) -> None:
     """Compare attribution techniques on many images by several metrics.
@@ -56,7 +57,7 @@ def evaluate(
     folder = output_dir or Path("timmscope-out") / f"evaluate-{output.slug(Path(images).stem)}"
     try:
         result = run(
-            load_model(model, device=device),
+            load_model(model, device=device, defences=defence),
             images,
             list(technique),
             objective=typed_objective(target),

@@ -11,7 +11,7 @@ from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from timmscope.cli.parameters import whole
-from timmscope.techniques.base import origin_of
+from timmscope.parameters import origin_of
 from timmscope_registry import PluginError
 from timmscope_registry.plugin_faults import fault, visible
 

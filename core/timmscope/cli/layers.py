@@ -16,6 +16,7 @@ def layers(
     /,
     *,
     all: Annotated[parameters.Flag, Parameter(name=["--all", "-a"])] = False,
+    defence: parameters.Defences = (),
     json: parameters.Flag = False,
 ) -> None:
     """List a model's layers in execution order, with layout, grid and channels.
@@ -29,7 +30,7 @@ def layers(
     """
     from timmscope.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, defences=defence)
     catalogue = loaded.layers
     if json:
         output.print_json(

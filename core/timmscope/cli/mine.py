@@ -46,6 +46,7 @@ def mine(
     ranges: Annotated[str | None, Parameter(show_default=False)] = None,
     workers: parameters.OptionalWhole = None,
     device: parameters.Device = None,
+    defence: parameters.Defences = (),
     json: parameters.Json = False,
 ) -> None:
     """Run a model over images and keep its activations in a store.
@@ -90,7 +91,7 @@ def mine(
         from timmscope.models import load_model
 
         made = run(
-            load_model(model, device=device),
+            load_model(model, device=device, defences=defence),
             images,
             store,
             layers=parameters.split_names(layers) or None,

@@ -54,6 +54,15 @@ BatchSize = Annotated[
 Device = Annotated[
     str | None, Parameter(help="Where to run the model, as in cpu or cuda:0; by default the CPU.")
 ]
+Defences = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name=["--defence"],
+        show_default=False,
+        help="Defence before the model, as in jpeg or 'jpeg quality=50'; may be repeated, in the "
+        "order in which images meet them.",
+    ),
+]
 
 _TRUST = "--trust lets one that you have not made open the model and the images that it records."
 StorePath = Annotated[Path, Parameter(help=f"Store that timmscope mine wrote. {_TRUST}")]

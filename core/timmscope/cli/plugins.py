@@ -19,6 +19,7 @@ Base = Literal[
     "attribution",
     "synthesis",
     "attack",
+    "defence",
     "certification",
     "style",
     "store",

@@ -24,6 +24,7 @@ from timmscope.techniques.arguments import Argument, call_arguments
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
+    from timmscope.models import HookedModel
     from timmscope.store import Store
     from timmscope.techniques import Technique
 
@@ -74,7 +75,12 @@ def _classes(given: Sequence[str]) -> int | str | list[int | str]:
     return classes if len(classes) > 1 else classes[0]
 
 
-_DEVICE, _METADATA = {"device": parameters.Device}, {"metadata": parameters.Metadata}
+def _model(spec: str, device: str | None = None, defence: Sequence[str] = ()) -> HookedModel:
+    return load_model(spec, device=device, defences=defence)
+
+
+_MODEL = {"device": parameters.Device, "defence": parameters.Defences}
+_METADATA = {"metadata": parameters.Metadata}
 _LAYERS = Annotated[
     parameters.Layers,
     Parameter(
@@ -83,7 +89,7 @@ _LAYERS = Annotated[
     ),
 ]
 KINDS = {
-    "model": CliArgument(parameters.Model, ONE, load_model, _DEVICE, name="model", rank=1),
+    "model": CliArgument(parameters.Model, ONE, _model, _MODEL, name="model", rank=1),
     "objective": CliArgument(str, read=typed_objective, name="target", rank=2),
     "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
     "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
@@ -116,7 +122,10 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
     further = {name: kind for _, how in arguments for name, kind in how.extra_flags.items()}
     further["output_dir"] = Annotated[parameters.Output, Parameter(help=_where_to_write(arguments))]
     own = [_parameter(argument, how) for argument, how in arguments]
-    own += [inspect.Parameter(n, FLAG, default=None, annotation=k) for n, k in further.items()]
+    own += [
+        inspect.Parameter(name, FLAG, default=_nothing(kind), annotation=kind)
+        for name, kind in further.items()
+    ]
     own += [inspect.Parameter("json", FLAG, default=False, annotation=parameters.Record)]
     every = sorted([*own, *flags.of_fields(technique, title, own)], key=lambda each: each.kind)
     signature = inspect.Signature(every)
@@ -147,8 +156,13 @@ def _cli_argument(argument: Argument) -> CliArgument:
 
 def _is_repeated(how: CliArgument) -> bool:
     """Return whether the argument's flag may be repeated."""
-    kind = get_args(how.type)[0] if get_origin(how.type) is Annotated else how.type
-    return get_origin(kind) is tuple
+    return _nothing(how.type) == ()
+
+
+def _nothing(kind: Any) -> tuple[()] | None:
+    """Return the default of an optional flag: no values if it may be repeated, else None."""
+    plain = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return () if get_origin(plain) is tuple else None
 
 
 def _as_tuple(hint: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.sensitivity import pearson
 from timmscope.models import HookedModel
+from timmscope.models.views import sharing
 from timmscope.progress import track
 from timmscope_registry import TechniqueError
 
@@ -57,13 +58,8 @@ class CascadingRandomisation(Metric):
 def cascade(model: HookedModel, stages: int, seed: int) -> Iterator[HookedModel]:
     """Yield one copy of the model after each stage, each time with more random weights."""
     module = copy.deepcopy(model.module)
-    twin = HookedModel(
-        module,
-        mean=model.mean,
-        std=model.std,
-        input_size=model.input_size,
-        id=model.id,
-    )
+    twin = sharing(model, module=module, hooks=model.hooks.for_module(module))
+    vars(twin).pop("weights_sha256", None)
     twin.layers  # traced here, before the weights are random  # noqa: B018
     groups = _weighted(module)[::-1]
     generator = torch.Generator().manual_seed(seed)

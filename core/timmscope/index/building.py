@@ -67,6 +67,7 @@ def build(
         non_finite=non_finite,
         model=source.model,
         weights_sha256=source.weights_sha256,
+        defences=source.defences,
         precision=source.precision,
         shards=source.shards,
         facts={"asked": asked, "chosen": reason},

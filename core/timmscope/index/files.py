@@ -97,6 +97,7 @@ class IndexRecord(BaseModel):
         non_finite: number of ids that were left out because their row holds NaN or infinity.
         model: id of the model that computed the rows.
         weights_sha256: SHA-256 of that model's weights.
+        defences: texts of that model's defences.
         precision: precision in which that model ran.
         shards: SHA-256 of every shard of the store that was read, by number.
         facts: facts of the engine, settings, and versions.
@@ -120,6 +121,7 @@ class IndexRecord(BaseModel):
     non_finite: Count = 0
     model: str | None = None
     weights_sha256: Digest | None = None
+    defences: tuple[str, ...] = ()
     precision: str = "float32"
     shards: dict[Count, Digest] = Field({}, max_length=MOST_SHARDS)
     facts: Annotated[dict[str, Any], AfterValidator(_with_known_facts)] = {}

@@ -50,13 +50,17 @@ def check_matches_store(path: Path, record: IndexRecord, store: Store) -> None:
         VectorIndexError: the store was mined again, or has lost shards whose rows the index holds.
     """
     manifest = store.manifest
-    if manifest.model.weights_sha256 != record.weights_sha256:
-        raise VectorIndexError(
-            f"the index {path} holds rows of {record.model}, but {store.path} was mined with "
-            f"other weights ({manifest.model.id}): build it again"
-        )
-    now = {number: shard.rows.sha256 for number, shard in manifest.shards.items()}
-    changed = [n for n, digest in record.shards.items() if now.get(n) != digest]
+    for what, now, then in (
+        ("weights", manifest.model.weights_sha256, record.weights_sha256),
+        ("defences", manifest.model.defences, record.defences),
+    ):
+        if now != then:
+            raise VectorIndexError(
+                f"the index {path} holds rows of {record.model}, but {store.path} was mined with "
+                f"other {what} ({manifest.model.id}): build it again"
+            )
+    digests = {number: shard.rows.sha256 for number, shard in manifest.shards.items()}
+    changed = [n for n, digest in record.shards.items() if digests.get(n) != digest]
     if changed or record.layer not in store.layers:
         what = (
             f"{len(changed)} of the shards (first {changed[0]})"

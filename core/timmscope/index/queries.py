@@ -14,7 +14,7 @@ from timmscope.index.backend import Backend, Ids, Rows, validated_hits
 from timmscope.index.files import IndexRecord
 from timmscope.index.filters import Where, allowed_ids
 from timmscope.index.metrics import space_of
-from timmscope.store.model import require_weights
+from timmscope.store.model import require_same_model
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def image_queries(record: IndexRecord, model: HookedModel, images: Any) -> Rows:
             "with it: search by vector"
         )
     owner = f"{record.model}, which computed the rows of {record.layer!r}"
-    require_weights(model, record.weights_sha256, owner)
+    require_same_model(model, record.weights_sha256, record.defences, owner)
     pictures = model.images(images)
     return pooled_features(model, pictures, record.layer, precision=record.precision)
 

@@ -32,6 +32,7 @@ class RowSource:
         failed: number of ids without a row, because the image could not be read.
         model: id of the model that computed the rows.
         weights_sha256: SHA-256 of that model's weights.
+        defences: texts of that model's defences.
         precision: precision in which that model ran.
         shards: SHA-256 of every shard that is read, by number.
     """
@@ -44,6 +45,7 @@ class RowSource:
     failed: int = 0
     model: str | None = None
     weights_sha256: str | None = None
+    defences: tuple[str, ...] = ()
     precision: str = "float32"
     shards: dict[int, str] = field(default_factory=dict)
 
@@ -87,6 +89,7 @@ def store_source(layer: StoreLayer, seen: Collection[int] = ()) -> RowSource:
         failed=failed,
         model=manifest.model.id,
         weights_sha256=manifest.model.weights_sha256,
+        defences=manifest.model.defences,
         precision=manifest.precision,
         shards={number: shard.rows.sha256 for number, shard in wanted.items()},
     )

@@ -435,6 +435,7 @@ class VectorIndex:
             VectorIndexError: the index has no such row, is of an array, or has no lengths.
             ObjectiveError: the row is zero.
         """
+        from timmscope.models.weights_digest import activations_digest
         from timmscope.objectives.match import match_rows
 
         if self.record.weights_sha256 is None:
@@ -451,7 +452,8 @@ class VectorIndex:
         numbers = row_ids if isinstance(row_ids, Sequence) else [row_ids]
         rows = [queries.row_query(self._backend, self.layer, number)[0] for number in numbers]
         names = [f"row {number} of the index" for number in numbers]
-        by = (self.record.model or "another model", self.record.weights_sha256)
+        digest = activations_digest(self.record.weights_sha256, self.record.defences)
+        by = (self.record.model or "another model", digest)
         values = np.asarray(rows, np.float64)
         return match_rows(self.layer, values, distance=chosen, names=names, computed_by=by)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_positions
 from timmscope_registry import UnsupportedModel
 
 from .collector_errors import collector_errors, declared_rows
@@ -29,7 +30,7 @@ def reduce_batch(
         model: the model.
         plan: what to compute.
         images: (B, C, H, W) in [0, 1].
-        start: id of the first image, for messages.
+        start: id of the first image, for messages and the draws of random defences.
 
     Raises:
         UnsupportedModel: a layer's shape varies with the images.
@@ -60,7 +61,8 @@ def reduce_batch(
         images = images.contiguous(memory_format=torch.channels_last)
     # Reduced during the forward, while values are in the cache: no activation is copied or kept.
     with torch.inference_mode(), _deterministic(model, plan.precision):
-        with model.watch({layer.name: reduce(layer) for layer in plan.layers}):
+        ids = image_positions(range(start, start + len(images)))
+        with ids, model.watch({layer.name: reduce(layer) for layer in plan.layers}):
             model(images)
         return {
             layer.name: {kind: v.cpu().numpy() for kind, v in rows[layer.name].items()}

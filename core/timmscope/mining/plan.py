@@ -167,6 +167,7 @@ class Plan:
                 id=model.id,
                 weights_sha256=model.weights_sha256,
                 preprocessing=asdict(model.preprocessing),
+                defences=tuple(defence.text() for defence in model.defences),
             ),
             images=ImagesRecord(
                 location=source.location.encode("utf-8", "backslashreplace").decode(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from timmscope.models.hooked_model import HookedModel
 from timmscope.models.packing import pack_convolutions, replace_parts
+from timmscope.models.views import sharing
 from timmscope_registry import TimmscopeError
 from timmscope_registry.hooks import Edge
 from timmscope_registry.out_of_memory import is_out_of_memory
@@ -159,11 +160,8 @@ def _copy_around(model: HookedModel, module: nn.Module, hidden: Mapping[str, str
         module: the module of the copy.
         hidden: names that are not layers of the copy, and why.
     """
-    twin = copy.copy(model)
-    vars(twin)["weights_sha256"] = model.weights_sha256
-    twin.module = module
-    twin.hooks = model.hooks.for_module(module, hidden)
-    return twin
+    hooks = model.hooks.for_module(module, hidden)
+    return sharing(model, module=module, hooks=hooks, weights_sha256=model.weights_sha256)
 
 
 def _can_copy(model: HookedModel) -> bool:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, timm_classes
+from timmscope.models.defence import Defence, as_defences, defended_images
+from timmscope.models.ensemble import Ensemble
+from timmscope.models.pass_counter import PassCounter, counted, counting
 from timmscope.models.prediction_function import Arrays, Outputs, PredictionFunction
 from timmscope.models.preprocessing import Preprocessing
-from timmscope.models.weights_digest import add_weight
+from timmscope.models.views import at_size, hooks_at, sharing
+from timmscope.models.weights_digest import activations_digest, add_weight
 from timmscope.models.weights_size import require_image_memory
 from timmscope_registry import ImageError, ModelError, ObjectiveError, UnsupportedModel
 from timmscope_registry.hooks import BackwardRule, Cut, LayerCatalogue, ModelHooks, Recording
@@ -40,10 +41,6 @@ if TYPE_CHECKING:
     from timmscope.objectives import Objective
 
 
-_MOST_SIZES = 4
-"""Number of other image sizes of which a model keeps the layers."""
-
-
 _FORWARD_ERRORS = (
     RuntimeError,
     ValueError,
@@ -52,78 +49,6 @@ _FORWARD_ERRORS = (
     TypeError,
     AttributeError,
 )
-
-
-class PassCounter:
-    """Counts the forward and backward passes of each image of a batch.
-
-    Passes of one model count, whoever starts them: through the model, a copy of it for speed,
-    another wrapper of its module, or the module itself. Those of other models are counted apart.
-
-    Args:
-        batch: number of images.
-        owner: what the model and its copies have in common.
-
-    Attributes:
-        forwards: `(B,)` int64, forward passes of each image.
-        backwards: `(B,)` int64, backward passes that reached each image.
-        others: the same two counts of each other model, by its id.
-        calls: number of forwards that were seen, also of other images.
-    """
-
-    def __init__(self, batch: int, owner: object = None) -> None:
-        self.forwards = torch.zeros(batch, dtype=torch.long)
-        self.backwards = torch.zeros(batch, dtype=torch.long)
-        self.others: dict[str, tuple[Tensor, Tensor]] = {}
-        self.calls = 0
-        self._owner = owner
-        self._rows: Tensor | None = None
-
-    @contextlib.contextmanager
-    def only(self, rows: Tensor) -> Iterator[None]:
-        """Count forwards of `len(rows)` images for those rows of the batch, inside the context."""
-        outer, self._rows = self._rows, rows.cpu()
-        try:
-            yield
-        finally:
-            self._rows = outer
-
-    def watch(self, inputs: Tensor, owner: object, id: str) -> None:
-        """Count one forward of `inputs`, and each backward that reaches them.
-
-        Args:
-            inputs: what the module gets, a tensor of this forward only.
-            owner: what the model that runs and its copies have in common.
-            id: id of that model.
-        """
-        self.calls += 1
-        forwards, backwards = self.forwards, self.backwards
-        if owner is not self._owner:
-            zero = torch.zeros_like(forwards)
-            forwards, backwards = self.others.setdefault(id, (zero, zero.clone()))
-        rows = self._rows if self._rows is not None else torch.arange(len(self.forwards))
-        if len(inputs) % max(len(rows), 1):
-            return  # a forward of other images, such as a reference image
-        times = len(inputs) // max(len(rows), 1)
-        forwards[rows] += times
-        if inputs.requires_grad:
-
-            def count(_: Tensor) -> None:
-                backwards[rows] += times
-
-            inputs.register_hook(count)
-
-
-_counters: ContextVar[tuple[PassCounter, ...]] = ContextVar("timmscope_pass_counters", default=())
-
-
-def counting_only(rows: Tensor) -> AbstractContextManager[None]:
-    """Count forwards inside the context for these rows `(n,)` of the batch that is counted.
-
-    Nothing changes where no `HookedModel.count_passes` is open; of several, the innermost counts.
-    """
-    counters = _counters.get()
-    return counters[-1].only(rows) if counters else contextlib.nullcontext()
 
 
 class HookedModel:
@@ -162,7 +87,7 @@ class HookedModel:
         while is_optimised(module):
             module = module.get_submodule("_orig_mod")
         self.module = module
-        self.id = id or f"module:{type(module).__name__}"
+        self._undefended_id = id or f"module:{type(module).__name__}"
         self.preprocessing = Preprocessing.of(
             module,
             mean=mean,
@@ -173,7 +98,10 @@ class HookedModel:
         )
         self._given_classes = ClassNames(class_names) if class_names is not None else None
         self._timm_classes: tuple[int, ClassNames | None] | None = None
-        self._at_size: dict[tuple[int, ...], HookedModel] = {}
+        self.defences: tuple[Defence, ...] = ()
+        """Changes of the images before the normalisation, in the order in which they act."""
+        self.views: dict[tuple[int, int], HookedModel] = {}
+        """The model for images of other sizes; see `for_images`."""
         require_image_memory(self.input_size, self.id)
         self._owner = object()  # shared with copies for speed, whose passes count as this model's
         example = torch.full((2, *self.input_size), 0.5)
@@ -251,6 +179,11 @@ class HookedModel:
         return f"HookedModel({self.id!r}, input {size}, {self.num_classes} classes)"
 
     # Properties of the model
+
+    @property
+    def id(self) -> str:
+        """Id by which `load_model` loads the model, with its defences: `scheme:name + defence`."""
+        return " + ".join([self._undefended_id, *(defence.text() for defence in self.defences)])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -331,6 +264,13 @@ class HookedModel:
         if "weights_sha256" not in kept:
             kept["weights_sha256"] = self._digest()
         return kept["weights_sha256"]
+
+    @property
+    def activations_sha256(self) -> str | None:
+        """SHA-256 of the weights and the defences; that of the weights without defences."""
+        weights = self.weights_sha256
+        texts = [defence.text() for defence in self.defences]
+        return None if weights is None else activations_digest(weights, texts)
 
     def _follow_parts(self) -> None:
         if not self.hooks.has_parts():
@@ -414,39 +354,29 @@ class HookedModel:
             return self
         if not any(layer.layout == "tokens" and layer.grid for layer in self.layers.values()):
             return self
-        view = self._at_size.get(size)
-        if view is None:
-            view = object.__new__(type(self))
-            vars(view).update(vars(self), _at_size={}, hooks=self._hooks_at(size))
-            view.preprocessing = replace(self.preprocessing, input_size=(images.shape[1], *size))
-            if len(self._at_size) >= _MOST_SIZES:
-                del self._at_size[next(iter(self._at_size))]
-            self._at_size[size] = view
-        return view
+        return at_size(self, size)
 
-    def _hooks_at(self, size: tuple[int, int]) -> ModelHooks:
-        """Hooks with the layers for images of that size.
+    def defended(self, defences: Iterable[Defence | str] | Defence | str) -> HookedModel:
+        """Return the model behind other defences; it shares the module and its hooks.
+
+        Defences change the images before the normalisation, in the given order. They take the place
+        of those that the model has: `model.defended([])` has none, and
+        `model.defended([*model.defences, "jpeg"])` has one more.
+
+        Args:
+            defences: objects, as in `JPEG(quality=50)`, or texts, as in `"jpeg quality=50"`.
 
         Raises:
-            UnsupportedModel: the model does not take images of that size.
+            PluginError: there is no technique of a name, or its class does not follow its base.
+            ParameterError: one is no defence, or has wrong parameters.
         """
-        hooks = self.hooks.at_size(*size)
-        try:
-            hooks.layers  # noqa: B018
-        except UnsupportedModel as error:
-            reason = str(error.__cause__ or error).strip().partition("\n")[0]
-            height, width = self.input_size[1:]
-            parameters = inspect.signature(type(self.module)).parameters
-            other = ""
-            if "dynamic_img_size" in parameters:
-                other = ", or load it with dynamic_img_size=true"
-            elif "strict_img_size" in parameters:
-                other = ", or load it with strict_img_size=false"
-            raise UnsupportedModel(
-                f"{self.id} does not take images of {size[0]}×{size[1]} px ({reason}); give it "
-                f"images of {height}×{width} px{other}"
-            ) from error
-        return hooks
+        return sharing(self, defences=as_defences(defences))
+
+    @property
+    def has_random_defence(self) -> bool:
+        """Whether one of its defences is random, or for an ensemble one of a member's."""
+        inner = self.module.defences if isinstance(self.module, Ensemble) else ()
+        return any(defence.random for defence in (*self.defences, *inner))
 
     # Images
 
@@ -533,9 +463,12 @@ class HookedModel:
                 this size.
         """
         self._follow_parts()
-        inputs = self.preprocessing.normalise(images.to(self.device, self.dtype))
+        images = images.to(self.device)
+        if self.defences:
+            images = defended_images(self.defences, images)
+        inputs = self.preprocessing.normalise(images.to(self.dtype))
         try:
-            outputs: object = self._counted(inputs) if _counters.get() else self.hooks(inputs)
+            outputs: object = counted(self.hooks, inputs, self._owner, self.id)
         except _FORWARD_ERRORS as error:
             if "alloca" not in str(error):  # memory that cannot be allocated
                 self._check_runs((int(inputs.shape[2]), int(inputs.shape[3])))
@@ -544,26 +477,12 @@ class HookedModel:
             raise self._no_logits(outputs)
         return outputs
 
-    def _counted(self, inputs: Tensor) -> Tensor:
-        """Run the module, and count a pass of this model unless the counted module itself ran."""
-        counters = _counters.get()
-        seen = [counter.calls for counter in counters]
-        token = _counters.set(())  # what this module calls inside is part of this pass
-        try:
-            outputs = self.hooks(inputs)
-        finally:
-            _counters.reset(token)
-        for counter, before in zip(counters, seen, strict=True):
-            if counter.calls == before:
-                counter.watch(inputs, self._owner, self.id)
-        return outputs
-
     def _check_runs(self, size: tuple[int, int]) -> None:
         """Raise `UnsupportedModel` if the module alone cannot run on images of that size."""
         if size == self.input_size[1:]:
             self.layers  # noqa: B018
         else:
-            self._hooks_at(size)
+            hooks_at(self, size)
 
     def _no_logits(self, outputs: object) -> UnsupportedModel:
         if isinstance(outputs, Tensor):
@@ -592,12 +511,11 @@ class HookedModel:
             batch: number of images.
         """
         counter = PassCounter(batch, self._owner)
-        token = _counters.set((*_counters.get(), counter))
-        try:
-            with self.hooks.count_forwards(lambda x: counter.watch(x, self._owner, self.id)):
-                yield counter
-        finally:
-            _counters.reset(token)
+        with (
+            counting(counter),
+            self.hooks.count_forwards(lambda x: counter.watch(x, self._owner, self.id)),
+        ):
+            yield counter
 
     def as_module(self) -> nn.Module:
         """Wrap the model as an `nn.Module` over images in [0, 1], for libraries that need one."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_rows
 from timmscope_registry import VectorIndexError
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def pooled_features(
     half = torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16")
     parts = []
     for start in range(0, len(images), batch_size):
-        with torch.inference_mode(), half, model.record(point.name) as recording:
-            model(images[start : start + batch_size])
+        part = images[start : start + batch_size]
+        its_rows = image_rows(range(start, start + len(part)))
+        with torch.inference_mode(), half, its_rows, model.record(point.name) as recording:
+            model(part)
             parts.append(point.pooled(recording[point.name].float()).cpu().numpy())
     rows: npt.NDArray[np.float32] = np.concatenate(parts)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def activations_digest(weights_sha256: str, defences: Sequence[str]) -> str:
+    """Return a digest of what computes activations from pixels: weights, and texts of defences.
+
+    Without defences it is that of the weights.
+    """
+    if not defences:
+        return weights_sha256
+    return hashlib.sha256("\n".join([weights_sha256, *defences]).encode()).hexdigest()
 
 
 def add_weight(digest: hashlib._Hash, name: str, value: object) -> None:

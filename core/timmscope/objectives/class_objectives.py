@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_rows
 from timmscope.number_list import is_whole
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.layer_objectives import (
@@ -214,8 +215,12 @@ class Top(Objective):
         """Return the logits of the predicted classes, and their softmax probabilities `(B,)`."""
         ClassLogit((0,)).bind(model, None)  # raises an error if there are no logits
         with torch.no_grad():
-            parts = images.detach().split(64)  # a large batch may not fit into memory
-            logits = torch.cat([at_least_float32(model(part)) for part in parts])
+            parts = []
+            for start in range(0, len(images), 64):  # a large batch may not fit into memory
+                part = images[start : start + 64].detach()
+                with image_rows(range(start, start + len(part))):
+                    parts.append(at_least_float32(model(part)))
+            logits = torch.cat(parts)
         best = logits.argmax(1)
         shares = logits.softmax(1).gather(1, best[:, None])[:, 0]
         return ClassLogit(tuple(best.tolist())), shares

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from timmscope.draws import image_rows
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.layer_objectives import (
     LayerObjective,
@@ -102,7 +103,7 @@ def match_rows(
         rows: the targets.
         distance: as for `match`.
         names: where each row is from, for texts and labels.
-        computed_by: id and SHA-256 of the weights of the model that computed the rows; no other
+        computed_by: id and `activations_sha256` of the model that computed the rows; no other
             model is accepted.
 
     Raises:
@@ -214,12 +215,12 @@ class Match(LayerObjective):
                 f"{count} targets of match at {self.layer!r} for {len(images)} image(s): give one, "
                 "or one per image"
             )
-        if self.computed_by is not None and self.computed_by[1] != model.weights_sha256:
+        if self.computed_by is not None and self.computed_by[1] != model.activations_sha256:
             raise ObjectiveError(
                 f"the target of {self.label} was computed by {self.computed_by[0]}, and {model.id} "
-                "has other weights: use that model"
+                "has other weights or defences: use that model"
             )
-        owner = (model.id, model.weights_sha256, model.mean, model.std)
+        owner = (model.id, model.activations_sha256, model.mean, model.std)
         if self._values is not None and self._owner == owner:
             values, pictures = self._values, self._images
         else:
@@ -244,8 +245,10 @@ class Match(LayerObjective):
             pictures = model.images(list(self.sources)).detach().clone()
             at_size = model.for_images(pictures)
             layer, parts = at_size.layers[self.layer], []
-            for some in pictures.split(_IMAGES_PER_FORWARD):
-                with at_size.record(self.layer) as recording:
+            for start in range(0, len(pictures), _IMAGES_PER_FORWARD):
+                some = pictures[start : start + _IMAGES_PER_FORWARD]
+                rows = image_rows(range(start, start + len(some)))
+                with rows, at_size.record(self.layer) as recording:
                     at_size(some)
                 parts.append(self._compared(layer, recording[self.layer]).clone())
             values = torch.cat(parts)

@@ -26,8 +26,8 @@ class ModelLike(Protocol):
         """Name of the model in error messages."""
 
     @property
-    def weights_sha256(self) -> str | None:
-        """SHA-256 of all parameters and buffers; None for a function, which has none."""
+    def activations_sha256(self) -> str | None:
+        """SHA-256 of all parameters, buffers and defences; None for a function, which has none."""
 
     @property
     def mean(self) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_positions
 from timmscope.progress import task
 from timmscope.store import StorePictures, TopEntry
 from timmscope.store.top_k import top_entries
@@ -56,7 +57,7 @@ def strongest_cells(
     with task("ranking all positions", total=len(wanted)) as advance:
         for ids, images in pictures.whole(sorted(wanted)):
             seen.clear()
-            with torch.no_grad(), model.watch({layer.name: keep}):
+            with torch.no_grad(), image_positions(ids.tolist()), model.watch({layer.name: keep}):
                 model(images.to(model.device))
             for image, maps in zip(ids.tolist(), seen[0], strict=True):
                 for place in wanted[image]:

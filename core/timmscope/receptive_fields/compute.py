@@ -93,7 +93,7 @@ def receptive_field(
             )
         if resolved.grid is None:
             return whole_image(resolved.name, kind, (int(images.shape[2]), int(images.shape[3])))
-        return effective(model, resolved, images, positions, unit)
+        return effective(model.defended(()), resolved, images, positions, unit)
     if images is not None or unit is not None or positions is not None:
         raise ParameterError(
             f"images, unit and positions change nothing about {kind} receptive fields; "
@@ -104,7 +104,7 @@ def receptive_field(
         return whole_image(resolved.name, kind, (size[0], size[1]))
     fields = _cache.setdefault(model, {})
     if (resolved.name, kind) not in fields:
-        fields[resolved.name, kind] = _follow(model, resolved, kind)
+        fields[resolved.name, kind] = _follow(model.defended(()), resolved, kind)
     return replace(fields[resolved.name, kind])
 
 

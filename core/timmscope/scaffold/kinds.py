@@ -104,6 +104,20 @@ from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
 """,
     ),
+    "defence": _technique(
+        "defence",
+        "Fewer levels of each colour.",
+        "pip:efficientnet-lite0 cat.jpg",
+        """def test_every_value_is_one_of_the_levels() -> None:
+    images = tiny_images(2)
+    seen = technique("{name}")(levels=5)(tiny_model(), images).images
+    assert (seen * 4 - (seen * 4).round()).abs().max() < 1e-6
+    assert (seen - images).abs().max() <= 1 / 8 + 1e-6""",
+        """
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
+""",
+    ),
     "certification": _technique(
         "certification",
         "The margin of the logits as a radius.",

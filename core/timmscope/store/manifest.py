@@ -63,11 +63,13 @@ class _Record(BaseModel):
 
 
 class ModelRecord(_Record):
-    """The model; `preprocessing` is everything that changes the pixels that it receives."""
+    """The model; `preprocessing` and `defences` are what changes the pixels that it receives."""
 
     id: str
     weights_sha256: Digest
     preprocessing: dict[str, Any]
+    defences: tuple[str, ...] = ()
+    """Registered ids and parameters, in the order in which images meet the defences."""
 
 
 class ImagesRecord(_Record):
@@ -307,6 +309,7 @@ class Manifest(_Record):
         yield "weights", self.model.weights_sha256
         for key, value in data["model"]["preprocessing"].items():
             yield f"preprocessing {key}", value
+        yield "defences", list(self.model.defences)
         yield "part", "the whole" if self.part is None else "{} of {}".format(*self.part)
         yield "number of images", self.images.count
         yield "images' fingerprint", self.images.fingerprint

@@ -216,6 +216,7 @@ class StoreLayer:
             StoreError: the store has no such image, or its row is not finite.
             ObjectiveError: the row is zero.
         """
+        from timmscope.models.weights_digest import activations_digest
         from timmscope.objectives.match import match_rows
 
         given = ids if isinstance(ids, Sequence) else [ids]
@@ -232,7 +233,7 @@ class StoreLayer:
             )
         model = self.store.manifest.model
         names = [f"{self.store.path}[{number}]" for number in numbers]
-        by = (model.id, model.weights_sha256)
+        by = (model.id, activations_digest(model.weights_sha256, model.defences))
         return match_rows(self.name, rows, distance=distance, names=names, computed_by=by)
 
     def top(

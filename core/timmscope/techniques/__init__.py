@@ -13,6 +13,8 @@ from timmscope.techniques.certification import (
     CertificationTechnique,
 )
 from timmscope.techniques.default_layer import default_layer
+from timmscope.techniques.defence import DefenceTechnique, Defended
+from timmscope.techniques.expectation import mean_over_draws
 from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.perturbation import (
@@ -58,6 +60,8 @@ __all__ = [
     "Certificates",
     "CertificationOutcome",
     "CertificationTechnique",
+    "DefenceTechnique",
+    "Defended",
     "GradientCheck",
     "LayerName",
     "LayerView",
@@ -89,6 +93,7 @@ __all__ = [
     "images_per_pass",
     "layer_activation",
     "layer_view",
+    "mean_over_draws",
     "noise_like",
     "per_image",
     "perturbed_scores",

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, cast, final
 from torch import Tensor
 
 from timmscope.models import HookedModel
+from timmscope.parameters import technique_error
 from timmscope.results import Provenance, Result, Sheet, Table
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, technique_error
+from timmscope.techniques.base import Technique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import own_numbers, session

@@ -6,10 +6,10 @@ saved picture, so that a reported success is a success of the images in the resu
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_rows
 from timmscope.models import HookedModel, PassCounter
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.class_indices import class_indices
+from timmscope.techniques.expectation import batch_logits
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
@@ -199,15 +201,18 @@ class AttackTechnique(Technique):
             targets: `(B,)` classes to move to, or None for an untargeted attack.
         """
 
-    @contextmanager
+    @contextlib.contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Count forwards inside the context for these rows `(n,)` (int64) of `perturb`'s batch."""
+        """Count forwards inside the context for these rows `(n,)` (int64) of `perturb`'s batch.
+
+        Random defences draw for these images.
+        """
         counter = _passes.get()
-        if counter is None:
+        with (
+            image_rows(rows.tolist()),
+            contextlib.nullcontext() if counter is None else counter.only(rows),
+        ):
             yield
-        else:
-            with counter.only(rows):
-                yield
 
     def note_gradient(self, gradient: Tensor, rows: Tensor) -> None:
         """Count the images whose gradient is zero, so that the result and a warning name them.
@@ -252,6 +257,7 @@ class AttackTechnique(Technique):
             ObjectiveError: the model has no class of that name or index, or has no classes.
             ParameterError: a target equals its label, or `batch_size` is less than 1.
             TechniqueError: the attack did not return images.
+            UnsupportedModel: the attack follows a gradient, and a defence of the model has none.
         """
         require_model(model)
         with own_numbers(model, seed):
@@ -274,7 +280,7 @@ class AttackTechnique(Technique):
         batch = model.images(images).detach()
         step = chunk_size(model, batch, batch_size)
         with torch.no_grad():
-            clean = _in_chunks(model, batch, step)
+            clean = batch_logits(model, batch, step)
         before = clean.argmax(1)
         truth = before if labels is None else class_indices(model, labels, batch, "labels")
         aims = None if targets is None else class_indices(model, targets, batch, "targets")
@@ -349,8 +355,8 @@ class AttackTechnique(Technique):
         step: int,
     ) -> Adversarial:
         with torch.no_grad():
-            logits = _in_chunks(model, adversarial, step)
-            rounded = _in_chunks(model, (adversarial * 255).round() / 255, step)
+            logits = batch_logits(model, adversarial, step)
+            rounded = batch_logits(model, (adversarial * 255).round() / 255, step)
         before, after, after_8bit = clean.argmax(1), logits.argmax(1), rounded.argmax(1)
 
         def fooled(predictions: Tensor) -> Tensor:
@@ -390,7 +396,3 @@ class AttackTechnique(Technique):
                 model.class_name(int(index)) for index in (targets if targets is not None else ())
             ],
         )
-
-
-def _in_chunks(model: HookedModel, images: Tensor, step: int) -> Tensor:
-    return torch.cat([model(part).float() for part in images.split(step)])

@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from timmscope.draws import image_rows
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.objectives.class_objectives import Top
+from timmscope.parameters import origin_of, technique_error
 from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
 from timmscope.short_names import short_names
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, origin_of, require_model, technique_error
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.shared_gradients import sharing
@@ -277,7 +279,8 @@ def _attributed(
                     restore_state(technique, model, fact.weights_sha256),
                 ):
                     outcome = technique.attribute(model, part.clone(), goal)
-                done.append(_check_chunk(technique, model, outcome, part, goal, start))
+                with image_rows(range(start, stop)):
+                    done.append(_check_chunk(technique, model, outcome, part, goal, start))
     labels = objective_labels(model, bound, len(batch))
     shown = _Shown(batch.cpu(), str(bound), labels, image_names(images), probabilities)
     return [

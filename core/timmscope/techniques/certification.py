@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_rows
 from timmscope.models import HookedModel
-from timmscope.models.hooked_model import counting_only
+from timmscope.models.pass_counter import counting_only
+from timmscope.parameters import technique_error
 from timmscope.results.csv_text import csv_text
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import image_names
-from timmscope.techniques.base import Technique, require_model, technique_error
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.class_indices import class_indices
+from timmscope.techniques.expectation import batch_logits
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_type
@@ -186,9 +190,14 @@ class CertificationTechnique(Technique):
             labels: `(B,)` true classes, for techniques that prove these instead of the prediction.
         """
 
-    def only(self, rows: Tensor) -> AbstractContextManager[None]:
-        """Count forwards inside the context for these rows `(n,)` (int64) of `certify`'s batch."""
-        return counting_only(rows)
+    @contextmanager
+    def only(self, rows: Tensor) -> Iterator[None]:
+        """Count forwards inside the context for these rows `(n,)` (int64) of `certify`'s batch.
+
+        Random defences draw for these images.
+        """
+        with counting_only(rows), image_rows(rows.tolist()):
+            yield
 
     @final
     def __call__(
@@ -242,7 +251,7 @@ class CertificationTechnique(Technique):
         batch = model.images(images).detach()
         step = chunk_size(model, batch, batch_size)
         with torch.no_grad():
-            clean = torch.cat([model(part).argmax(1) for part in batch.split(step)])
+            clean = batch_logits(model, batch, step).argmax(1)
         truth = clean if labels is None else class_indices(model, labels, batch, "labels")
         facts = self._provenance(model, seed, labels=truth.tolist())
         outcomes, forwards = [], []

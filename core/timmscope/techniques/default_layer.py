@@ -62,7 +62,7 @@ def _probe(
     with torch.inference_mode(False), torch.enable_grad():
         image = noise.to(model.device).requires_grad_()
         with model.record(*dict.fromkeys([*names, *objective.points])) as recording:
-            model(image)
+            model.defended(())(image)  # a defence may pass no gradient, and changes no layer
         score = objective.rows(0, 1)(recording).sum()
         activations = {name: recording[name] for name in names}
         reached = [name for name in names if activations[name].requires_grad]

@@ -1,26 +1,18 @@
-"""Finds techniques by registered name, or by a text such as `occlusion patch_px=56`.
-
-Commands that compare or evaluate take several techniques, so parameters cannot be flags. A text
-holds a technique's name, followed by the parameters that differ from their defaults.
-"""
+"""Finds techniques by registered name, or by a text such as `occlusion patch_px=56`."""
 
 from __future__ import annotations
 
-import inspect
-import shlex
 from collections.abc import Sequence
 
-from pydantic import BaseModel
-
-from timmscope_registry import ParameterError, PluginError, get_registry
-from timmscope_registry.contributions import subclass
-from timmscope_registry.plugin_faults import fault
+from timmscope.parameters import from_text, registered_class
+from timmscope_registry import get_registry
 
 from .analysis import ModelTechnique
 from .attack import AttackTechnique
 from .attribution import AttributionTechnique
 from .base import Technique
 from .certification import CertificationTechnique
+from .defence import DefenceTechnique
 from .store_analysis import StoresTechnique, StoreTechnique
 from .style import StyleTechnique
 from .synthesis import SynthesisTechnique
@@ -32,6 +24,7 @@ BASES: dict[str, type[Technique]] = {
         AttributionTechnique,
         SynthesisTechnique,
         AttackTechnique,
+        DefenceTechnique,
         CertificationTechnique,
         StyleTechnique,
         StoreTechnique,
@@ -54,24 +47,7 @@ def technique(name: str) -> type[Technique]:
             interface of its base class.
     """
     entry = get_registry().technique(name)
-    base = BASES[entry.spec.base]
-    found = subclass(entry, base)
-    if found.__call__ is not base.__call__:
-        raise PluginError(fault(entry, "defines __call__", expected="that of its base class"))
-    for method in sorted(base.__abstractmethods__):
-        called = _parameters(base, method)
-        try:
-            _signature(found, method).bind(*called)
-        except TypeError as error:
-            did = f"cannot have its {method} called with {', '.join(called)}: {error}"
-            raise PluginError(fault(entry, did)) from error
-        if inspect.iscoroutinefunction(getattr(found, method)):
-            raise PluginError(fault(entry, f"has an async {method}", expected="a plain method"))
-    taken = {name for name in dir(base) if not hasattr(BaseModel, name)}
-    if shadowing := [name for name in found.model_fields if name in taken]:
-        did = f"has parameters that hide attributes of its base class: {', '.join(shadowing)}"
-        raise PluginError(fault(entry, did, advice="its authors should rename them"))
-    return found
+    return registered_class(entry, BASES[entry.spec.base])
 
 
 def attribution(text: str) -> AttributionTechnique:
@@ -82,26 +58,12 @@ def attribution(text: str) -> AttributionTechnique:
         ParameterError: it is not an attribution, or a parameter is unknown, malformed or out of
             range.
     """
-    try:
-        name, *settings = shlex.split(text) or [""]
-    except ValueError as error:  # an unclosed quote
-        raise ParameterError(f"{text!r} is not a technique with parameters: {error}") from None
-    kind = technique(get_registry().technique(name, "attribution").id)
-    if not issubclass(kind, AttributionTechnique):
-        raise ParameterError(
-            f"{name} is of the family {kind.family}: only attributions make maps",
-            parameter="techniques",
-        )
-    given: dict[str, str] = {}
-    for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals:
-            raise ParameterError(
-                f"{setting!r} after {name} is not a parameter: write name=value, as in 'relu=no'",
-                parameter="techniques",
-            )
-        given[field.lstrip("-").replace("-", "_")] = value
-    return kind(**given)
+    return from_text(
+        text,
+        AttributionTechnique,  # type: ignore[type-abstract]
+        purpose="only attributions make maps",
+        parameter="techniques",
+    )
 
 
 def unique_names(techniques: Sequence[AttributionTechnique], names: Sequence[str]) -> list[str]:
@@ -110,18 +72,6 @@ def unique_names(techniques: Sequence[AttributionTechnique], names: Sequence[str
         " ".join([name, *_settings(each)]) if names.count(name) > 1 else name
         for each, name in zip(techniques, names, strict=True)
     ]
-
-
-def _signature(kind: type, method: str) -> inspect.Signature:
-    """Return the signature of an instance's method, without `self`."""
-    signature = inspect.signature(getattr(kind, method))
-    if isinstance(inspect.getattr_static(kind, method), staticmethod | classmethod):
-        return signature
-    return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-
-def _parameters(base: type, method: str) -> list[str]:
-    return list(_signature(base, method).parameters)
 
 
 def _settings(technique: AttributionTechnique) -> list[str]:

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterator
 
 from timmscope.models import HookedModel
-from timmscope.techniques.base import Technique, origin_of, technique_error
+from timmscope.parameters import origin_of, technique_error
+from timmscope.techniques.base import Technique
 from timmscope_registry.plugin_faults import fault
 
 _NAMED = 5

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_positions
 from timmscope.models import HookedModel
 from timmscope_registry import ParameterError
 from timmscope_registry.hooks import OwnGenerators
@@ -72,7 +73,11 @@ def session(
     token = _session.set(Session(seed, where, batch_size))
     grad = torch.is_grad_enabled()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            image_positions(where, seed),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         _session.reset(token)
@@ -83,7 +88,7 @@ def session(
 def own_numbers(model: HookedModel | None, seed: int) -> Iterator[None]:
     """Let a model that is itself random, such as one with dropout in eval mode, draw from a seed.
 
-    Nothing changes for other models.
+    So do random defences. Nothing changes for other models.
 
     Raises:
         ParameterError: the seed is no int, or one of more than 31 bits.
@@ -91,9 +96,10 @@ def own_numbers(model: HookedModel | None, seed: int) -> Iterator[None]:
     """
     check_seed(seed)
     with (
+        image_positions(None, seed),
         OwnGenerators(seed)
         if model is not None and model.hooks.is_random
-        else contextlib.nullcontext()
+        else contextlib.nullcontext(),
     ):
         yield
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from timmscope.images import array_to_rgb, open_image, to_rgb
 from timmscope.models import HookedModel
+from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model, technique_error
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type

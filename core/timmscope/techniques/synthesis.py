@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from timmscope.draws import image_rows
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
+from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
-from timmscope.techniques.base import Technique, require_model, technique_error
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -285,9 +287,9 @@ class SynthesisTechnique(Technique):
 
 def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
     step = chunk_size(model, images, None)
-    with torch.no_grad():
-        parts = [
-            model.score(images[row : row + step].to(model.device), bound.rows(row, row + step))
-            for row in range(0, len(images), step)
-        ]
+    parts = []
+    for row in range(0, len(images), step):
+        part = images[row : row + step].to(model.device)
+        with torch.no_grad(), image_rows(range(row, row + len(part))):
+            parts.append(model.score(part, bound.rows(row, row + step)))
     return torch.cat(parts).cpu()

@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from timmscope.techniques.base import Technique, technique_error
+from timmscope.parameters import technique_error
+from timmscope.techniques.base import Technique
 from timmscope_registry.plugin_faults import brief, with_article
 
 T = TypeVar("T")

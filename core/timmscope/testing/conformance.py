@@ -33,11 +33,13 @@ class Check:
         name: in lower case with hyphens, as in `expected_failures`.
         promise: what must hold, in a sentence.
         body: raises `AssertionError` if the promise is broken, or `NotApplicable`.
+        base: the base of the techniques that make the promise; empty for all.
     """
 
     name: str
     promise: str
     body: Body = field(repr=False)
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,26 +64,38 @@ CHECKS: dict[str, list[Check]] = {}
 """Checks by kind of contribution."""
 
 
-def check(*kinds: str) -> Callable[[Body], Body]:
-    """Register a function as a check of these kinds; its docstring is the promise."""
+def check(*kinds: str, base: str = "") -> Callable[[Body], Body]:
+    """Register a function as a check of these kinds or one base; its docstring is the promise."""
 
     def register(body: Body) -> Body:
         promise = inspect.cleandoc(body.__doc__ or "")
         assert promise, f"{body.__name__} has no docstring"
         for kind in kinds:
             CHECKS.setdefault(kind, []).append(
-                Check(body.__name__.replace("_", "-"), promise, body)
+                Check(body.__name__.replace("_", "-"), promise, body, base)
             )
         return body
 
     return register
 
 
-def checks(kind: str) -> list[Check]:
-    """Return all checks of a kind of contribution, such as `technique` or `image source`."""
-    from timmscope.testing import backends, collectors, every, sources, techniques  # noqa: F401
+def checks(kind: str, base: str | None = None) -> list[Check]:
+    """Return the checks of a kind of contribution, such as `technique` or `image source`.
 
-    return list(CHECKS[kind])
+    Args:
+        kind: the kind.
+        base: the base of a technique; by default the checks of all bases.
+    """
+    from timmscope.testing import (  # noqa: F401
+        backends,
+        collectors,
+        defences,
+        every,
+        sources,
+        techniques,
+    )
+
+    return [check for check in CHECKS[kind] if base is None or check.base in ("", base)]
 
 
 def conformance(
@@ -113,7 +127,7 @@ def conformance(
 
     entry = _find(name, kind)
     known = dict(expected_failures or {})
-    found = checks(entry.kind)
+    found = checks(entry.kind, getattr(entry.spec, "base", ""))
     names = [each.name for each in found]
     for wrong in known.keys() - set(names):
         hint = did_you_mean(wrong, names)

@@ -119,7 +119,7 @@ class Subject:
     @property
     def is_split(self) -> bool:
         """Whether the technique's base splits batches."""
-        return self.technique.base in ("attribution", "attack", "certification")
+        return self.technique.base in ("attribution", "attack", "defence", "certification")
 
     @property
     def tripwire(self) -> Tripwire:
@@ -160,6 +160,12 @@ def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict
     aims = {name: call[name] for name in ("labels", "targets") if name in call}
     used: Any = subject.technique
     return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **aims)
+
+
+def _call_defence(subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]) -> Any:
+    used: Any = subject.technique
+    labels = {name: call[name] for name in ("labels",) if name in call}
+    return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **labels)
 
 
 def _call_certification(
@@ -206,6 +212,7 @@ CALLS = {
     "attribution": _call_attribution,
     "synthesis": _call_synthesis,
     "attack": _call_attack,
+    "defence": _call_defence,
     "certification": _call_certification,
     "style": _call_style,
     "store": _call_store,

@@ -248,6 +248,7 @@ def _feature_facts(rows: Rows) -> Iterator[tuple[str, Any]]:
     yield "layer", record.name
     yield "shape", list(record.shape)
     yield "precision", manifest.precision
+    yield "defences", list(manifest.model.defences)
     # As JSON, because a manifest of this process has tuples where one from a file has lists.
     yield from manifest.model.model_dump(mode="json")["preprocessing"].items()
 

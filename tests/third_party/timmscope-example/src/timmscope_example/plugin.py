@@ -34,6 +34,12 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_example.attack:Brightness",
     )
     yield TechniqueSpec(
+        name="shake",
+        family="defence",
+        summary="A random move by a few pixels.",
+        impl="timmscope_example.defence:Shake",
+    )
+    yield TechniqueSpec(
         name="rounding",
         family="defence",
         base="certification",

@@ -1,0 +1,126 @@
+"""`Parameters` is a frozen set of parameters with help texts, whose errors are one line.
+
+The declaration of its fields gives a class its Python signature, command-line flags, docs page,
+text form and the JSON in results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from abc import ABC
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from timmscope_registry import Entry, ParameterError, TechniqueSpec, get_registry, nearest
+from timmscope_registry.contributions import entry_of
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _ModelType
+else:
+    _ModelType = type(BaseModel)
+
+
+class _ParametersType(_ModelType):
+    """Says in one line which field of a technique has a type that no parameter can have."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], namespace: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__new__(cls, name, bases, namespace, **kwargs)
+        except PydanticSchemaGenerationError as error:
+            kind = re.sub(
+                r".*for (?:<class ')?(.*?)(?:'>)?\. Set .*", r"\1", str(error), flags=re.S
+            )
+            short = kind.rpartition(".")[2]
+            fields = [
+                field
+                for field, hint in namespace.get("__annotations__", {}).items()
+                if short in str(hint)
+            ]
+            raise TypeError(
+                f"field {', '.join(fields)} of technique {name} has the type {short}, which no "
+                "parameter can have: use numbers, text, booleans, Literal, tuples or LayerName"
+            ) from error
+
+
+class Parameters(BaseModel, ABC, metaclass=_ParametersType):
+    """Base class of what has parameters: its fields are the parameters.
+
+    Raises:
+        ParameterError: a parameter is unknown, missing, malformed or out of range.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+        ser_json_inf_nan="strings",
+        populate_by_name=True,
+    )
+
+    family: ClassVar[str] = ""
+    """Name of the family; set by its base class."""
+    base: ClassVar[str] = ""
+    """Name of the base class in `TechniqueSpec.base`; set by the base class."""
+
+    if not TYPE_CHECKING:  # a type checker uses the signature made from the fields
+
+        def __init__(self, **parameters: Any) -> None:
+            try:
+                super().__init__(**parameters)
+            except ValidationError as error:
+                raise _as_parameter_error(type(self), error) from None
+
+    @classmethod
+    def technique_id(cls) -> str:
+        """Return the registered id, `distribution:name`, or the class's name if unregistered."""
+        entry = registered_entry(cls)
+        return entry.id if entry is not None else cls.__qualname__
+
+    @classmethod
+    def title(cls) -> str:
+        """Return a short name for pictures and tables."""
+        return cls.technique_id().rpartition(":")[2]
+
+    def text(self) -> str:
+        """Return the registered id and all parameters, as in `timmscope:jpeg quality=75`.
+
+        `from_text` makes an equal object of it.
+        """
+        values = self.model_dump(mode="json")
+        given = (f"{name}={_as_text(value)}" for name, value in values.items())
+        return " ".join([self.technique_id(), *(shlex.quote(setting) for setting in given)])
+
+
+def _as_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def registered_entry(kind: type[Parameters]) -> Entry[TechniqueSpec] | None:
+    """Return a class's entry in the registry; None if it is unregistered."""
+    return entry_of(kind, get_registry().techniques())
+
+
+def _as_parameter_error(kind: type[Parameters], error: ValidationError) -> ParameterError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "parameters"
+    fields = kind.model_fields
+    if first["type"] == "extra_forbidden":
+        close = nearest(name, fields)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return ParameterError(
+            f"{kind.title()} has no parameter {name!r}{hint} "
+            f"(it has: {', '.join(fields) or 'none'})",
+            parameter=name,
+        )
+    given = first.get("input")
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return ParameterError(f"parameters of {kind.title()} do not fit together: {reason}")
+    return ParameterError(
+        f"parameter {name!r} of {kind.title()} is {given!r}: {reason}", parameter=name
+    )
