@@ -68,7 +68,7 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, match("blocks.2", images=cat))
     if run.base == "synthesis":
         return run(model, "espresso")
-    if run.base in ("attack", "certification"):
+    if run.base in ("attack", "defence", "certification"):
         return run(model, [cat, coffee])
     if run.base == "style" and "model" not in run.takes:
         gravel = cat.with_name("gravel.png")
