@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -65,15 +65,19 @@ class Noise(DefenceTechnique):
         return (images + 0.1 * torch.stack(drawn).to(images)).clamp(0, 1)
 
 
-class Returns(DefenceTechnique):
-    """Returns what it is told to."""
+def returning(function: Callable[[Tensor], Any]) -> DefenceTechnique:
+    """A defence that returns what a function does."""
 
-    backward = "identity"
-    what: Any = None
-    """What."""
+    class Returns(DefenceTechnique):
+        """Returns anything."""
 
-    def transform(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        return self.what(images)  # type: ignore[no-any-return]
+        backward = "identity"
+
+        def transform(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+            return function(images)  # type: ignore[no-any-return]
+
+    Returns.__qualname__ = "Returns"
+    return Returns()
 
 
 class Linear(nn.Module):

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from tests.defence.conftest import Halved, Levels, Linear, Negative, Opaque, Returns, linear
+from tests.defence.conftest import Halved, Levels, Linear, Negative, Opaque, linear, returning
 
 from timmscope import (
     DefenceTechnique,
@@ -161,14 +161,14 @@ def test_an_attack_through_a_quantiser_needs_the_straight_through_gradient(model
 )  # fmt: skip
 def test_what_is_no_image_in_0_to_1_is_an_error_that_names_the_defence(what, reason, model, images):
     with pytest.raises(TechniqueError, match=f"technique Returns {reason}"):
-        model.defended(Returns(what=what))(images)
+        model.defended(returning(what))(images)
 
 
 def test_images_of_a_technique_outside_the_range_are_no_fault_of_the_defence(model, images):
     wide = images * 3 - 1
-    assert torch.isfinite(model.defended(Returns(what=lambda x: x))(wide)).all()
+    assert torch.isfinite(model.defended(returning(lambda x: x))(wide)).all()
     with pytest.raises(TechniqueError, match="returned pixels"):
-        model.defended(Returns(what=lambda x: 2 * x))(wide)
+        model.defended(returning(lambda x: 2 * x))(wide)
 
 
 def test_an_exact_defence_that_loses_the_gradient_is_an_error(model, images):
@@ -180,6 +180,17 @@ def test_an_exact_defence_that_loses_the_gradient_is_an_error(model, images):
 
     with pytest.raises(TechniqueError, match="backward='exact' and returned images without a grad"):
         technique("fgsm")()(model.defended(Lost()), images)
+
+
+def test_parameters_that_no_id_can_hold_are_refused_in_one_line(model):
+    class Holds(Halved):
+        """Has a function."""
+
+        what: object = print
+        """What."""
+
+    with pytest.raises(TechniqueError, match="parameters that cannot be recorded as JSON"):
+        model.defended(Holds())
 
 
 def test_a_defence_works_on_a_copy(model, images):

@@ -235,7 +235,8 @@ def test_another_model_preprocessing_or_collector_is_refused_with_the_difference
     with pytest.raises(StoreMismatch, match=r"seed=0&img_size=32, this run .*seed=1") as caught:
         run(other, pictures, tmp_path / "s")
     assert [line.split(":")[0] for line in caught.value.differences] == ["model", "weights"]
-    same_name = HookedModel(other.module, input_size=(3, 32, 32), id=small_model.id)
+    same_name = load_model("random:resnet18?seed=1&img_size=32")
+    same_name.id = small_model.id
     with pytest.raises(StoreMismatch, match="weights: the store has"):
         run(same_name, pictures, tmp_path / "s")
     larger = HookedModel(small_model.module, input_size=(3, 48, 48), id=small_model.id)

@@ -87,7 +87,8 @@ class HookedModel:
         while is_optimised(module):
             module = module.get_submodule("_orig_mod")
         self.module = module
-        self._undefended_id = id or f"module:{type(module).__name__}"
+        self.id = self._undefended_id = id or f"module:{type(module).__name__}"
+        """Id by which `load_model` loads the model, with its defences: `scheme:name + defence`."""
         self.preprocessing = Preprocessing.of(
             module,
             mean=mean,
@@ -179,11 +180,6 @@ class HookedModel:
         return f"HookedModel({self.id!r}, input {size}, {self.num_classes} classes)"
 
     # Properties of the model
-
-    @property
-    def id(self) -> str:
-        """Id by which `load_model` loads the model, with its defences: `scheme:name + defence`."""
-        return " + ".join([self._undefended_id, *(defence.text() for defence in self.defences)])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -369,8 +365,11 @@ class HookedModel:
         Raises:
             PluginError: there is no technique of a name, or its class does not follow its base.
             ParameterError: one is no defence, or has wrong parameters.
+            TechniqueError: JSON cannot hold a defence's parameters.
         """
-        return sharing(self, defences=as_defences(defences))
+        chosen = as_defences(defences)
+        id = " + ".join([self._undefended_id, *(defence.text() for defence in chosen)])
+        return sharing(self, defences=chosen, id=id)
 
     @property
     def has_random_defence(self) -> bool:

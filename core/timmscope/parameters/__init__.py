@@ -4,9 +4,13 @@ Techniques are such classes. Models hold some of them too (the defences before t
 normalisation), so this package lies below both.
 """
 
-from timmscope.parameters.base import Parameters, registered_entry
+from timmscope.parameters.base import (
+    Parameters,
+    origin_of,
+    registered_entry,
+    technique_error,
+)
 from timmscope.parameters.lookup import from_text, registered_class
-from timmscope.parameters.origin import origin_of, technique_error
 
 __all__ = [
     "Parameters",

@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
-from timmscope_registry import Entry, ParameterError, TechniqueSpec, get_registry, nearest
-from timmscope_registry.contributions import entry_of
+from timmscope_registry import (
+    Entry,
+    ParameterError,
+    TechniqueError,
+    TechniqueSpec,
+    get_registry,
+    nearest,
+)
+from timmscope_registry.contributions import culprit, entry_of
+from timmscope_registry.plugin_faults import fault, one_line
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _ModelType
@@ -90,10 +98,37 @@ class Parameters(BaseModel, ABC, metaclass=_ParametersType):
         """Return the registered id and all parameters, as in `timmscope:jpeg quality=75`.
 
         `from_text` makes an equal object of it.
+
+        Raises:
+            TechniqueError: JSON cannot hold one of the parameters.
         """
-        values = self.model_dump(mode="json")
-        given = (f"{name}={_as_text(value)}" for name, value in values.items())
+        given = (f"{name}={_as_text(value)}" for name, value in self._recorded().items())
         return " ".join([self.technique_id(), *(shlex.quote(setting) for setting in given)])
+
+    def _recorded(self) -> dict[str, Any]:
+        """Return the parameters as JSON values.
+
+        Raises:
+            TechniqueError: JSON cannot hold one of them.
+        """
+        try:
+            return self.model_dump(mode="json")
+        except Exception as error:  # a plugin's own serialiser may raise anything
+            did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
+            raise technique_error(self, did) from error
+
+
+def technique_error(
+    technique: Parameters, did: str, *, expected: str = "", advice: str | None = None
+) -> TechniqueError:
+    """Return an error about what a technique did, which names the technique and its plugin."""
+    return TechniqueError(fault(origin_of(technique), did, expected=expected, advice=advice))
+
+
+def origin_of(technique: Parameters | type[Parameters]) -> Entry[TechniqueSpec] | str:
+    """Return what an error names as its origin: another plugin's contribution, or the class."""
+    kind = technique if isinstance(technique, type) else type(technique)
+    return culprit(kind, get_registry().techniques(), f"technique {kind.title()}")
 
 
 def _as_text(value: object) -> str:

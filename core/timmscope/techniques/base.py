@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import Field
 
 from timmscope.models import HookedModel
-from timmscope.parameters import Parameters, technique_error
+from timmscope.parameters import Parameters
 from timmscope.progress import track
 from timmscope.results.result import Provenance, to_json
 from timmscope_registry import ModelError
-from timmscope_registry.plugin_faults import one_line
 
 if TYPE_CHECKING:
     from timmscope.store.manifest import ModelRecord
@@ -40,18 +39,6 @@ class Technique(Parameters):
     ) -> Iterable[T]:
         """Iterate and report progress; use it for every long loop."""
         return track(steps, description or self.title(), total=total)
-
-    def _recorded(self) -> dict[str, Any]:
-        """Return the parameters as JSON values, before the technique's method may change them.
-
-        Raises:
-            TechniqueError: JSON cannot hold one of them.
-        """
-        try:
-            return self.model_dump(mode="json")
-        except Exception as error:  # a plugin's own serialiser may raise anything
-            did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
-            raise technique_error(self, did) from error
 
     def _provenance(
         self, model: HookedModel | ModelRecord | None, seed: int, **facts: Any
