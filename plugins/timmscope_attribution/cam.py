@@ -46,12 +46,7 @@ class CAM(CamTechnique):
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
-    ) -> (
-        Tensor
-        | tuple[Tensor, Tensor]
-        | tuple[Tensor, Tensor, Tensor]
-        | tuple[Tensor, Tensor, Tensor, Tensor]
-    ):
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
         """Maps `(B, h, w)` and scores `(B,)`.
 
         Raises:

@@ -31,7 +31,7 @@ class IntegratedGradients(AttributionTechnique):
 
     `(I − I₀) · ∫₀¹ ∂S/∂I (I₀ + α(I − I₀)) dα`, with Gauss–Legendre quadrature for the integral. The
     pixels sum to `S(I) − S(I₀)` (completeness), with an error that falls with the number of steps.
-    The result reports that error as a share of the difference (`completeness_error`), and
+    The note `completeness_error` has that error as a share of the difference, and
     `tolerance` doubles the steps of an image until it is small enough. As many points of the path
     as fit in memory go through the model at once; gradients are summed, never kept.
 
@@ -59,8 +59,8 @@ class IntegratedGradients(AttributionTechnique):
 
     def attribute(
         self, model: HookedModel, images: Tensor, objective: Objective
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps `(B, H, W)`, scores `(B,)`, pixels `(B, 3, H, W)` and totals `(B,)`."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps `(B, H, W)`, scores `(B,)` and pixels `(B, 3, H, W)`."""
         start = baseline_images(model, images, self.baseline)
         difference = images - start
         difference = torch.where(difference.abs() > _SAME, difference, 0)
@@ -85,7 +85,9 @@ class IntegratedGradients(AttributionTechnique):
                     "another baseline",
                     stacklevel=2,
                 )
-        return reduce_colours(pixels, self.reduce), score, pixels, totals
+        wanted = totals.cpu().double()
+        self.note("completeness_error", (self._missed(pixels, wanted) / wanted).abs())
+        return reduce_colours(pixels, self.reduce), score, pixels
 
     def _integral(
         self,
@@ -114,8 +116,11 @@ class IntegratedGradients(AttributionTechnique):
     def _too_far(self, pixels: Tensor, totals: Tensor) -> Tensor:
         """Whether the sum of each image misses its total by more than the tolerance, `(B,)`."""
         wanted = totals.cpu().double()
-        missed = (pixels.detach().cpu().double().sum((1, 2, 3)) - wanted).abs()
-        return missed > (self.tolerance or 0) * wanted.abs()
+        return self._missed(pixels, wanted).abs() > (self.tolerance or 0) * wanted.abs()
+
+    def _missed(self, pixels: Tensor, totals: Tensor) -> Tensor:
+        """By how much the sum of each image exceeds its total, `(B,)` float64."""
+        return pixels.detach().cpu().double().sum((1, 2, 3)) - totals
 
     def why_zero(self) -> str:
         """The image is its baseline, or the gradient along the path is zero."""

@@ -99,7 +99,7 @@ def test_fid_of_fewer_rows_than_units_is_exact_too_and_comes_with_a_warning() ->
     with pytest.warns(UserWarning, match="20 images of array 1 and 30 images of array 2 do not"):
         found = CompareDatasets()([x, y])
     assert found.fid == pytest.approx(expected, rel=1e-9)
-    assert any("use KID" in note for note in found.notes)
+    assert any("use KID" in note for note in found.remarks)
     same = Moments.of(50, [x])
     assert frechet_distance(same, same) == pytest.approx(0, abs=1e-10)
 
@@ -199,7 +199,7 @@ def test_a_set_compared_with_itself_lacks_nothing() -> None:
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
     assert found.density == pytest.approx(1.2)  # k neighbours and the row itself
     assert found.far_ids == [[], []]
-    assert any("50 images of array 2 equal one of array 1" in note for note in found.notes)
+    assert any("50 images of array 2 equal one of array 1" in note for note in found.remarks)
     assert "lacks nothing" in texts(found)
 
 
@@ -216,7 +216,7 @@ def test_a_sample_is_drawn_by_the_seed_and_named() -> None:
     assert (first.images, first.sampled) == ([300, 200], [100, 100])
     assert first.kid == again.kid != other.kid
     assert first.fid == other.fid == CompareDatasets()([x, y]).fid
-    assert any("100 of 300 images of array 1" in note for note in first.notes)
+    assert any("100 of 300 images of array 1" in note for note in first.remarks)
 
 
 def test_sets_made_image_by_image_from_each_other_are_sampled_independently() -> None:

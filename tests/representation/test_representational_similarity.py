@@ -211,7 +211,7 @@ def test_images_are_matched_by_name_whatever_their_order(stores: dict[str, Store
         assert float(found.cka[i, j]) == pytest.approx(debiased_cka(rows[i], rows[j]), abs=1e-7)
         expected = spearmanr(*(pdist(rows[x], "correlation") for x in (i, j))).statistic
         assert float(found.rsa[i, j]) == pytest.approx(expected, abs=1e-9)
-    assert any("6 images are in all stores; up to 5 others" in note for note in found.notes)
+    assert any("6 images are in all stores; up to 5 others" in note for note in found.remarks)
 
 
 def test_the_same_images_in_another_order_are_seen_alike(stores: dict[str, Store]) -> None:
@@ -250,9 +250,9 @@ def test_other_images_under_the_same_names_are_noticed(
     known = stores["other"].layer("layer4")
     for kind, words in (("wide", "5 images of wide have another size"), ("turned", "Files or")):
         found = RepresentationalSimilarity()([known, made[kind]])
-        assert any(words in note for note in found.notes)
+        assert any(words in note for note in found.remarks)
     same = RepresentationalSimilarity()([known, stores["other"]], layer="layer1")
-    assert not same.notes
+    assert not same.remarks
 
 
 def test_a_result_survives_saving_with_its_table(stores: dict[str, Store], tmp_path: Path) -> None:

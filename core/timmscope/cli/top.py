@@ -102,5 +102,5 @@ def top(
     )
     height, width = seen["size_px"]
     size = f"{width}x{height} px" if result.gridded else "the whole image"
-    output.say(f"\n{seen['kind']} receptive field: {'; '.join([size, *result.notes[1:]])}")
+    output.say(f"\n{seen['kind']} receptive field: {'; '.join([size, *result.remarks[1:]])}")
     output.say(f"wrote {file}")

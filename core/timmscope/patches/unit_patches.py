@@ -72,7 +72,7 @@ class UnitPatches(Result):
         fields: receptive field of each unit: ``kind``, ``size_px`` (height and width),
             ``stride_px`` (None if cells have no place in the image) and ``unknown_operations``,
             for which no rule is known.
-        notes: which field the patches show, how they were chosen, and what could not be shown.
+        remarks: which field the patches show, how they were chosen, and what could not be shown.
     """
 
     layer: str
@@ -88,7 +88,7 @@ class UnitPatches(Result):
     views: Tensor | None
     wholes: Tensor | None
     fields: list[dict[str, Any]]
-    notes: list[str]
+    remarks: list[str]
 
     def figure(self) -> Figure:
         """Draw one unit's patches in a grid, or the first page of several units, a row per unit."""
@@ -103,8 +103,8 @@ class UnitPatches(Result):
 
     @property
     def note(self) -> str:
-        """All notes as one text."""
-        return "; ".join(self.notes)
+        """All remarks as one text."""
+        return "; ".join(self.remarks)
 
     @property
     def gridded(self) -> bool:
@@ -329,7 +329,7 @@ def unit_patches(
             }
             for each in fields
         ],
-        notes=notes,
+        remarks=notes,
     )
 
 

@@ -79,9 +79,15 @@ class Result(ABC):
 
     Declare subclasses with `@dataclass(frozen=True, kw_only=True)`. Fields of arrays may be None.
     A loaded array is a NumPy array if the field's annotation says so, otherwise a tensor.
+
+    Attributes:
+        provenance: everything that is needed to compute the result again.
+        notes: what the technique noted with `self.note`, by name: a list with one value per image,
+            None for images without one, or one value for all images.
     """
 
     provenance: Provenance
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -102,6 +108,41 @@ class Result(ABC):
     @abstractmethod
     def summary(self) -> list[dict[str, Any]]:
         """Return a few plain facts per image, unit …, one dictionary each, for tables and JSON."""
+
+    def with_notes(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return rows of a summary with the notes as further columns.
+
+        A note of one value per image is added if there is one row per image. A note whose name is
+        that of a column becomes `NAME (noted)`.
+        """
+        noted = []
+        for number, row in enumerate(rows):
+            added = {
+                name if name not in row else f"{name} (noted)": each
+                for name, each in self._notes_of(number, len(rows)).items()
+            }
+            noted.append(row | added)
+        return noted
+
+    def note_text(self, row: int) -> str:
+        """Return the notes of an image for a caption: `steps 7, gap 0.012`; empty without notes."""
+        from timmscope.drawing.style import format_number
+
+        shown = []
+        for name, value in self._notes_of(row).items():
+            if value is not None and value is not False:
+                number = type(value) in (int, float)
+                text = "" if value is True else format_number(value) if number else str(value)
+                shown.append(f"{name.replace('_', ' ')} {text}".rstrip())
+        return ", ".join(shown)
+
+    def _notes_of(self, row: int, images: int | None = None) -> dict[str, Any]:
+        """Return the notes of one of `images` images; lists of other lengths are left out."""
+        return {
+            name: values[row] if isinstance(values, list) else values
+            for name, values in self.notes.items()
+            if not isinstance(values, list) or len(values) == (images or len(values))
+        }
 
     def pictures(self) -> dict[str, Any]:
         """Return pictures that `save` writes besides the figure, by name.

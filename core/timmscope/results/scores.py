@@ -69,8 +69,8 @@ class Scores(Result):
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image in the figure."""
-        return self._rows(self.top)
+        """Return one row per image in the figure, with notes."""
+        return self.with_notes(self._rows(self.top))
 
     def documents(self) -> dict[str, str]:
         """Return `scores.csv` with all images, highest score first."""

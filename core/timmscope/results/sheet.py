@@ -86,5 +86,5 @@ class Sheet(Result):
         )
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per picture."""
-        return self.rows
+        """Return one row per picture, with notes."""
+        return self.with_notes(self.rows)

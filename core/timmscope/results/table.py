@@ -28,5 +28,5 @@ class Table(Result):
         return table_figure(self.rows)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return the rows."""
-        return self.rows
+        """Return the rows, with notes."""
+        return self.with_notes(self.rows)

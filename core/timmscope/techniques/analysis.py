@@ -19,6 +19,7 @@ from timmscope.parameters import technique_error
 from timmscope.results import Provenance, Result, Sheet, Table
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import own_numbers, session
@@ -38,6 +39,7 @@ class Call:
     seed: int = 0
     model: HookedModel | None = None
     parameters: Mapping[str, Any] | None = None
+    notes: Notes | None = None
 
 
 _call: ContextVar[Call] = ContextVar("timmscope_analysis_call", default=Call())  # noqa: B039
@@ -74,10 +76,16 @@ class AnalysisTechnique(Technique):
     @contextmanager
     def _running(self, seed: int, model: HookedModel | None) -> Iterator[None]:
         """Open a call, after which the caller's model is as it was before."""
-        token = _call.set(Call(seed, model, self._recorded()))
+        notes = Notes(self)
+        token = _call.set(Call(seed, model, self._recorded(), notes))
         weights = None if model is None else model.weights_sha256
         try:
-            with session(seed), own_numbers(model, seed), restore_state(self, model, weights):
+            with (
+                notes.of(),
+                session(seed),
+                own_numbers(model, seed),
+                restore_state(self, model, weights),
+            ):
                 yield
         finally:
             _call.reset(token)
@@ -94,7 +102,9 @@ class AnalysisTechnique(Technique):
             if len(result.titles) != len(result.images):
                 did = f"returned {len(result.titles)} titles for {len(result.images)} pictures"
                 raise technique_error(self, did, expected="one each")
-        return result
+        notes = _call.get().notes
+        noted = {} if notes is None else notes.joined()
+        return replace(result, notes=noted) if noted else result
 
 
 def running_call() -> Call:

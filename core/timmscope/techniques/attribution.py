@@ -23,6 +23,7 @@ from timmscope.results.result import Provenance, Result
 from timmscope.short_names import short_names
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.shared_gradients import sharing
@@ -33,13 +34,8 @@ from timmscope_registry.plugin_faults import described
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Outcome = (
-    Tensor
-    | tuple[Tensor, Tensor]
-    | tuple[Tensor, Tensor, Tensor]
-    | tuple[Tensor, Tensor, Tensor, Tensor]
-)
-"""Return value of `attribute`: maps, then scores, then pixels per colour channel, then totals."""
+Outcome = Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""Return value of `attribute`: maps, then scores, then pixels per colour channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,6 @@ class Attribution(Result):
             in two colours around zero.
         pixels: `(B, 3, H, W)` values per colour channel, from which `raw` is computed; None for
             techniques without them.
-        totals: `(B,)` what `pixels` of each image should add up to; None for techniques that
-            promise no sum.
         names: short names of the image files; empty for images that are no files.
         probabilities: `(B,)` softmax probability of each image's class if the objective is `top`;
             else None.
@@ -74,17 +68,8 @@ class Attribution(Result):
     labels: list[str]
     signed: bool = False
     pixels: Tensor | None = None
-    totals: Tensor | None = None
     names: list[str] = field(default_factory=list)
     probabilities: Tensor | None = None
-
-    @property
-    def completeness_error(self) -> Tensor | None:
-        """`(B,)` by how much `pixels` miss their total, as a share of it; None without totals."""
-        if self.totals is None or self.pixels is None:
-            return None
-        missed = self.pixels.double().sum((1, 2, 3)) - self.totals.double()
-        return (missed / self.totals.double()).abs().to(self.totals.dtype)
 
     def normalised(self) -> Tensor:
         """Return `maps` scaled to [0, 1] per image; a constant map becomes 0."""
@@ -106,14 +91,12 @@ class Attribution(Result):
         )
 
     def _captions(self) -> list[str]:
-        """Return a line for each image: file, objective, its probability or value, error."""
+        """Return a line for each image: file, objective, its probability or value, notes."""
         captions = image_captions(self.labels, self.scores, self.names, self.probabilities)
-        errors = self.completeness_error
-        if errors is None:
-            return captions
+        notes = [self.note_text(row) for row in range(len(captions))]
         return [
-            f"{caption}, sum {error:.1%} off"
-            for caption, error in zip(captions, errors.tolist(), strict=True)
+            f"{caption}, {note}" if note else caption
+            for caption, note in zip(captions, notes, strict=True)
         ]
 
     def _probability(self, row: int) -> dict[str, float]:
@@ -141,12 +124,8 @@ class Attribution(Result):
         return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: objective, score, and the pixel where the map is highest.
-
-        If pixels have a total, also by how much they miss it, as a share of it.
-        """
+        """Return one row per image: objective, score, the pixel where the map is highest, notes."""
         rows: list[dict[str, Any]] = []
-        errors = self.completeness_error
         for row, heat in enumerate(self.maps):
             y, x = divmod(int(heat.argmax()), heat.shape[1])
             rows.append(
@@ -161,9 +140,7 @@ class Attribution(Result):
                     "min": float(heat.min()),
                 }
             )
-            if errors is not None:
-                rows[-1]["completeness_error"] = float(errors[row])
-        return rows
+        return self.with_notes(rows)
 
 
 class AttributionTechnique(Technique):
@@ -179,8 +156,7 @@ class AttributionTechnique(Technique):
         This is called with chunks of the batch, so an image's map must not depend on other images.
         A technique that also computes the objective's values `(B,)` returns `(maps, scores)`, which
         saves a forward pass. A technique that computes values per colour channel returns
-        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`; if the pixels of an image should
-        add up to a number, `(maps, scores, pixels, totals)` with `totals` `(B,)`.
+        `(maps, scores, pixels)` with `pixels` `(B, 3, H, W)`.
         """
 
     def why_zero(self) -> str:
@@ -267,14 +243,16 @@ def _attributed(
     layers = [name for each in techniques for name in each.shared_layers(model, bound)]
     chunks: list[list[_Chunk]] = [[] for _ in techniques]
     facts = [each._provenance(whole, seed, objective=str(bound)) for each in techniques]
+    notes = [Notes(each, len(batch)) for each in techniques]
     starts = range(0, len(batch), step)
     name = techniques[0].title() if len(techniques) == 1 else "comparing"
     for start in track(starts, name, total=len(starts)):
         stop = min(start + step, len(batch))
         part, goal = batch[start:stop], bound.rows(start, stop)
         with sharing(layers):
-            for technique, fact, done in zip(techniques, facts, chunks, strict=True):
+            for technique, fact, noted, done in zip(techniques, facts, notes, chunks, strict=True):
                 with (
+                    noted.of(range(start, stop)),
                     session(seed, range(start, stop), batch_size),
                     restore_state(technique, model, fact.weights_sha256),
                 ):
@@ -284,8 +262,8 @@ def _attributed(
     labels = objective_labels(model, bound, len(batch))
     shown = _Shown(batch.cpu(), str(bound), labels, image_names(images), probabilities)
     return [
-        _build_result(technique, fact, done, shown)
-        for technique, fact, done in zip(techniques, facts, chunks, strict=True)
+        _build_result(technique, fact, noted.joined(), done, shown)
+        for technique, fact, noted, done in zip(techniques, facts, notes, chunks, strict=True)
     ]
 
 
@@ -294,7 +272,6 @@ class _Chunk:
     raw: Tensor
     scores: Tensor
     pixels: Tensor | None = None
-    totals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -311,6 +288,7 @@ class _Shown:
 def _build_result(
     technique: AttributionTechnique,
     facts: Provenance,
+    notes: dict[str, Any],
     chunks: list[_Chunk],
     shown: _Shown,
 ) -> Attribution:
@@ -319,9 +297,9 @@ def _build_result(
     if signed is None:
         signed = bool((raw.amin((1, 2)) < -1e-6 * raw.abs().amax((1, 2))).any())
     pixels = [chunk.pixels for chunk in chunks if chunk.pixels is not None]
-    totals = [chunk.totals for chunk in chunks if chunk.totals is not None]
     return Attribution(
         provenance=facts,
+        notes=notes,
         maps=_resize_maps(raw, (shown.images.shape[2], shown.images.shape[3])),
         raw=raw,
         images=shown.images,
@@ -330,7 +308,6 @@ def _build_result(
         labels=list(shown.labels),
         signed=signed,
         pixels=torch.cat(pixels) if pixels else None,
-        totals=torch.cat(totals) if totals else None,
         names=list(shown.names),
         probabilities=shown.probabilities,
     )
@@ -345,11 +322,11 @@ def _check_chunk(
     start: int,
 ) -> _Chunk:
     parts = outcome if isinstance(outcome, tuple) else (outcome,)
-    if not 1 <= len(parts) <= 4:
+    if not 1 <= len(parts) <= 3:
         raise technique_error(
             technique,
             f"returned {len(parts)} tensors",
-            expected="maps, (maps, scores) or (maps, scores, pixels), with totals or without",
+            expected="maps, (maps, scores) or (maps, scores, pixels)",
         )
     raw = _result_values(
         checked_numbers(technique, parts[0], "maps", (len(images), "h", "w")), model
@@ -371,11 +348,7 @@ def _check_chunk(
     if len(parts) < 3:
         return _Chunk(raw, _result_values(scores, model))
     pixels = checked_numbers(technique, parts[2], "pixels", (len(images), *images.shape[1:]))
-    totals = None
-    if len(parts) == 4:
-        totals = checked_numbers(technique, parts[3], "totals", (len(images),))
-        totals = _result_values(totals, model)
-    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model), totals)
+    return _Chunk(raw, _result_values(scores, model), _result_values(pixels, model))
 
 
 def _constant_map_error(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field
@@ -22,6 +23,11 @@ LayerName = Annotated[str, Field(json_schema_extra={"kind": "layer"}, min_length
 
 T = TypeVar("T")
 
+noting: ContextVar[Callable[[Technique, str, Any], None] | None] = ContextVar(
+    "timmscope_noting", default=None
+)
+"""Takes what techniques note in the running call; `Notes` sets it."""
+
 
 class Technique(Parameters):
     """Base class of all techniques: parameters are fields, and a call is `technique(model, …)`.
@@ -39,6 +45,26 @@ class Technique(Parameters):
     ) -> Iterable[T]:
         """Iterate and report progress; use it for every long loop."""
         return track(steps, description or self.title(), total=total)
+
+    def note(self, name: str, values: Any) -> None:
+        """Note a fact about the images, which the result keeps and shows; a later one replaces it.
+
+        Results have it in `notes`, in `summary()` and in `result.json`; captions show it where
+        there is room. Notes of chunks of a batch are joined in image order. Outside a call, nothing
+        happens.
+
+        Args:
+            name: name of the column, as in `step_of_success`.
+            values: one value per image of the running chunk (a list, tensor or array), or one value
+                for all. Numbers, booleans, text, or None for images without a value; numbers that
+                are not finite become None.
+
+        Raises:
+            TechniqueError: there are fewer or more values than images, or they are something else.
+        """
+        add = noting.get()
+        if add is not None:
+            add(self, name, values)
 
     def _provenance(
         self, model: HookedModel | ModelRecord | None, seed: int, **facts: Any

@@ -27,6 +27,7 @@ from timmscope.techniques.attribution import image_names
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.expectation import batch_logits
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_type
@@ -148,8 +149,8 @@ class Certificates(Result):
         }
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: label, predictions, radius and cost."""
-        return [
+        """Return one row per image: label, predictions, radius, cost and notes."""
+        rows: list[dict[str, Any]] = [
             {
                 "image": row,
                 **({"file": self.names[row]} if self.names else {}),
@@ -163,6 +164,7 @@ class Certificates(Result):
             }
             for row, (label, clean, certified) in enumerate(self.class_names)
         ]
+        return self.with_notes(rows)
 
 
 class CertificationTechnique(Technique):
@@ -255,10 +257,12 @@ class CertificationTechnique(Technique):
         truth = clean if labels is None else class_indices(model, labels, batch, "labels")
         facts = self._provenance(model, seed, labels=truth.tolist())
         outcomes, forwards = [], []
+        notes = Notes(self, len(batch))
         starts = range(0, len(batch), step)
         for start in self.track(starts, self.title(), total=len(starts)):
             part, label = batch[start : start + step], truth[start : start + step]
             with (
+                notes.of(range(start, start + len(part))),
                 session(seed, range(start, start + len(part)), batch_size),
                 restore_state(self, model, facts.weights_sha256),
                 model.count_passes(len(part)) as counter,
@@ -272,6 +276,7 @@ class CertificationTechnique(Technique):
         rows = zip(truth.tolist(), clean.tolist(), predictions.tolist(), strict=True)
         return Certificates(
             provenance=facts,
+            notes=notes.joined(),
             images=batch.cpu(),
             labels=truth,
             clean=clean.cpu(),

@@ -54,6 +54,7 @@ def certification_figure(result: Certificates) -> Figure:
             left, upper = MARGIN_IN + column * step_x, top + row * step_y
             page.picture(result.images[index], left, upper, _CELL, tall)
             caption, detail, colour = _caption(result, index)
+            detail = ", ".join(filter(None, [detail, result.note_text(index)]))
             below = upper + tall + 0.04
             page.text(truncate(caption, _CELL), left, below)
             below += line_height(LABEL_PT)

@@ -24,6 +24,7 @@ from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -90,7 +91,7 @@ class Stylization(Result):
         shown = [*content, *styles, *made, *copied]
         return curves_figure(
             [picture for _, picture in shown],
-            [(caption, "") for caption, _ in shown],
+            [(caption, "") for caption, _ in shown[:-1]] + [(shown[-1][0], self.note_text(0))],
             self.loss_curves(),
             "loss",
             log=True,
@@ -125,7 +126,7 @@ class Stylization(Result):
         }
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row: each loss at the first step and of the returned image."""
+        """Return one row: each loss at the first step and of the returned image, and notes."""
         height, width = self.images.shape[2:]
         row: dict[str, Any] = {"height_px": height, "width_px": width}
         if self.loss_names:
@@ -133,7 +134,7 @@ class Stylization(Result):
         for name, values in self.loss_curves().items():
             row[f"first_{name}"] = float(values[0])
             row[f"final_{name}"] = float(values[-1])
-        return [row]
+        return self.with_notes([row])
 
 
 class StyleTechnique(Technique):
@@ -207,7 +208,9 @@ class StyleTechnique(Technique):
         shares = _normalised(weights, len(pictures)) if "styles" in self.takes else []
         facts = self._provenance(model, seed, weights=shares)
         weights_sha256 = None if model is None else model.weights_sha256
+        notes = Notes(self, 1)
         with (
+            notes.of([0]),
             session(seed),
             own_numbers(model, seed),
             restore_state(self, model, weights_sha256),
@@ -219,6 +222,7 @@ class StyleTechnique(Technique):
         images = checked_pixels(self, outcome.images, (1, channels, "H", "W"))
         return Stylization(
             provenance=facts,
+            notes=notes.joined(),
             images=images,
             content=scene.cpu() if scene is not None else None,
             styles=_stacked(pictures, images),

@@ -17,6 +17,7 @@ from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -137,6 +138,7 @@ class Synthesis(Result):
             facts = f"objective {format_number(float(self.final_scores[row]))}"
             facts += "" if psnr is None else f", {float(psnr[row]):.1f} dB"
             facts += "" if self.facets is None else f", facet {int(self.facets[row])}"
+            facts = ", ".join(filter(None, [facts, self.note_text(row)]))
             captions.append((f"{name}  {self.labels[row]}".lstrip(), facts))
         curves = {name: self.scores[:, row] for row, name in enumerate(names)}
         return curves_figure(shown, captions, curves, "objective")
@@ -150,9 +152,9 @@ class Synthesis(Result):
         return pictures
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: objective, target, final score, best step."""
+        """Return one row per image: objective, target, final score, best step, notes."""
         psnr = self.psnr_db
-        return [
+        rows: list[dict[str, Any]] = [
             {
                 "image": row,
                 "objective": self.labels[row],
@@ -166,6 +168,7 @@ class Synthesis(Result):
             }
             for row in range(len(self.images))
         ]
+        return self.with_notes(rows)
 
 
 class SynthesisTechnique(Technique):
@@ -222,7 +225,8 @@ class SynthesisTechnique(Technique):
             start = start.expand(goal.num_targets, -1, -1, -1)
         bound = goal.bind(model, start)
         facts = self._provenance(model, seed, objective=str(bound))
-        with session(seed), restore_state(self, model, facts.weights_sha256):
+        notes = Notes(self)
+        with notes.of(), session(seed), restore_state(self, model, facts.weights_sha256):
             outcome = self.synthesize(model, bound, None if start is None else start.clone())
         checked_type(self, outcome, SynthesisOutcome)
         images = checked_pixels(self, outcome.images, ("B", model.input_size[0], "H", "W"))
@@ -240,6 +244,7 @@ class SynthesisTechnique(Technique):
         originals = bound.reference_images
         return Synthesis(
             provenance=facts,
+            notes=notes.joined(len(images)),
             images=images,
             scores=scores.float().cpu(),
             best_step=best,

@@ -9,7 +9,7 @@ Torch is not imported.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,7 @@ def judge_rows(
             counts.update(rows, codes[ids])
         area = counts.areas()
     rectified = _is_rectified(pooled, maxima)
-    flags = _flags(pooled, maxima, correlation, area, rectified, limits)
+    flags: dict[str, Any] = _flags(pooled, maxima, correlation, area, rectified, limits)
     return UnitReport(
         provenance=Provenance.now(
             technique="timmscope:unit-report",

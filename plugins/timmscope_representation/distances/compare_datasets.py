@@ -123,7 +123,7 @@ class CompareDatasets(StoresTechnique):
             recall=distances.recall,
             density=distances.density,
             coverage=distances.coverage,
-            notes=notes,
+            remarks=notes,
             points=torch.from_numpy(points),
             shown=[min(len(drawn), _POINTS) for drawn in ids],
             explained=explained,

@@ -33,7 +33,7 @@ class DatasetComparison(Result):
         density: mean number of the reference's neighbourhoods around an image of the other set,
             divided by k.
         coverage: share of the reference's neighbourhoods that hold an image of the other set.
-        notes: remarks on the numbers.
+        remarks: what to know about the numbers.
         points: `(s, 2)`, positions of some images in the plane in which both sets together vary
             most; the first `shown[0]` are images of the reference.
         shown: number of points of each set.
@@ -59,7 +59,7 @@ class DatasetComparison(Result):
     recall: float
     density: float
     coverage: float
-    notes: list[str]
+    remarks: list[str]
     points: Tensor
     shown: list[int]
     explained: list[float]

@@ -93,7 +93,7 @@ def _notes(result: DatasetComparison, width: float) -> str:
     counts = [
         f"{count:,} {title}" for count, title in zip(result.images, result.titles, strict=True)
     ]
-    notes = [f"Images: {', '.join(counts)}; {result.k} neighbours.", *result.notes]
+    notes = [f"Images: {', '.join(counts)}; {result.k} neighbours.", *result.remarks]
     wrapped = (truncate(note, width - 0.12, SMALL_PT, lines=3) for note in notes)
     return "\n".join("• " + note.replace("\n", "\n   ") for note in wrapped)
 

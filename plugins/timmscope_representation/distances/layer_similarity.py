@@ -27,7 +27,7 @@ class LayerSimilarity(Result):
         cka: `(L, L)` linear centred kernel alignment by unbiased HSIC.
         cka_biased: `(L, L)` the same by the biased HSIC, which is too high for few images.
         rsa: `(L, L)` Spearman's correlation of the distances between images.
-        notes: remarks on the numbers.
+        remarks: what to know about the numbers.
     """
 
     layers: list[str]
@@ -39,7 +39,7 @@ class LayerSimilarity(Result):
     cka: Tensor
     cka_biased: Tensor
     rsa: Tensor
-    notes: list[str]
+    remarks: list[str]
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +60,7 @@ class LayerSimilarity(Result):
         distances = "Euclidean" if self.distance == "euclidean" else self.distance
         notes = [
             f"CKA: linear, debiased. RSA: rank correlation of {distances} distances of {sample}.",
-            *self.notes,
+            *self.remarks,
         ]
         return matrix_figure(
             {"CKA": self.cka, "RSA": self.rsa},

@@ -92,7 +92,7 @@ class RepresentationalSimilarity(StoresTechnique):
             cka=torch.from_numpy(debiased),
             cka_biased=torch.from_numpy(plain),
             rsa=torch.from_numpy(distances),
-            notes=list(_notes(paired)),
+            remarks=list(_notes(paired)),
         )
 
 
