@@ -306,6 +306,9 @@ from .techniques import (
     Defended as Defended,
 )
 from .techniques import (
+    Goal as Goal,
+)
+from .techniques import (
     GradientCheck as GradientCheck,
 )
 from .techniques import (
@@ -313,6 +316,9 @@ from .techniques import (
 )
 from .techniques import (
     LayerView as LayerView,
+)
+from .techniques import (
+    Loss as Loss,
 )
 from .techniques import (
     ModelTechnique as ModelTechnique,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timmscope import Ball, HookedModel
-from timmscope_attack.goals import Goal
+from timmscope import Goal, HookedModel
 from timmscope_attack.gradient import GradientAttack
 
 
@@ -37,11 +36,9 @@ class FGSM(GradientAttack):
         UnsupportedModel: the model has a defence without a gradient.
     """
 
-    def perturb(
-        self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
+    def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
         """One step from each image."""
-        ball = Ball.of(self.norm, self.epsilon, images)
-        goal = Goal(labels=labels, targets=targets, loss="cross-entropy")
+        ball = self.ball(images)
         rows = torch.arange(len(images), device=images.device)
-        return self.climb(model, images, images, rows, goal, ball, step_size=ball.epsilon, steps=1)
+        step = ball.epsilon
+        return self.climb(model, images, images, rows, goal, ball, step_size=step, steps=1)[0]

@@ -6,8 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from timmscope import Ball, HookedModel, image_generators
-from timmscope_attack.goals import Goal, Loss
+from timmscope import Goal, HookedModel, Loss, image_generators
 from timmscope_attack.gradient import GradientAttack
 
 
@@ -44,7 +43,8 @@ class PGD(GradientAttack):
     step_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Length of a step in the norm, in pixel units; by default 2.5 · epsilon / steps."""
     loss: Loss = "cross-entropy"
-    """Loss to raise; the gradient of `margin` does not vanish where the softmax saturates."""
+    """Loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax saturates,
+    and `dlr` does not depend on the scale of the logits."""
     random_start: bool = True
     """Start at a random point of the ball; it does not depend on how a batch is split."""
     restarts: int = Field(default=1, ge=1)
@@ -61,30 +61,34 @@ class PGD(GradientAttack):
             )
         return self
 
-    def perturb(
-        self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
+    def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
         """Attack from each start; keep what fools the model, else the image of the largest loss."""
-        ball = Ball.of(self.norm, self.epsilon, images)
-        goal = Goal(labels=labels, targets=targets, loss=self.loss)
-        generators = image_generators(len(images))
         best = images.clone()
         highest = torch.full((len(images),), -torch.inf, device=images.device)
+        first = torch.full((len(images),), -1, device=images.device)
+        generators = image_generators(len(images))
         rows = torch.arange(len(images), device=images.device)
-        for _ in range(self.restarts):
-            changed = self._climb_once(model, images, rows, goal, ball, generators)
+        for restart in range(self.restarts):
+            changed, reached_at = self._climb_once(model, images, rows, goal, generators)
+            new = (first[rows] < 0) & (reached_at >= 0)
+            first[rows[new]] = reached_at[new] + restart * self.steps
             if self.restarts == 1:
-                return changed
+                best = changed
+                break
+            own = goal.rows(rows)
             with self.only(rows), torch.no_grad():
-                logits = model(changed)
-            fooled = goal.rows(rows).fooled(logits)
-            value = goal.rows(rows).value(logits).float()
+                outputs = own.outputs(model, changed)
+            fooled = own.reached(outputs)
+            last = rows[fooled & (first[rows] < 0)]
+            first[last] = (restart + 1) * self.steps
+            value = own.loss(outputs, self.loss).float()
             better = fooled | (value > highest[rows])
             best[rows[better]] = changed[better]
             highest[rows] = torch.maximum(highest[rows], value)
             rows = rows[~fooled]
             if not len(rows):
                 break
+        self.note("first_success_step", [step if step >= 0 else None for step in first.tolist()])
         return best
 
     def _climb_once(
@@ -93,9 +97,9 @@ class PGD(GradientAttack):
         images: Tensor,
         rows: Tensor,
         goal: Goal,
-        ball: Ball,
         generators: list[torch.Generator],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ball = self.ball(images)
         start = images[rows]
         if self.random_start:
             start = (start + ball.sample(start, [generators[row] for row in rows.tolist()])).clamp(
@@ -110,5 +114,6 @@ class PGD(GradientAttack):
             ball,
             step_size=2.5 * ball.epsilon / self.steps if self.step_size is None else self.step_size,
             steps=self.steps,
+            loss=self.loss,
             stop_when_fooled=self.stop_when_fooled,
         )

@@ -292,7 +292,7 @@ class Painter(SynthesisTechnique):
 class Vandal(AttackTechnique):
     """Returns images out of range."""
 
-    def perturb(self, model, images, labels, targets):
+    def perturb(self, model, images, goal):
         return images + 2
 
 

@@ -79,6 +79,14 @@ def _model(spec: str, device: str | None = None, defence: Sequence[str] = ()) ->
     return load_model(spec, device=device, defences=defence)
 
 
+def _share_or_location(given: str | float) -> str | float:
+    """Return a share of images as a number, any other text as a location of images."""
+    try:
+        return float(given)
+    except ValueError:
+        return given
+
+
 _MODEL = {"device": parameters.Device, "defence": parameters.Defences}
 _METADATA = {"metadata": parameters.Metadata}
 _LAYERS = Annotated[
@@ -91,12 +99,14 @@ _LAYERS = Annotated[
 KINDS = {
     "model": CliArgument(parameters.Model, ONE, _model, _MODEL, name="model", rank=1),
     "objective": CliArgument(str, read=typed_objective, name="target", rank=2),
+    "objective to reach": CliArgument(str, read=typed_objective),
     "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
     "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
+    "image set": CliArgument(parameters.DataSet, ONE, rank=4),
+    "held out": CliArgument(str, read=_share_or_location),
     "optional images": CliArgument(Path, MANY, list, rank=4),
     "image": CliArgument(Path, ONE, rank=4),
     "queries": CliArgument(Path, MANY, list, name="queries", rank=4),
-    "image set": CliArgument(str, ONE, rank=4),
     "store": CliArgument(parameters.StorePath, ONE, _store, _METADATA, name="store", rank=5),
     "stores": CliArgument(parameters.StorePaths, MANY, _stores, _METADATA, name="stores", rank=5),
     "classes": CliArgument(tuple[str, ...], read=_classes),

@@ -15,6 +15,7 @@ from timmscope.techniques.certification import (
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.defence import DefenceTechnique, Defended
 from timmscope.techniques.expectation import mean_over_draws
+from timmscope.techniques.goal import Goal, Loss
 from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.perturbation import (
@@ -62,9 +63,11 @@ __all__ = [
     "CertificationTechnique",
     "DefenceTechnique",
     "Defended",
+    "Goal",
     "GradientCheck",
     "LayerName",
     "LayerView",
+    "Loss",
     "ModelTechnique",
     "Norm",
     "Rows",

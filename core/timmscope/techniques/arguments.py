@@ -50,6 +50,12 @@ Image = Annotated[Any, Kind("image")]
 OtherImages = Annotated[Any, Kind("other images")]
 """Images with a second role, besides the images that the technique works on."""
 Objective = Annotated[AnyObjective | str | int, Kind("objective")]
+ImageSet = Annotated[Any, Kind("image set")]
+"""A folder, list, array or tar, as `open_images` takes them, or a tensor `(N, C, H, W)`."""
+HeldOut = Annotated[Any, Kind("held out")]
+"""A share of the images, or other images, as `ImageSet`."""
+ObjectiveToReach = Annotated[AnyObjective | str | int | None, Kind("objective to reach")]
+"""An objective that should reach a value; there are other goals without it."""
 Classes = Annotated[int | str | Sequence[int | str] | Tensor | None, Kind("classes")]
 """One class for all images, or one per image."""
 Store = Annotated[Any, Kind("store")]
@@ -63,8 +69,6 @@ Layers = Annotated[str | Sequence[str] | None, Kind("layers")]
 Where = Annotated[str | npt.ArrayLike | None, Kind("where")]
 Location = Annotated[Any, Kind("location")]
 """Where the images of a store are now."""
-ImageSet = Annotated[Any, Kind("image set")]
-"""A collection of images, as `open_images` takes it: a folder, an array in a file …"""
 OutputFolder = Annotated[str | os.PathLike[str], Kind("output")]
 """A folder that a call writes to while it runs."""
 Locations = Annotated[Any, Kind("locations")]

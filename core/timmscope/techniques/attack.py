@@ -7,27 +7,34 @@ saved picture, so that a reported success is a success of the images in the resu
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from timmscope.draws import image_rows
 from timmscope.models import HookedModel, PassCounter
+from timmscope.objectives import as_objective
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.balls import change_size
+from timmscope.techniques.base import require_model
+from timmscope.techniques.bounded import BoundedTechnique
 from timmscope.techniques.class_indices import class_indices
-from timmscope.techniques.expectation import batch_logits
+from timmscope.techniques.expectation import fresh_draw
+from timmscope.techniques.goal import Goal
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
 from timmscope_registry import ObjectiveError, ParameterError
+from timmscope_registry.hooks.layers import LOGITS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,22 +45,27 @@ _zeros: ContextVar[Tensor | None] = ContextVar("timmscope_attack_zeros", default
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Result):
-    """Images changed so that a model misclassifies them.
+    """Images changed so that a model misclassifies them, or an objective reaches a value.
 
     Attributes:
-        images: `(B, 3, H, W)` in [0, 1], adversarial where `success`; unchanged where
-            `already_wrong`.
-        originals: `(B, 3, H, W)` in [0, 1].
-        labels: `(B,)` labels that the attack moved away from.
+        images: `(B, C, H, W)` in [0, 1], adversarial where `success`; unchanged where
+            `already_wrong`, and where an attack of least norm found nothing.
+        originals: `(B, C, H, W)` in [0, 1].
+        labels: `(B,)` labels that the attack moved away from; empty for a model without classes,
+            like the predictions and confidences.
         targets: `(B,)` target classes, or None for an untargeted attack.
         before: `(B,)` predictions on the originals.
         after: `(B,)` predictions on `images`.
         confidence_before: `(B,)` softmax probability of `before`.
         confidence_after: `(B,)` softmax probability of `after`.
-        success: `(B,)` whether `images` fool the model, predicted again on the returned floats.
+        success: `(B,)` whether `images` reach the goal: they fool the model, or the objective has
+            the value. It is computed again on the returned floats.
         success_8bit: `(B,)` the same after rounding to 8 bits.
-        already_wrong: `(B,)` whether the original was misclassified; this counts as no success.
+        already_wrong: `(B,)` whether the original was misclassified, or reached the goal in another
+            way; this counts as no success.
+        norm: norm that the attack keeps small: `linf`, `l2`, `l1` or `l0`.
         l0: `(B,)` number of changed pixels (any channel).
+        l1: `(B,)` sum of the magnitudes of the change, pixel units [0, 1].
         l2: `(B,)` Euclidean norm of the change, pixel units [0, 1].
         linf: `(B,)` largest change of a value, pixel units [0, 1].
         forwards: `(B,)` forward passes of the attacked model per image, without the three that
@@ -66,6 +78,11 @@ class Adversarial(Result):
         zero_gradients: `(B,)` gradients that were zero, so that the attack could not take a step.
         class_names: for each image, names of its label, prediction before and prediction after.
         target_names: name of each image's target; empty for an untargeted attack.
+        objective: short name of the objective that was to be raised; empty for an attack on the
+            class.
+        value: value that the objective was to reach; None without an objective.
+        scores_before: `(B,)` the objective of the originals; None without an objective.
+        scores_after: `(B,)` the objective of `images`; None without an objective.
     """
 
     images: Tensor
@@ -79,7 +96,9 @@ class Adversarial(Result):
     success: Tensor
     success_8bit: Tensor
     already_wrong: Tensor
+    norm: str
     l0: Tensor
+    l1: Tensor
     l2: Tensor
     linf: Tensor
     forwards: Tensor
@@ -91,18 +110,36 @@ class Adversarial(Result):
     other_backwards: Tensor
     class_names: list[list[str]]
     target_names: list[str] = field(default_factory=list)
+    objective: str = ""
+    value: float | None = None
+    scores_before: Tensor | None = None
+    scores_after: Tensor | None = None
+
+    @property
+    def radius(self) -> Tensor:
+        """`(B,)` how near the goal is, in `norm`.
+
+        It is the norm of the change where `success`, 0 where `already_wrong`, and infinite where
+        the attack found nothing. The robust accuracy at any radius is the share of larger values.
+        """
+        size: Tensor = getattr(self, self.norm)
+        found = torch.where(self.success, size.double(), torch.inf)
+        return torch.where(self.already_wrong, 0.0, found)
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of images that were classified as labelled before the attack."""
+        """Share of images that were classified as labelled before; NaN without classes."""
         return float((self.before == self.labels).float().mean())
 
     @property
     def robust_accuracy(self) -> float:
         """Share of images that were classified as labelled before and are not broken.
 
-        Images that are `stuck` count as robust, but the attack has not shown that they are.
+        Images that are `stuck` count as robust, but the attack has not shown that they are. NaN for
+        a model without classes.
         """
+        if not len(self.labels):
+            return math.nan
         return float(((self.before == self.labels) & ~self.success).float().mean())
 
     @property
@@ -127,20 +164,19 @@ class Adversarial(Result):
         return {f"adversarial-{row:03d}": image for row, image in enumerate(self.images)}
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: predictions, success, norms and cost."""
-        return [
+        """Return one row per image: predictions or scores, success, norms, cost and notes."""
+        radius = self.radius.tolist()
+        rows: list[dict[str, Any]] = [
             {
                 "image": row,
-                "label": self.class_names[row][0],
-                **({"target": self.target_names[row]} if self.target_names else {}),
-                "before": self.class_names[row][1],
-                "confidence_before": float(self.confidence_before[row]),
-                "after": self.class_names[row][2],
-                "confidence_after": float(self.confidence_after[row]),
+                **self._predictions(row),
+                **self._scores(row),
                 "success": bool(self.success[row]),
                 "success_8bit": bool(self.success_8bit[row]),
                 "already_wrong": bool(self.already_wrong[row]),
+                "radius": radius[row],
                 "l0_px": int(self.l0[row]),
+                "l1": float(self.l1[row]),
                 "l2": float(self.l2[row]),
                 "linf": float(self.linf[row]),
                 "forwards": int(self.forwards[row]),
@@ -151,6 +187,30 @@ class Adversarial(Result):
             }
             for row in range(len(self.images))
         ]
+        return self.with_notes(rows)
+
+    def _predictions(self, row: int) -> dict[str, Any]:
+        if not self.class_names:
+            return {}
+        label, before, after = self.class_names[row]
+        return {
+            "label": label,
+            **({"target": self.target_names[row]} if self.target_names else {}),
+            "before": before,
+            "confidence_before": float(self.confidence_before[row]),
+            "after": after,
+            "confidence_after": float(self.confidence_after[row]),
+        }
+
+    def _scores(self, row: int) -> dict[str, Any]:
+        if self.scores_before is None or self.scores_after is None:
+            return {}
+        return {
+            "objective": self.objective,
+            "value": self.value,
+            "score_before": float(self.scores_before[row]),
+            "score_after": float(self.scores_after[row]),
+        }
 
     def _others(self, row: int) -> dict[str, int]:
         """Return the passes of other models for an image, under names that say whose they are."""
@@ -177,28 +237,34 @@ class _Passes:
         return torch.stack([self.forwards, *counts], 1)[:, 1:]  # M may be 0
 
 
-class AttackTechnique(Technique):
-    """Base class of attacks; a subclass implements `perturb`."""
+class AttackTechnique(BoundedTechnique):
+    """Base class of attacks; a subclass implements `perturb`.
+
+    A change outside the ball of radius `epsilon` is an error if `kind` is `fixed`. If it is
+    `minimum`, the attack looks for the smallest change that reaches the goal; `epsilon` is then
+    None, or the largest change that counts.
+    """
 
     family: ClassVar[str] = "attack"
     base: ClassVar[str] = "attack"
+    kind: ClassVar[Literal["fixed", "minimum"]] = "fixed"
+    """`fixed` for an attack within a given radius, `minimum` for one of least norm."""
     uses_gradients: ClassVar[bool] = True
     """False for black-box attacks: their forwards count as queries."""
 
     @abstractmethod
-    def perturb(
-        self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
-        """Return the changed images, `(B, 3, H, W)` in [0, 1].
+    def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
+        """Return the changed images, `(B, C, H, W)` in [0, 1].
 
         Run forwards of a part of the batch inside `self.only(rows)`, so that passes are counted
-        for the right images.
+        for the right images, with the goal of these images, `goal.rows(rows)`.
 
         Args:
             model: the model to fool.
-            images: `(B, 3, H, W)` in [0, 1].
-            labels: `(B,)` classes to move away from.
-            targets: `(B,)` classes to move to, or None for an untargeted attack.
+            images: `(B, C, H, W)` in [0, 1].
+            goal: what to reach: `goal.outputs(model, images)` computes what it depends on,
+                `goal.reached(outputs)` says where it is reached, and `goal.loss(outputs)` is the
+                value to raise.
         """
 
     @contextlib.contextmanager
@@ -218,7 +284,7 @@ class AttackTechnique(Technique):
         """Count the images whose gradient is zero, so that the result and a warning name them.
 
         Args:
-            gradient: `(n, 3, H, W)`, the gradient of the loss in the images.
+            gradient: `(n, C, H, W)`, the gradient of the loss in the images.
             rows: `(n,)` int64, the rows of `perturb`'s batch that it belongs to.
         """
         counts = _zeros.get()
@@ -237,6 +303,8 @@ class AttackTechnique(Technique):
         labels: arguments.Classes = None,
         *,
         targets: arguments.Classes = None,
+        objective: arguments.ObjectiveToReach = None,
+        value: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
     ) -> Adversarial:
@@ -244,82 +312,80 @@ class AttackTechnique(Technique):
 
         Args:
             model: the model to fool.
-            images: `(B, 3, H, W)` in [0, 1], or anything that `model.images` takes.
+            images: `(B, C, H, W)` in [0, 1], or anything that `model.images` takes.
             labels: true class, by name or index; once, or once for each image; by default the
                 model's own prediction.
             targets: class to aim at; once, or once for each image; by default any other than the
                 label.
+            objective: raise this instead of changing the class, until it is at least the value: a
+                unit `blocks.4[17]`, a class, a sum; to lower it below v, raise `-blocks.4[17]` to
+                -v. In Python also an `Objective`.
+            value: value that the objective should reach.
             seed: seed of random starts.
             batch_size: images per pass; by default as many as fit the memory budget.
 
         Raises:
-            ImageError: the images are not RGB in [0, 1].
-            ObjectiveError: the model has no class of that name or index, or has no classes.
-            ParameterError: a target equals its label, or `batch_size` is less than 1.
-            TechniqueError: the attack did not return images.
+            ImageError: the images are not those that the model takes, in [0, 1].
+            ObjectiveError: the model has no class of that name or index, or has no classes, or the
+                objective does not fit the model.
+            ParameterError: a target equals its label, an objective has no value or comes with
+                labels or targets, or `batch_size` is less than 1.
+            TechniqueError: the attack did not return images, or they are outside the ball.
             UnsupportedModel: the attack follows a gradient, and a defence of the model has none.
         """
         require_model(model)
         with own_numbers(model, seed):
-            return self._attacked(model, images, labels, targets, seed, batch_size)
+            return self._attacked(
+                model, images, (labels, targets), (objective, value), seed, batch_size
+            )
 
     def _attacked(
         self,
         model: HookedModel,
         images: Any,
-        labels: arguments.Classes,
-        targets: arguments.Classes,
+        classes: tuple[Any, Any],
+        aim: tuple[Any, float | None],
         seed: int,
         batch_size: int | None,
     ) -> Adversarial:
-        if model.num_classes < 2:
-            raise ObjectiveError(
-                f"{model.id} has {'one class' if model.num_classes else 'no classes'}, so there is "
-                "no wrong class: an attack needs a classifier"
-            )
+        require_goal(model, *classes, *aim)
         batch = model.images(images).detach()
         step = chunk_size(model, batch, batch_size)
+        goal = _unlabelled_goal(model, batch, *aim)
         with torch.no_grad():
-            clean = batch_logits(model, batch, step)
-        before = clean.argmax(1)
-        truth = before if labels is None else class_indices(model, labels, batch, "labels")
-        aims = None if targets is None else class_indices(model, targets, batch, "targets")
-        if aims is not None and bool((aims == truth).any()):
-            raise ParameterError(
-                "a target equals the image's label: aim at another class", parameter="targets"
-            )
-        already = before == aims if aims is not None else before != truth
-        facts = self._provenance(
-            model,
-            seed,
-            labels=truth.tolist(),
-            targets=aims.tolist() if aims is not None else None,
-        )
+            clean = judge(model, batch, goal, step)
+        goal = _labelled_goal(model, batch, goal, clean, *classes)
+        already = goal.reached(clean.outputs)
+        facts = self._provenance(model, seed, **goal_facts(goal))
         adversarial = batch.clone()
         forwards = torch.zeros(len(batch), dtype=torch.long)
         backwards = torch.zeros(len(batch), dtype=torch.long)
         zeros = torch.zeros(len(batch), dtype=torch.long)
         others: dict[str, tuple[Tensor, Tensor]] = {}
+        notes = Notes(self, len(batch))
         todo = (~already).nonzero().flatten()
         starts = range(0, len(todo), step)
         for start in self.track(starts, self.title(), total=len(starts)):
             rows = todo[start : start + step]
             with (
+                notes.of(rows.tolist()),
                 session(seed, rows.tolist()),
                 restore_state(self, model, facts.weights_sha256),
                 model.count_passes(len(rows)) as counter,
             ):
-                part, label = for_autograd(batch[rows]), for_autograd(truth[rows])
-                aim = for_autograd(aims[rows]) if aims is not None else None
+                part, own = for_autograd(batch[rows]), _for_autograd(goal.rows(rows))
                 zero = torch.zeros(len(rows), dtype=torch.long)
                 tokens = _passes.set(counter), _zeros.set(zero)
                 try:
-                    changed = self.perturb(model, part, label, aim)
+                    changed = self.perturb(model, part, own)
                 finally:
                     _passes.reset(tokens[0])
                     _zeros.reset(tokens[1])
             checked_pixels(self, changed, tuple(part.shape))
-            adversarial[rows] = changed.detach().to(batch)
+            changed = changed.detach().to(batch)
+            if self.kind == "fixed":
+                self._require_inside(changed - batch[rows], "a change")
+            adversarial[rows] = changed
             forwards[rows.cpu()] = counter.forwards
             backwards[rows.cpu()] = counter.backwards
             zeros[rows.cpu()] = zero
@@ -331,7 +397,16 @@ class AttackTechnique(Technique):
                     total[rows.cpu()] = part
         passes = _Passes(forwards, backwards, zeros, others)
         result = self._attack_result(
-            model, batch, adversarial, truth, aims, clean, already, passes, facts, step
+            model,
+            batch,
+            adversarial,
+            goal,
+            clean,
+            already,
+            passes,
+            notes.joined(),
+            facts,
+            step,
         )
         if stuck := int(result.stuck.sum()):
             warnings.warn(
@@ -346,42 +421,47 @@ class AttackTechnique(Technique):
         model: HookedModel,
         originals: Tensor,
         adversarial: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
-        clean: Tensor,
+        goal: Goal,
+        clean: Judged,
         already: Tensor,
         passes: _Passes,
+        notes: dict[str, Any],
         facts: Provenance,
         step: int,
     ) -> Adversarial:
         with torch.no_grad():
-            logits = batch_logits(model, adversarial, step)
-            rounded = batch_logits(model, (adversarial * 255).round() / 255, step)
-        before, after, after_8bit = clean.argmax(1), logits.argmax(1), rounded.argmax(1)
-
-        def fooled(predictions: Tensor) -> Tensor:
-            wrong = predictions != labels if targets is None else predictions == targets
-            return (wrong & ~already).cpu()
-
+            attacked = judge(model, adversarial, goal, step)
+            if self.kind == "minimum":
+                found = goal.reached(attacked.outputs) & ~already
+                if self.epsilon is not None:
+                    found &= self.ball(originals).holds(adversarial - originals)
+                adversarial = torch.where(found[:, None, None, None], adversarial, originals)
+                attacked = clean.replaced(found, attacked)
+            rounded = judge(model, (adversarial * 255).round() / 255, goal, step)
         delta = (adversarial - originals).float().cpu()
         names = [
             [model.class_name(int(index)) for index in row]
-            for row in zip(labels, before, after, strict=True)
+            for row in zip(goal.labels, clean.predicted, attacked.predicted, strict=True)
         ]
+        success = goal.reached(attacked.outputs) & ~already
+        scored = goal.objective is not None
         return Adversarial(
             provenance=facts,
+            notes=notes,
             images=adversarial.cpu(),
             originals=originals.cpu(),
-            labels=labels.cpu(),
-            targets=targets.cpu() if targets is not None else None,
-            before=before.cpu(),
-            after=after.cpu(),
-            confidence_before=clean.softmax(1).amax(1).cpu(),
-            confidence_after=logits.softmax(1).amax(1).cpu(),
-            success=fooled(after),
-            success_8bit=fooled(after_8bit),
+            labels=goal.labels.cpu(),
+            targets=goal.targets.cpu() if goal.targets is not None else None,
+            before=clean.predicted.cpu(),
+            after=attacked.predicted.cpu(),
+            confidence_before=clean.confidence.cpu(),
+            confidence_after=attacked.confidence.cpu(),
+            success=success.cpu(),
+            success_8bit=(goal.reached(rounded.outputs) & ~already).cpu(),
             already_wrong=already.cpu(),
-            l0=(delta != 0).any(1).flatten(1).sum(1),
+            norm=self.norm,
+            l0=change_size(delta, "l0").long(),
+            l1=change_size(delta, "l1").float(),
             l2=delta.flatten(1).norm(dim=1),
             linf=delta.abs().flatten(1).amax(1),
             forwards=passes.forwards,
@@ -393,6 +473,131 @@ class AttackTechnique(Technique):
             other_backwards=passes.of_others(1),
             class_names=names,
             target_names=[
-                model.class_name(int(index)) for index in (targets if targets is not None else ())
+                model.class_name(int(index))
+                for index in (goal.targets if goal.targets is not None else ())
             ],
+            objective=goal.objective.label if goal.objective is not None else "",
+            value=goal.value if scored else None,
+            scores_before=clean.outputs.cpu() if scored else None,
+            scores_after=attacked.outputs.cpu() if scored else None,
         )
+
+
+class Judged(NamedTuple):
+    """What a model says about images: `predicted` and `confidence` are empty without classes."""
+
+    outputs: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+    def replaced(self, rows: Tensor, by: Judged) -> Judged:
+        """Return these values, with those of `by` where `rows` `(B,)`."""
+        return Judged(
+            *(
+                torch.where(rows.view(-1, *[1] * (own.ndim - 1)), other, own) if len(own) else own
+                for own, other in zip(self, by, strict=True)
+            )
+        )
+
+
+def judge(model: HookedModel, images: Tensor, goal: Goal, step: int) -> Judged:
+    """Compute the outputs of a goal for all images, with predictions if the model has classes.
+
+    Random defences use a draw that no attack meets.
+    """
+    parts = []
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        rows = range(start, start + len(part))
+        if goal.objective is None:
+            with fresh_draw(rows):
+                outputs = logits = model(part).float()
+        else:
+            bound = goal.rows(torch.tensor(rows, device=part.device)).objective
+            assert bound is not None
+            classifies = has_classes(model)
+            with (
+                fresh_draw(rows),
+                model.record(*bound.points, until_last=not classifies) as recording,
+            ):
+                logits = model(part).float()
+            logits = logits if classifies else logits.new_zeros(0, 1)
+            outputs = bound(recording)
+        predicted = logits.argmax(1) if len(logits) else logits.new_zeros(0, dtype=torch.long)
+        parts.append(Judged(outputs, predicted, logits.softmax(1).amax(1)))
+    return Judged(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def has_classes(model: HookedModel) -> bool:
+    """Whether the model returns logits of at least two classes."""
+    output = model.layers.get(LOGITS)
+    return model.num_classes > 1 and output is not None and output.layout == "vector"
+
+
+def require_goal(
+    model: HookedModel, labels: Any, targets: Any, objective: Any, value: float | None
+) -> None:
+    """Refuse arguments of a call that say no goal, or two.
+
+    Raises:
+        ObjectiveError: the model has no classes, and there is no objective.
+        ParameterError: an objective has no value, or comes with labels or targets.
+    """
+    if objective is None:
+        if value is not None:
+            raise ParameterError(
+                "a value is for an objective to reach: give objective too", parameter="value"
+            )
+        if model.num_classes < 2:
+            raise ObjectiveError(
+                f"{model.id} has {'one class' if model.num_classes else 'no classes'}, so there is "
+                "no wrong class: an attack needs a classifier, or an objective with a value"
+            )
+        return
+    if labels is not None or targets is not None:
+        raise ParameterError(
+            "an objective takes the place of labels and targets: give one or the other",
+            parameter="objective",
+        )
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ParameterError(
+            f"the objective {objective} needs a value to reach, a finite number: give value",
+            parameter="value",
+        )
+
+
+def goal_facts(goal: Goal) -> dict[str, Any]:
+    """Return the arguments of a call that say the goal again."""
+    if goal.objective is not None:
+        return {"objective": str(goal.objective), "value": goal.value}
+    targets = goal.targets.tolist() if goal.targets is not None else None
+    return {"labels": goal.labels.tolist(), "targets": targets}
+
+
+def _unlabelled_goal(
+    model: HookedModel, batch: Tensor, objective: Any, value: float | None
+) -> Goal:
+    """Return the goal of a call, in which predictions of the originals are still missing."""
+    none = torch.zeros(0, dtype=torch.long, device=batch.device)
+    if objective is None or value is None:
+        return Goal(labels=none)
+    bound = as_objective(objective).bind(model.for_images(batch), batch)
+    return Goal(labels=none, objective=bound, value=float(value))
+
+
+def _labelled_goal(
+    model: HookedModel, batch: Tensor, goal: Goal, clean: Judged, labels: Any, targets: Any
+) -> Goal:
+    """Return the goal with the labels and targets of the call."""
+    truth = clean.predicted if labels is None else class_indices(model, labels, batch, "labels")
+    aims = None if targets is None else class_indices(model, targets, batch, "targets")
+    if aims is not None and bool((aims == truth).any()):
+        raise ParameterError(
+            "a target equals the image's label: aim at another class", parameter="targets"
+        )
+    return replace(goal, labels=truth, targets=aims)
+
+
+def _for_autograd(goal: Goal) -> Goal:
+    targets = for_autograd(goal.targets) if goal.targets is not None else None
+    return replace(goal, labels=for_autograd(goal.labels), targets=targets)

@@ -21,33 +21,43 @@ def attack_figure(adversarial: Adversarial) -> Figure:
 
 def _panels(result: Adversarial, row: int) -> list[Panel]:
     shown, factor = magnified(result.images[row] - result.originals[row])
-    label, before, after = result.class_names[row]
-    if result.already_wrong[row]:
-        verdict, colour = "misclassified from the start, not attacked", MUTED
-    elif result.stuck[row]:
-        verdict, colour = "not fooled: the gradient was zero", MUTED
-    elif result.target_names and not result.success[row]:
-        verdict, colour = f"target {result.target_names[row]} not reached", GOOD
-    elif result.success[row]:
-        also_8bit = bool(result.success_8bit[row])
-        verdict, colour = (
-            ("fooled" if also_8bit else "fooled, but not after rounding to 8 bits"),
-            BAD,
-        )
-    else:
-        verdict, colour = "not fooled", GOOD
     linf, l2 = float(result.linf[row]) * 255, format_number(float(result.l2[row]))
+    magnification = ", ".join(filter(None, [f"change ×{factor:.0f}", result.note_text(row)]))
     return [
-        Panel(
-            result.originals[row],
-            f"{before} {format_share(float(result.confidence_before[row]))}",
-            f"labelled {label}",
-        ),
-        Panel(shown, f"change ×{factor:.0f}", f"L∞ {linf:.1f}/255   L2 {l2}"),
-        Panel(
-            result.images[row],
-            f"{after} {format_share(float(result.confidence_after[row]))}",
-            verdict,
-            colour,
-        ),
+        Panel(result.originals[row], *_before(result, row)),
+        Panel(shown, magnification, f"L∞ {linf:.1f}/255   L2 {l2}"),
+        Panel(result.images[row], _after(result, row), *_verdict(result, row)),
     ]
+
+
+def _verdict(result: Adversarial, row: int) -> tuple[str, str]:
+    """Return what became of an image, and the colour of that text."""
+    scored = bool(result.objective)
+    if result.already_wrong[row]:
+        why = "there from the start" if scored else "misclassified from the start"
+        return f"{why}, not attacked", MUTED
+    if result.stuck[row]:
+        return f"{'not reached' if scored else 'not fooled'}: the gradient was zero", MUTED
+    if result.success[row]:
+        done = "reached" if scored else "fooled"
+        return (done if result.success_8bit[row] else f"{done}, but not after 8-bit rounding"), BAD
+    if result.target_names:
+        return f"target {result.target_names[row]} not reached", GOOD
+    return ("not reached" if scored else "not fooled"), GOOD
+
+
+def _before(result: Adversarial, row: int) -> tuple[str, str]:
+    """Return the two lines below an original."""
+    if result.scores_before is not None:
+        value = format_number(float(result.scores_before[row]))
+        return f"{value}", f"{result.objective} to reach {format_number(result.value or 0.0)}"
+    label, before, _ = result.class_names[row]
+    return f"{before} {format_share(float(result.confidence_before[row]))}", f"labelled {label}"
+
+
+def _after(result: Adversarial, row: int) -> str:
+    """Return the first line below an adversarial image."""
+    if result.scores_after is not None:
+        return format_number(float(result.scores_after[row]))
+    after = result.class_names[row][2]
+    return f"{after} {format_share(float(result.confidence_after[row]))}"

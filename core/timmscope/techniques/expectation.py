@@ -7,7 +7,8 @@ the expected loss (Athalye, Carlini & Wagner, ICML 2018, arXiv:1802.00420).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,6 +44,13 @@ def mean_over_draws(
     return tuple(value / count for value in total) if count > 1 else total
 
 
+@contextlib.contextmanager
+def fresh_draw(rows: Iterable[int]) -> Iterator[None]:
+    """Give random defences a draw that no technique meets, for these rows of the batch."""
+    with another_draw(-1), image_rows(rows):
+        yield
+
+
 def batch_logits(model: HookedModel, images: Tensor, step: int) -> Tensor:
     """Return logits `(B, K)` under a draw of random defences that no technique meets.
 
@@ -54,6 +62,6 @@ def batch_logits(model: HookedModel, images: Tensor, step: int) -> Tensor:
     logits = []
     for start in range(0, len(images), step):
         part = images[start : start + step]
-        with another_draw(-1), image_rows(range(start, start + len(part))):
+        with fresh_draw(range(start, start + len(part))):
             logits.append(model(part).float())
     return torch.cat(logits)
