@@ -70,6 +70,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, "espresso")
     if run.base in ("attack", "defence", "certification"):
         return run(model, [cat, coffee])
+    if run.base == "universal-attack":
+        return run(model, store.path.with_name("images"), split="label")
     if run.base == "style" and "model" not in run.takes:
         gravel = cat.with_name("gravel.png")
         return run(content=cat, styles=gravel)

@@ -312,6 +312,9 @@ from .techniques import (
     GradientCheck as GradientCheck,
 )
 from .techniques import (
+    ImageBatches as ImageBatches,
+)
+from .techniques import (
     LayerName as LayerName,
 )
 from .techniques import (
@@ -370,6 +373,12 @@ from .techniques import (
 )
 from .techniques import (
     UnitNumbers as UnitNumbers,
+)
+from .techniques import (
+    UniversalAttack as UniversalAttack,
+)
+from .techniques import (
+    UniversalPerturbation as UniversalPerturbation,
 )
 from .techniques import (
     alpha_norm as alpha_norm,

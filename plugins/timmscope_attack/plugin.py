@@ -22,3 +22,12 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_attack.pgd:PGD",
         paper="Madry et al., ICLR 2018, arXiv:1706.06083",
     )
+    yield TechniqueSpec(
+        name="universal-perturbation",
+        family="attack",
+        base="universal-attack",
+        summary="One small change that fools a model on most images.",
+        impl="timmscope_attack.universal:UniversalAdversarialPerturbation",
+        paper="Moosavi-Dezfooli et al., CVPR 2017, arXiv:1610.08401; "
+        "Shafahi et al., AAAI 2020, arXiv:1811.11304",
+    )

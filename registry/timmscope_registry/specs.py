@@ -26,6 +26,7 @@ BASES: dict[str, tuple[Family, ...]] = {
     "attribution": ("attribution",),
     "synthesis": ("synthesis",),
     "attack": ("attack",),
+    "universal-attack": ("attack",),
     "defence": ("defence",),
     "certification": ("defence",),
     "style": ("style",),

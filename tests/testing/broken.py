@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from timmscope import AttributionTechnique, Collector, HookedModel
+from timmscope import AttackTechnique, AttributionTechnique, Collector, HookedModel
 from timmscope_registry import (
     CollectorSpec,
     ModelError,
@@ -224,7 +225,28 @@ class ChangesTheFolderWhenBroken(_Plain):
         return outcome
 
 
+class KnowsOneNorm(AttackTechnique):
+    """Declares all norms, but its change is one of L∞."""
+
+    def perturb(self, model, images, goal):
+        return (images + self.ball(images).epsilon).clamp(0, 1)
+
+
+class KnowsOnlyTargets(AttackTechnique):
+    """Reads the goal's targets, which not every goal has."""
+
+    norm: Literal["linf"] = "linf"
+    """Norm of the change."""
+
+    def perturb(self, model, images, goal):
+        if goal.objective is not None:
+            return images - goal.targets.view(-1, 1, 1, 1)
+        return images
+
+
 TECHNIQUES = [
+    KnowsOneNorm,
+    KnowsOnlyTargets,
     DrawsFromTorch,
     DrawsFromPython,
     SeedsNumPy,

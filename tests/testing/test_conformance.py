@@ -80,6 +80,8 @@ def test_a_correct_plugin_passes(registry, tmp_path, name):
         ("replaces-a-forward", "model-is-untouched", "the model's forward"),
         ("leaves-a-hook-on-a-parameter", "model-is-untouched", "conv1.weight"),
         ("changes-the-default-device", "process-settings-are-untouched", "torch's default device"),
+        ("knows-one-norm", "stays-inside-the-radius", "expected at most epsilon"),
+        ("knows-only-targets", "takes-every-goal", "AttributeError"),
         ("changes-the-folder-when-broken", "process-settings-are-untouched", "working directory"),
     ],
 )

@@ -26,6 +26,7 @@ QUICK = {
     "rise": {"masks": 9},
     "smooth-grad": {"samples": 3},
     "top-patches": {"units": [0, 5], "k": 2},
+    "universal-perturbation": {"epochs": 1, "batch": 12},
 }
 """Parameters of slow techniques; with the defaults they run once on each tiny model."""
 

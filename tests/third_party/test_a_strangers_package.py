@@ -21,6 +21,7 @@ NAMES = {
     "centre-bias",
     "best-of-noise",
     "brightness",
+    "tint",
     "shake",
     "rounding",
     "histogram-match",

@@ -19,6 +19,7 @@ Base = Literal[
     "attribution",
     "synthesis",
     "attack",
+    "universal-attack",
     "defence",
     "certification",
     "style",

@@ -18,7 +18,6 @@ from timmscope.evaluation.metrics import BY_NAME, default_metrics
 from timmscope.evaluation.pointing import Box, Boxes, PointingGame
 from timmscope.evaluation.randomisation import CascadingRandomisation
 from timmscope.evaluation.result import Evaluation, summarise
-from timmscope.evaluation.subjects import Subject, Subjects
 from timmscope.images import Images
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
@@ -27,6 +26,7 @@ from timmscope.results.result import Provenance
 from timmscope.store.lock import StoreLock
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.image_set import ImageSet, SetImage
 from timmscope.techniques.lookup import attribution, unique_names
 from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
@@ -87,7 +87,7 @@ def evaluate(
     chosen = _techniques(techniques)
     measures = _metrics(metrics, boxes is not None, model)
     box_table = None if boxes is None else Boxes(boxes)
-    subjects = Subjects(model, images)
+    subjects = ImageSet(model, images)
     if box_table is not None and not any(box_table.of(name) for name in subjects.names):
         raise ParameterError(
             f"no image has a box: boxes are of {box_table.example}, images are called "
@@ -158,7 +158,7 @@ def evaluate(
 def _complete(
     journal: Journal,
     model: HookedModel,
-    subjects: Subjects,
+    subjects: ImageSet,
     techniques: Mapping[str, AttributionTechnique],
     metrics: Sequence[Metric],
     boxes: Boxes | None,
@@ -169,7 +169,7 @@ def _complete(
     """Add the missing records: of every image, one for each technique."""
     labels = list(techniques)
     total = len(subjects) * len(labels)
-    subject: Subject | None = None
+    subject: SetImage | None = None
     loaded = -1
     with task("evaluating", total=total) as advance:
         advance(journal.count)

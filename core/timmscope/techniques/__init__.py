@@ -48,6 +48,8 @@ from timmscope.techniques.training import (
     evaluating,
 )
 from timmscope.techniques.unit_numbers import UnitNumbers, chosen_units
+from timmscope.techniques.universal import ImageBatches, UniversalAttack
+from timmscope.techniques.universal_perturbation import UniversalPerturbation
 
 __all__ = [
     "Adversarial",
@@ -65,6 +67,7 @@ __all__ = [
     "Defended",
     "Goal",
     "GradientCheck",
+    "ImageBatches",
     "LayerName",
     "LayerView",
     "Loss",
@@ -85,6 +88,8 @@ __all__ = [
     "TrainingProgress",
     "TrainingTechnique",
     "UnitNumbers",
+    "UniversalAttack",
+    "UniversalPerturbation",
     "alpha_norm",
     "baseline_images",
     "chosen_units",

@@ -17,6 +17,7 @@ from .store_analysis import StoresTechnique, StoreTechnique
 from .style import StyleTechnique
 from .synthesis import SynthesisTechnique
 from .training import TrainingTechnique
+from .universal import UniversalAttack
 
 BASES: dict[str, type[Technique]] = {
     base.base: base
@@ -24,6 +25,7 @@ BASES: dict[str, type[Technique]] = {
         AttributionTechnique,
         SynthesisTechnique,
         AttackTechnique,
+        UniversalAttack,
         DefenceTechnique,
         CertificationTechnique,
         StyleTechnique,

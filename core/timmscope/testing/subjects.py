@@ -119,7 +119,8 @@ class Subject:
     @property
     def is_split(self) -> bool:
         """Whether the technique's base splits batches."""
-        return self.technique.base in ("attribution", "attack", "defence", "certification")
+        bases = ("attribution", "attack", "universal-attack", "defence", "certification")
+        return self.technique.base in bases
 
     @property
     def tripwire(self) -> Tripwire:
@@ -157,9 +158,19 @@ def _call_synthesis(subject: Subject, seed: int, _: int | None, call: dict[str, 
 
 
 def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]) -> Any:
-    aims = {name: call[name] for name in ("labels", "targets") if name in call}
+    named = ("labels", "targets", "objective", "value")
+    aims = {name: call[name] for name in named if name in call}
     used: Any = subject.technique
     return used(subject.model, subject.images, seed=seed, batch_size=batch_size, **aims)
+
+
+def _call_universal(
+    subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]
+) -> Any:
+    asked = {name: call[name] for name in ("target", "objective", "value") if name in call}
+    used: Any = subject.technique
+    images = tiny_images(STORED)
+    return used(subject.model, images, held_out=0.5, seed=seed, batch_size=batch_size, **asked)
 
 
 def _call_defence(subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]) -> Any:
@@ -212,6 +223,7 @@ CALLS = {
     "attribution": _call_attribution,
     "synthesis": _call_synthesis,
     "attack": _call_attack,
+    "universal-attack": _call_universal,
     "defence": _call_defence,
     "certification": _call_certification,
     "style": _call_style,

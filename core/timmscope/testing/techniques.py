@@ -10,16 +10,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from timmscope.results import load_result
 from timmscope.results.result import Provenance
 from timmscope.techniques import Technique
+from timmscope.techniques.bounded import BoundedTechnique
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.restore_state import StateWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
+from timmscope.testing.models import tiny_images
 from timmscope.testing.process_settings import global_seeds
 from timmscope.testing.subjects import Subject, differing_arrays, recorded_progress
 from timmscope_registry import TimmscopeError
@@ -248,6 +250,41 @@ def progress_is_reported_and_work_can_be_stopped(case: Case) -> None:
     else:
         raise AssertionError("Ctrl-C was swallowed")
     assert not fingerprint(subject.model.module).difference(before)
+
+
+@check("technique")
+def stays_inside_the_radius(case: Case) -> None:
+    """An attack takes any norm that it declares and any radius, and stays within it."""
+    subject = _accepted_subject(case)
+    used = subject.technique
+    if not isinstance(used, BoundedTechnique):
+        raise NotApplicable(f"the base {used.base} has no radius")
+    kind, given = type(used), used.model_dump()
+    norms = get_args(kind.model_fields["norm"].annotation)
+    for norm in norms:
+        radius = {"linf": 0.01, "l2": 0.2, "l1": 2.0, "l0": 20.0}[norm]
+        subject.technique = kind(**given | {"norm": norm, "epsilon": radius})
+        result: Any = subject.run()  # a change outside is an error
+        assert result.norm == norm, f"the result has the norm {result.norm}, not {norm}"
+
+
+@check("technique")
+def takes_every_goal(case: Case) -> None:
+    """An attack raises an objective to a value, or refuses it in one line."""
+    subject = _accepted_subject(case)
+    if not isinstance(subject.technique, BoundedTechnique):
+        raise NotApplicable(f"the base {subject.technique.base} has no goal")
+    used: Any = subject.technique
+    images = subject.images if used.base == "attack" else tiny_images(12)
+    layer = next(name for name, layer in subject.model.layers.items() if layer.channels > 1)
+    for goal in ({"objective": f"-{layer}[1]", "value": 1e6}, {"objective": 3, "value": -1e6}):
+        try:
+            result = used(subject.model, images, **goal)
+        except TimmscopeError as refusal:
+            _assert_one_line(refusal)
+            continue
+        done = result.success if used.base == "attack" else result.fooled
+        assert not done.any(), "it claims a value that no image reaches, or that all had before"
 
 
 @check("technique")

@@ -12,6 +12,7 @@ def _gradients(folder: Path) -> str:
 test_attribution = conformance("centre-bias")
 test_synthesis = conformance("best-of-noise")
 test_attack = conformance("brightness")
+test_universal_attack = conformance("tint")
 test_defence = conformance("shake")
 test_certification = conformance("rounding")
 test_style = conformance("histogram-match")

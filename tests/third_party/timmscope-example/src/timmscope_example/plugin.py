@@ -34,6 +34,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_example.attack:Brightness",
     )
     yield TechniqueSpec(
+        name="tint",
+        family="attack",
+        base="universal-attack",
+        summary="The colour that fools a model on most images.",
+        impl="timmscope_example.universal:Tint",
+    )
+    yield TechniqueSpec(
         name="shake",
         family="defence",
         summary="A random move by a few pixels.",

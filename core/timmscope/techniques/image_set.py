@@ -1,4 +1,4 @@
-"""Loads the images of an evaluation one at a time, from a folder or from a tensor."""
+"""`ImageSet` loads images one at a time, from a folder or another source, or from a tensor."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from timmscope_registry import ImageError
 
 
 @dataclass(frozen=True)
-class Subject:
+class SetImage:
     """One preprocessed image, `(3, H, W)` in [0, 1], and its original size (width, height)."""
 
     image: Tensor
     size: tuple[int, int]
 
 
-class Subjects:
+class ImageSet:
     """Images by number, with their names.
 
     Args:
@@ -49,13 +49,30 @@ class Subjects:
         return len(self.names)
 
     @property
+    def labels(self) -> list[str | None] | None:
+        """Label of every image; None if there are none."""
+        labels = None if self._source is None else self._source.labels
+        return None if labels is None else list(labels)
+
+    @property
+    def location(self) -> str:
+        """Text that opens the images again; empty for a tensor or a source in memory."""
+        return "" if self._source is None else self._source.location
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each preprocessed image."""
+        if self._tensor is None:
+            return self._model.input_size
+        channels, height, width = self._tensor.shape[1:]
+        return channels, height, width
+
+    @property
     def pixels(self) -> int:
         """Number of pixels of each preprocessed image."""
-        if self._tensor is not None:
-            return self._tensor.shape[2] * self._tensor.shape[3]
-        return self._model.input_size[1] * self._model.input_size[2]
+        return self.shape[1] * self.shape[2]
 
-    def load(self, number: int) -> Subject:
+    def load(self, number: int) -> SetImage:
         """Return one image.
 
         Raises:
@@ -64,10 +81,10 @@ class Subjects:
         if self._source is None:
             assert self._tensor is not None
             image = self._tensor[number]
-            return Subject(image, (image.shape[2], image.shape[1]))
+            return SetImage(image, (image.shape[2], image.shape[1]))
         picture = self._source.load(number)
         image = self._model.preprocess(picture).to(self._model.device)
-        return Subject(image, picture.size)
+        return SetImage(image, picture.size)
 
     def fingerprint(self) -> str:
         """Return a digest of the images."""
