@@ -145,7 +145,7 @@ class Follow(AttackTechnique):
 
     way: str
 
-    def perturb(self, model, images, labels, targets):
+    def perturb(self, model, images, goal):
         aim = "class:1"
         made = {"mean": model.mean, "std": model.std, "input_size": model.input_size}
         if self.way == "wrapper":

@@ -56,7 +56,9 @@ def test_every_python_block_runs_after_those_before_it(
         elif not (block.skipped or block.is_plugin):
             # Blank lines above make the line numbers of a traceback those of the page.
             source = "\n" * (block.line - 1) + block.text
-            exec(compile(source, str(ROOT / block.page), "exec"), scope)
+            # The future features of this file are not those of the page.
+            code = compile(source, str(ROOT / block.page), "exec", dont_inherit=True)
+            exec(code, scope)
 
 
 @pytest.mark.parametrize("page", WITH_PLUGIN, ids=name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from timmscope import (
     AttackTechnique,
+    Goal,
     HookedModel,
     LayerNotFound,
     ModelError,
@@ -194,14 +195,14 @@ class Darker(AttackTechnique):
 
     uses_gradients: ClassVar[bool] = False
 
-    def perturb(
-        self, model: HookedModel, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
+    epsilon: float | None = 1.0
+
+    def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
         changed, rows = images.clone(), torch.arange(len(images))
         for factor in (0.75, 0.5, 0.25, 0.0):
             with self.only(rows):
                 changed[rows] = images[rows] * factor
-                rows = rows[model(changed[rows]).argmax(1) == labels[rows]]
+                rows = rows[~goal.rows(rows).reached(model(changed[rows]))]
             if not len(rows):
                 break
         return changed
