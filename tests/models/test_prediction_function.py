@@ -29,7 +29,7 @@ from timmscope import (
     technique,
 )
 from timmscope.cli import main
-from timmscope.store.model import require_weights
+from timmscope.store.model import require_same_model
 from timmscope.testing import tiny_images, tiny_model
 from timmscope_registry import set_registry
 
@@ -163,7 +163,7 @@ def test_layers_and_stores_are_refused(tmp_path: Path) -> None:
         mine(model, tmp_path, tmp_path / "x.scope", layers=["logits"])
     assert not (tmp_path / "x.scope").exists()
     with pytest.raises(StoreMismatch):
-        require_weights(model, "0" * 64, "the model of a store")
+        require_same_model(model, "0" * 64, (), "the model of a store")
 
 
 def test_occlusion_and_rise_are_those_of_the_model_inside() -> None:

@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from timmscope.parameters import technique_error
 from timmscope.techniques.balls import NORM_NAMES, RADII, Ball, Norm
-from timmscope.techniques.base import Technique, technique_error
+from timmscope.techniques.base import Technique
 
 
 class BoundedTechnique(Technique):

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from timmscope.techniques.base import Technique, noting, technique_error
+from timmscope.parameters import technique_error
+from timmscope.techniques.base import Technique, noting
 
 _PLAIN = (bool, int, float, str, type(None))
 

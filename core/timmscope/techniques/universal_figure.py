@@ -23,8 +23,8 @@ from timmscope.drawing.style import (
     theme,
     truncate,
 )
-from timmscope.techniques.attack_figure import magnified
 from timmscope.techniques.balls import NORM_NAMES
+from timmscope.techniques.change_figure import magnified
 
 if TYPE_CHECKING:
     from timmscope.techniques.universal_perturbation import UniversalPerturbation

@@ -131,7 +131,7 @@ class UniversalPerturbation(Result):
 
     def pictures(self) -> dict[str, Any]:
         """Return the magnified perturbation, and the images of the figure with it."""
-        from timmscope.techniques.attack_figure import magnified
+        from timmscope.techniques.change_figure import magnified
 
         changed = self.apply(self.originals)
         return {

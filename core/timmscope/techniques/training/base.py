@@ -24,11 +24,12 @@ from timmscope.images import ImageSource, open_images
 from timmscope.models import HookedModel, Preprocessing
 from timmscope.models.checkpoints import load_weights
 from timmscope.models.trained import CARD, UNFINISHED, WEIGHTS, Card, card_of, read_weights
+from timmscope.parameters import technique_error
 from timmscope.store.files import TEMPORARY, write_bytes
 from timmscope.store.lock import NAME as LOCK
 from timmscope.store.lock import StoreLock
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model, technique_error
+from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
 from timmscope.techniques.training import checkpoint

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from timmscope.drawing import sheet_figure
 from timmscope.durable import make_folder
+from timmscope.parameters import technique_error
 from timmscope.progress import remark, task
 from timmscope.results.result import environment_versions
 from timmscope.store.files import write_bytes
-from timmscope.techniques.base import technique_error
 from timmscope.techniques.training import checkpoint
 from timmscope.techniques.training.checkpoint import Record
 from timmscope.techniques.training.data import TrainingData, permutation, seed_of

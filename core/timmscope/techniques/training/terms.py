@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from timmscope.techniques.base import technique_error
+from timmscope.parameters import technique_error
 from timmscope_registry.plugin_faults import brief
 
 if TYPE_CHECKING:
