@@ -15,6 +15,7 @@ from timmscope import (
     AttributionTechnique,
     CertificationOutcome,
     CertificationTechnique,
+    DefenceTechnique,
     HookedModel,
     ModelTechnique,
     StoresTechnique,
@@ -54,6 +55,12 @@ class Universal(UniversalAttack):
     def fit(self, model, batches, goal):
         self.note("value", noted(PICTURES))
         return torch.zeros(3, 4, 4)
+
+
+class Filters(DefenceTechnique):
+    def transform(self, images, generators):
+        self.note("value", noted(images))
+        return images
 
 
 class Proofs(CertificationTechnique):
@@ -99,6 +106,7 @@ CALLS: dict[str, Any] = {
     "attribution": lambda model, size: Maps()(model, PICTURES, 0, batch_size=size),
     "attack": lambda model, size: Changes()(model, PICTURES, batch_size=size),
     "universal-attack": lambda model, size: Universal()(model, PICTURES, held_out=0.4),
+    "defence": lambda model, size: Filters()(model, PICTURES, batch_size=size),
     "certification": lambda model, size: Proofs()(model, PICTURES, batch_size=size),
     "synthesis": lambda model, size: Images()(model, 0),
     "style": lambda model, size: Styles()(model, PICTURES[0], PICTURES[1]),
@@ -106,8 +114,20 @@ CALLS: dict[str, Any] = {
     "store": lambda model, size: OneStore()(ROWS),
     "stores": lambda model, size: ManyStores()([ROWS]),
 }
-OF_IMAGES = {"attribution": 3, "attack": 3, "certification": 3, "synthesis": 3, "style": 1}
+OF_IMAGES = {
+    "attribution": 3,
+    "attack": 3,
+    "defence": 3,
+    "certification": 3,
+    "synthesis": 3,
+    "style": 1,
+}
 """Bases whose results are of images, and their number."""
+
+
+def test_every_base_but_training_is_tested() -> None:
+    """A training has its loss terms and rates instead."""
+    assert set(CALLS) == set(BASES) - {"training"}
 
 
 @pytest.fixture
@@ -118,7 +138,7 @@ def note(monkeypatch: pytest.MonkeyPatch) -> Any:
     return use
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", CALLS)
 def test_one_value_for_all_is_kept_and_shown(
     base: str, linear_model: HookedModel, tmp_path: Path, note: Any
 ) -> None:
@@ -160,7 +180,7 @@ def test_a_note_of_wrong_length_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("base", set(BASES) - set(OF_IMAGES))
+@pytest.mark.parametrize("base", sorted(set(CALLS) - set(OF_IMAGES)))
 def test_a_result_without_images_takes_one_value_for_all(
     base: str, linear_model: HookedModel, note: Any
 ) -> None:

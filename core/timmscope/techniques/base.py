@@ -51,7 +51,7 @@ class Technique(Parameters):
 
         Results have it in `notes`, in `summary()` and in `result.json`; captions show it where
         there is room. Notes of chunks of a batch are joined in image order. Outside a call, nothing
-        happens.
+        happens, nor in a training, whose `loss` returns its terms.
 
         Args:
             name: name of the column, as in `step_of_success`.

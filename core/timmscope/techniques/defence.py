@@ -18,6 +18,7 @@ from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.class_indices import class_indices
+from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope_registry import ObjectiveError
@@ -84,8 +85,8 @@ class Defended(Result):
         return {f"defended-{row:03d}": image for row, image in enumerate(self.images)}
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per image: predictions and the size of the change."""
-        return [
+        """Return one row per image: predictions, the size of the change and notes."""
+        rows = [
             {
                 "image": row,
                 **({"label": self.label_names[row]} if self.label_names else {}),
@@ -98,6 +99,7 @@ class Defended(Result):
             }
             for row in range(len(self.images))
         ]
+        return self.with_notes(rows)
 
 
 def _share(right: Tensor) -> float:
@@ -160,11 +162,13 @@ class DefenceTechnique(Technique, Defence):
         changed, before, after = [], [], []
         chain = (*model.defences, self)
         bare = model.defended(())
+        notes = Notes(self, len(batch))
         starts = range(0, len(batch), step)
         for start in self.track(starts, self.title(), total=len(starts)):
             part = batch[start : start + step]
             rows = range(start, start + len(part))
             with (
+                notes.of(rows),
                 session(seed, rows),
                 restore_state(self, model, facts.weights_sha256),
                 torch.no_grad(),
@@ -179,6 +183,7 @@ class DefenceTechnique(Technique, Defence):
         predicted = [first.argmax(1), second.argmax(1)]
         return Defended(
             provenance=facts,
+            notes=notes.joined(),
             images=defended.clamp(0, 1),
             originals=originals,
             labels=None if truth is None else truth.cpu(),

@@ -36,13 +36,14 @@ def _panels(result: Defended, row: int) -> list[Panel]:
         verdict, colour = ("right", GOOD) if right else ("wrong", BAD)
         verdict = f"{verdict} behind the defence"
         detail = f"labelled {result.label_names[row]}"
+    magnification = ", ".join(filter(None, [f"change ×{factor:.0f}", result.note_text(row)]))
     return [
         Panel(
             result.originals[row],
             f"{before} {format_share(float(result.confidence_before[row]))}",
             detail,
         ),
-        Panel(shown, f"change ×{factor:.0f}", f"L∞ {linf:.1f}/255   L2 {l2}"),
+        Panel(shown, magnification, f"L∞ {linf:.1f}/255   L2 {l2}"),
         Panel(
             result.images[row],
             f"{after} {format_share(float(result.confidence_after[row]))}",
