@@ -59,6 +59,10 @@ def adversarial(count=2):
         stuck=torch.zeros(count, dtype=torch.bool),
         linf=torch.full((count,), 4 / 255),
         l2=torch.full((count,), 1.0),
+        objective="",
+        scores_before=None,
+        scores_after=None,
+        note_text=lambda row: "",
     )
 
 

@@ -67,7 +67,7 @@ def test_first_party_plugins_use_the_same_entry_points() -> None:
     assert {e.spec.name for e in registry.techniques() if e.plugin.distribution == "timmscope"} == (
         FIRST_PARTY
     )
-    assert [e.spec.scheme for e in registry.model_sources()] == ["timm", "file", "pip", "random"]
+    assert [e.spec.scheme for e in registry.model_sources()] == ["timm", "file", "pip", "random", "ensemble"]
     assert {e.spec.name for e in registry.collectors()} == {
         "pooled",
         "extrema",
@@ -243,7 +243,7 @@ def test_a_hook_with_an_unknown_argument_is_reported(distribution: Make) -> None
         ),
         (
             "yield TechniqueSpec(name='a', family='style', base='store', summary='', impl='a:b')",
-            "base is 'store', expected style for the family style",
+            "base is 'store', expected style or training for the family style",
         ),
         (
             "yield TechniqueSpec(name='a', family='style', base=7, summary='', impl='a:b')",
@@ -473,7 +473,7 @@ def test_a_missing_requirement_is_named_before_the_import(distribution: Make) ->
     [
         ("grad-kam", "did you mean 'grad-cam', "),
         ("GradCAM", "did you mean 'grad-cam', "),
-        ("timmscop:pgd", "did you mean 'timmscope:pgd'?"),
+        ("timmscop:pgd", "did you mean 'timmscope:pgd' or"),
         ("zzz", "choose one of ablation-cam, activation-m"),
     ],
 )

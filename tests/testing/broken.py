@@ -389,7 +389,7 @@ def timmscope_techniques():
     for kind in TECHNIQUES:
         yield TechniqueSpec(
             name=slug(kind),
-            family="attribution",
+            family=kind.family,
             summary="Broken on purpose.",
             impl=f"{__name__}:{kind.__name__}",
         )

@@ -102,7 +102,7 @@ KINDS = {
     "objective to reach": CliArgument(str, read=typed_objective),
     "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
     "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
-    "image set": CliArgument(parameters.DataSet, ONE, rank=4),
+    "image set": CliArgument(str, ONE, rank=4),
     "held out": CliArgument(str, read=_share_or_location),
     "optional images": CliArgument(Path, MANY, list, rank=4),
     "image": CliArgument(Path, ONE, rank=4),

@@ -109,7 +109,8 @@ from timmscope.testing import conformance, tiny_images, tiny_model
         "The mean direction that fools single images.",
         "pip:efficientnet-lite0 photos/",
         """def test_every_value_is_plus_or_minus_epsilon() -> None:
-    result = technique("{name}")(epsilon=0.02)(tiny_model(), tiny_images(12), held_out=0.5)
+    attack = technique("{name}")(epsilon=0.02)
+    result = attack(tiny_model(), tiny_images(12), held_out=0.5)
     assert result.perturbation.abs().max() <= 0.02
     assert result.held_out.sum() == 6
     assert result.apply(tiny_images(1)).shape == (1, 3, 32, 32)""",
