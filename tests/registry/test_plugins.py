@@ -67,7 +67,13 @@ def test_first_party_plugins_use_the_same_entry_points() -> None:
     assert {e.spec.name for e in registry.techniques() if e.plugin.distribution == "timmscope"} == (
         FIRST_PARTY
     )
-    assert [e.spec.scheme for e in registry.model_sources()] == ["timm", "file", "pip", "random", "ensemble"]
+    assert [e.spec.scheme for e in registry.model_sources()] == [
+        "timm",
+        "file",
+        "pip",
+        "random",
+        "ensemble",
+    ]
     assert {e.spec.name for e in registry.collectors()} == {
         "pooled",
         "extrema",
