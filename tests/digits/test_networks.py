@@ -77,13 +77,8 @@ def test_the_attack_pgd_finds_what_the_cards_say_and_trades_is_best_at_twice_the
     assert at_twice["standard"] <= 0.1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("standard", "fast")),
-        *(pytest.param(name, marks=pytest.mark.soak) for name in ("pgd", "trades")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_the_trainer_reaches_the_bars(name, tmp_path: Path):
     result = train(name, tmp_path)
     assert result.held_out["accuracy"] >= CLEAN[name]
