@@ -132,4 +132,5 @@ def test_jpeg_hides_an_attack_that_does_not_know_it_and_none_that_does(lite0: Ho
     with torch.no_grad():
         oblivious = float((behind(bare.images).argmax(1) == labels).float().mean())
     assert adaptive.robust_accuracy <= oblivious
-    assert adaptive.robust_accuracy <= bare.robust_accuracy + 0.05
+    one_image = 1 / len(images) + 1e-6  # shares are float32
+    assert adaptive.robust_accuracy <= bare.robust_accuracy + one_image
