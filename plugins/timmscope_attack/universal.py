@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from timmscope import Ball, Goal, HookedModel, ImageBatches, Loss, UniversalAttack
+from timmscope import (
+    Goal,
+    HookedModel,
+    ImageBatches,
+    Loss,
+    UniversalAttack,
+    image_rows,
+    mean_over_draws,
+)
 
 
 class UniversalAdversarialPerturbation(UniversalAttack):
@@ -20,7 +29,8 @@ class UniversalAdversarialPerturbation(UniversalAttack):
     linearly to a tenth, so that the last batches do not undo what the others have found. This is
     stochastic gradient ascent (Shafahi et al.) towards the goal of Moosavi-Dezfooli et al., who sum
     the smallest changes of single images instead: it takes a pass forward and back per image and
-    epoch, where theirs takes dozens. Cost: `epochs` forward and backward passes per image.
+    epoch, where theirs takes dozens. Each step meets a random defence with a new draw. Cost:
+    `epochs` forward and backward passes per image.
 
     Paper:
         - Moosavi-Dezfooli, Fawzi, Fawzi & Frossard, "Universal Adversarial Perturbations", CVPR
@@ -64,23 +74,19 @@ class UniversalAdversarialPerturbation(UniversalAttack):
         for epoch in range(self.epochs):
             for images, rows in batches.epoch(epoch, self.batch):
                 step = first * (1 - 0.9 * done / max(steps - 1, 1))
-                found = self._step(model, images, goal.rows(rows), found, ball, step)
+                compute = partial(self._gradient, model, images, goal.rows(rows), found)
+                with image_rows(rows.tolist()):
+                    (gradient,) = mean_over_draws(model, compute, step=done, draws=1)
+                found = ball.project(found + step * ball.steepest(gradient))
                 done += 1
         return found[0]
 
-    def _step(
-        self,
-        model: HookedModel,
-        images: Tensor,
-        goal: Goal,
-        found: Tensor,
-        ball: Ball,
-        step_size: float,
-    ) -> Tensor:
-        """Return the perturbation after one step."""
+    def _gradient(
+        self, model: HookedModel, images: Tensor, goal: Goal, found: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the gradient `(1, C, H, W)` of the limited loss in the perturbation."""
         most = self.limit if goal.objective is None else goal.value
         leaf = found.clone().requires_grad_()
         outputs = goal.outputs(model, (images + leaf).clamp(0, 1))
         loss = goal.loss(outputs, self.loss).clamp(max=most).sum()
-        (gradient,) = torch.autograd.grad(loss, leaf)
-        return ball.project(found + step_size * ball.steepest(gradient))
+        return torch.autograd.grad(loss, leaf)

@@ -170,6 +170,31 @@ def test_each_step_has_new_draws_and_success_is_judged_on_a_draw_that_no_attack_
     assert result.forwards.tolist() == [6]
 
 
+def test_a_universal_attack_meets_new_draws_at_each_step_whatever_the_batch_size(images):
+    seen = []
+
+    class Told(Noise):
+        """Notes its noise."""
+
+        def transform(self, images, generators):
+            changed = super().transform(images, generators)
+            seen.append((changed - images)[:, 0, 0, 0].tolist())
+            return changed
+
+    model = linear(std=(0.5,) * 3).defended([Told()])
+    attack = technique("universal-perturbation")(epochs=2, batch=3)
+    found = {}
+    for size in (1, 4):
+        seen.clear()
+        found[size] = attack(model, images, held_out=0.5, batch_size=size)
+        steps = [draw for draw in seen[6 // size + (6 % size > 0) :][:2] for draw in draw]
+        assert len({round(draw, 5) for draw in steps}) == len(steps) == 6, steps
+    one, four = found.values()
+    assert torch.equal(one.perturbation, four.perturbation)
+    assert torch.allclose(one.confidence_before, four.confidence_before, atol=1e-5)
+    assert torch.allclose(one.confidence_after, four.confidence_after, atol=1e-5)
+
+
 def test_without_a_random_defence_there_is_one_draw(images):
     result = technique("pgd")(steps=3, draws=50)(linear(), images)
     assert result.forwards.max() == 3

@@ -218,6 +218,13 @@ def test_a_model_in_half_precision_is_refused(photos, tmp_path):
         Plain()(model, photos, output=tmp_path / "out")
 
 
+def test_a_defended_model_is_refused_because_its_defences_would_be_lost(photos, tmp_path):
+    model = small().defended(["jpeg quality=75"])
+    with pytest.raises(UnsupportedModel, match=r"=75 is behind defences.*train the model wi"):
+        Plain()(model, photos, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_prediction_function_is_refused(photos, tmp_path):
     def guess(images):
         return torch.zeros(len(images), 3)

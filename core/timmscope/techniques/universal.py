@@ -23,13 +23,13 @@ from timmscope.objectives import as_objective, class_logit
 from timmscope.progress import track
 from timmscope.results.result import Provenance
 from timmscope.techniques import arguments
-from timmscope.techniques.attack import Judged, judge, require_goal
 from timmscope.techniques.balls import Ball, Norm
 from timmscope.techniques.base import require_model
 from timmscope.techniques.bounded import BoundedTechnique
 from timmscope.techniques.goal import Goal
 from timmscope.techniques.image_set import ImageSet
 from timmscope.techniques.image_split import share_of, shuffled, split_by_share
+from timmscope.techniques.judging import Judged, judge, require_goal
 from timmscope.techniques.notes import Notes
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import (
@@ -111,7 +111,8 @@ class UniversalAttack(BoundedTechnique):
         Args:
             model: the model to fool.
             batches: the images: `batches.epoch(0, 10)` yields `(images, rows)` ten at a time, and
-                `batches.shape` is the shape of an image.
+                `batches.shape` is the shape of an image. Run forwards of a batch inside
+                `image_rows(rows.tolist())`, so that random defences draw for these images.
             goal: what to reach on all images, `goal.rows(rows)` for those of a batch; its labels
                 are the model's own predictions.
         """
@@ -295,7 +296,7 @@ class _Subjects:
             raise ImageError(
                 f"held-out images have shape {sets[-1].shape}, the others {sets[0].shape}"
             )
-        examined = [_examine(model, each, goal, step) for each in sets]
+        examined = [_examine(model, sets, place, goal, step, seed) for place in range(len(sets))]
         generator = torch.Generator().manual_seed(seed)
         if share is None:
             fitted = shuffled(examined[0].numbers, generator)
@@ -349,7 +350,7 @@ class _Subjects:
                 numbers = [own.numbers[row] for row in rows.tolist()]
                 batch = torch.stack([images.load(each).image for each in numbers]).to(found)
                 goal = every.rows(rows)
-                positions = [len(self.sets) * each + place for each in numbers]
+                positions = _positions(self.sets, place, numbers)
                 with session(seed, positions), torch.no_grad():
                     noise = same.noise(batch, image_generators(len(batch)))
                     moved = (batch + found).clamp(0, 1)
@@ -382,8 +383,16 @@ def _for_images(goal: Goal, labels: Tensor) -> Goal:
     return replace(goal, labels=labels, targets=targets)
 
 
-def _examine(model: HookedModel, images: ImageSet, goal: Goal, step: int) -> _Examined:
+def _positions(sets: list[ImageSet], place: int, numbers: Sequence[int]) -> list[int]:
+    """Return where images of one of the sets are among all images, for their random numbers."""
+    return [len(sets) * number + place for number in numbers]
+
+
+def _examine(
+    model: HookedModel, sets: list[ImageSet], place: int, goal: Goal, step: int, seed: int
+) -> _Examined:
     """Let the model predict images; those that cannot be read are left out."""
+    images = sets[place]
     numbers: list[int] = []
     digests: list[bytes] = []
     unreadable: list[str] = []
@@ -403,7 +412,8 @@ def _examine(model: HookedModel, images: ImageSet, goal: Goal, step: int) -> _Ex
             pixels = image.detach().cpu().contiguous().numpy().tobytes()
             digests.append(hashlib.blake2b(pixels, digest_size=16).digest())
         if loaded:
-            with torch.no_grad():
+            positions = _positions(sets, place, numbers[-len(loaded) :])
+            with session(seed, positions), torch.no_grad():
                 judged = judge(model, torch.stack(loaded).to(model.device), goal, step)
             parts.append(_Verdicts.of(_for_images(goal, judged.predicted), judged))
     if not parts:

@@ -167,13 +167,19 @@ class TrainingTechnique(Technique):
 
         Raises:
             TechniqueError: it is no module, has no weights to train, or shares some with the model.
-            UnsupportedModel: the model is a function, or not in float32 or float64.
+            UnsupportedModel: the model is a function, behind defences, or not in float32 or
+                float64.
         """
         require_model(model)
         if model.is_function:
             raise UnsupportedModel(
                 f"{model.id} is a prediction function and has no weights: a training starts from a "
                 "module"
+            )
+        if model.defences:
+            raise UnsupportedModel(
+                f"{model.id} is behind defences, which a training would drop: train the model "
+                "without them, and put the trained one behind them"
             )
         if model.dtype not in (torch.float32, torch.float64):
             raise UnsupportedModel(
@@ -228,7 +234,8 @@ class TrainingTechnique(Technique):
             StoreMismatch: the folder holds a training with other settings.
             StoreCorrupted: its checkpoint was damaged.
             TechniqueError: the loss is not finite, or a method did not return what it should.
-            UnsupportedModel: the model is not in float32 or float64.
+            UnsupportedModel: the model is a function, behind defences, or not in float32 or
+                float64.
         """
         require_model(model)
         for name, value, least in (
