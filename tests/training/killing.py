@@ -68,30 +68,33 @@ def main(photos: str, folder: Path, kills: int, seed: int) -> None:
     small()  # imports before the first fork
     random.seed(seed)
     began = time.monotonic()
-    assert os.waitpid(child(photos, folder / "whole"), 0)[1] == 0
+    ended(child(photos, folder / "whole"))
     duration = time.monotonic() - began
-    outcomes, out = [], folder / "killed"
-    for number in range(kills):
-        if number % 2:
-            pid = child(photos, out)
-            time.sleep(random.uniform(0.0, 0.9) * duration)
-            os.kill(pid, signal.SIGKILL)
-            what = "at any moment"
-        else:
-            what = PLACES[number // 2 % len(PLACES)]
-            pid = child(photos, out, what, 1 + number // 2 % 3)
-        status = os.waitpid(pid, 0)[1]
-        assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), f"{what}: it failed"
-        outcomes.append((what, os.WIFSIGNALED(status)))
-        if not os.WIFSIGNALED(status):  # it had finished: begin again elsewhere
-            assert same(folder / "whole", out), f"after kills {outcomes}"
-            out = folder / f"killed-{number}"
-    assert os.waitpid(child(photos, out), 0)[1] == 0
-    left = sorted(entry.name for entry in out.iterdir())
-    print(json.dumps({"same": same(folder / "whole", out), "left": left, "outcomes": outcomes}))
+    outcomes: list[tuple[str, bool]] = []
+    same, left = True, []
+    for pair in range(kills // 2):
+        # A new folder, so that the call at which the first child dies is still to come.
+        out = folder / f"killed-{pair}"
+        place = PLACES[pair % len(PLACES)]
+        outcomes.append((place, ended(child(photos, out, place, 1 + pair % 3))))
+        pid = child(photos, out)
+        time.sleep(random.uniform(0.0, 0.9) * duration)
+        os.kill(pid, signal.SIGKILL)
+        outcomes.append(("at any moment", ended(pid)))
+        ended(child(photos, out))
+        same &= equal(folder / "whole", out)
+        left.append(sorted(entry.name for entry in out.iterdir()))
+    print(json.dumps({"same": same, "left": left, "outcomes": outcomes}))
 
 
-def same(one: Path, other: Path) -> bool:
+def ended(pid: int) -> bool:
+    """Wait for a child and return whether it was killed."""
+    status = os.waitpid(pid, 0)[1]
+    assert not (os.WIFEXITED(status) and os.WEXITSTATUS(status)), "a child failed"
+    return os.WIFSIGNALED(status)
+
+
+def equal(one: Path, other: Path) -> bool:
     names = ("weights.safetensors", "card.json")
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
