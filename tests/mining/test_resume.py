@@ -66,7 +66,9 @@ def in_another_process(code: str, **environment: str) -> Any:
     )
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.soak)]
+)
 def test_killed_and_resumed_runs_are_bit_identical(
     pictures: Path, tmp_path: Path, kills: int
 ) -> None:

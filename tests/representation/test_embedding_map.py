@@ -114,7 +114,7 @@ def test_a_pca_map_has_the_coordinates_of_scikit_learns_pca(store: Store) -> Non
 
 
 @pytest.mark.parametrize("method", ["tsne", "umap"])
-@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("dimensions", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_seeds_decide_and_neighbours_stay_neighbours(
     digits: Any, method: str, dimensions: int
 ) -> None:

@@ -39,6 +39,7 @@ def test_every_kind_is_listed_after_installation(python: Path, tmp_path: Path) -
     assert listed["problems"] == []
 
 
+@pytest.mark.slow
 def test_the_tests_of_every_package_pass(python: Path, packages: dict[str, Path]) -> None:
     root = next(iter(packages.values())).parent
     folders = [folder / "tests" for folder in packages.values()]

@@ -21,6 +21,7 @@ def photographs(model):
     return model.images([*pictures, *sklearn.datasets.load_sample_images().images])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["espresso", "tiger cat"])
 def test_class_image_is_certain_and_beats_twice_the_best_photograph(model, photographs, target):
     made = ActivationMaximization()(model, f"class:{target}")
@@ -32,6 +33,7 @@ def test_class_image_is_certain_and_beats_twice_the_best_photograph(model, photo
     assert made.final_scores[0] >= 2 * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["blocks.2[30]", "blocks.4[17]"])
 def test_channel_image_excites_five_times_more_than_any_photograph(model, photographs, unit):
     made = ActivationMaximization()(model, unit)

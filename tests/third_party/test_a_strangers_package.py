@@ -57,6 +57,7 @@ def test_it_is_found_and_listed(python: Path) -> None:
     assert "no problems" in timmscope(python, "doctor")
 
 
+@pytest.mark.slow
 def test_it_keeps_every_promise(python: Path) -> None:
     told = run(
         python, "-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLE / "tests", cwd=EXAMPLE

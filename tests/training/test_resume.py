@@ -37,6 +37,7 @@ def killed(photos: Path, folder: Path, kills: int, seed: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_killed_between_writing_syncing_and_renaming_it_ends_with_the_same_bytes(photos, tmp_path):
     told = killed(photos, tmp_path, kills=8, seed=0)
     assert told["same"], told
@@ -44,7 +45,7 @@ def test_killed_between_writing_syncing_and_renaming_it_ends_with_the_same_bytes
     assert {what for what, died in told["outcomes"] if died} >= {"write", "fsync", "rename"}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_at_fifty_moments_it_ends_with_the_same_bytes(photos, tmp_path, seed):
     told = killed(photos, tmp_path, kills=50, seed=seed)
