@@ -1,5 +1,7 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
 from .adversarial_training import AdversarialTraining as AdversarialTraining
+from .ibp_training import IBPTraining as IBPTraining
+from .interval_bounds import IntervalBounds as IntervalBounds
 from .jpeg import JPEG as JPEG
 from .randomized_resize import RandomizedResize as RandomizedResize
 from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing

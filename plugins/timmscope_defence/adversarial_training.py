@@ -20,6 +20,7 @@ from timmscope import (
     noise_like,
     projected_ascent,
 )
+from timmscope_defence.attacked_images import attacked_images
 
 _GUARD_STEPS = 10
 _TRADES_START = 1e-3
@@ -109,7 +110,7 @@ class AdversarialTraining(TrainingTechnique):
             steps = 1 if self.method == "fast" else self.steps or 7
             usual = 1.25 if self.method == "fast" else 0.25
             size = self.step_size or usual * ball.epsilon
-            images = _attacked(network, batch, ball, steps, size)
+            images = attacked_images(network, batch, ball, steps, size)
         logits = network(images)
         total = functional.cross_entropy(logits, batch.labels)
         wrong = (logits.argmax(1) != batch.labels).float().mean()
@@ -156,20 +157,7 @@ class AdversarialTraining(TrainingTechnique):
 
     def _judged(self, network: nn.Module, batch: TrainingBatch, steps: int) -> Tensor:
         ball = Ball.of(self.norm, self.epsilon, batch.images)
-        return _attacked(network, batch, ball, steps, 2.5 * ball.epsilon / steps)
-
-
-def _attacked(
-    network: nn.Module, batch: TrainingBatch, ball: Ball, steps: int, size: float
-) -> Tensor:
-    """Return the images after PGD from a random point of the ball, by the network in eval mode."""
-    start = (batch.images + ball.sample(batch.images, batch.generators)).clamp(0, 1)
-
-    def loss(images: Tensor) -> Tensor:
-        return functional.cross_entropy(network(images), batch.labels, reduction="sum")
-
-    with evaluating(network):
-        return projected_ascent(loss, batch.images, start, ball, step_size=size, steps=steps)
+        return attacked_images(network, batch, ball, steps, 2.5 * ball.epsilon / steps)
 
 
 def _divergence(natural: Tensor, logits: Tensor) -> Tensor:

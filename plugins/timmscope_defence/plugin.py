@@ -18,6 +18,23 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         "arXiv:1901.08573; Wong, Rice & Kolter, ICLR 2020, arXiv:2001.03994",
     )
     yield TechniqueSpec(
+        name="ibp-training",
+        family="defence",
+        base="training",
+        summary="Training on interval bounds, so that predictions can be proved.",
+        impl="timmscope_defence.ibp_training:IBPTraining",
+        paper="Gowal et al., 2018, arXiv:1810.12715; Müller, Eckert, Fischer & Vechev, ICLR 2023, "
+        "arXiv:2210.04871",
+    )
+    yield TechniqueSpec(
+        name="interval-bounds",
+        family="defence",
+        base="certification",
+        summary="Proof by interval bounds that no small change anywhere changes a prediction.",
+        impl="timmscope_defence.interval_bounds:IntervalBounds",
+        paper="Gowal et al., 2018, arXiv:1810.12715",
+    )
+    yield TechniqueSpec(
         name="jpeg",
         family="defence",
         summary="JPEG compression, which removes small changes of high frequency.",

@@ -26,6 +26,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "fast": {"method": "fast"},
     "pgd": {"method": "pgd", "steps": 7},
     "trades": {"method": "trades", "steps": 10, "epochs": 20},
+    "ibp": {"epochs": 60},
 }
 
 
@@ -39,7 +40,9 @@ def train(name: str, folder: Path, **other: Any) -> Training:
     """
     register()
     trained, held_out = write_digits(folder / "images")
-    chosen: Any = technique("adversarial-training")(**COMMON | PARAMETERS[name] | other)
+    chosen: Any = technique("ibp-training" if name == "ibp" else "adversarial-training")(
+        **COMMON | PARAMETERS[name] | other
+    )
     result: Training = chosen(
         load_model("digits:cnn?seed=0"), trained, held_out=held_out, output=folder / name,
         licence=LICENCE,

@@ -19,6 +19,6 @@ def register() -> None:
 
 
 def digits_network(name: str) -> HookedModel:
-    """Load a trained network: `standard`, `fast`, `pgd` or `trades`."""
+    """Load a trained network: `standard`, `fast`, `pgd`, `trades` or `ibp`."""
     register()
     return load_model(f"file:{NETWORKS / name}")

@@ -16,6 +16,7 @@ QUICK = {
     "activation-maximization": {"steps": 4},
     "activation-maps": {"layer": "act1"},
     "feature-inversion": {"steps": 4, "frames": 2},
+    "ibp-training": {"epochs": 2, "batch_size": 8, "judge_steps": 2},
     "image-quilting": {"size": 32, "block_px": 8},
     "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "integrated-gradients": {"steps": 3},

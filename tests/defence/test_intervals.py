@@ -1,0 +1,297 @@
+"""Interval bounds against corners in float64, analytic oracles, and points inside the box."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from timmscope import HookedModel, ParameterError, UnsupportedModel, load_model
+from timmscope_defence import IntervalBounds
+from timmscope_defence.intervals import Interval, lowest_margins
+
+
+def box(shape: tuple[int, ...], radius: float = 0.2, seed: int = 0) -> Interval:
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return Interval.of(centre, radius * torch.rand(shape, generator=generator, dtype=torch.float64))
+
+
+def inside(given: Interval, count: int) -> Tensor:
+    """Random points of a box of one row, and as many random corners of it."""
+    generator = torch.Generator().manual_seed(1)
+    share = 2 * torch.rand(count, *given.shape[1:], generator=generator, dtype=torch.float64) - 1
+    return given.centre + torch.cat([share, share.sign()]) * given.radius
+
+
+def corner_bounds(weight: np.ndarray, bias: np.ndarray, low: np.ndarray, high: np.ndarray):
+    """Smallest and largest value of each row of `W x + b` over a box, by all corners."""
+    values = [weight @ np.array(x) + bias for x in itertools.product(*zip(low, high, strict=True))]
+    return np.min(values, 0), np.max(values, 0)
+
+
+def test_affine_layers_equal_all_corners() -> None:
+    layer, given = nn.Linear(9, 4, dtype=torch.float64), box((1, 9))
+    low, high = (end[0].numpy() for end in given.bounds)
+    expected = corner_bounds(layer.weight.detach().numpy(), layer.bias.detach().numpy(), low, high)
+    found = layer(given).bounds
+    for end, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(end[0], torch.from_numpy(wanted), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(2, 3, 3, stride=2, padding=1),
+        nn.Conv2d(2, 4, 2, groups=2, bias=False),
+        nn.ConvTranspose2d(2, 3, 2, stride=2),
+        nn.AvgPool2d(2, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.ZeroPad2d(1),
+        nn.ReflectionPad2d(1),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+        nn.Flatten(),
+        nn.BatchNorm2d(2),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_linear_layers_equal_their_matrix(layer: nn.Module) -> None:
+    layer = layer.double().eval()
+    if isinstance(layer, nn.BatchNorm2d):
+        layer.running_mean += 0.3
+        layer.running_var *= 4
+        layer.weight.data[0] = -2
+    given = box((1, 2, 3, 3))
+    with torch.no_grad():
+        zero = layer(torch.zeros(1, 2, 3, 3, dtype=torch.float64))
+        columns = torch.eye(18, dtype=torch.float64).view(18, 2, 3, 3)
+        matrix = (layer(columns) - zero).flatten(1).T
+        found = layer(given)
+    centre = matrix @ given.centre.flatten() + zero.flatten()
+    radius = matrix.abs() @ given.radius.flatten()
+    assert torch.allclose(found.centre.flatten(), centre, atol=1e-12)
+    assert torch.allclose(found.radius.flatten(), radius, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.ReLU(inplace=True), nn.ReLU6(), nn.LeakyReLU(0.1), nn.LeakyReLU(-0.5), nn.ELU(),
+        nn.SELU(), nn.CELU(), nn.Sigmoid(), nn.Tanh(), nn.Hardtanh(), nn.Hardsigmoid(),
+        nn.Softplus(), nn.GELU(), nn.SiLU(inplace=True), nn.Hardswish(), nn.Mish(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)  # fmt: skip
+def test_activations_equal_a_dense_search(layer: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    centre = 3 * torch.randn(200, generator=generator, dtype=torch.float64)
+    given = Interval.of(centre, 2 * torch.rand(200, generator=generator, dtype=torch.float64))
+    share = torch.linspace(-1, 1, 20_001, dtype=torch.float64)[:, None]
+    values = layer((given.centre + share * given.radius).clone())
+    lower, upper = layer(given).bounds
+    assert bool((lower <= values.amin(0) + 1e-12).all())
+    assert bool((upper >= values.amax(0) - 1e-12).all())
+    assert torch.allclose(lower, values.amin(0), atol=1e-4)  # between points of the search
+    assert torch.allclose(upper, values.amax(0), atol=1e-4)
+    assert bool((given.centre == centre).all()), "in place"
+
+
+def test_products_and_sums_of_boxes_equal_their_corners() -> None:
+    one, other = box((50,), 1.0, seed=1), box((50,), 1.0, seed=2)
+    corners = torch.stack([a * b for a in one.bounds for b in other.bounds])
+    assert torch.allclose((one * other).bounds[0], corners.amin(0))
+    assert torch.allclose((one * other).bounds[1], corners.amax(0))
+    for found, low, high in (
+        (one + other, one.bounds[0] + other.bounds[0], one.bounds[1] + other.bounds[1]),
+        (one - other, one.bounds[0] - other.bounds[1], one.bounds[1] - other.bounds[0]),
+        (1 - one, 1 - one.bounds[1], 1 - one.bounds[0]),
+        (one * -2, -2 * one.bounds[1], -2 * one.bounds[0]),
+        (one / 4 + 1, one.bounds[0] / 4 + 1, one.bounds[1] / 4 + 1),
+        (torch.cat([one, other])[50:], *other.bounds),
+    ):
+        assert torch.allclose(found.bounds[0], low)
+        assert torch.allclose(found.bounds[1], high)
+
+
+class Excited(nn.Module):
+    """Convolution, batch normalisation, squeeze-and-excite, skip, pooling, linear."""
+
+    num_classes = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.gate = nn.Conv2d(4, 4, 1)
+        self.act = nn.SiLU(inplace=True)
+        self.pool = nn.MaxPool2d(2)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.norm(self.conv(x)))
+        h = h * self.gate(h.mean((2, 3), keepdim=True)).sigmoid() + x
+        return self.fc(self.pool(h).flatten(1))
+
+
+def test_points_of_a_box_stay_within_its_bounds_which_grow_with_it() -> None:
+    network = Excited().double().eval()
+    images = torch.rand(1, 1, 4, 4, dtype=torch.float64)
+    last = torch.zeros(1, 3, dtype=torch.float64)
+    with torch.no_grad():
+        for epsilon in (0.0, 0.01, 0.05, 0.2):
+            given = Interval.around(images, epsilon)
+            found = network(given)
+            values = network(inside(given, 5000))
+            assert bool((values >= found.bounds[0] - 1e-12).all())
+            assert bool((values <= found.bounds[1] + 1e-12).all())
+            margins = lowest_margins(found, torch.tensor([1]))
+            assert bool((values[:, 1:2] - values >= margins - 1e-12).all())
+            assert bool((found.radius >= last - 1e-12).all())
+            last = found.radius
+            if epsilon == 0:
+                assert torch.allclose(found.centre, network(images), atol=1e-12)
+                assert float(found.radius.max()) < 1e-12
+
+
+def test_margins_of_a_linear_layer_are_exact_and_tighter_than_those_of_its_outputs() -> None:
+    layer, given = nn.Linear(6, 4, dtype=torch.float64), box((5, 6))
+    labels = torch.tensor([2, 0, 3, 2, 1])
+    with torch.no_grad():
+        logits = layer(given)
+        found = lowest_margins(logits, labels)
+        loose = lowest_margins(Interval.of(logits.centre, logits.radius), labels)
+        for row, label in enumerate(labels.tolist()):
+            weight = layer.weight[label] - layer.weight
+            low, high = (end[row] for end in given.bounds)
+            exact = weight.clamp(min=0) @ low + weight.clamp(max=0) @ high
+            exact = exact + layer.bias[label] - layer.bias
+            assert torch.allclose(found[row], exact, atol=1e-12)
+    assert bool((loose <= found + 1e-12).all())
+    assert bool((loose < found - 1e-3).any())
+
+
+def test_bounds_have_the_gradient_of_finite_differences() -> None:
+    network = Excited().double().eval()
+    images = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    labels = torch.tensor([0, 2])
+
+    def total(weight: Tensor) -> Tensor:
+        changed = {"conv.weight": weight}
+        logits = torch.func.functional_call(network, changed, (Interval.around(images, 0.05),))
+        return lowest_margins(logits, labels).sum()
+
+    weight = network.conv.weight.detach().requires_grad_()
+    assert torch.autograd.gradcheck(total, (weight,), eps=1e-6, atol=1e-5)
+
+
+def linear_model() -> HookedModel:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    module.num_classes = 3
+    with torch.no_grad():
+        module[1].weight.copy_(torch.tensor([[1.0, -1, 0, 2], [0, 1, 1, 0], [-1, 0, 2, 1]]))
+        module[1].bias.zero_()
+    return HookedModel(module, mean=(0.5,), std=(0.25,), input_size=(1, 2, 2))
+
+
+def test_a_linear_model_gets_the_radius_computed_by_hand() -> None:
+    images = torch.full((1, 1, 2, 2), 0.5)
+    images[0, 0, 1, 1] = 0.9
+    model = linear_model()
+    # Logits 3.2, 0, 1.6. A change of ε takes at most 4 ε times the sum of the weights' difference:
+    # 1 + 2 + 1 + 2 = 6 from the first to the second class, 2 + 1 + 2 + 1 = 6 to the third.
+    border = 1.6 / (4 * 6)
+    tried = (0.9 * border, 0.999 * border, 1.001 * border)
+    found = IntervalBounds(epsilons=tried)(model, images)
+    assert int(found.predictions) == 0
+    assert float(found.radius) == pytest.approx(0.999 * border)
+    assert found.notes["margin"][0] == pytest.approx(0.1 * 1.6, abs=1e-5)
+    assert found.norm == "linf"
+    assert found.forwards.tolist() == [4]
+    assert float(IntervalBounds(epsilons=(1.001 * border,))(model, images).radius) == 0
+
+
+def test_changed_images_stay_in_0_1() -> None:
+    images = torch.tensor([1.0, 0, 0, 1]).view(1, 1, 2, 2)
+    # Every weight pushes outwards for the first class, so its margin cannot fall that way.
+    found = IntervalBounds(epsilons=(0.2, 1.0))(linear_model(), images)
+    lower, upper = Interval.around(images, 0.2).bounds
+    assert (float(lower.min()), float(upper.max())) == (0.0, 1.0)
+    low, high = lower.flatten(), upper.flatten()
+    weight = linear_model().module[1].weight.detach()
+    exact = min(
+        float(((weight[0] - weight[j]).clamp(min=0) * low
+               + (weight[0] - weight[j]).clamp(max=0) * high).sum() * 4
+              - 2 * (weight[0] - weight[j]).sum())
+        for j in (1, 2)
+    )  # fmt: skip
+    assert found.notes["margin"][0] == pytest.approx(exact, abs=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_neighbours() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    module.num_classes = 3
+    model = HookedModel(module.eval(), mean=(0.5,), std=(0.5,), input_size=(1, 4, 4))
+    images = torch.rand(7, 1, 4, 4)
+    technique = IntervalBounds(epsilons=(0.001, 0.003, 0.01, 0.03))
+    whole = technique(model, images)
+    assert len(whole.radius.unique()) >= 2
+    for size in (1, 3):
+        split = technique(model, images, batch_size=size)
+        assert torch.equal(split.radius, whole.radius)
+        assert torch.equal(split.forwards, whole.forwards)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("random:vit_tiny_patch16_224?img_size=32", "interval bounds do not reach through"),
+        ("random:convnext_atto?img_size=32", "interval bounds do not reach through"),
+    ],
+)
+def test_layers_without_bounds_are_refused_by_name(name: str, shown: str) -> None:
+    model = load_model(name)
+    with pytest.raises(UnsupportedModel, match=shown):
+        IntervalBounds()(model, torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "efficientnet_lite0", "densenet121"]
+)
+def test_convolutional_networks_are_reached(name: str) -> None:
+    """In float64, so that the bounds of a box of no size are its values."""
+    model = load_model(f"random:{name}?img_size=64&num_classes=5")
+    module = model.module.double().eval()
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        narrow, wide = (module(Interval.around(images, epsilon)) for epsilon in (0.0, 0.01))
+        expected = module(images)
+    assert torch.allclose(narrow.centre, expected, atol=1e-9)
+    assert float(narrow.radius.max()) < 1e-6
+    assert bool(((wide.bounds[0] < expected) & (expected < wide.bounds[1])).all())
+
+
+def test_functions_and_defended_models_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="is behind defences"):
+        IntervalBounds()(linear_model().defended("jpeg"), torch.rand(1, 1, 2, 2))
+    model = HookedModel.of_function(
+        lambda images: images.flatten(1)[:, :3], outputs="logits", input_size=(1, 2, 2),
+        num_classes=3, id="f:1",
+    )  # fmt: skip
+    with pytest.raises(UnsupportedModel, match="is a prediction function"):
+        IntervalBounds()(model, torch.rand(1, 1, 2, 2))
+
+
+def test_networks_in_train_mode_are_refused() -> None:
+    images = Interval.around(torch.rand(2, 1, 4, 4), 0.1)
+    for module in (nn.BatchNorm2d(1).train(), nn.Dropout(0.5).train()):
+        with pytest.raises(UnsupportedModel, match="put the network into eval mode"):
+            module(images)
+
+
+@pytest.mark.parametrize("wrong", [(), (0.0,), (1.5,), (float("nan"),)])
+def test_radii_that_are_none_are_refused(wrong: tuple[float, ...]) -> None:
+    with pytest.raises(ParameterError, match="expected radii in pixel units"):
+        IntervalBounds(epsilons=wrong)
