@@ -315,6 +315,9 @@ from .techniques import (
     ImageBatches as ImageBatches,
 )
 from .techniques import (
+    ImageSetRun as ImageSetRun,
+)
+from .techniques import (
     LayerName as LayerName,
 )
 from .techniques import (

@@ -76,6 +76,12 @@ def timmscope_image_sources() -> Iterator[ImageSourceSpec]:
         suffixes=(".tar",),
         example="webdataset:train-000.tar",
     )
+    yield ImageSourceSpec(
+        scheme="over",
+        summary="Images that a technique has made of an image set.",
+        impl="timmscope.store.run_images:RunImages",
+        example="over:timmscope-out/pgd-photos",
+    )
 
 
 @hookimpl

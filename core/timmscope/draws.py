@@ -18,6 +18,49 @@ import torch
 
 
 @dataclass(frozen=True)
+class ImageNumbers:
+    """The numbers that the images of a call have in a larger set; none if the call is the whole."""
+
+    known: tuple[int, ...] = ()
+
+    def of(self, row: int) -> int:
+        """Return the number of an image; rows beyond the images come after the last."""
+        if not self.known:
+            return row
+        beyond = row - len(self.known) + 1
+        return self.known[row] if beyond <= 0 else self.known[-1] + beyond
+
+
+WHOLE = ImageNumbers()
+"""The numbers of a call that is the whole set."""
+_numbers: ContextVar[ImageNumbers] = ContextVar("timmscope_image_numbers", default=WHOLE)
+
+
+@contextlib.contextmanager
+def image_numbers(numbers: ImageNumbers) -> Iterator[None]:
+    """Say which images of a larger set those of the next call are.
+
+    Their random numbers are those of one call with the whole set. Calls that a technique makes
+    meanwhile are about images of their own.
+    """
+    token = _numbers.set(numbers)
+    try:
+        yield
+    finally:
+        _numbers.reset(token)
+
+
+def current_numbers() -> ImageNumbers:
+    """Return the numbers that the images of the next call have in a larger set."""
+    return _numbers.get()
+
+
+def whole_calls() -> contextlib.AbstractContextManager[None]:
+    """Let calls inside the context be about images of their own."""
+    return image_numbers(WHOLE)
+
+
+@dataclass(frozen=True)
 class _Draws:
     """The running forwards: `positions` are None where each row is an image of its own."""
 
@@ -25,10 +68,11 @@ class _Draws:
     positions: tuple[int, ...] | None = None
     number: int = 0
     member: tuple[int, ...] = ()
+    numbers: ImageNumbers = WHOLE
 
     def position(self, row: int) -> int:
         if not self.positions:
-            return row
+            return self.numbers.of(row)
         return self.positions[row % len(self.positions)]
 
 
@@ -56,8 +100,9 @@ def image_positions(
         positions: a position for each image; None if each row of a forward is an image of its own.
         seed: seed of all draws.
     """
-    where = None if positions is None else tuple(positions)
-    return _changed(_Draws(seed, where))
+    numbers = current_numbers()
+    where = None if positions is None else tuple(map(numbers.of, positions))
+    return _changed(_Draws(seed, where, numbers=numbers))
 
 
 def image_rows(rows: Iterable[int]) -> contextlib.AbstractContextManager[None]:

@@ -38,7 +38,7 @@ from timmscope import (
     load_result,
     technique,
 )
-from timmscope.evaluation.bootstrap import interval
+from timmscope.results.bootstrap import interval
 from timmscope_registry.hooks import fingerprint
 
 MODEL = "random:resnet18?seed=0&img_size=32&num_classes=5"
@@ -155,9 +155,9 @@ def test_another_evaluation_in_the_same_folder_is_refused(model, photos, tmp_pat
     out = tmp_path / "out"
     evaluate(model, photos, TECHNIQUES, metrics=QUICK, out=out)
     before = files_of(out)
-    with pytest.raises(StoreMismatch, match=r"something else \(metrics differ\)"):
+    with pytest.raises(StoreMismatch, match=r"other settings \(metrics\.deletion\.steps: "):
         evaluate(model, photos, TECHNIQUES, metrics=[Deletion(steps=5)], out=out)
-    with pytest.raises(StoreMismatch, match=r"\(objective differ\)"):
+    with pytest.raises(StoreMismatch, match=r"\(objective: \"top\" → \"class:3\"\)"):
         evaluate(model, photos, TECHNIQUES, metrics=QUICK, objective=3, out=out)
     (photos / "new.png").write_bytes((photos / "0.png").read_bytes())
     with pytest.raises(StoreMismatch, match=r"\(images differ\)"):

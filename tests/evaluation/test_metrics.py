@@ -22,10 +22,10 @@ from timmscope import (
     TechniqueError,
     class_logit,
 )
-from timmscope.evaluation.bootstrap import interval
 from timmscope.evaluation.pointing import Boxes
 from timmscope.evaluation.randomisation import cascade, spearman
 from timmscope.evaluation.sensitivity import pearson
+from timmscope.results.bootstrap import interval
 from timmscope.techniques.session import session
 from timmscope_registry.hooks import fingerprint
 

@@ -14,7 +14,7 @@ from tests.faults.sweep import fails
 from tests.faults.work import WORKS, Add
 
 from timmscope import StoreError, VectorIndexError
-from timmscope.evaluation.journal import Journal
+from timmscope.store.records import Journal
 
 SAMPLED = ["pass", "add", "save", "evaluate"]
 """One kind of work for each way of writing files."""

@@ -194,7 +194,7 @@ def _sheet(
         numbers, titles = [row, *numbers], ["query"]
     for number in numbers:
         try:
-            pictures.append(prepare(source.load(number)))
+            pictures.append(prepare.load(source, number)[0])
         except ImageError as error:
             output.print_stderr(f"warning: {error}")
             pictures.append(torch.full(prepare.input_size, 0.9))

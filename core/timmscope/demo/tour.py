@@ -200,7 +200,8 @@ class Tour:
         self, image_ids: list[int], titles: list[str], rows: list[dict[str, Any]], columns: int
     ) -> Sheet:
         """Images as the model sees them, each with a text, as a result of the demo's own."""
-        pictures = [self.model.preprocess(self.source.load(image_id)) for image_id in image_ids]
+        load = self.model.preprocessing.load
+        pictures = [load(self.source, image_id)[0] for image_id in image_ids]
         facts = {"model": self.model.id, "weights_sha256": self.model.weights_sha256}
         made = Provenance.now(technique="demo", family="", parameters={}, seed=0, **facts)
         images = torch.stack(pictures)

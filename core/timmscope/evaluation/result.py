@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from timmscope.evaluation.bootstrap import interval
-from timmscope.evaluation.journal import Record
 from timmscope.evaluation.metric import Metric
+from timmscope.results.bootstrap import interval
 from timmscope.results.result import Provenance, Result
+from timmscope.store.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from timmscope.durable import make_folder
-from timmscope.evaluation.journal import RECORDS, Journal, Record
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.metrics import BY_NAME, default_metrics
 from timmscope.evaluation.pointing import Box, Boxes, PointingGame
@@ -24,6 +23,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.progress import task
 from timmscope.results.result import Provenance
 from timmscope.store.lock import StoreLock
+from timmscope.store.records import RECORDS, Journal, Record
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.image_set import ImageSet, SetImage

@@ -252,6 +252,28 @@ class _FileRows:
         return np.frombuffer(raw, self._dtype).reshape(self._shape)
 
 
+def npy_rows(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Return the array of a .npy file, to be read row by row, after checking its size.
+
+    Args:
+        path: the file.
+        shape: the shape that it must have.
+        dtype: the type that it must have.
+
+    Raises:
+        UnsafeFile: it has another shape or type, or holds less than it claims.
+        OSError: it cannot be opened.
+    """
+    with open_regular(path) as file:
+        header = npy_header(file)
+        size = os.fstat(file.fileno()).st_size
+    if header.shape != shape or header.dtype != dtype or header.fortran:
+        raise UnsafeFile(f"it holds {header.dtype} {header.shape}, expected {dtype} {shape}")
+    if header.offset + header.nbytes > size:
+        raise UnsafeFile(f"it claims {header.nbytes} bytes, and holds less")
+    return _rows(path, header, 0)
+
+
 def _rows(path: Path, header: ArrayHeader, start: int) -> Any:
     """Return an array whose .npy data begin at a byte of a file, to be read row by row if it can.
 

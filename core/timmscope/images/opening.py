@@ -20,6 +20,8 @@ from .webdataset import COMPRESSED
 Images = str | os.PathLike[str] | ImageSource | Sequence[str | os.PathLike[str]]
 """A collection of images: a location, a list of files, or a source."""
 
+RUN = "over.json"
+"""File by which the folder of a run over an image set is known."""
 _CHECKED = 100
 """Number of names and labels whose type is checked."""
 
@@ -31,7 +33,8 @@ def open_images(location: Images) -> ImageSource:
         location: one of
             ``scheme:rest``, with a scheme that a plugin provides (``folder:``, ``list:``,
             ``array:`` and ``webdataset:`` are built in);
-            a path of a folder, of a file with a suffix that a source reads, or of one image;
+            a path of a folder, of the folder of a run over an image set, of a file with a suffix
+            that a source reads, or of one image;
             a sequence of image files;
             a source, which is returned unchanged.
 
@@ -56,6 +59,8 @@ def open_images(location: Images) -> ImageSource:
     if ":" in text and not path.exists() and (match := by_scheme(entries, text)):
         return _plugin_source(*match)
     if path.is_dir():
+        if (path / RUN).is_file() and (match := by_scheme(entries, f"over:{text}")):
+            return _plugin_source(*match)
         return FolderSource(path)
     lower = text.lower()
     names = (lower, lower.partition("?")[0])  # `?` begins a choice, or is a wildcard

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from timmscope.safe_files import UnsafeFile, open_regular
@@ -43,6 +44,19 @@ class ImageSource(ABC):
         Raises:
             ImageError: the image cannot be read; the others still can.
         """
+
+    def pixels(self, index: int) -> np.ndarray | None:
+        """Return one image as a model got or made it, if the source holds such images.
+
+        Models of that input size take it as it is, neither resized nor rounded to 8 bits.
+
+        Returns:
+            `(C, H, W)` float32 in [0, 1]; None, the default, if models prepare what `load` returns.
+
+        Raises:
+            ImageError: the image cannot be read; the others still can.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -95,10 +109,17 @@ class SourceByName(ImageSource):
 
     def load(self, index: int) -> Image.Image:
         """Return the image whose name has that id."""
+        return self._source.load(self._id(index))
+
+    def pixels(self, index: int) -> np.ndarray | None:
+        """Return the pixels of the image whose name has that id."""
+        return self._source.pixels(self._id(index))
+
+    def _id(self, index: int) -> int:
         name = self._names[index]
         if name not in self._ids:
             raise ImageError(f"{name}: no longer among the images at {self.location}", path=name)
-        return self._source.load(self._ids[name])
+        return self._ids[name]
 
     @property
     def paths(self) -> Sequence[str]:

@@ -19,7 +19,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.multiprocessing import get_sharing_strategy
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -90,12 +89,7 @@ class Batches(Dataset[Loaded | TimmscopeError]):
         for row, image_id in enumerate(range(start, stop)):
             size, reason = (0, 0), ""
             try:
-                image: object = self._source.load(image_id)
-                if not isinstance(image, Image.Image):
-                    source, kind = type(self._source).__name__, type(image).__name__
-                    raise TypeError(f"{source}.load returned {kind}, expected a PIL image")
-                images[row] = self._preprocessing(image)
-                size = image.size
+                images[row], size = self._preprocessing.load(self._source, image_id)
             except Exception as error:  # one image must not end a pass over a million
                 if is_out_of_memory(error):
                     return StoreError(

@@ -49,7 +49,7 @@ def precision_error(model: HookedModel, plan: Plan, source: ImageSource) -> Prec
     pixels = []
     for image_id in range(count):
         with suppress(Exception):  # the pass itself reports which image cannot be read, and why
-            pixels.append(model.preprocess(source.load(image_id)))
+            pixels.append(model.preprocessing.load(source, image_id)[0])
     if not pixels:
         return None
     images = torch.stack(pixels)

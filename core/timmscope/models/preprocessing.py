@@ -10,13 +10,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from timmscope_registry import ModelError
+
+if TYPE_CHECKING:
+    from timmscope.images import ImageSource
 
 Transform = Callable[[Image.Image], Tensor]
 _SUPPORT = 3
@@ -131,6 +134,26 @@ class Preprocessing:
         if self.input_size[0] == 1:
             image = image.convert("L")
         return self._transform(self._fitted(image)).float().div_(255)
+
+    def load(self, source: ImageSource, index: int) -> tuple[Tensor, tuple[int, int]]:
+        """Return an image of a source as the model gets it, with its original width and height.
+
+        Args:
+            source: the source.
+            index: id of the image.
+
+        Raises:
+            ImageError: the image cannot be read.
+            ModelError: the model takes other than 1 or 3 channels, and the source holds pictures.
+        """
+        pixels = source.pixels(index)
+        if pixels is not None and pixels.shape == self.input_size:
+            return torch.from_numpy(pixels), (pixels.shape[2], pixels.shape[1])
+        image: object = source.load(index)
+        if not isinstance(image, Image.Image):
+            named, kind = type(source).__name__, type(image).__name__
+            raise TypeError(f"{named}.load returned {kind}, expected a PIL image")
+        return self(image), image.size
 
     def _fitted(self, image: Image.Image) -> Image.Image:
         """Return an image that timm's transform can scale; only a very thin one changes.

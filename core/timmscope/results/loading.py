@@ -74,7 +74,7 @@ def load_result(directory: str | Path, kind: type[Result] | None = None) -> Resu
     while True:
         try:
             text = _record_text(directory)
-            return _result(directory, checked_json.load(text), kind)
+            return _result(directory, checked_json.load(text), kind).placed_in(directory)
         except (OSError, LookupError, TypeError, ValueError, AttributeError, MemoryError) as error:
             with suppress(OSError, ValueError):
                 if text and text != _record_text(directory):  # another process has just saved

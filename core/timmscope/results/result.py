@@ -16,7 +16,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -180,6 +180,10 @@ class Result(ABC):
         except OSError as error:
             raise TimmscopeError(f"cannot write the result to {directory}: {error}") from error
         return directory
+
+    def placed_in(self, folder: Path) -> Self:
+        """Take the folder that the result was loaded from; only results with more files need it."""
+        return self
 
     def _repr_html_(self) -> str:
         buffer = io.BytesIO()

@@ -44,7 +44,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         StoreError: the disk is full or read-only.
     """
-    with _replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -59,7 +59,7 @@ def new_hdf5(path: Path) -> Iterator[tuple[h5py.File, GuardedFile]]:
     Raises:
         StoreError: the disk is full or read-only; nothing is left behind.
     """
-    with _replacing(path) as temporary, GuardedFile(temporary) as guarded:
+    with replacing(path) as temporary, GuardedFile(temporary) as guarded:
         with open_hdf5(guarded, "w", libver=_LIBVER, rdcc_nbytes=16 << 20) as file:
             yield file, guarded
         guarded.check()
@@ -79,7 +79,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
     """
     if target.exists() and target.samefile(source):  # renaming a link to its twin does nothing
         return True
-    with _replacing(target) as temporary:
+    with replacing(target) as temporary:
         temporary.unlink(missing_ok=True)  # left behind by a killed process
         linked = False
         with suppress(OSError):
@@ -93,7 +93,12 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file that replaces `path` when the block ends without an error.
+
+    Raises:
+        StoreError: the disk is full or read-only; nothing is left behind.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         yield temporary

@@ -46,7 +46,7 @@ class StorePictures:
         from timmscope.models import Preprocessing
 
         self._source = store.source(images)
-        self._preprocess = Preprocessing.restored(store.manifest.model.preprocessing)
+        self._preprocessing = Preprocessing.restored(store.manifest.model.preprocessing)
         self.lost: set[int] = set()
 
     def batches(self, ids: npt.ArrayLike) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
@@ -109,7 +109,7 @@ class StorePictures:
                 yield part, list(pool.map(load, part))
 
     def _read(self, image_id: int) -> Tensor:
-        picture: Tensor = self._preprocess(self._source.load(image_id))
+        picture, _ = self._preprocessing.load(self._source, image_id)
         return picture.clamp(0, 1)
 
     def _read_or_none(self, image_id: int) -> Tensor | None:

@@ -18,6 +18,8 @@ from timmscope.techniques.expectation import mean_over_draws
 from timmscope.techniques.goal import Goal, Loss
 from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.lookup import technique
+from timmscope.techniques.over.base import PerImageTechnique
+from timmscope.techniques.over.result import ImageSetRun
 from timmscope.techniques.perturbation import (
     Baseline,
     baseline_images,
@@ -68,11 +70,13 @@ __all__ = [
     "Goal",
     "GradientCheck",
     "ImageBatches",
+    "ImageSetRun",
     "LayerName",
     "LayerView",
     "Loss",
     "ModelTechnique",
     "Norm",
+    "PerImageTechnique",
     "Rows",
     "StoreTechnique",
     "StoresTechnique",

@@ -30,6 +30,7 @@ from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.goal import Goal
 from timmscope.techniques.judging import Judged, goal_facts, judge, require_goal
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
 from timmscope.techniques.validate_output import checked_pixels
@@ -236,7 +237,7 @@ class _Passes:
         return torch.stack([self.forwards, *counts], 1)[:, 1:]  # M may be 0
 
 
-class AttackTechnique(BoundedTechnique):
+class AttackTechnique(PerImageTechnique, BoundedTechnique):
     """Base class of attacks; a subclass implements `perturb`.
 
     A change outside the ball of radius `epsilon` is an error if `kind` is `fixed`. If it is

@@ -22,8 +22,9 @@ from timmscope.progress import track
 from timmscope.results.result import Provenance, Result
 from timmscope.short_names import short_names
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.base import require_model
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.shared_gradients import sharing
@@ -143,11 +144,12 @@ class Attribution(Result):
         return self.with_notes(rows)
 
 
-class AttributionTechnique(Technique):
+class AttributionTechnique(PerImageTechnique):
     """Base class of attributions; a subclass implements `attribute`."""
 
     family: ClassVar[str] = "attribution"
     base: ClassVar[str] = "attribution"
+    over_keeps: ClassVar[str] = "maps"
 
     @abstractmethod
     def attribute(self, model: HookedModel, images: Tensor, objective: Objective) -> Outcome:

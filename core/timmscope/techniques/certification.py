@@ -24,10 +24,11 @@ from timmscope.results.csv_text import csv_text
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import image_names
-from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.base import require_model
 from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.expectation import batch_logits
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_type
@@ -167,7 +168,7 @@ class Certificates(Result):
         return self.with_notes(rows)
 
 
-class CertificationTechnique(Technique):
+class CertificationTechnique(PerImageTechnique):
     """Base class of certifications; a subclass implements `certify` and has a `norm`.
 
     The norm of its radii, `l0`, `l1`, `l2` or `linf`, is a class variable, as in `norm = "l2"`, or
@@ -176,6 +177,7 @@ class CertificationTechnique(Technique):
 
     family: ClassVar[str] = "defence"
     base: ClassVar[str] = "certification"
+    over_keeps: ClassVar[str] = ""
     norm: ClassVar[str]
 
     @abstractmethod

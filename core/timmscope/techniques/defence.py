@@ -16,9 +16,10 @@ from timmscope.models import Defence
 from timmscope.models.defence import defended_images
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.base import require_model
 from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope_registry import ObjectiveError
@@ -106,7 +107,7 @@ def _share(right: Tensor) -> float:
     return float(right.float().mean())
 
 
-class DefenceTechnique(Technique, Defence):
+class DefenceTechnique(PerImageTechnique, Defence):
     """Base class of defences; a subclass implements `transform`, and says how it is passed back.
 
     The class variables `backward` (`exact`, `identity` or `none`) and `random` are promises, which

@@ -82,9 +82,8 @@ class ImageSet:
             assert self._tensor is not None
             image = self._tensor[number]
             return SetImage(image, (image.shape[2], image.shape[1]))
-        picture = self._source.load(number)
-        image = self._model.preprocess(picture).to(self._model.device)
-        return SetImage(image, picture.size)
+        image, size = self._model.preprocessing.load(self._source, number)
+        return SetImage(image.to(self._model.device), size)
 
     def fingerprint(self) -> str:
         """Return a digest of the images."""

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from timmscope.draws import image_positions
+from timmscope.draws import WHOLE, ImageNumbers, current_numbers, image_positions, whole_calls
 from timmscope.models import HookedModel
 from timmscope_registry import ParameterError
 from timmscope_registry.hooks import OwnGenerators
@@ -41,11 +41,13 @@ class Session:
         seed: seed of the call.
         positions: positions of the chunk's images in the whole batch.
         batch_size: images per pass that the caller asked for.
+        numbers: numbers of the call's images in a larger set.
     """
 
     seed: int
     positions: tuple[int, ...] | None = None
     batch_size: int | None = None
+    numbers: ImageNumbers = WHOLE
 
 
 _NONE = Session(seed=0)
@@ -70,11 +72,12 @@ def session(
     """
     check_seed(seed)
     where = tuple(positions) if positions is not None else None
-    token = _session.set(Session(seed, where, batch_size))
+    token = _session.set(Session(seed, where, batch_size, current_numbers()))
     grad = torch.is_grad_enabled()
     try:
         with (
             image_positions(where, seed),
+            whole_calls(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
@@ -126,7 +129,7 @@ def image_generators(count: int) -> list[torch.Generator]:
     current = _session.get()
     positions = current.positions if current.positions is not None else range(count)
     return [
-        torch.Generator().manual_seed(current.seed * 1_000_003 + position)
+        torch.Generator().manual_seed(current.seed * 1_000_003 + current.numbers.of(position))
         for position in positions[:count]
     ]
 

@@ -23,8 +23,9 @@ from timmscope.models import HookedModel
 from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
-from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.base import require_model
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -137,11 +138,12 @@ class Stylization(Result):
         return self.with_notes([row])
 
 
-class StyleTechnique(Technique):
+class StyleTechnique(PerImageTechnique):
     """Base class of style techniques; a subclass implements `stylize` and says what it takes."""
 
     family: ClassVar[str] = "style"
     base: ClassVar[str] = "style"
+    over_argument: ClassVar[str] = "content"
     takes: ClassVar[frozenset[str]] = frozenset({"model", "content", "styles"})
     """What the technique takes, of `model`, `content` and `styles`; the call refuses the others,
     and the command does not have them."""
@@ -202,9 +204,7 @@ class StyleTechnique(Technique):
             raise ParameterError(
                 f"style takes one content image, not {len(scene)}", parameter="content"
             )
-        given = _as_list(styles) if "styles" in self.takes else []
-        pictures = [_pictures(model, item) for item in given]
-        pictures = [row[None] for picture in pictures for row in picture]
+        pictures = opened_styles(model, styles) if "styles" in self.takes else []
         shares = _normalised(weights, len(pictures)) if "styles" in self.takes else []
         facts = self._provenance(model, seed, weights=shares)
         weights_sha256 = None if model is None else model.weights_sha256
@@ -231,6 +231,15 @@ class StyleTechnique(Technique):
             weights=shares,
             copied_from=_checked_origin(self, outcome.copied_from, images, pictures),
         )
+
+    def _require_over(self, model: HookedModel | None, arguments: dict[str, Any]) -> None:
+        """Refuse a technique that takes no content image, and what else a call refuses."""
+        if "content" not in self.takes:
+            raise ParameterError(
+                f"{self.title()} takes no content image, so it cannot work through an image set",
+                parameter="images",
+            )
+        self._check_inputs({"model": model, "styles": arguments.get("styles")})
 
     def _check_inputs(self, given: dict[str, Any]) -> None:
         """Refuse what the technique does not take, and a call without the model that it needs."""
@@ -283,6 +292,16 @@ def _pictures(model: HookedModel | None, source: Any) -> Tensor:
         )
     pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
     return pixels.permute(2, 0, 1)[None].contiguous()
+
+
+def opened_styles(model: HookedModel | None, styles: Any) -> list[Tensor]:
+    """Return style images as the technique gets them, each `(1, 3, h, w)` in [0, 1].
+
+    Raises:
+        ImageError: an image cannot be read, or is not RGB in [0, 1].
+    """
+    batches = [_pictures(model, item) for item in _as_list(styles)]
+    return [picture[None] for batch in batches for picture in batch]
 
 
 def _stacked(pictures: list[Tensor], images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from timmscope.parameters import technique_error
 from timmscope.store.files import TEMPORARY, write_bytes
 from timmscope.store.lock import NAME as LOCK
 from timmscope.store.lock import StoreLock
+from timmscope.store.settings import differences, require_same_settings
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.restore_state import restore_state
@@ -44,7 +45,6 @@ from timmscope.trust import remember
 from timmscope_registry import (
     ParameterError,
     StoreError,
-    StoreMismatch,
     UnsupportedModel,
     get_registry,
 )
@@ -55,7 +55,6 @@ __all__ = ["TrainingBatch", "TrainingProgress", "TrainingTechnique", "evaluating
 
 _BEFORE_FIRST = (LOCK, UNFINISHED + TEMPORARY, ".saved")
 """The only files that a training killed before its first checkpoint can leave behind."""
-_SHOWN, _LONGEST = 6, 60
 
 
 class _FamilyOfSpec:
@@ -329,7 +328,7 @@ class TrainingTechnique(Technique):
         if finished is None and kept is None:
             _require_empty(folder)
         record, tensors = kept or (Record(settings, [here]), {})
-        _require_same(folder, record.settings, settings)
+        require_same_settings(folder, "a training", record.settings, settings)
         loop = Loop(
             self, pixels, prepared.data, prepared.held_out, record, folder, seed, prepared.device
         )
@@ -408,42 +407,17 @@ def _card(folder: Path, settings: dict[str, Any]) -> Card | None:
     if not (folder / CARD).exists():
         return None
     _, card = card_of(folder)
-    _require_same(folder, {name: getattr(card, name) for name in settings}, settings)
+    known = {name: getattr(card, name) for name in settings}
+    require_same_settings(folder, "a training", known, settings)
     (folder / UNFINISHED).unlink(missing_ok=True)
     return card
-
-
-def _require_same(folder: Path, known: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Refuse settings that differ from those of a training, and show the difference."""
-    differences = list(_differences("", known, settings))
-    if differences:
-        shown = "; ".join(differences[:_SHOWN]) + (" …" if len(differences) > _SHOWN else "")
-        raise StoreMismatch(
-            f"{folder} holds a training with other settings ({shown}): repeat them to resume it, "
-            "or choose another folder",
-            differences=differences,
-        )
-
-
-def _differences(name: str, known: Any, wanted: Any) -> Iterator[str]:
-    if isinstance(known, dict) and isinstance(wanted, dict):
-        for key in dict.fromkeys([*known, *wanted]):
-            inner = key if name in ("", "parameters") else f"{name}.{key}"
-            yield from _differences(inner, known.get(key), wanted.get(key))
-    elif known != wanted:
-        yield f"{name}: {_brief(known)} → {_brief(wanted)}"
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _compare_environments(folder: Path, record: Record, here: dict[str, Any]) -> None:
     """Note another machine, number of threads or version, with which the last bits may differ."""
     if record.environment[-1] == here:
         return
-    shown = "; ".join(_differences("", record.environment[-1], here))
+    shown = "; ".join(differences(record.environment[-1], here))
     warnings.warn(
         f"the training in {folder} resumes elsewhere ({shown}): its last bits may differ from "
         "those of an uninterrupted one, and its card names both",

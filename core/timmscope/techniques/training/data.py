@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from natsort import natsorted
 from PIL import Image
@@ -54,6 +55,10 @@ class InOrder(ImageSource):
     def load(self, index: int) -> Image.Image:
         """Return the image of that place in the order."""
         return self._source.load(self._ids[index])
+
+    def pixels(self, index: int) -> np.ndarray | None:
+        """Return the pixels of the image of that place in the order."""
+        return self._source.pixels(self._ids[index])
 
     @property
     def paths(self) -> Sequence[str]:

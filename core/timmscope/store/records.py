@@ -1,16 +1,16 @@
-"""`Journal` writes the records of an evaluation, one line per map, so that it can be resumed.
+"""`Journal` writes the records of a long run, one per line, so that it can be resumed.
 
-`evaluation.json` holds the settings; an evaluation resumes only with the same settings.
-`records.jsonl` has one line per map, in a fixed order, so its length says where to resume. A line
-that a killed process has not finished is removed. Both have digests, and each line holds its own
-number, so that a damaged, edited, missing or foreign line is noticed.
+A file of settings says what is run; a run resumes only with the same settings. `records.jsonl` has
+one line per map, image or chunk of images, in a fixed order, so its length says where to resume. A
+line that a killed process has not finished is removed. Both have digests, and each line holds its
+own number, so that a damaged, edited, missing or foreign line is noticed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from timmscope.durable import sync
 from timmscope.results import to_json
 from timmscope.safe_files import open_regular, read_regular
 from timmscope.store.files import TEMPORARY, disk_error, machine_error, write_bytes
-from timmscope_registry import StoreCorrupted, StoreError, StoreMismatch
+from timmscope.store.lock import NAME as LOCK
+from timmscope.store.settings import require_same_settings
+from timmscope_registry import StoreCorrupted, StoreError
 
-SETTINGS = "evaluation.json"
 RECORDS = "records.jsonl"
-_BEFORE_RECORDS = (".lock", SETTINGS, SETTINGS + TEMPORARY)
-"""The only files that a process killed before its first record can leave behind."""
-
 _MOST_BYTES = 1 << 28
 """Size of the settings, or of a line of the records, that is read."""
 
@@ -33,32 +31,43 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """The records of one evaluation, on disk or, without a folder, in memory.
+    """The records of one run, on disk or, without a folder, in memory.
 
     Args:
-        folder: the folder of the evaluation, which exists.
-        settings: what is evaluated, as JSON values.
+        folder: the folder of the run, which exists.
+        settings: what is run, as JSON values.
+        kind: what the run is, as in `evaluation`; its settings are in `evaluation.json`.
+        before: names of files that a run killed before its first record can leave behind, besides
+            those of the journal.
 
     Raises:
-        StoreMismatch: the folder holds an evaluation with other settings.
+        StoreMismatch: the folder holds a run with other settings.
         StoreCorrupted: a line of its records is damaged.
         StoreError: the folder holds other files, or cannot be read or written now.
     """
 
-    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        settings: dict[str, Any],
+        kind: str = "evaluation",
+        before: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.count = 0
         self._records: list[Record] = []
         if folder is None:
             return
         settings = json.loads(json.dumps(settings))
-        if (folder / RECORDS).exists() and (folder / SETTINGS).exists():
-            _require_same_settings(folder, settings)
+        file, a_run = folder / f"{kind}.json", f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        allowed = {LOCK, file.name, file.name + TEMPORARY, *before}
+        if (folder / RECORDS).exists() and file.exists():
+            require_same_settings(folder, a_run, read_settings(folder, kind), settings)
             self.count = _cut_to_whole_lines(folder / RECORDS)
-        elif any(entry.name not in _BEFORE_RECORDS for entry in folder.iterdir()):
-            raise StoreError(f"{folder}: not an evaluation, and not empty; choose another folder")
+        elif any(entry.name not in allowed for entry in folder.iterdir()):
+            raise StoreError(f"{folder}: not {a_run}, and not empty; choose another folder")
         else:
-            write_bytes(folder / SETTINGS, checked_json.dump(settings, indent=2))
+            write_bytes(file, checked_json.dump(settings, indent=2))
 
     def add(self, record: Record) -> None:
         """Add a record, with NaN as None; it is on disk when this returns.
@@ -91,23 +100,34 @@ class Journal:
         if self.folder is None:
             yield from self._records
             return
-        file = self.folder / RECORDS
-        for number, line in _lines(file):
-            yield _parse(file, number, line)
+        if self.count:
+            yield from read_records(self.folder)
 
 
-def _require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
+def read_settings(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the settings of the run in a folder.
+
+    Raises:
+        StoreCorrupted: they are damaged.
+        StoreError: they cannot be read now.
+    """
+    file = folder / f"{kind}.json"
     try:
-        known = checked_json.load(read_regular(folder / SETTINGS, _MOST_BYTES))
+        return checked_json.load(read_regular(file, _MOST_BYTES))
     except (OSError, ValueError, MemoryError) as error:
-        raise _unreadable(folder / SETTINGS, error) from error
-    if known != settings:
-        keys = [key for key in settings if known.get(key) != settings[key]]
-        raise StoreMismatch(
-            f"{folder} holds an evaluation of something else ({', '.join(keys) or 'more'} "
-            "differ); choose another folder, or repeat its settings",
-            differences=keys,
-        )
+        raise _unreadable(file, error) from error
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Yield the records of the run in a folder, in order.
+
+    Raises:
+        StoreCorrupted: a line is damaged.
+        StoreError: they cannot be read now.
+    """
+    file = folder / RECORDS
+    for number, line in _lines(file):
+        yield _parse(file, number, line)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
@@ -124,7 +144,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
 
 def _unreadable(file: Path, error: Exception) -> StoreError:
     return machine_error(error, file) or StoreCorrupted(
-        f"{file} cannot be read: {error}; restore it from a copy, or evaluate into another folder"
+        f"{file} cannot be read: {error}; restore it from a copy, or choose another folder"
     )
 
 
@@ -148,10 +168,10 @@ def _parse(file: Path, number: int, line: bytes) -> Record:
     try:
         record = checked_json.load(line)
         if (found := record.pop("line", None)) != number:
-            raise ValueError(f"it is line {found} of an evaluation")
+            raise ValueError(f"it is line {found} of a run")
     except ValueError as error:
         raise StoreCorrupted(
             f"{file}, line {number} cannot be read ({error}); delete this line and all below it, "
-            "and those maps are evaluated again"
+            "and they are computed again"
         ) from error
     return record

@@ -1,4 +1,4 @@
-"""The journal of an evaluation: every damaged, missing or foreign line is noticed."""
+"""The journal of a run: every damaged, missing or foreign line is noticed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from timmscope import StoreCorrupted, StoreError, checked_json
-from timmscope.evaluation import journal
-from timmscope.evaluation.journal import Journal
+from timmscope.store import records
+from timmscope.store.records import Journal
 
 SETTINGS = {"model": "m", "seed": 0}
 RECORDS = [{"image": number, "name": "ä.png", "score": number / 4} for number in range(4)]
@@ -78,7 +78,7 @@ def test_a_failing_disk_is_not_taken_for_damage(folder, monkeypatch):
     def fail(*given):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(journal, "read_regular", fail)
+    monkeypatch.setattr(records, "read_regular", fail)
     with pytest.raises(StoreError, match=r"cannot be read now \(.*\); check the disk") as caught:
         Journal(folder, SETTINGS)
     assert type(caught.value) is StoreError
