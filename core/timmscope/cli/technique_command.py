@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from cyclopts import Parameter
 
-from timmscope.cli import flags, parameters
+from timmscope.cli import flags, over, parameters
 from timmscope.cli.save_result import default_folder, save_and_print
 from timmscope.cli.text import plain_text, sections
 from timmscope.cli.typed_objective import typed_objective
 from timmscope.models import load_model
 from timmscope.number_list import is_whole
 from timmscope.techniques.arguments import Argument, call_arguments
+from timmscope.techniques.over.base import PerImageTechnique
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -137,12 +138,20 @@ def command(technique: type[Technique], title: str) -> Callable[..., None]:
         for name, kind in further.items()
     ]
     own += [inspect.Parameter("json", FLAG, default=False, annotation=parameters.Record)]
+    own += over.over_flags(technique)
     every = sorted([*own, *flags.of_fields(technique, title, own)], key=lambda each: each.kind)
     signature = inspect.Signature(every)
 
     def run(*positional: Any, **named: Any) -> None:
         given = signature.bind(*positional, **named).arguments
         made = technique(**{name: given[name] for name in technique.model_fields if name in given})
+        if isinstance(made, PerImageTechnique):
+            name = made.over_argument
+            over.require_one_input(given, name)
+            if given.get("over") is not None:
+                others = [each for each in arguments if each[0].parameter.name != name]
+                over.run_over(made, given, _values(others, given))
+                return
         folder = given.get("output_dir") or default_folder(made.title(), _subject(arguments, given))
         values = _values(arguments, given) | dict.fromkeys(folders, folder)
         result = made(**values)  # type: ignore[operator]

@@ -36,7 +36,8 @@ class Journal:
     Args:
         folder: the folder of the run, which exists.
         settings: what is run, as JSON values.
-        kind: what the run is, as in `evaluation`; its settings are in `evaluation.json`.
+        name: name of the file of settings, without `.json`.
+        what: what the run is, for messages.
         before: names of files that a run killed before its first record can leave behind, besides
             those of the journal.
 
@@ -50,7 +51,8 @@ class Journal:
         self,
         folder: Path | None,
         settings: dict[str, Any],
-        kind: str = "evaluation",
+        name: str = "evaluation",
+        what: str = "an evaluation",
         before: Sequence[str] = (),
     ) -> None:
         self.folder = folder
@@ -59,13 +61,13 @@ class Journal:
         if folder is None:
             return
         settings = json.loads(json.dumps(settings))
-        file, a_run = folder / f"{kind}.json", f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+        file = folder / f"{name}.json"
         allowed = {LOCK, file.name, file.name + TEMPORARY, *before}
         if (folder / RECORDS).exists() and file.exists():
-            require_same_settings(folder, a_run, read_settings(folder, kind), settings)
+            require_same_settings(folder, what, read_settings(folder, name), settings)
             self.count = _cut_to_whole_lines(folder / RECORDS)
         elif any(entry.name not in allowed for entry in folder.iterdir()):
-            raise StoreError(f"{folder}: not {a_run}, and not empty; choose another folder")
+            raise StoreError(f"{folder}: not {what}, and not empty; choose another folder")
         else:
             write_bytes(file, checked_json.dump(settings, indent=2))
 
@@ -104,14 +106,14 @@ class Journal:
             yield from read_records(self.folder)
 
 
-def read_settings(folder: Path, kind: str) -> dict[str, Any]:
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
     """Return the settings of the run in a folder.
 
     Raises:
         StoreCorrupted: they are damaged.
         StoreError: they cannot be read now.
     """
-    file = folder / f"{kind}.json"
+    file = folder / f"{name}.json"
     try:
         return checked_json.load(read_regular(file, _MOST_BYTES))
     except (OSError, ValueError, MemoryError) as error:

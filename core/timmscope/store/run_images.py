@@ -34,7 +34,7 @@ _SAMPLES = 1024
 
 
 class Missing(NamedTuple):
-    """Why a run has nothing of an image: it is `unreadable`, or the technique has `refused` it."""
+    """Why a run has nothing of an image: it was `unreadable`, or `refused` by the technique."""
 
     why: str
     reason: str
@@ -173,7 +173,7 @@ class KeptRows(Sequence[np.ndarray]):
         name = self._names[index]
         if index in self._missing:
             missing = self._missing[index]
-            raise ImageError(f"{name}: the run has {missing.why} it ({missing.reason})", path=name)
+            raise ImageError(f"{name}: {missing.why} in the run ({missing.reason})", path=name)
         try:
             row = np.array(self._rows.get()[index])  # torch warns of rows that cannot be written
         except (OSError, ValueError) as error:

@@ -232,9 +232,14 @@ class StyleTechnique(PerImageTechnique):
             copied_from=_checked_origin(self, outcome.copied_from, images, pictures),
         )
 
+    @classmethod
+    def works_over_sets(cls) -> bool:
+        """Return whether the technique takes a content image."""
+        return "content" in cls.takes
+
     def _require_over(self, model: HookedModel | None, arguments: dict[str, Any]) -> None:
         """Refuse a technique that takes no content image, and what else a call refuses."""
-        if "content" not in self.takes:
+        if not self.works_over_sets():
             raise ParameterError(
                 f"{self.title()} takes no content image, so it cannot work through an image set",
                 parameter="images",

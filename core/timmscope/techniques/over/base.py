@@ -26,6 +26,11 @@ class PerImageTechnique(Technique):
     over_keeps: ClassVar[str] = "images"
     """The result's field that `over` keeps of each image: `images`, `maps`, or nothing."""
 
+    @classmethod
+    def works_over_sets(cls) -> bool:
+        """Return whether the technique takes images to work on."""
+        return True
+
     @final
     def over(
         self,

@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from timmscope.drawing import Canvas, HeatScale, colourise, line_height, text_width, theme, truncate
+from timmscope.drawing import (
+    Canvas,
+    HeatScale,
+    colourise,
+    line_height,
+    short_names,
+    text_width,
+    theme,
+    truncate,
+    truncate_middle,
+)
 from timmscope.drawing.style import (
     LABEL_PT,
     MARGIN_IN,
@@ -28,11 +38,11 @@ from timmscope.techniques.over.columns import share_interval
 if TYPE_CHECKING:
     from timmscope.techniques.over.result import ImageSetRun
 
-_CELL, _GAP = 1.05, 0.12
+_ACROSS, _GAP = 8, 0.12
 _ROW_H = 0.27
 _PANEL_W, _PANEL_H, _BETWEEN = 2.1, 1.15, 0.4
 _PANELS = 4
-_BINS = 24
+_MOST_BINS = 40
 
 
 def run_figure(run: ImageSetRun) -> Figure:
@@ -47,8 +57,9 @@ def run_figure(run: ImageSetRun) -> Figure:
     rows = [run.shown_from] if run.shown_from is not None else []
     rows += [_pictures(run.shown)] if run.shown is not None else []
     width = 2 * MARGIN_IN + _PANELS * (_PANEL_W + _BETWEEN) - _BETWEEN
+    cell = (width - 2 * MARGIN_IN + _GAP) / _ACROSS - _GAP
     head = MARGIN_IN + line_height(TITLE_PT) + line_height(SMALL_PT) + 0.18
-    below = head + len(rows) * (_CELL + _GAP)
+    below = head + len(rows) * (cell + _GAP)
     below += line_height(SMALL_PT) + 0.12 if rows else 0
     shares_h = len(shares) * _ROW_H + (0.25 if shares else 0)
     numbers_top = below + shares_h + (0.1 if shares else 0)
@@ -63,16 +74,16 @@ def run_figure(run: ImageSetRun) -> Figure:
         page.text(_counts(run), MARGIN_IN, MARGIN_IN + line_height(TITLE_PT) + 0.02,
                   size=SMALL_PT, colour=MUTED)  # fmt: skip
         for row, images in enumerate(rows):
-            top = head + row * (_CELL + _GAP)
+            top = head + row * (cell + _GAP)
             page.arrays(
                 (image.permute(1, 2, 0).clamp(0, 1).numpy().repeat(3 // len(image), 2),
-                 MARGIN_IN + place * (_CELL + _GAP), top, _CELL, _CELL)
+                 MARGIN_IN + place * (cell + _GAP), top, cell, cell)
                 for place, image in enumerate(images)
             )  # fmt: skip
-        for place, shown in enumerate(run.shown_names if rows else []):
-            left = MARGIN_IN + place * (_CELL + _GAP) + _CELL / 2
-            page.text(truncate(shown.rpartition("/")[2], _CELL, SMALL_PT), left,
-                      head + len(rows) * (_CELL + _GAP) - 0.06,
+        for place, shown in enumerate(short_names(run.shown_names) if rows else []):
+            left = MARGIN_IN + place * (cell + _GAP) + cell / 2
+            page.text(truncate_middle(shown, cell, SMALL_PT), left,
+                      head + len(rows) * (cell + _GAP) - 0.06,
                       size=SMALL_PT, colour=MUTED, align="center")  # fmt: skip
         _draw_shares(page, run, shares, below)
         for place, each in enumerate(numbers):
@@ -91,7 +102,7 @@ def _pictures(made: Tensor) -> Tensor:
 
 
 def _counts(run: ImageSetRun) -> str:
-    parts = [f"{run.made:,} images"]
+    parts = [f"{run.made:,} of {run.count:,} images"]
     for found, what in ((run.unreadable, "unreadable"), (run.refused, "refused")):
         parts += [f"{len(found):,} {what}"] if found else []
     return f"{', '.join(parts)}; 95 % intervals"
@@ -132,7 +143,12 @@ def _draw_numbers(page: Canvas, run: ImageSetRun, name: str, left: float, top: f
     finite = known[np.isfinite(known)]
     page.text(truncate(name.replace("_", " "), _PANEL_W, LABEL_PT, bold=True), left, top, bold=True)
     axes: Axes = page.axes(left, top + line_height(LABEL_PT) + 0.24, _PANEL_W, _PANEL_H)
-    axes.hist(finite, bins=_BINS, color=SERIES[0], alpha=0.8)
+    axes.hist(
+        finite,
+        bins=min(_MOST_BINS, max(6, math.ceil(2 * len(finite) ** 0.5))),
+        color=SERIES[0],
+        alpha=0.8,
+    )
     median = float(np.median(known))
     note = f"median {format_number(median)}"
     if len(finite) < len(known):

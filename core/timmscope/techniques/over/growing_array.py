@@ -6,6 +6,7 @@ import io
 import math
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -70,7 +71,7 @@ class GrowingArray:
         except OSError:
             return False
 
-    def _fill(self, file: io.BufferedIOBase, start: int) -> None:
+    def _fill(self, file: BinaryIO, start: int) -> None:
         """Fill the rows before the first one with NaN; images without a result came first."""
         here = file.seek(0, os.SEEK_END)
         end = len(self._header) + start * self._row_bytes

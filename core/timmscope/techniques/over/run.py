@@ -59,6 +59,8 @@ TABLE = "images.csv"
 _SHOWN = 8
 _MOST_TEXTS = 20
 _NOT_FACTS = ("image", "file")
+_RENAMED = {"label": "label_used"}
+"""Facts whose name means something else of an image set: `label` is that of the image."""
 _MOST_WORKERS = 2
 
 
@@ -138,7 +140,8 @@ def run_over(
             f"{folder}: cannot create this folder ({error.strerror}); choose another"
         ) from error
     with StoreLock(folder, "run"), memory_as_store_error(folder):
-        journal = Journal(folder, job.settings, KIND, [f"{job.kept}.npy"] if job.kept else [])
+        before = [f"{job.kept}.npy"] if job.kept else []
+        journal = Journal(folder, job.settings, KIND, "a run over images", before)
         done = journal.count == len(job.ranges)
         if done and (folder / RECORD).exists():
             with suppress(TimmscopeError):
@@ -340,12 +343,16 @@ def _facts(result: Result) -> list[dict[str, Any]]:
     """Return the facts of each image, from the summary of a result."""
     return [
         {
-            name: " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            _RENAMED.get(name, name): _plain(value)
             for name, value in row.items()
             if name not in _NOT_FACTS
         }
         for row in result.summary()
     ]
+
+
+def _plain(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _record(
@@ -453,12 +460,11 @@ def _reasons(run: Run, why: str) -> list[dict[str, str]]:
 
 def _write_table(folder: Path, columns: Columns, labelled: bool) -> None:
     """Write the facts of every image as CSV, which a store's conditions can read."""
-    names = {name: "label_used" if name == "label" else name for name in columns.names}
     heading = True
     with replacing(folder / TABLE) as temporary, temporary.open("w", encoding="utf-8") as file:
         for _, path, label, own in read_facts(folder):
             row = {"path": path, **({"label": label} if labelled else {})}
-            row |= {head: _cell(own.get(name)) for name, head in names.items()}
+            row |= {name: _cell(own.get(name)) for name in columns.names}
             text = csv_text([row])
             file.write(text if heading else text.partition("\r\n")[2])
             heading = False
