@@ -69,7 +69,7 @@ def test_a_wrong_line_is_named(folder, change, number):
 def test_a_pipe_is_refused(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    match = f"{name} cannot be read: .*a pipe.*; restore it from a copy, or evaluate into another"
+    match = f"{name} cannot be read: .*a pipe.*; restore it from a copy, or choose another folder"
     with pytest.raises(StoreCorrupted, match=match):
         Journal(folder, SETTINGS)
 
