@@ -333,6 +333,9 @@ from .techniques import (
     Norm as Norm,
 )
 from .techniques import (
+    PerImageTechnique as PerImageTechnique,
+)
+from .techniques import (
     Rows as Rows,
 )
 from .techniques import (
