@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from timmscope.testing import conformance, tiny_images
+from timmscope import technique
+from timmscope.testing import conformance, tiny_images, tiny_model
 from timmscope.testing.subjects import tiny_pictures
 from timmscope_registry import get_registry
 
@@ -53,11 +54,18 @@ def _tar(folder: Path) -> str:
     return str(folder / "some.tar")
 
 
+def _run(folder: Path) -> str:
+    pictures = tiny_pictures(folder)
+    technique("jpeg")().over(tiny_model("cnn"), pictures, folder / "run", workers=0)
+    return str(folder / "run")
+
+
 MAKE: dict[str, Callable[[Path], str]] = {
     "folder": lambda folder: str(tiny_pictures(folder)),
     "list": _list_of_files,
     "array": _array,
     "webdataset": _tar,
+    "over": _run,
 }
 
 for _entry in get_registry().entries():

@@ -57,6 +57,12 @@ def replaced_together(folder: Path) -> Iterator[Path]:
     sync(folder)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left of a save; no other process may be saving there."""
+    for left in folder.glob(f"{_SAVING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def open_newest(folder: Path, name: str, limit: int) -> BinaryIO:
     """Open the newest saved file of a name, of at most `limit` bytes, for reading.
 

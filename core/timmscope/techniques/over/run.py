@@ -32,6 +32,7 @@ from timmscope.progress import quiet, remark, task
 from timmscope.results import load_result
 from timmscope.results.csv_text import csv_text
 from timmscope.results.result import RECORD, Provenance, Result
+from timmscope.results.saving import remove_unfinished
 from timmscope.store.files import memory_as_store_error, replacing
 from timmscope.store.lock import StoreLock
 from timmscope.store.records import Journal
@@ -446,6 +447,7 @@ def _finished(job: Job, folder: Path) -> ImageSetRun:
         shown_from=shown.originals,
         shown_names=shown.names,
     )
+    remove_unfinished(folder)
     result.save(folder)
     return result.placed_in(folder)
 
