@@ -109,8 +109,11 @@ def _counts(run: ImageSetRun) -> str:
 
 
 def _varies(column: Tensor) -> bool:
+    """Return whether finite values differ by more than rounding, so that a histogram shows them."""
     known = column[column.isfinite()]
-    return len(known) > 1 and bool(known.min() < known.max())
+    if len(known) < 2:
+        return False
+    return bool(known.max() - known.min() > 1e-4 * known.abs().max())
 
 
 def _draw_shares(page: Canvas, run: ImageSetRun, names: list[str], top: float) -> None:
@@ -150,7 +153,7 @@ def _draw_numbers(page: Canvas, run: ImageSetRun, name: str, left: float, top: f
         alpha=0.8,
     )
     median = float(np.median(known))
-    note = f"median {format_number(median)}"
+    note = f"median {format_number(median) if math.isfinite(median) else 'infinite'}"
     if len(finite) < len(known):
         note += f", {len(known) - len(finite):,} infinite"
     if math.isfinite(median):
