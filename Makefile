@@ -26,7 +26,7 @@ demo: $(VENV)/.demo
 	$(BIN)/timmscope demo --output "$(OUT)" $(if $(IMAGES),--images "$(IMAGES)")
 
 test: $(VENV)/.dev
-	$(PYTEST) -n 2 --dist loadgroup -m "not slow and not soak" $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile -m "not slow and not soak" $(ARGS)
 
 slow: $(VENV)/.dev
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(ARGS)

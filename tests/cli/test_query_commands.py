@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from timmscope import Store, VectorIndex, judge_units, load_model, strongest
+from timmscope.cli import main
 
 Cli = Callable[..., Any]
 MODEL = "random:resnet18?seed=0&img_size=64"
@@ -31,13 +33,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def store(cli: Cli, pictures: Path, tmp_path: Path) -> Path:
-    mined = cli(
-        "mine", MODEL, pictures, "-o", tmp_path / "s.scope", "-l", "layer2", "-l", "global_pool",
+@pytest.fixture(scope="module")
+def mined(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mine the pictures once."""
+    path = tmp_path_factory.mktemp("mined") / "s.scope"
+    words = [
+        "mine", MODEL, str(pictures), "-o", str(path), "-l", "layer2", "-l", "global_pool",
         "--shard-size", "8", "--batch-size", "8", "--workers", "0",
-    )  # fmt: skip
-    assert mined.status == 0, mined.err
+    ]  # fmt: skip
+    assert main(words) == 0
+    return path
+
+
+@pytest.fixture
+def store(mined: Path, tmp_path: Path) -> Path:
+    """Return a copy of the mined store that the test may change."""
+    shutil.copytree(mined, tmp_path / "s.scope")
     return tmp_path / "s.scope"
 
 

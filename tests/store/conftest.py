@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +125,29 @@ def write_store(path: Path, *, shards: int | None = None, top_k: int = 10) -> Kn
     return Known(path, rows)
 
 
-@pytest.fixture
-def known(tmp_path: Path) -> Known:
-    return write_store(tmp_path / "known.scope")
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Known]:
+    """Return a function that writes a store once for given options, and copies it from then on."""
+    made: dict[str, Known] = {}
+
+    def copied(path: Path, **options: int) -> Known:
+        key = repr(sorted(options.items()))
+        if key not in made:
+            made[key] = write_store(tmp_path_factory.mktemp("written") / "x.scope", **options)
+        shutil.copytree(made[key].path, path)
+        return Known(path, {name: rows.copy() for name, rows in made[key].rows.items()})
+
+    return copied
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Known]:
+def known(written: Callable[..., Known], tmp_path: Path) -> Known:
+    return written(tmp_path / "known.scope")
+
+
+@pytest.fixture
+def write(written: Callable[..., Known], tmp_path: Path) -> Callable[..., Known]:
     def make(name: str, **options: int) -> Known:
-        return write_store(tmp_path / name, **options)
+        return written(tmp_path / name, **options)
 
     return make

@@ -38,7 +38,7 @@ def rectified_rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
-    report = judge_units(keep(*rectified_rows(), LABELS))
+    report = judge_units(keep(*rectified_rows(), LABELS, shard_size=90))
     assert report.rectified
     assert np.flatnonzero(report.dead).tolist() == [0]
     assert np.flatnonzero(report.sparse).tolist() == [1]
@@ -58,7 +58,7 @@ def test_each_flag_is_set_where_its_definition_holds(keep: Keep) -> None:
 
 
 def test_the_callers_thresholds_are_used(keep: Keep) -> None:
-    layer = keep(*rectified_rows(), LABELS)
+    layer = keep(*rectified_rows(), LABELS, shard_size=90)
     strict = UnitThresholds(sparse=0.001, redundant=1.0, selective=1.1, saturated=0, ceiling=1.1)
     assert judge_units(layer, thresholds=strict).counts == {
         "dead": 1, "saturated": 0, "sparse": 0, "redundant": 0, "selective": 0, "prunable": 1,
@@ -122,7 +122,7 @@ def test_statistics_agree_with_numpy(keep: Keep) -> None:
 def test_wide_layers_are_read_in_blocks_with_the_same_result(
     keep: Keep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = keep(*rectified_rows(), LABELS)
+    layer = keep(*rectified_rows(), LABELS, shard_size=90)
     whole = judge_units(layer)
     monkeypatch.setattr(judging, "CORRELATION_BYTES", 3 * 10 * 8)
     parts = judge_units(layer)
@@ -155,7 +155,7 @@ def test_one_image_and_one_unit_are_enough(keep: Keep) -> None:
 
 
 def test_units_can_be_ranked_by_any_column_of_numbers(keep: Keep) -> None:
-    report = judge_units(keep(*rectified_rows(), LABELS))
+    report = judge_units(keep(*rectified_rows(), LABELS, shard_size=90))
     assert report.ranked("fires", ascending=True)[:2] == [0, 1]
     assert set(report.ranked("correlation")[:2]) == {4, 5}
     assert report.ranked("correlation")[-1] == 0, "no number comes last"
@@ -165,7 +165,7 @@ def test_units_can_be_ranked_by_any_column_of_numbers(keep: Keep) -> None:
 
 
 def test_striking_units_include_every_flag(keep: Keep) -> None:
-    report = judge_units(keep(*rectified_rows(), LABELS))
+    report = judge_units(keep(*rectified_rows(), LABELS, shard_size=90))
     assert report.striking(7)[:4] == [0, 3, 2, 1], "dead, saturated, sparse"
     assert set(report.striking(7)) >= {4, 6}
     assert len(report.striking(3)) == 3
@@ -173,7 +173,7 @@ def test_striking_units_include_every_flag(keep: Keep) -> None:
 
 
 def test_the_table_has_plain_values_and_the_csv_equals_it(keep: Keep, tmp_path: Path) -> None:
-    report = judge_units(keep(*rectified_rows(), LABELS))
+    report = judge_units(keep(*rectified_rows(), LABELS, shard_size=90))
     rows = report.table()
     json.dumps(rows, allow_nan=False)
     with report.to_csv(tmp_path / "new" / "units.csv").open(newline="") as file:
@@ -185,7 +185,9 @@ def test_the_table_has_plain_values_and_the_csv_equals_it(keep: Keep, tmp_path: 
 
 
 def test_a_saved_report_loads_as_numpy_arrays(keep: Keep, tmp_path: Path) -> None:
-    report = judge_units(keep(*rectified_rows(), LABELS), "id < 300", UnitThresholds(sparse=0.02))
+    report = judge_units(
+        keep(*rectified_rows(), LABELS, shard_size=90), "id < 300", UnitThresholds(sparse=0.02)
+    )
     again = load_result(report.save(tmp_path / "saved"))
     assert isinstance(again, UnitReport)
     for field in dataclasses.fields(report):
