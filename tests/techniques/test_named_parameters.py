@@ -783,10 +783,7 @@ def test_a_run_over_an_image_set_opens_a_model_once_and_draws_as_one_call(
 
     monkeypatch.setattr(opening_module, "load_model", load_model)
     attack, model = Transfer(surrogate=OTHER, epsilon=0.05), tiny_model()
-    files = sorted(
-        folder.rglob("*.png"),
-        key=lambda file: open_images(folder).paths.index(str(file.relative_to(folder))),
-    )
+    files = [folder / name for name in open_images(folder).paths]
     run = attack.over(model, folder, tmp_path / "run", batch_size=1, workers=0)
     assert loaded == [OTHER]
     whole = attack(model, files)
