@@ -25,6 +25,7 @@ from timmscope.cli import flags
 from timmscope.cli.main import app as command_line
 from timmscope.cli.technique_command import command
 from timmscope.cli.text import sections
+from timmscope.parameters.names import Meant, Names
 from timmscope.techniques.lookup import BASES
 from timmscope_registry import FAMILIES, Entry, TechniqueSpec, get_registry, hookspecs
 
@@ -156,7 +157,9 @@ def technique_page(entry: Entry[TechniqueSpec], problems: list[str]) -> str:
             value = info.get_default(call_default_factory=True, validated_data={})
             default = "none" if value is None else f"`{value!r}`"
         limits = flags.bounds(info)
-        shown = type_text(info.annotation) + (f", {limits}" if limits else "")
+        marks = [item for item in info.metadata if isinstance(item, Names)]
+        annotation = Annotated[info.annotation, marks[0]] if marks else info.annotation
+        shown = type_text(annotation) + (f", {limits}" if limits else "")
         cells = (f"`{name}`", shown, default, " ".join((info.description or "").split()))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     lines += ["", "## Errors", "", *errors_of(parts)]
@@ -204,6 +207,10 @@ def type_text(annotation: Any) -> str:
     """Describe a type for readers: `whole number`, `linf or l2`, `number or none`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
+        mark = next((item for item in arguments[1:] if isinstance(item, Names)), None)
+        if mark is not None:
+            of_what = Meant.of(mark.kind, arguments[0]).of_what
+            return f"{mark.kind} {of_what}".strip()
         extra = [getattr(item, "json_schema_extra", None) for item in arguments[1:]]
         if any(isinstance(item, dict) and item.get("kind") == "layer" for item in extra):
             return "layer name"

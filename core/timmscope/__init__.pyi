@@ -315,6 +315,15 @@ from .techniques import (
     ImageBatches as ImageBatches,
 )
 from .techniques import (
+    ImageName as ImageName,
+)
+from .techniques import (
+    ImageSet as ImageSet,
+)
+from .techniques import (
+    ImageSetName as ImageSetName,
+)
+from .techniques import (
     ImageSetRun as ImageSetRun,
 )
 from .techniques import (
@@ -327,6 +336,9 @@ from .techniques import (
     Loss as Loss,
 )
 from .techniques import (
+    ModelName as ModelName,
+)
+from .techniques import (
     ModelTechnique as ModelTechnique,
 )
 from .techniques import (
@@ -337,6 +349,9 @@ from .techniques import (
 )
 from .techniques import (
     Rows as Rows,
+)
+from .techniques import (
+    StoreName as StoreName,
 )
 from .techniques import (
     StoresTechnique as StoresTechnique,
@@ -366,6 +381,12 @@ from .techniques import (
     Technique as Technique,
 )
 from .techniques import (
+    TechniqueName as TechniqueName,
+)
+from .techniques import (
+    TrainedWeights as TrainedWeights,
+)
+from .techniques import (
     Training as Training,
 )
 from .techniques import (
@@ -385,6 +406,9 @@ from .techniques import (
 )
 from .techniques import (
     UniversalPerturbation as UniversalPerturbation,
+)
+from .techniques import (
+    WeightsName as WeightsName,
 )
 from .techniques import (
     alpha_norm as alpha_norm,

@@ -9,19 +9,42 @@ import torch
 
 from timmscope import (
     Adversarial,
+    AttackTechnique,
     Attribution,
     Certificates,
     Defended,
+    Goal,
     HookedModel,
+    ModelName,
+    Store,
+    StoreName,
     Stylization,
     Synthesis,
+    TechniqueName,
+    WeightsName,
 )
 from timmscope_attack import FGSM, PGD
 from timmscope_attribution import CAM, RISE, GradCAM, Occlusion
-from timmscope_defence import JPEG, RandomizedResize, RandomizedSmoothing
+from timmscope_defence import JPEG, AdversarialTraining, RandomizedResize, RandomizedSmoothing
 from timmscope_representation import Clusters, Embedding, EmbeddingMap, ImageClusters
 from timmscope_style import NeuralStyle
 from timmscope_synthesis import ActivationMaximization
+
+
+class Named(AttackTechnique):
+    surrogate: ModelName
+    store: StoreName | None = None
+    attack: TechniqueName[AttackTechnique] = "pgd steps=3"
+    weights: WeightsName[AdversarialTraining] | None = None
+
+    def perturb(self, model: HookedModel, images: torch.Tensor, goal: Goal) -> torch.Tensor:
+        assert_type(self.open_model(self.surrogate), HookedModel)
+        assert_type(self.open_technique(self.attack), AttackTechnique)
+        if self.store is not None:
+            assert_type(self.open_store(self.store), Store)
+        if self.weights is not None:
+            assert_type(self.open_weights(self.weights).technique, AdversarialTraining)
+        return images
 
 
 def calls(model: HookedModel, images: torch.Tensor) -> None:

@@ -9,9 +9,16 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from timmscope import AttackTechnique, AttributionTechnique, Collector, HookedModel
+from timmscope import (
+    AttackTechnique,
+    AttributionTechnique,
+    Collector,
+    HookedModel,
+    ModelName,
+    load_model,
+)
 from timmscope_registry import (
     CollectorSpec,
     ModelError,
@@ -244,7 +251,36 @@ class KnowsOnlyTargets(AttackTechnique):
         return images
 
 
+_OTHER = "random:test_resnet?num_classes=10&img_size=32"
+
+
+class LeavesAHookElsewhere(_Plain):
+    """Leaves a hook on a further model."""
+
+    helper: ModelName = _OTHER
+    """A further model."""
+
+    def attribute(self, model, images, objective):
+        self.open_model(self.helper).module.register_forward_hook(lambda *a: None)
+        return super().attribute(model, images, objective)
+
+
+class OpensWhenMade(_Plain):
+    """Opens what it names before a call."""
+
+    helper: ModelName = _OTHER
+    """A further model."""
+
+    @model_validator(mode="after")
+    def _opened(self):
+        if isinstance(self.helper, str):
+            load_model(self.helper)
+        return self
+
+
 TECHNIQUES = [
+    LeavesAHookElsewhere,
+    OpensWhenMade,
     KnowsOneNorm,
     KnowsOnlyTargets,
     DrawsFromTorch,

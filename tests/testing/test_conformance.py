@@ -82,6 +82,8 @@ def test_a_correct_plugin_passes(registry, tmp_path, name):
         ("changes-the-default-device", "process-settings-are-untouched", "torch's default device"),
         ("knows-one-norm", "stays-inside-the-radius", "expected at most epsilon"),
         ("knows-only-targets", "takes-every-goal", "AttributeError"),
+        ("leaves-a-hook-elsewhere", "further-models-are-untouched", "of helper"),
+        ("opens-when-made", "names-are-opened-by-a-call-only", "nothing-is-here"),
         ("changes-the-folder-when-broken", "process-settings-are-untouched", "working directory"),
     ],
 )

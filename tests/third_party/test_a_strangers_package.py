@@ -21,6 +21,7 @@ NAMES = {
     "centre-bias",
     "best-of-noise",
     "brightness",
+    "borrowed-gradient",
     "tint",
     "shake",
     "rounding",

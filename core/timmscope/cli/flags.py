@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
 from timmscope.cli.parameters import whole
-from timmscope.parameters import origin_of
+from timmscope.parameters import Meant, meanings, origin_of
 from timmscope_registry import PluginError
 from timmscope_registry.plugin_faults import fault, visible
 
@@ -49,17 +49,49 @@ def of_fields(
         did = f"cannot be run from the command line: it has fields named like {', '.join(clash)}"
         raise PluginError(fault(origin_of(technique), did, advice="its authors should rename them"))
     group = Group(f"Parameters of {title}", sort_key=2)
-    return [_of_field(name, info, group) for name, info in technique.model_fields.items()]
+    named = meanings(technique)
+    return [
+        _of_field(name, info, named.get(name), group)
+        for name, info in technique.model_fields.items()
+    ]
 
 
-def _of_field(name: str, info: FieldInfo, group: Group) -> inspect.Parameter:
+def _of_field(name: str, info: FieldInfo, meant: Meant | None, group: Group) -> inspect.Parameter:
     limits = bounds(info)
     default: Any = inspect.Parameter.empty
     if not info.is_required():
         default = info.get_default(call_default_factory=True, validated_data={})
     text = " ".join((info.description or "").replace("`", "").split())
     text = " ".join(filter(None, [text, f"[{limits}]" if limits else ""]))
-    return parameter(name, plain(info.annotation), default, text, group=group)
+    if meant is None:
+        return parameter(name, plain(info.annotation), default, text, group=group)
+    text = f"{text} [{meant.of_what}]".strip() if meant.of_what else text
+    word = _WORDS[meant.kind]
+    return parameter(name, _named(info.annotation, word), default, text, group=group)
+
+
+_WORDS = {
+    kind: type(word, (str,), {})
+    for kind, word in {
+        "model": "model",
+        "image set": "images",
+        "image": "image",
+        "store": "store",
+        "weights": "weights",
+        "technique": "technique",
+    }.items()
+}
+"""Kinds of text; help shows their names as those of a flag's values, as in `--surrogate MODEL`."""
+
+
+def _named(annotation: Any, word: type) -> Any:
+    """Return the type of a flag that names something: a text, none, or several texts."""
+    if get_origin(annotation) is tuple:
+        return GenericAlias(tuple, (word, ...))
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    several = [_named(part, word) for part in parts if get_origin(part) is tuple]
+    kind: Any = several[0] if several else word
+    return kind | None if NoneType in parts else kind
 
 
 def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> inspect.Parameter:

@@ -26,6 +26,8 @@ def save_and_print(result: Result, folder: Path, *, as_json: bool) -> None:
     output.records(rows[:_MOST_ROWS])
     if len(rows) > _MOST_ROWS:
         output.say(f"and {len(rows) - _MOST_ROWS:,} more rows; result.json has all under summary")
+    for line in result.named_lines():
+        output.say(line)
     output.say(f"\nwrote {', '.join(record['files'])}, arrays.h5 and result.json to {folder}")
 
 

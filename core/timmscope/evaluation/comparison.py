@@ -169,8 +169,8 @@ def _at_layers(
         raise ParameterError(f"no technique has a layer to choose: {titles}", parameter="layers")
     placed: list[AttributionTechnique] = []
     for each in techniques:
-        if layers and "layer" in type(each).model_fields and each.model_dump()["layer"] is None:
-            settings = each.model_dump()
+        settings = dict(each)
+        if layers and settings.get("layer", "") is None:
             placed += [type(each)(**settings | {"layer": layer}) for layer in dict.fromkeys(layers)]
         else:
             placed.append(each)

@@ -28,6 +28,7 @@ from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.image_set import ImageSet, SetImage
 from timmscope.techniques.lookup import attribution, unique_names
+from timmscope.techniques.opening import opening
 from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
     ImageError,
@@ -101,13 +102,30 @@ def evaluate(
             f"{len(subjects)}",
             parameter="objective",
         )
+    with opening(list(chosen.values()), model, seed):  # once, not for each image
+        return _evaluated(
+            model, subjects, chosen, measures, box_table, target, out, seed, batch_size
+        )
+
+
+def _evaluated(
+    model: HookedModel,
+    subjects: ImageSet,
+    chosen: Mapping[str, AttributionTechnique],
+    measures: Sequence[Metric],
+    box_table: Boxes | None,
+    target: Objective,
+    out: str | os.PathLike[str] | None,
+    seed: int,
+    batch_size: int | None,
+) -> Evaluation:
     settings = {
         "model": model.id,
         "weights_sha256": model.weights_sha256,
         "preprocessing": model.preprocessing.to_dict(),
         "images": {"count": len(subjects), "fingerprint": subjects.fingerprint()},
         "techniques": {
-            label: {"technique": each.technique_id(), "parameters": each.model_dump(mode="json")}
+            label: {"technique": each.technique_id(), "parameters": each._recorded_in_call()}
             for label, each in chosen.items()
         },
         "objective": str(target),
@@ -128,6 +146,11 @@ def evaluate(
             weights_sha256=model.weights_sha256,
             seed=seed,
             call={"objective": str(target), "images": settings["images"]},
+            named={
+                f"{label}.{parameter}": named
+                for label, each in chosen.items()
+                for parameter, named in each._named_in_call().items()
+            },
         )
         try:
             result = summarise(journal, subjects.names, list(chosen), measures, axes, provenance)

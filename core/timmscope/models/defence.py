@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from timmscope.draws import defence_generators
-from timmscope.parameters import Parameters, from_text, technique_error
+from timmscope.parameters import Parameters, from_text, meanings, technique_error
 from timmscope_registry import ParameterError, UnsupportedModel
 from timmscope_registry.plugin_faults import brief
 
@@ -44,6 +44,12 @@ class Defence(Parameters):
             raise TypeError(f"backward of {cls.__name__} is {cls.backward!r}: choose {choices}")
         if not isinstance(cls.random, bool):
             raise TypeError(f"random of {cls.__name__} is {cls.random!r}: expected True or False")
+        for name, meant in meanings(cls).items():
+            if meant.kind != "technique":
+                raise TypeError(
+                    f"{name} of the defence {cls.__name__} names a {meant.kind}, which only a call "
+                    "opens: a defence works in every forward of a model"
+                )
 
     @abstractmethod
     def transform(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
@@ -24,7 +24,8 @@ class PassCounter:
     Attributes:
         forwards: `(B,)` int64, forward passes of each image.
         backwards: `(B,)` int64, backward passes that reached each image.
-        others: the same two counts of each other model, by its id.
+        others: the same two counts of each other model, by its id; of one that a parameter names,
+            by the parameter.
         calls: number of forwards that were seen, also of other images.
     """
 
@@ -35,15 +36,36 @@ class PassCounter:
         self.calls = 0
         self._owner = owner
         self._rows: Tensor | None = None
+        self._part: Tensor | None = None
 
     @contextlib.contextmanager
     def only(self, rows: Tensor) -> Iterator[None]:
-        """Count forwards of `len(rows)` images for those rows of the batch, inside the context."""
-        outer, self._rows = self._rows, rows.cpu()
+        """Count forwards of `len(rows)` images for those rows of the batch, inside the context.
+
+        A counter of one image counts all forwards for this image.
+        """
+        outer = self._rows
+        if len(self.forwards) > 1:
+            self._rows = rows.cpu() if self._part is None else self._part[rows.cpu()]
         try:
             yield
         finally:
             self._rows = outer
+
+    @contextlib.contextmanager
+    def part(self, rows: Tensor) -> Iterator[None]:
+        """Let the rows of `only` be those of a part of the batch, inside the context.
+
+        Args:
+            rows: the rows of the batch that make the part.
+        """
+        outer = self._part
+        with self.only(rows):
+            self._part = self._rows
+            try:
+                yield
+            finally:
+                self._part = outer
 
     def watch(self, inputs: Tensor, owner: object, id: str) -> None:
         """Count one forward of `inputs`, and each backward that reaches them.
@@ -57,7 +79,8 @@ class PassCounter:
         forwards, backwards = self.forwards, self.backwards
         if owner is not self._owner:
             zero = torch.zeros_like(forwards)
-            forwards, backwards = self.others.setdefault(id, (zero, zero.clone()))
+            name = _names.get().get(owner, id)
+            forwards, backwards = self.others.setdefault(name, (zero, zero.clone()))
         rows = self._rows if self._rows is not None else torch.arange(len(self.forwards))
         if len(inputs) % max(len(rows), 1):
             return  # a forward of other images, such as a reference image
@@ -71,7 +94,63 @@ class PassCounter:
             inputs.register_hook(count)
 
 
+class PassTotals(PassCounter):
+    """Counts the images that pass through some models, by their names.
+
+    Args:
+        names: name of each model, by what it and its copies have in common.
+
+    Attributes:
+        totals: numbers of images that passed forwards and backwards.
+    """
+
+    def __init__(self, names: Mapping[object, str]) -> None:
+        super().__init__(0)
+        self.totals = {name: [0, 0] for name in names.values()}
+        self._totalled = names
+
+    def watch(self, inputs: Tensor, owner: object, id: str) -> None:
+        """Count one forward of `inputs`, and the backward that reaches them."""
+        self.calls += 1
+        if owner not in self._totalled:
+            return
+        total, count = self.totals[self._totalled[owner]], len(inputs)
+        total[0] += count
+        if inputs.requires_grad:
+
+            def reached(_: Tensor) -> None:
+                total[1] += count
+
+            inputs.register_hook(reached)
+
+
 _counters: ContextVar[tuple[PassCounter, ...]] = ContextVar("timmscope_pass_counters", default=())
+_names: ContextVar[Mapping[object, str]] = ContextVar("timmscope_model_names", default={})  # noqa: B039
+
+
+@contextlib.contextmanager
+def counting_totals(names: Mapping[object, str]) -> Iterator[PassTotals]:
+    """Count the passes of further models inside the context, under these names.
+
+    Args:
+        names: name of each model, by what it and its copies have in common.
+    """
+    token = _names.set({**_names.get(), **names})
+    try:
+        with counting(totals := PassTotals(names)):
+            yield totals
+    finally:
+        _names.reset(token)
+
+
+def counting_part(rows: Tensor) -> AbstractContextManager[None]:
+    """Let the rows of `counting_only` be those of a part of the batch, inside the context.
+
+    Args:
+        rows: the rows of the batch that make the part.
+    """
+    counters = _counters.get()
+    return counters[-1].part(rows) if counters else contextlib.nullcontext()
 
 
 def counting_only(rows: Tensor) -> AbstractContextManager[None]:

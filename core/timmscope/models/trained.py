@@ -21,6 +21,7 @@ from timmscope.models.checkpoints import load_weights
 from timmscope.models.hooked_model import HookedModel
 from timmscope.models.loading import load_model
 from timmscope.models.preprocessing import Preprocessing
+from timmscope.parameters import Parameters, named_values
 from timmscope.safe_files import open_regular, read_regular, why
 from timmscope.trust import is_trusted
 from timmscope_registry import ModelError, PluginError, TimmscopeError, get_registry
@@ -68,6 +69,7 @@ class Card:
         environment: device, processor, threads and versions; one entry unless the training was
             resumed elsewhere.
         stopped: why it ended before the last epoch; empty if it did not.
+        named: id and SHA-256 of what the parameters name, as in `Provenance`.
     """
 
     technique: str
@@ -84,15 +86,22 @@ class Card:
     cost: dict[str, Any]
     environment: list[dict[str, Any]]
     stopped: str
+    named: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the contents of `card.json`, with a digest."""
-        return checked_json.dump({"kind": KIND, **dataclasses.asdict(self)}, indent=2)
+        return checked_json.dump(self._values(), indent=2)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the card's values."""
-        return checked_json.digest_of({"kind": KIND, **dataclasses.asdict(self)})
+        return checked_json.digest_of(self._values())
+
+    def _values(self) -> dict[str, Any]:
+        values = {"kind": KIND, **dataclasses.asdict(self)}
+        if not self.named:
+            del values["named"]
+        return values
 
 
 _TYPES = {
@@ -136,6 +145,7 @@ def card_of(path: str | os.PathLike[str]) -> tuple[Path, Card]:
 def _card(values: dict[str, Any]) -> Card:
     if (kind := values.pop("kind", None)) != KIND:
         raise ValueError(f"it is of the kind {kind!r}, expected {KIND!r}")
+    values = {"named": {}, **values}
     for field in dataclasses.fields(Card):
         if field.name not in values:
             raise ValueError(f"it has no {field.name}")
@@ -169,7 +179,7 @@ def load_trained(
         PluginError: no plugin provides the technique.
     """
     weights, card = card_of(path)
-    made = technique if technique is not None else _technique(card, weights.parent)
+    made = technique if technique is not None else technique_of(card, weights.parent)
     state = read_weights(weights, card)
     base = model if model is not None else _base_model(card, weights.parent)
     network = made.make_network(base)
@@ -200,26 +210,53 @@ def as_model(network: nn.Module, card: Card, *, id: str) -> HookedModel:
     )
 
 
-def _technique(card: Card, folder: Path) -> Builds:
-    """Return the technique of a card with its parameters."""
-    entries = {entry.id: entry for entry in get_registry().techniques()}
-    if card.technique not in entries:
-        raise PluginError(f"{folder}: {missing_plugin('technique', card.technique)}")
-    entry = entries[card.technique]
-    if entry.spec.base != KIND:
-        raise ModelError(
-            f"the card in {folder} names {card.technique}, which is no training but has the base "
-            f"{entry.spec.base!r}"
-        )
+def technique_of(card: Card, folder: Path, kind: type[Builds] | None = None) -> Builds:
+    """Return the technique of a card with its parameters.
+
+    Args:
+        card: the card.
+        folder: where it is.
+        kind: the technique's class, for one that no plugin registers.
+
+    Raises:
+        ModelError: the card names no training, its parameters do not fit the technique of today,
+            or they name files and models that the user does not trust it to open.
+        PluginError: no plugin provides the technique.
+    """
+    if kind is None:
+        entries = {entry.id: entry for entry in get_registry().techniques()}
+        if card.technique not in entries:
+            raise PluginError(f"{folder}: {missing_plugin('technique', card.technique)}")
+        entry = entries[card.technique]
+        if entry.spec.base != KIND:
+            raise ModelError(
+                f"the card in {folder} names {card.technique}, which is no training but has the "
+                f"base {entry.spec.base!r}"
+            )
+        kind = entry.load()
     try:
-        made: Builds = entry.load()(**card.parameters)
+        made: Builds = kind(**card.parameters)
     except TypeError as error:
         raise ModelError(f"the card in {folder} has no parameters: {error}") from error
     except TimmscopeError as error:
         raise ModelError(
             f"the card in {folder} does not fit {card.technique} of today: {error}"
         ) from error
+    named = named_values(made) if isinstance(made, Parameters) else ()
+    opened = [each for each in named if each.meant.kind != "technique"]
+    if opened:
+        wanted = ", ".join(f"the {each.meant.kind} {each.value}" for each in opened)
+        if not is_trusted(folder, card.digest, wanted):
+            raise _untrusted(folder, wanted, "technique=…")
     return made
+
+
+def _untrusted(folder: Path, wanted: str, other: str) -> ModelError:
+    return ModelError(
+        f"{folder}: you have not trained this network, and its card opens {wanted}: run with "
+        "--trust, set TIMMSCOPE_TRUST to a folder that you trust, or use load_trained(folder, "
+        f"{other})"
+    )
 
 
 def read_weights(weights: Path, card: Card) -> dict[str, Tensor]:
@@ -257,11 +294,7 @@ def _base_model(card: Card, folder: Path) -> HookedModel:
         )
     wanted = f"the model {card.model}"
     if not is_trusted(folder, card.digest, wanted):
-        raise ModelError(
-            f"{folder}: you have not trained this network, and its card opens {wanted}: run with "
-            "--trust, set TIMMSCOPE_TRUST to a folder that you trust, or use load_trained(folder, "
-            "model)"
-        )
+        raise _untrusted(folder, wanted, "model")
     try:
         return load_model(card.model)
     except TimmscopeError as error:

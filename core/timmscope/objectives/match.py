@@ -6,7 +6,6 @@ attack moves an image towards it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from timmscope.draws import image_rows
+from timmscope.images.digests import image_sha256, values_sha256
 from timmscope.objectives.algebra import Objective
 from timmscope.objectives.layer_objectives import (
     LayerObjective,
@@ -29,7 +29,7 @@ from timmscope.objectives.layer_objectives import (
     has_catalogued_grid,
 )
 from timmscope.objectives.names import file_text, layer_text
-from timmscope.safe_files import open_regular, read_npy, why
+from timmscope.safe_files import read_npy, why
 from timmscope_registry import ObjectiveError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def match_rows(
             f"a target of match at {layer!r} is zero, so no error is relative to it and it has no "
             "direction: choose another target"
         )
-    digests = tuple(_digest(row) for row in rows)
+    digests = tuple(values_sha256(row)[:16] for row in rows)
     named = tuple(names) or ("",) * len(rows)
     pooled = rows.ndim == 2
     return Match(layer, digests, named, distance, pooled, True, tuple(rows), computed_by)
@@ -371,18 +371,7 @@ def _numbers(vector: npt.ArrayLike | Tensor) -> npt.NDArray[np.float64]:
 
 
 def _image_digest(source: Any) -> str:
-    if isinstance(source, str | Path):
-        try:
-            with open_regular(source) as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        except (OSError, ValueError) as error:
-            raise ObjectiveError(f"cannot read the image {source}: {why(error)}") from error
-    if isinstance(source, Tensor):
-        source = source.detach().cpu().numpy()
-    return _digest(np.asarray(source))
-
-
-def _digest(values: npt.NDArray[Any]) -> str:
-    digest = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()[:16]
+    try:
+        return image_sha256(source)[:16]
+    except (OSError, ValueError) as error:
+        raise ObjectiveError(f"cannot read the image {source}: {why(error)}") from error

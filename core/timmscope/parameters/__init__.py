@@ -11,10 +11,17 @@ from timmscope.parameters.base import (
     technique_error,
 )
 from timmscope.parameters.lookup import from_text, registered_class
+from timmscope.parameters.names import Digests, Meant, NamedValue, Names, meanings, named_values
 
 __all__ = [
+    "Digests",
+    "Meant",
+    "NamedValue",
+    "Names",
     "Parameters",
     "from_text",
+    "meanings",
+    "named_values",
     "origin_of",
     "registered_class",
     "registered_entry",

@@ -12,9 +12,10 @@ import shlex
 from abc import ABC
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.errors import PydanticSchemaGenerationError
 
+from timmscope.parameters.names import Digests, comparable, meanings, technique_defaults
 from timmscope_registry import (
     Entry,
     ParameterError,
@@ -24,7 +25,7 @@ from timmscope_registry import (
     nearest,
 )
 from timmscope_registry.contributions import culprit, entry_of
-from timmscope_registry.plugin_faults import fault, one_line
+from timmscope_registry.plugin_faults import brief, fault, one_line
 
 if TYPE_CHECKING:
     from pydantic._internal._model_construction import ModelMetaclass as _ModelType
@@ -50,7 +51,8 @@ class _ParametersType(_ModelType):
             ]
             raise TypeError(
                 f"field {', '.join(fields)} of technique {name} has the type {short}, which no "
-                "parameter can have: use numbers, text, booleans, Literal, tuples or LayerName"
+                "parameter can have: use numbers, text, booleans, Literal, tuples, LayerName or "
+                "another name, such as ModelName"
             ) from error
 
 
@@ -83,6 +85,13 @@ class Parameters(BaseModel, ABC, metaclass=_ParametersType):
             except ValidationError as error:
                 raise _as_parameter_error(type(self), error) from None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_techniques(cls, given: Any) -> Any:
+        """Make techniques of texts that are defaults; pydantic checks no defaults."""
+        defaults = technique_defaults(cls)
+        return {**defaults, **given} if defaults and isinstance(given, dict) else given
+
     @classmethod
     def technique_id(cls) -> str:
         """Return the registered id, `distribution:name`, or the class's name if unregistered."""
@@ -97,22 +106,51 @@ class Parameters(BaseModel, ABC, metaclass=_ParametersType):
     def text(self) -> str:
         """Return the registered id and all parameters, as in `timmscope:jpeg quality=75`.
 
-        `from_text` makes an equal object of it.
+        `from_text` makes an equal object of it, except for parameters that are live objects.
 
         Raises:
             TechniqueError: JSON cannot hold one of the parameters.
         """
-        given = (f"{name}={_as_text(value)}" for name, value in self._recorded().items())
+        return self._recorded_text({})
+
+    def _recorded_text(self, digests: Digests) -> str:
+        """Return `text()` with digests of what parameters name.
+
+        Args:
+            digests: of what a call has opened.
+
+        Raises:
+            TechniqueError: JSON cannot hold one of the parameters.
+        """
+        given = (f"{name}={_as_text(value)}" for name, value in self._recorded(digests).items())
         return " ".join([self.technique_id(), *(shlex.quote(setting) for setting in given)])
 
-    def _recorded(self) -> dict[str, Any]:
+    def __eq__(self, other: object) -> bool:
+        """Whether class and parameters are equal; a live object equals only itself."""
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Parameters)
+        return self._comparable() == other._comparable()
+
+    def __hash__(self) -> int:
+        """Hash of class and parameters."""
+        return hash((type(self), *self._comparable()))
+
+    def _comparable(self) -> list[Any]:
+        named = meanings(type(self))
+        return [comparable(value) if name in named else value for name, value in self]
+
+    def _recorded(self, digests: Digests | None = None) -> dict[str, Any]:
         """Return the parameters as JSON values.
+
+        Args:
+            digests: of what a call has opened for parameters that name something.
 
         Raises:
             TechniqueError: JSON cannot hold one of them.
         """
         try:
-            return self.model_dump(mode="json")
+            return self.model_dump(mode="json", context=dict(digests or {}))
         except Exception as error:  # a plugin's own serialiser may raise anything
             did = f"has parameters that cannot be recorded as JSON: {one_line(error)}"
             raise technique_error(self, did) from error
@@ -153,9 +191,12 @@ def _as_parameter_error(kind: type[Parameters], error: ValidationError) -> Param
             parameter=name,
         )
     given = first.get("input")
+    shown = repr(given)
+    if "\n" in shown:
+        shown = brief(given)  # a live object, such as a module
     reason = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return ParameterError(f"parameters of {kind.title()} do not fit together: {reason}")
     return ParameterError(
-        f"parameter {name!r} of {kind.title()} is {given!r}: {reason}", parameter=name
+        f"parameter {name!r} of {kind.title()} is {shown}: {reason}", parameter=name
     )

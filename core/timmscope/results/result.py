@@ -15,6 +15,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 ARRAYS = "arrays.h5"
 RECORD = "result.json"
+_DIGITS = 16
+"""Digits of a SHA-256 that are shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Provenance:
         seed: seed of random numbers.
         call: further arguments, such as the objective's text.
         versions: versions of the packages that affect the numbers.
+        named: kind, id and SHA-256 of what parameters name, such as a further model, by parameter.
     """
 
     technique: str
@@ -60,6 +64,7 @@ class Provenance:
     seed: int
     call: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    named: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def now(cls, **facts: Any) -> Provenance:
@@ -84,10 +89,13 @@ class Result(ABC):
         provenance: everything that is needed to compute the result again.
         notes: what the technique noted with `self.note`, by name: a list with one value per image,
             None for images without one, or one value for all images.
+        further_passes: numbers of images that passed through each further model, `forwards` and
+            `backwards`, by the parameter that names it.
     """
 
     provenance: Provenance
     notes: dict[str, Any] = field(default_factory=dict)
+    further_passes: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -100,6 +108,18 @@ class Result(ABC):
             for name, value in self._arrays().items()
         )
         return f"{type(self).__name__}({self.provenance.technique}, {shown})"
+
+    def named_lines(self) -> list[str]:
+        """Return a line for each thing that a parameter names: id, SHA-256, passes of a model."""
+        lines = []
+        for parameter, each in self.provenance.named.items():
+            facts = [f"{each['kind']} {each['id']}"]
+            if each.get("sha256"):
+                facts.append(f"SHA-256 {each['sha256'][:_DIGITS]}…")
+            passes = self.further_passes.get(parameter, {})
+            facts += [f"{count} {what}" for what, count in passes.items()]
+            lines.append(f"{parameter}: {', '.join(facts)}")
+        return lines
 
     @abstractmethod
     def figure(self) -> Figure:
@@ -191,7 +211,8 @@ class Result(ABC):
         picture = base64.b64encode(buffer.getvalue()).decode()
         rows = self.summary()
         table = html_table(f"{type(self).__name__} of {self.provenance.technique}", rows, len(rows))
-        return f'<img style="max-width:100%" src="data:image/png;base64,{picture}">{table}'
+        named = "".join(f"<div>{escape(line)}</div>" for line in self.named_lines())
+        return f'<img style="max-width:100%" src="data:image/png;base64,{picture}">{table}{named}'
 
     def _arrays(self) -> dict[str, Tensor | np.ndarray]:
         torch = sys.modules.get("torch")  # if torch is not imported, there are no tensors

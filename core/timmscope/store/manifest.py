@@ -225,6 +225,10 @@ class Manifest(_Record):
         text = f"{self.pass_digest()}\0{self.images.location}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
+    def digest(self) -> str:
+        """Return the SHA-256 of everything in ``manifest.json``, so also of all shards."""
+        return checked_json.digest_of(self.model_dump(mode="json", by_alias=True))
+
     @property
     def complete(self) -> bool:
         """Whether all shards are written, and for a whole store also the merged state."""

@@ -4,7 +4,7 @@ from timmscope.techniques.analysis import ModelTechnique
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.balls import Ball, Norm, projected_ascent
-from timmscope.techniques.base import LayerName, Technique
+from timmscope.techniques.base import Technique
 from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.certification import (
@@ -17,7 +17,17 @@ from timmscope.techniques.defence import DefenceTechnique, Defended
 from timmscope.techniques.expectation import mean_over_draws
 from timmscope.techniques.goal import Goal, Loss
 from timmscope.techniques.image_priors import alpha_norm, total_variation
+from timmscope.techniques.image_set import ImageSet
 from timmscope.techniques.lookup import technique
+from timmscope.techniques.names import (
+    ImageName,
+    ImageSetName,
+    LayerName,
+    ModelName,
+    StoreName,
+    TechniqueName,
+    WeightsName,
+)
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.over.result import ImageSetRun
 from timmscope.techniques.perturbation import (
@@ -42,6 +52,7 @@ from timmscope.techniques.synthesis import (
     SynthesisTechnique,
     per_image,
 )
+from timmscope.techniques.trained_weights import TrainedWeights
 from timmscope.techniques.training import (
     Training,
     TrainingBatch,
@@ -70,14 +81,19 @@ __all__ = [
     "Goal",
     "GradientCheck",
     "ImageBatches",
+    "ImageName",
+    "ImageSet",
+    "ImageSetName",
     "ImageSetRun",
     "LayerName",
     "LayerView",
     "Loss",
+    "ModelName",
     "ModelTechnique",
     "Norm",
     "PerImageTechnique",
     "Rows",
+    "StoreName",
     "StoreTechnique",
     "StoresTechnique",
     "StyleOutcome",
@@ -87,6 +103,8 @@ __all__ = [
     "SynthesisOutcome",
     "SynthesisTechnique",
     "Technique",
+    "TechniqueName",
+    "TrainedWeights",
     "Training",
     "TrainingBatch",
     "TrainingProgress",
@@ -94,6 +112,7 @@ __all__ = [
     "UnitNumbers",
     "UniversalAttack",
     "UniversalPerturbation",
+    "WeightsName",
     "alpha_norm",
     "baseline_images",
     "chosen_units",

@@ -20,6 +20,7 @@ from timmscope.results import Provenance, Result, Sheet, Table
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import Openings, opening
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.rows import Rows
 from timmscope.techniques.session import own_numbers, session
@@ -74,21 +75,22 @@ class AnalysisTechnique(Technique):
         return provenance if recorded is None else replace(provenance, parameters=dict(recorded))
 
     @contextmanager
-    def _running(self, seed: int, model: HookedModel | None) -> Iterator[None]:
+    def _running(self, seed: int, model: HookedModel | None) -> Iterator[Openings]:
         """Open a call, after which the caller's model is as it was before."""
-        notes = Notes(self)
-        token = _call.set(Call(seed, model, self._recorded(), notes))
-        weights = None if model is None else model.weights_sha256
-        try:
-            with (
-                notes.of(),
-                session(seed),
-                own_numbers(model, seed),
-                restore_state(self, model, weights),
-            ):
-                yield
-        finally:
-            _call.reset(token)
+        with opening([self], model, seed) as opened:
+            notes = Notes(self)
+            token = _call.set(Call(seed, model, self._recorded_in_call(), notes))
+            weights = None if model is None else model.weights_sha256
+            try:
+                with (
+                    notes.of(),
+                    session(seed),
+                    own_numbers(model, seed),
+                    restore_state(self, model, weights),
+                ):
+                    yield opened
+            finally:
+                _call.reset(token)
 
     def _checked_result(self, outcome: object) -> Result:
         result = checked_type(self, outcome, Result)  # type: ignore[type-abstract]
@@ -162,5 +164,6 @@ class ModelTechnique(AnalysisTechnique):
                 "use load_model(…) or HookedModel(module)",
                 parameter="model",
             )
-        with this._running(seed, model):
-            return cast(ResultT, this._checked_result(this.analyse(model, copied(images))))
+        with this._running(seed, model) as opened:
+            result = this._checked_result(this.analyse(model, copied(images)))
+        return cast(ResultT, opened.reported(result))

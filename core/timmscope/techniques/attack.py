@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from timmscope.draws import image_rows
-from timmscope.models import HookedModel, PassCounter
+from timmscope.models import HookedModel
+from timmscope.models.pass_counter import counting_only
 from timmscope.objectives import as_objective
 from timmscope.results.result import Provenance, Result
 from timmscope.techniques import arguments
@@ -30,6 +31,7 @@ from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.goal import Goal
 from timmscope.techniques.judging import Judged, goal_facts, judge, require_goal
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, for_autograd, own_numbers, session
@@ -39,7 +41,6 @@ from timmscope_registry import ParameterError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_passes: ContextVar[PassCounter | None] = ContextVar("timmscope_attack_passes", default=None)
 _zeros: ContextVar[Tensor | None] = ContextVar("timmscope_attack_zeros", default=None)
 
 
@@ -72,7 +73,8 @@ class Adversarial(Result):
             evaluate the result. Wrappers of its module and copies for speed count as the model.
         backwards: `(B,)` backward passes of the attacked model per image.
         queries: `(B,)` forward passes of a black-box attack; 0 for attacks that use gradients.
-        other_models: ids of the M other models that the attack ran, such as a surrogate.
+        other_models: the M other models that the attack ran, by their ids; one that a parameter
+            names, by the parameter, such as `surrogate`.
         other_forwards: `(B, M)` forward passes of each of them per image.
         other_backwards: `(B, M)` backward passes of each of them per image.
         zero_gradients: `(B,)` gradients that were zero, so that the attack could not take a step.
@@ -273,12 +275,22 @@ class AttackTechnique(PerImageTechnique, BoundedTechnique):
 
         Random defences draw for these images.
         """
-        counter = _passes.get()
-        with (
-            image_rows(rows.tolist()),
-            contextlib.nullcontext() if counter is None else counter.only(rows),
-        ):
+        with image_rows(rows.tolist()), counting_only(rows):
             yield
+
+    @contextlib.contextmanager
+    def part(self, rows: Tensor) -> Iterator[None]:
+        """As `Technique.part`; zero gradients are counted for the right images too."""
+        counts = _zeros.get()
+        own = torch.zeros(len(rows), dtype=torch.long)
+        token = _zeros.set(own)
+        try:
+            with super().part(rows):
+                yield
+        finally:
+            _zeros.reset(token)
+            if counts is not None:
+                counts[rows.cpu()] += own
 
     def note_gradient(self, gradient: Tensor, rows: Tensor) -> None:
         """Count the images whose gradient is zero, so that the result and a warning name them.
@@ -334,10 +346,11 @@ class AttackTechnique(PerImageTechnique, BoundedTechnique):
             UnsupportedModel: the attack follows a gradient, and a defence of the model has none.
         """
         require_model(model)
-        with own_numbers(model, seed):
-            return self._attacked(
+        with opening([self], model, seed) as opened, own_numbers(model, seed):
+            result = self._attacked(
                 model, images, (labels, targets), (objective, value), seed, batch_size
             )
+        return opened.reported(result)
 
     def _attacked(
         self,
@@ -375,12 +388,11 @@ class AttackTechnique(PerImageTechnique, BoundedTechnique):
             ):
                 part, own = for_autograd(batch[rows]), _for_autograd(goal.rows(rows))
                 zero = torch.zeros(len(rows), dtype=torch.long)
-                tokens = _passes.set(counter), _zeros.set(zero)
+                token = _zeros.set(zero)
                 try:
                     changed = self.perturb(model, part, own)
                 finally:
-                    _passes.reset(tokens[0])
-                    _zeros.reset(tokens[1])
+                    _zeros.reset(token)
             checked_pixels(self, changed, tuple(part.shape))
             changed = changed.detach().to(batch)
             if self.kind == "fixed":
@@ -489,7 +501,7 @@ def _unlabelled_goal(
     """Return the goal of a call, in which predictions of the originals are still missing."""
     none = torch.zeros(0, dtype=torch.long, device=batch.device)
     if objective is None or value is None:
-        return Goal(labels=none)
+        return Goal(labels=none, classes=model.num_classes)
     bound = as_objective(objective).bind(model.for_images(batch), batch)
     return Goal(labels=none, objective=bound, value=float(value))
 

@@ -24,6 +24,7 @@ from timmscope.short_names import short_names
 from timmscope.techniques import arguments
 from timmscope.techniques.base import require_model
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
@@ -220,8 +221,12 @@ def attribute_together(
     Arguments, results and errors are the same as for a call of one technique.
     """
     require_model(model)
-    with own_numbers(model, seed):
-        return _attributed(techniques, model, images, objective, seed, batch_size)
+    with opening(techniques, model, seed) as opened, own_numbers(model, seed):
+        results = _attributed(techniques, model, images, objective, seed, batch_size)
+    return [
+        opened.reported(result, technique)
+        for result, technique in zip(results, techniques, strict=True)
+    ]
 
 
 def _attributed(

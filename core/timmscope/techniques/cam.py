@@ -13,8 +13,8 @@ from torch import Tensor
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective
 from timmscope.techniques.attribution import AttributionTechnique, Outcome
-from timmscope.techniques.base import LayerName
 from timmscope.techniques.default_layer import default_layer
+from timmscope.techniques.names import LayerName
 from timmscope.techniques.shared_gradients import LayerView, layer_view
 from timmscope_registry import TechniqueError
 from timmscope_registry.hooks import Layer

@@ -28,6 +28,7 @@ from timmscope.techniques.base import require_model
 from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.expectation import batch_logits
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
@@ -231,8 +232,9 @@ class CertificationTechnique(PerImageTechnique):
                 a radius for each image.
         """
         require_model(model)
-        with own_numbers(model, seed):
-            return self._certified(model, images, labels, seed, batch_size)
+        with opening([self], model, seed) as opened, own_numbers(model, seed):
+            result = self._certified(model, images, labels, seed, batch_size)
+        return opened.reported(result)
 
     def _certified(
         self,

@@ -19,6 +19,7 @@ from timmscope.techniques import arguments
 from timmscope.techniques.base import require_model
 from timmscope.techniques.class_indices import class_indices
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
@@ -140,8 +141,9 @@ class DefenceTechnique(PerImageTechnique, Defence):
             TechniqueError: the defence did not return images of the same shape in [0, 1].
         """
         require_model(model)
-        with own_numbers(model, seed):
-            return self._compared(model, images, labels, seed, batch_size)
+        with opening([self], model, seed) as opened, own_numbers(model, seed):
+            result = self._compared(model, images, labels, seed, batch_size)
+        return opened.reported(result)
 
     def _compared(
         self,

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective
-from timmscope_registry import ParameterError
+from timmscope_registry import ObjectiveError, ParameterError
 
 Loss = Literal["cross-entropy", "margin", "dlr"]
 """What an attack raises; see `Goal.loss`."""
@@ -27,12 +27,14 @@ class Goal:
         objective: objective to raise, bound to the model and the images; None to change the class.
             To lower an objective below v, raise `-objective` to `-v`.
         value: the value that the objective should reach.
+        classes: number of classes that labels and targets are of; 0 if it is not known.
     """
 
     labels: Tensor
     targets: Tensor | None = None
     objective: Objective | None = None
     value: float = 0.0
+    classes: int = 0
 
     def rows(self, index: Tensor) -> Goal:
         """Return the goal for some of the images, `index` `(n,)` int64."""
@@ -45,8 +47,20 @@ class Goal:
         )
 
     def outputs(self, model: HookedModel, images: Tensor) -> Tensor:
-        """Compute what success depends on: logits `(n, K)`, or the objective's values `(n,)`."""
-        return model(images) if self.objective is None else model.score(images, self.objective)
+        """Compute what success depends on: logits `(n, K)`, or the objective's values `(n,)`.
+
+        Raises:
+            ObjectiveError: the model, such as a surrogate, has another number of classes.
+        """
+        if self.objective is not None:
+            return model.score(images, self.objective)
+        outputs = model(images)
+        if self.classes and outputs.shape[1] != self.classes:
+            raise ObjectiveError(
+                f"{model.id} has {outputs.shape[1]} classes, and the goal is a class of "
+                f"{self.classes}: take a model of the same classes"
+            )
+        return outputs
 
     def reached(self, outputs: Tensor) -> Tensor:
         """Whether each image reaches the goal, `(n,)`.
@@ -114,13 +128,14 @@ class Goal:
         It works under `no_grad` and `inference_mode`, and changes no `.grad`.
 
         Raises:
-            ObjectiveError: the objective does not depend on the images.
+            ObjectiveError: the objective does not depend on the images, or the model, such as a
+                surrogate, has another number of classes.
             ParameterError: there are too few classes for the loss.
         """
         if self.objective is not None:
             return model.gradient(images, self.objective)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
-            outputs = model(leaf)
+            outputs = self.outputs(model, leaf)
             (gradient,) = torch.autograd.grad(self.loss(outputs, kind).sum(), leaf)
         return outputs.detach(), gradient

@@ -80,6 +80,6 @@ def _settings(technique: AttributionTechnique) -> list[str]:
     fields = type(technique).model_fields
     return [
         f"{name}={value}"
-        for name, value in technique.model_dump().items()
+        for name, value in dict(technique).items()
         if name != "layer" and value != fields[name].get_default(call_default_factory=True)
     ]

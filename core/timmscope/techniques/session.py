@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -85,6 +85,14 @@ def session(
     finally:
         _session.reset(token)
         torch.set_grad_enabled(grad)
+
+
+def session_part(rows: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+    """Say that the images inside the context are these rows of the current chunk."""
+    current = _session.get()
+    known = current.positions
+    places = rows if known is None else [known[row] for row in rows]
+    return session(current.seed, map(current.numbers.of, places), current.batch_size)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ class StoreTechnique(_ReadsStores):
             LayerNotFound: the store has no such layer.
         """
         this = cast(StoreTechnique, self)
-        with this._running(seed, model):
+        with this._running(seed, model) as named:
             queries = copied(images)
             opened = this._open_source(source)
             name = this._one_layer([opened], _names(layer))
@@ -147,7 +147,7 @@ class StoreTechnique(_ReadsStores):
                 this.model_of(rows.layer)  # refuse another model even if no model is needed
             result = this._checked_result(this.analyse(rows, queries))
         rows.warn_of_lost()
-        return cast(ResultT, result)
+        return cast(ResultT, named.reported(result))
 
 
 class _ReadsSeveral(Protocol[ResultT]):
@@ -203,7 +203,7 @@ class StoresTechnique(_ReadsStores):
             LayerNotFound: a store has no such layer.
         """
         this = cast(StoresTechnique, self)
-        with this._running(seed, model):
+        with this._running(seed, model) as named:
             listed = isinstance(sources, list | tuple)
             opened = [this._open_source(each) for each in (sources if listed else [sources])]
             names = _names(layer)
@@ -218,7 +218,7 @@ class StoresTechnique(_ReadsStores):
             result = this._checked_result(this.analyse(rows))
         for each in rows:
             each.warn_of_lost()
-        return cast(ResultT, result)
+        return cast(ResultT, named.reported(result))
 
 
 def _names(layer: str | Sequence[str] | None) -> list[str] | None:

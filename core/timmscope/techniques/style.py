@@ -13,23 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from timmscope.images import array_to_rgb, open_image, to_rgb
 from timmscope.models import HookedModel
 from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import require_model
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.over.base import PerImageTechnique
+from timmscope.techniques.pictures import pictures_of
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
-from timmscope_registry import ImageError, ParameterError
+from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,7 +199,19 @@ class StyleTechnique(PerImageTechnique):
                 technique does not take what is given.
         """
         self._check_inputs({"model": model, "content": content, "styles": styles})
-        scene = _pictures(model, content) if content is not None else None
+        with opening([self], model, seed) as opened:
+            result = self._stylized(model, content, styles, weights, seed)
+        return opened.reported(result)
+
+    def _stylized(
+        self,
+        model: HookedModel | None,
+        content: Any,
+        styles: Any,
+        weights: Sequence[float] | None,
+        seed: int,
+    ) -> Stylization:
+        scene = pictures_of(model, content) if content is not None else None
         if scene is not None and len(scene) != 1:
             raise ParameterError(
                 f"style takes one content image, not {len(scene)}", parameter="content"
@@ -265,47 +277,13 @@ _INPUTS = frozenset({"model", "content", "styles"})
 _NO_LOSSES = torch.zeros(0, 0)
 
 
-def _pictures(model: HookedModel | None, source: Any) -> Tensor:
-    """Return images `(B, C, H, W)` in [0, 1]: as the model takes them, or else at their own size.
-
-    Raises:
-        ImageError: an image cannot be read, or is not RGB in [0, 1].
-    """
-    if model is not None:
-        return model.images(source).detach()
-    if isinstance(source, Tensor):
-        batch = source.detach() if source.ndim == 4 else source.detach()[None]
-        if batch.ndim != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
-            raise ImageError(
-                f"images are {source.dtype} of shape {tuple(source.shape)}; expected float in "
-                "[0, 1], (B, 3, H, W) or (3, H, W)"
-            )
-        low, high = (float(value) for value in torch.aminmax(batch))
-        if not 0 <= low <= high <= 1:
-            raise ImageError(f"images span {low:.3g} to {high:.3g}; expected [0, 1]")
-        return batch.float().cpu()
-    if isinstance(source, Image.Image):
-        picture = to_rgb(source)
-    elif isinstance(source, np.ndarray):
-        picture = array_to_rgb(source)
-    elif isinstance(source, str | Path):
-        picture = open_image(source)
-    else:
-        raise ImageError(
-            f"cannot make an image of {type(source).__name__}: pass a path, PIL picture, "
-            "array (H, W, 3) or tensor (3, H, W)"
-        )
-    pixels = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)
-    return pixels.permute(2, 0, 1)[None].contiguous()
-
-
 def opened_styles(model: HookedModel | None, styles: Any) -> list[Tensor]:
     """Return style images as the technique gets them, each `(1, 3, h, w)` in [0, 1].
 
     Raises:
         ImageError: an image cannot be read, or is not RGB in [0, 1].
     """
-    batches = [_pictures(model, item) for item in _as_list(styles)]
+    batches = [pictures_of(model, item) for item in _as_list(styles)]
     return [picture[None] for batch in batches for picture in batch]
 
 

@@ -18,6 +18,7 @@ from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
@@ -215,8 +216,9 @@ class SynthesisTechnique(Technique):
             TechniqueError: the gradient is zero or not finite, or the images are not in [0, 1].
         """
         require_model(model)
-        with own_numbers(model, seed):
-            return self._synthesized(model, objective, init, seed)
+        with opening([self], model, seed) as opened, own_numbers(model, seed):
+            result = self._synthesized(model, objective, init, seed)
+        return opened.reported(result)
 
     def _synthesized(self, model: HookedModel, objective: Any, init: Any, seed: int) -> Synthesis:
         start = model.images(init).detach() if init is not None else None

@@ -31,6 +31,7 @@ from timmscope.techniques.image_set import ImageSet
 from timmscope.techniques.image_split import share_of, shuffled, split_by_share
 from timmscope.techniques.judging import Judged, judge, require_goal
 from timmscope.techniques.notes import Notes
+from timmscope.techniques.opening import opening
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import (
     check_seed,
@@ -160,13 +161,18 @@ class UniversalAttack(BoundedTechnique):
         require_model(model)
         check_seed(seed)
         require_goal(model, None, target, objective, value)
-        with own_numbers(model, seed), session(seed, batch_size=batch_size):
+        with (
+            opening([self], model, seed) as opened,
+            own_numbers(model, seed),
+            session(seed, batch_size=batch_size),
+        ):
             goal = _goal(model, target, objective, value)
             sets, share = [ImageSet(model, images)], share_of(held_out)
             if share is None:
                 sets.append(ImageSet(model, held_out))
             subjects = _Subjects.of(model, sets, goal, share, split, seed)
-            return self._fitted(model, subjects, seed)
+            result = self._fitted(model, subjects, seed)
+        return opened.reported(result)
 
     def _fitted(self, model: HookedModel, subjects: _Subjects, seed: int) -> UniversalPerturbation:
         facts = self._provenance(model, seed, **subjects.facts)
@@ -372,9 +378,13 @@ def _goal(model: HookedModel, target: Any, objective: Any, value: float | None) 
             )
         return Goal(labels=none, objective=bound, value=float(value))
     if target is None:
-        return Goal(labels=none)
+        return Goal(labels=none, classes=model.num_classes)
     classes = class_logit(target).bind(model, None).classes
-    return Goal(labels=none, targets=torch.tensor(classes, device=model.device))
+    return Goal(
+        labels=none,
+        targets=torch.tensor(classes, device=model.device),
+        classes=model.num_classes,
+    )
 
 
 def _for_images(goal: Goal, labels: Tensor) -> Goal:

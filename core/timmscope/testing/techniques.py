@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 
+from timmscope.parameters import meanings
 from timmscope.results import load_result
 from timmscope.results.result import Provenance
 from timmscope.techniques import Technique
@@ -21,7 +22,7 @@ from timmscope.techniques.bounded import BoundedTechnique
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.restore_state import StateWarning
 from timmscope.testing.conformance import Case, NotApplicable, check
-from timmscope.testing.models import tiny_images
+from timmscope.testing.models import tiny_images, tiny_model
 from timmscope.testing.process_settings import global_seeds
 from timmscope.testing.subjects import Subject, differing_arrays, recorded_progress
 from timmscope_registry import TimmscopeError
@@ -259,7 +260,7 @@ def stays_inside_the_radius(case: Case) -> None:
     used = subject.technique
     if not isinstance(used, BoundedTechnique):
         raise NotApplicable(f"the base {used.base} has no radius")
-    kind, given = type(used), used.model_dump()
+    kind, given = type(used), dict(used)
     norms = get_args(kind.model_fields["norm"].annotation)
     for norm in norms:
         radius = {"linf": 0.01, "l2": 0.2, "l1": 2.0, "l0": 20.0}[norm]
@@ -285,6 +286,62 @@ def takes_every_goal(case: Case) -> None:
             continue
         done = result.success if used.base == "attack" else result.fooled
         assert not done.any(), "it claims a value that no image reaches, or that all had before"
+
+
+@check("technique")
+def names_are_opened_by_a_call_only(case: Case) -> None:
+    """A name of something that is not there is an error of the call, not of the parameter."""
+    used = technique(case.entry.id)(**case.parameters)
+    named = [name for name, of in meanings(type(used)).items() if of.kind != "technique"]
+    if not named:
+        raise NotApplicable("its parameters name nothing that is opened")
+    for name in named:
+        missing = str(case.folder / "nothing-is-here")
+        value = (missing,) if isinstance(getattr(used, name), tuple) else missing
+        subject = _accepted_subject(case)
+        subject.technique = type(used)(**dict(used) | {name: value})
+        try:
+            subject.run()
+        except TimmscopeError as refusal:
+            _assert_one_line(refusal)
+            assert name in str(refusal), f"the error does not name {name}: {refusal}"
+        else:
+            raise AssertionError(f"it runs although {name} names nothing")
+
+
+@check("technique")
+def further_models_are_untouched(case: Case) -> None:
+    """A model that a parameter names is recorded, and unchanged after a call and an error."""
+    subject = _accepted_subject(case)
+    used = subject.technique
+    named = [name for name, of in meanings(type(used)).items() if of.kind == "model"]
+    if not named:
+        raise NotApplicable("its parameters name no model")
+    for name in named:
+        other = tiny_model(subject.model.id.removeprefix("tiny:"))
+        other.module.train()
+        value = (other,) if isinstance(getattr(used, name), tuple) else other
+        subject.technique = type(used)(**dict(used) | {name: value})
+        before = fingerprint(other.module)
+        with _no_state_warning():
+            result, again = subject.run(), subject.run()
+        differ = differing_arrays(result, again)
+        assert not differ, f"{', '.join(differ)} differ in a second run"
+        record = next(r for n, r in result.provenance.named.items() if n.partition("[")[0] == name)
+        assert record["sha256"] == other.weights_sha256, f"{name} has another digest in the record"
+        wire: Any = other.module.get_submodule("tripwire")
+        count = wire.passed
+        wire.passed, wire.armed = 0, max(1, count // 4)
+        if count:
+            try:
+                with _no_state_warning():
+                    subject.run()
+            except (RuntimeError, TimmscopeError) as error:
+                assert "tripwire" in str(error), f"another error was raised: {error}"
+            else:
+                raise AssertionError(f"an error in a forward of {name} was swallowed")
+        changed = fingerprint(other.module).difference(before)
+        assert not changed, f"{name} has changed: {'; '.join(changed)}"
 
 
 @check("technique")

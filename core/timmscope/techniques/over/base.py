@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 from timmscope.images import Images
 from timmscope.models import HookedModel
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.opening import opening
 from timmscope.techniques.session import check_seed
 
 if TYPE_CHECKING:
@@ -87,17 +88,18 @@ class PerImageTechnique(Technique):
 
         self._require_over(model, arguments)
         check_seed(seed)
-        return run_over(
-            self,
-            model,
-            images,
-            output,
-            arguments,
-            use_labels=use_labels,
-            batch_size=batch_size,
-            workers=workers,
-            seed=seed,
-        )
+        with opening([self], model, seed):  # once, not for each chunk
+            return run_over(
+                self,
+                model,
+                images,
+                output,
+                arguments,
+                use_labels=use_labels,
+                batch_size=batch_size,
+                workers=workers,
+                seed=seed,
+            )
 
     def _require_over(self, model: HookedModel | None, arguments: dict[str, Any]) -> None:
         """Refuse a call that could not work for any image."""

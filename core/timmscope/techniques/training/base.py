@@ -11,6 +11,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast, final
@@ -25,12 +26,14 @@ from timmscope.models import HookedModel, Preprocessing
 from timmscope.models.checkpoints import load_weights
 from timmscope.models.trained import CARD, UNFINISHED, WEIGHTS, Card, card_of, read_weights
 from timmscope.parameters import technique_error
+from timmscope.results.result import Provenance
 from timmscope.store.files import TEMPORARY, write_bytes
 from timmscope.store.lock import NAME as LOCK
 from timmscope.store.lock import StoreLock
 from timmscope.store.settings import differences, require_same_settings
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.opening import opening, openings_of
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
 from timmscope.techniques.training import checkpoint
@@ -157,6 +160,21 @@ class TrainingTechnique(Technique):
         return None
 
     @final
+    def model_of(self, network: nn.Module, batch: TrainingBatch) -> HookedModel:
+        """Return the network in training as a model, for the method of another technique.
+
+        Inside a forward of the model, the network is in eval mode and its weights get no gradient,
+        as an attack on it needs: `self.open_technique(self.attack).perturb(model, images, goal)`.
+
+        Args:
+            network: the network that `loss` got.
+            batch: the batch that `loss` got.
+        """
+        channels = batch.images.shape[1]
+        size = tuple(batch.images.shape[1:])
+        return HookedModel(network, mean=(0.0,) * channels, std=(1.0,) * channels, input_size=size)
+
+    @final
     def make_network(self, model: HookedModel, seed: int = 0) -> nn.Module:
         """Return what `build` makes, with its first weights.
 
@@ -185,7 +203,13 @@ class TrainingTechnique(Technique):
                 f"{model.id} is in {model.dtype}, too coarse for the small steps of a training: "
                 "load it in float32"
             )
-        with session(seed), OwnGenerators(seed), restore_state(self, model, model.weights_sha256):
+        runs = openings_of(self) is not None
+        with (
+            nullcontext() if runs else opening([self], model, seed, when_needed=True),
+            session(seed),
+            OwnGenerators(seed),
+            restore_state(self, model, model.weights_sha256),
+        ):
             network = checked_type(self, self.build(model), nn.Module)
         own = {_place(value) for value in _tensors(model.module) if value.numel()}
         if any(_place(value) in own for value in _tensors(network) if value.numel()):
@@ -249,11 +273,31 @@ class TrainingTechnique(Technique):
         if preview and type(self).preview is TrainingTechnique.preview:
             raise ParameterError(f"{self.title()} makes no previews", parameter="preview")
         model.preprocessing.require_pictures()
-        facts = self._provenance(model, seed)
+        with opening([self], model, seed) as opened:
+            facts = self._provenance(model, seed)
+            result = self._run(
+                model, images, held_out, Path(output), licence, preview, checkpoint_every, workers,
+                facts,
+            )  # fmt: skip
+        return opened.reported(result)
+
+    def _run(
+        self,
+        model: HookedModel,
+        images: Any,
+        held_out: Any,
+        folder: Path,
+        licence: str,
+        preview: int,
+        checkpoint_every: int,
+        workers: int | None,
+        facts: Provenance,
+    ) -> Training:
+        seed = facts.seed
         with session(seed), restore_state(self, model, facts.weights_sha256):
             network = self.make_network(model, seed).to(model.device)
             prepared = self._prepared(model, images, held_out, seed, workers, licence)
-            _make(folder := Path(output))
+            _make(folder)
             with StoreLock(folder, "training"):
                 card, pictures = self._trained(
                     network, prepared, folder, seed, checkpoint_every, preview
@@ -291,7 +335,8 @@ class TrainingTechnique(Technique):
 
         settings = {
             "technique": self.technique_id(),
-            "parameters": self._recorded(),
+            "parameters": self._recorded_in_call(),
+            **({"named": named} if (named := self._named_in_call()) else {}),
             "model": model.id,
             "model_sha256": model.weights_sha256,
             "preprocessing": known.to_dict(),

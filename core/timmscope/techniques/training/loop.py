@@ -20,6 +20,7 @@ from timmscope.parameters import technique_error
 from timmscope.progress import remark, task
 from timmscope.results.result import environment_versions
 from timmscope.store.files import write_bytes
+from timmscope.techniques.session import session
 from timmscope.techniques.training import checkpoint
 from timmscope.techniques.training.checkpoint import Record
 from timmscope.techniques.training.data import TrainingData, permutation, seed_of
@@ -155,7 +156,9 @@ class Loop:
     ) -> dict[str, Tensor]:
         batch = self.batch(images, classes, self.seed, "step", step)
         progress = TrainingProgress(step, self.steps, self.per_epoch)
-        return checked_terms(self.technique, self.technique.loss(network, batch, progress))
+        with batch_session(batch):
+            terms = self.technique.loss(network, batch, progress)
+        return checked_terms(self.technique, terms)
 
     def batch(self, images: Tensor, classes: Tensor, *parts: object) -> TrainingBatch:
         """Return a batch on the device, with generators that depend on the parts of a seed."""
@@ -237,7 +240,8 @@ class Loop:
         """Stop if the guard of an epoch fell, and keep the weights of the epoch before."""
         record = self.record
         batch = self.batch(images, classes, self.seed, "guard", record.step)
-        with evaluating(self.network), self._numbers("guard", record.step):
+        numbers = self._numbers("guard", record.step)
+        with evaluating(self.network), numbers, batch_session(batch):
             value = self.technique.guard(self.network, batch)
         if value is None:
             return
@@ -316,7 +320,8 @@ class Loop:
                 self.technique.track(batches, description, count)
             ):
                 batch = self.batch(images, classes, self.seed, "held out", number)
-                with OwnGenerators(seed_of(self.seed, "held out numbers", number)):
+                own = OwnGenerators(seed_of(self.seed, "held out numbers", number))
+                with own, batch_session(batch):
                     terms = self.technique.loss(self.network, batch, progress)
                     figures = self.technique.evaluate(self.network, batch)
                 for name, term in checked_terms(self.technique, terms).items():
@@ -334,7 +339,8 @@ class Loop:
         places = torch.arange(min(PREVIEWED, len(self.held_out)))
         ((images, classes),) = self.held_out.batches(places, PREVIEWED)
         batch = self.batch(images, classes, self.seed, "preview")
-        with evaluating(self.network), OwnGenerators(seed_of(self.seed, "preview numbers")):
+        own = OwnGenerators(seed_of(self.seed, "preview numbers"))
+        with evaluating(self.network), own, batch_session(batch):
             rows = checked_type(self.technique, self.technique.preview(self.network, batch), dict)
         shape = (len(images), "C", "H", "W")
         checked = {name: checked_pixels(self.technique, row, shape) for name, row in rows.items()}
@@ -358,6 +364,11 @@ class Loop:
         ).savefig(buffer, dpi=110)
         make_folder(self.folder / "previews")
         write_bytes(self.folder / "previews" / f"step-{step:08d}.png", buffer.getvalue())
+
+
+def batch_session(batch: TrainingBatch) -> AbstractContextManager[None]:
+    """Let the methods of other techniques draw numbers that depend on the batch."""
+    return session(batch.seed % 2**31, range(len(batch.images)))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

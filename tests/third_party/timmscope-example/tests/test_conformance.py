@@ -12,6 +12,10 @@ def _gradients(folder: Path) -> str:
 test_attribution = conformance("centre-bias")
 test_synthesis = conformance("best-of-noise")
 test_attack = conformance("brightness")
+test_further_model = conformance(
+    "borrowed-gradient",
+    parameters={"surrogate": "random:test_resnet?num_classes=10&img_size=32"},
+)
 test_universal_attack = conformance("tint")
 test_defence = conformance("shake")
 test_certification = conformance("rounding")

@@ -14,7 +14,7 @@ from timmscope_registry import (
 
 @hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
-    """One technique of each base."""
+    """One technique of each base, and one with a further model."""
     yield TechniqueSpec(
         name="centre-bias",
         family="attribution",
@@ -32,6 +32,12 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         family="attack",
         summary="The smallest change of brightness that fools a model.",
         impl="timmscope_example.attack:Brightness",
+    )
+    yield TechniqueSpec(
+        name="borrowed-gradient",
+        family="attack",
+        summary="A step along the gradient of another model.",
+        impl="timmscope_example.transfer:BorrowedGradient",
     )
     yield TechniqueSpec(
         name="tint",
