@@ -77,8 +77,15 @@ def test_the_attack_pgd_finds_what_the_cards_say_and_trades_is_best_at_twice_the
     assert at_twice["standard"] <= 0.1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name",
+    [  # the two that take minutes are sweeps
+        pytest.param(
+            name, marks=pytest.mark.soak if name in ("pgd", "trades") else pytest.mark.slow
+        )
+        for name in PARAMETERS
+    ],
+)
 def test_the_trainer_reaches_the_bars(name, tmp_path: Path):
     result = train(name, tmp_path)
     assert result.held_out["accuracy"] >= CLEAN[name]

@@ -235,12 +235,17 @@ def test_pytorchs_transformers_are_followed_without_their_fast_path():
             {"img_size": (112, 168)},
             ["layers.0.blocks.0", "layers.0", "layers.1"],
         ),
-        ("swinv2_cr_tiny_224", (224, 224), {}, ["stages.0"]),
+        pytest.param(*("swinv2_cr_tiny_224", (224, 224), {}, ["stages.0"]), marks=pytest.mark.slow),
         ("maxvit_pico_rw_256", (256, 256), {}, ["stem", "stages.0.blocks.0.conv.conv2_kxk"]),
-        ("volo_d1_224", (224, 224), {}, ["patch_embed", "network.0.0"]),
+        pytest.param(
+            *("volo_d1_224", (224, 224), {}, ["patch_embed", "network.0.0"]), marks=pytest.mark.slow
+        ),
         ("hrnet_w18_small", (64, 96), {}, ["layer1", "stage2.0.branches.1"]),
         ("inception_v3", (111, 139), {}, ["Mixed_5b", "Mixed_6a"]),
-        ("halonet26t", (256, 256), {}, ["stages.0", "stages.2.0.conv1_1x1"]),
+        pytest.param(
+            *("halonet26t", (256, 256), {}, ["stages.0", "stages.2.0.conv1_1x1"]),
+            marks=pytest.mark.slow,
+        ),
         ("sequencer2d_s", (224, 224), {}, ["stem", "stages.0.blocks.0.rnn_tokens"]),
         ("hiera_tiny_224", (224, 224), {}, ["patch_embed", "blocks.0"]),
         ("tresnet_m", (64, 64), {}, ["body.conv1", "body.layer1.0.conv1"]),
