@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(PYTEST) -n 2 --dist loadfile -m "not slow and not soak" $(ARGS)
 
-slow: $(VENV)/.dev
+slow: $(VENV)/.dev $(VENV)-peers/.made
 	$(PYTEST) -n 2 --dist loadgroup -m slow $(ARGS)
 
 soak: $(VENV)/.fuzz
@@ -71,7 +71,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) docs/_build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-peers docs/_build dist .coverage .pytest_cache .mypy_cache .ruff_cache
 
 # The stamps are newer than what decides the environment's contents.
 
@@ -88,6 +88,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 # The fuzzer is built for Linux alone; elsewhere its tests are skipped.
 $(VENV)/.fuzz: $(VENV)/.dev
 	$(PIP) install --quiet -c constraints.txt --group fuzz
+	@touch $@
+
+# It sees what the tests have installed, and only the peers and their old dependencies are its own.
+$(VENV)-peers/.made: pyproject.toml | $(VENV)/.dev
+	rm -rf $(VENV)-peers
+	$(BIN)/python -m tests.environments $(VENV)-peers peers
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -69,3 +69,7 @@ def several(
     words = json.dumps([[str(word) for word in line] for line in lines])
     told = run(python, "-c", SEVERAL, words, cwd=cwd).splitlines()
     return [(status, text) for status, text in map(json.loads, told[-len(lines) :])]
+
+
+if __name__ == "__main__":  # python -m tests.environments FOLDER GROUP
+    pip(layered(Path(sys.argv[1])), "install", "--quiet", "--group", sys.argv[2])
