@@ -251,6 +251,9 @@ from .results import (
 from .results import (
     load_result as load_result,
 )
+from .results import (
+    sheet_of_results as sheet_of_results,
+)
 from .store import (
     Store as Store,
 )
@@ -424,6 +427,9 @@ from .techniques import (
 )
 from .techniques import (
     evaluating as evaluating,
+)
+from .techniques import (
+    frame_steps as frame_steps,
 )
 from .techniques import (
     gaussian_blur as gaussian_blur,

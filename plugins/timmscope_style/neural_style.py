@@ -16,6 +16,7 @@ from timmscope import (
     ParameterError,
     StyleOutcome,
     StyleTechnique,
+    frame_steps,
     noise_like,
 )
 from timmscope_style.default_layers import content_layers, style_layers
@@ -73,6 +74,9 @@ class NeuralStyle(StyleTechnique):
     """Image to start from; `auto` is the content if there is one, else noise."""
     size: int | None = Field(None, ge=16)
     """Height and width of the result in pixels; by default the content's, or the model's input."""
+    frames: int = Field(0, ge=0, le=64)
+    """Number of images to keep for an animation, at equal distances: the first is the start, the
+    last is the result."""
 
     def stylize(
         self,
@@ -106,6 +110,8 @@ class NeuralStyle(StyleTechnique):
                 content_targets = _features(model, content_image, content_names)
         names = list(dict.fromkeys([*style_names, *(content_names if content_targets else ())]))
         history: list[Tensor] = []
+        frames: dict[int, Tensor] = {}
+        kept = frame_steps(self.steps + 1, self.frames)
 
         def loss(pixels: Tensor) -> Tensor:
             features = dict(zip(names, _features(model, pixels, names), strict=True))
@@ -125,6 +131,8 @@ class NeuralStyle(StyleTechnique):
                 total = total + self.content_weight * terms[-1]
             if self.tv_weight:
                 total = total + self.tv_weight * total_variation(pixels)
+            if len(history) in kept:
+                frames[len(history)] = pixels.detach().float().cpu()
             history.append(torch.stack([total, *terms, *errors]).detach())
             return total
 
@@ -135,7 +143,11 @@ class NeuralStyle(StyleTechnique):
         kinds = ["total", "style", *(["content"] if content_targets else [])]
         kinds += [f"style {name}" for name in style_names]
         losses = torch.stack(history, 1)
-        return StyleOutcome(images=image, losses=dict(zip(kinds, losses, strict=True)))
+        return StyleOutcome(
+            images=image,
+            losses=dict(zip(kinds, losses, strict=True)),
+            frames=torch.stack(list(frames.values())) if frames else None,
+        )
 
     def _descend(self, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Minimise over a pyramid of corrections to the logits of the start image.

@@ -21,6 +21,7 @@ from timmscope import (
     ParameterError,
     SynthesisOutcome,
     SynthesisTechnique,
+    frame_steps,
     image_generators,
     image_rows,
     noise_like,
@@ -106,6 +107,8 @@ class ActivationMaximization(SynthesisTechnique):
     """Penalty on the squared distance from grey, summed over the image."""
     tv_weight: NotNegative = 0.0
     """Penalty on the mean squared difference of neighbouring pixels."""
+    frames: Annotated[int, Field(ge=0, le=64)] = 0
+    """Number of intermediate images to keep for an animation, at equal distances."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Images optimised together; by default 1 on a CPU, where more gain little, else 16."""
 
@@ -137,11 +140,13 @@ class ActivationMaximization(SynthesisTechnique):
                 with image_rows(range(start, stop)):
                     outcome = self._ascend(model, goal, space, variable, draws, (start, count))
                 outcomes.append(outcome)
+        kept = [outcome.frames for outcome in outcomes if outcome.frames is not None]
         return SynthesisOutcome(
             images=torch.cat([outcome.images for outcome in outcomes]),
             scores=torch.cat([outcome.scores for outcome in outcomes], dim=1),
             best_step=torch.cat([outcome.best_step for outcome in outcomes]),
             targets=targets,
+            frames=torch.cat(kept, dim=1) if kept else None,
         )
 
     def _ascend(
@@ -161,6 +166,8 @@ class ActivationMaximization(SynthesisTechnique):
         check = GradientCheck(objective, len(variable), self.steps, first, variable)
         layout = memory_format(model.module)
         scores: list[Tensor] = []
+        frames: list[Tensor] = []
+        kept = frame_steps(self.steps, self.frames)
         description = "optimising" if count <= len(variable) else f"image {first + 1} of {count}"
         with model.record(*objective.points) as recording:
             for step in self.track(range(self.steps), description):
@@ -177,13 +184,19 @@ class ActivationMaximization(SynthesisTechnique):
                 assert viewed.grad is not None, "retained above"
                 check.add(viewed.grad, step)
                 optimiser.step()
+                if step in kept:
+                    with torch.no_grad():
+                        frames.append(space.image(variable).float().cpu())
                 if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
                     with torch.no_grad():
                         image = space.image(variable)
                         model(image.contiguous(memory_format=layout))
                         best.offer(image, objective(recording) - self._penalty(image), step)
         return SynthesisOutcome(
-            images=best.images, scores=torch.stack(scores), best_step=best.steps
+            images=best.images,
+            scores=torch.stack(scores),
+            best_step=best.steps,
+            frames=torch.stack(frames) if frames else None,
         )
 
     @property

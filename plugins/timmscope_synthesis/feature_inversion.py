@@ -17,6 +17,7 @@ from timmscope import (
     SynthesisOutcome,
     SynthesisTechnique,
     alpha_norm,
+    frame_steps,
     image_generators,
     per_image,
     total_variation,
@@ -84,7 +85,7 @@ class FeatureInversion(SynthesisTechnique):
     jitter_px: Annotated[int, Field(ge=0)] | None = None
     """Largest random shift in pixels; by default less than a quarter of the layer's stride."""
     frames: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of intermediate images to keep, at equal distances."""
+    """Number of intermediate images to keep for an animation, at equal distances."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Images optimised together; by default 1 on a CPU, where more gain little, else 16."""
 
@@ -139,7 +140,7 @@ class FeatureInversion(SynthesisTechnique):
         velocity, squares = torch.zeros_like(x), torch.zeros_like(x)
         scores, frames = [], []
         layout = memory_format(model.module)
-        kept = set(torch.linspace(0, self.steps - 1, self.frames).round().int().tolist())
+        kept = frame_steps(self.steps, self.frames)
         with model.record(*objective.points) as recording:
             for step in self.track(range(self.steps), "inverting"):
                 if step == settled:  # only the part that will be returned goes on

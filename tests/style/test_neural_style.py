@@ -250,3 +250,16 @@ def test_it_runs_by_name_and_saves_pictures(resnet, small, tmp_path):
     result.save(tmp_path)
     assert (tmp_path / "image-000.png").exists()
     assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_frames_go_from_the_start_to_the_result(resnet, small, optimizer):
+    cat, coffee = small[:1].clamp(0.05, 0.95), small[1:2]
+    made = NeuralStyle(steps=6, frames=4, optimizer=optimizer)(resnet, cat, coffee)
+    plain = NeuralStyle(steps=6, optimizer=optimizer)(resnet, cat, coffee)
+    assert made.frames.shape == (4, 1, 3, 64, 64)
+    levels = made.frames.float() / 255
+    assert (levels[0] - cat).abs().max() <= 0.5 / 255 + 1e-4
+    assert (levels[-1] - made.images).abs().max() <= 0.5 / 255 + 1e-6
+    assert torch.equal(made.images, plain.images)
+    assert plain.frames is None

@@ -261,3 +261,13 @@ def test_runs_where_the_caller_has_autograd_off(convnet):
     for off in (torch.no_grad, torch.inference_mode):
         with off():
             assert torch.equal(ActivationMaximization(steps=2)(convnet, 3).images, plain)
+
+
+def test_frames_are_the_images_of_shorter_searches():
+    model = linear_model()
+    made = ActivationMaximization(steps=9, count=2, frames=3, **PLAIN)(model, 1)
+    assert made.frames.shape == (3, 2, 3, 8, 8)
+    for frame, steps in zip(made.frames, (1, 5, 9), strict=True):
+        shorter = ActivationMaximization(steps=steps, count=2, **PLAIN)(model, 1)
+        assert shorter.frames is None
+        assert torch.equal(frame, (shorter.images * 255).round().to(torch.uint8))

@@ -67,6 +67,7 @@ COMMANDS = (
     ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
     ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
     ("search", LOOK, "Find the images of a store nearest to an image, or highest in an objective."),
+    ("sheet", LOOK, "Draw saved results of one kind side by side, with what differs as captions."),
     ("stats", LOOK, "Find dead, sparse, saturated, redundant and selective units of a layer."),
     ("top", LOOK, "Show the images of a store that activate a unit most."),
     ("doctor", MAINTAIN, "Explain problems with plugins and packages, and what to do."),

@@ -7,6 +7,7 @@ or change the global rc settings.
 
 from timmscope.short_names import short_names
 
+from .animation import FPS, write_animation
 from .canvas import Canvas, line_height
 from .curves import curves_figure
 from .heat import BY_COLOUR, HeatScale, around_grey, colour_bar, colourise, overlay
@@ -48,6 +49,7 @@ from .table import table_figure
 __all__ = [
     "BY_COLOUR",
     "CONTINUOUS",
+    "FPS",
     "GAP_IN",
     "INK",
     "LABEL_PT",
@@ -88,5 +90,6 @@ __all__ = [
     "to_array",
     "truncate",
     "truncate_middle",
+    "write_animation",
     "write_png",
 ]

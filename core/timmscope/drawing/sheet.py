@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import Tensor
 
 from timmscope.drawing.canvas import Canvas, line_height
@@ -30,7 +32,7 @@ _KERNEL_PX = 16
 
 
 def sheet_figure(
-    images: Tensor | Sequence[Tensor],
+    images: Tensor | Sequence[Tensor] | Sequence[NDArray[Any]],
     titles: Sequence[str] | None = None,
     *,
     columns: int | None = None,
@@ -44,7 +46,7 @@ def sheet_figure(
     """Draw pictures in a grid, row by row.
 
     Args:
-        images: `(N, 3, h, w)` in [0, 1], or a list of `(3, h, w)` of any sizes.
+        images: `(N, 3, h, w)` in [0, 1], or a list of `(3, h, w)` tensors or arrays of any sizes.
         titles: a label below each picture; each line of it is wrapped to at most two.
         columns: pictures per row; by default nearly a square, at most 8.
         title: title of the sheet; at most two lines.

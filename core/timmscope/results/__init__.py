@@ -5,6 +5,7 @@ from .loading import load_result
 from .result import Provenance, Result, to_json
 from .scores import Scores
 from .sheet import Sheet
+from .sheet_of_results import sheet_of_results
 from .table import Table
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "Table",
     "csv_text",
     "load_result",
+    "sheet_of_results",
     "to_json",
 ]

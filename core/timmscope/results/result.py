@@ -1,8 +1,9 @@
 """`Result` is the base class of what techniques return; results are drawn and saved.
 
-`save(dir)` writes PNG pictures, documents (tables, pages), `arrays.h5` with every array, and
-`result.json` with the other fields and everything needed to run the technique again;
-`load_result(dir)` returns an equal object. Torch is imported only for results that hold tensors.
+`save(dir)` writes PNG pictures, an animation of a result with frames, documents (tables, pages),
+`arrays.h5` with every array, and `result.json` with the other fields and everything needed to run
+the technique again; `load_result(dir)` returns an equal object. Torch is imported only for results
+that hold tensors.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
 import timmscope.checked_json as checked_json
 from timmscope.progress import track
 from timmscope.safe_files import open_hdf5
-from timmscope_registry import TimmscopeError
+from timmscope_registry import ParameterError, TimmscopeError
 from timmscope_registry.html_table import html_table
 from timmscope_registry.versions import package_version
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 ARRAYS = "arrays.h5"
 RECORD = "result.json"
+ANIMATION = "animation.webp"
 _DIGITS = 16
 """Digits of a SHA-256 that are shown."""
 
@@ -96,6 +98,10 @@ class Result(ABC):
     provenance: Provenance
     notes: dict[str, Any] = field(default_factory=dict)
     further_passes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    sheet_pictures: ClassVar[str] = ""
+    """How the names of the pictures begin that stand for the result in a sheet of several results,
+    as in `image-`; empty for its figure."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -172,6 +178,35 @@ class Result(ABC):
         """
         return {}
 
+    def animation_frames(self) -> Tensor | None:
+        """Return the frames of an animation, `(F, B, C, H, W)` uint8, or None without any."""
+        return None
+
+    def save_animation(self, path: str | Path, *, fps: float | None = None) -> Path:
+        """Write the frames as WebP, GIF or, by the program ffmpeg, MP4; return the path.
+
+        Several images make a grid. The file's metadata has the provenance as JSON.
+
+        Args:
+            path: a name that ends in `.webp`, `.gif` or `.mp4`.
+            fps: frames per second, 0.1 to 50; 10 by default.
+
+        Raises:
+            ParameterError: the result has no frames, or the name or `fps` is wrong, or MP4 is asked
+                for without ffmpeg.
+            TimmscopeError: the file cannot be written.
+        """
+        from timmscope.drawing import FPS, write_animation
+
+        frames = self.animation_frames()
+        if frames is None:
+            raise ParameterError(
+                f"this {type(self).__name__} of {self.provenance.technique} has no frames: run a "
+                "technique that has the parameter frames, with frames=30"
+            )
+        facts = json.dumps(dataclasses.asdict(self.provenance))
+        return write_animation(frames, path, fps=FPS if fps is None else fps, description=facts)
+
     def documents(self) -> dict[str, str]:
         """Return text files that `save` writes besides the pictures, such as CSV tables and pages.
 
@@ -181,6 +216,8 @@ class Result(ABC):
 
     def save(self, directory: str | Path) -> Path:
         """Write figure, pictures, documents, `arrays.h5` and `result.json`; return the directory.
+
+        A result with frames has `animation.webp`, too.
 
         They replace those of an earlier result together: a process that is killed leaves the
         earlier result or this one, and no mixture.
@@ -235,6 +272,9 @@ class Result(ABC):
             else:
                 write_png(drawn, folder / f"{name}.png")
             written.append(f"{name}.png")
+        if self.animation_frames() is not None:
+            self.save_animation(folder / ANIMATION)
+            written.append(ANIMATION)
         for name, content in self.documents().items():
             (folder / name).write_text(content, encoding="utf-8", newline="")
             written.append(name)

@@ -15,6 +15,7 @@ from timmscope.techniques.certification import (
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.defence import DefenceTechnique, Defended
 from timmscope.techniques.expectation import mean_over_draws
+from timmscope.techniques.frame_steps import frame_steps
 from timmscope.techniques.goal import Goal, Loss
 from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.image_set import ImageSet
@@ -118,6 +119,7 @@ __all__ = [
     "chosen_units",
     "default_layer",
     "evaluating",
+    "frame_steps",
     "gaussian_blur",
     "image_generators",
     "images_per_forward",

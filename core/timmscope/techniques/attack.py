@@ -117,6 +117,8 @@ class Adversarial(Result):
     scores_before: Tensor | None = None
     scores_after: Tensor | None = None
 
+    sheet_pictures: ClassVar[str] = "adversarial-"
+
     @property
     def radius(self) -> Tensor:
         """`(B,)` how near the goal is, in `norm`.

@@ -73,6 +73,8 @@ class Attribution(Result):
     names: list[str] = field(default_factory=list)
     probabilities: Tensor | None = None
 
+    sheet_pictures: ClassVar[str] = "overlay-"
+
     def normalised(self) -> Tensor:
         """Return `maps` scaled to [0, 1] per image; a constant map becomes 0."""
         low, high = self.maps.amin((1, 2), keepdim=True), self.maps.amax((1, 2), keepdim=True)

@@ -7,7 +7,7 @@ behind defences if its model has some, as by `model.defended(["jpeg"])` or `--de
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Defended(Result):
     linf: Tensor
     class_names: list[list[str]]
     label_names: list[str] = field(default_factory=list)
+
+    sheet_pictures: ClassVar[str] = "defended-"
 
     @property
     def agreement(self) -> float:

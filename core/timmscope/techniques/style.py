@@ -28,7 +28,12 @@ from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.pictures import pictures_of
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import own_numbers, session
-from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
+from timmscope.techniques.validate_output import (
+    checked_frames,
+    checked_numbers,
+    checked_pixels,
+    checked_type,
+)
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -45,11 +50,13 @@ class StyleOutcome:
             is the minimised loss. Empty for a technique that minimises nothing.
         copied_from: `(1, 3, H, W)` whole numbers, for a technique that copies pixels: the number of
             the style image, the row and the column that each pixel comes from.
+        frames: `(F, 1, 3, H, W)` in [0, 1], the image at some steps, in order.
     """
 
     images: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     copied_from: Tensor | None = None
+    frames: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,7 @@ class Stylization(Result):
         weights: weight of each style image; the sum is 1.
         copied_from: `(1, 3, H, W)` int32: the number of the style image, the row and the column
             that each pixel comes from; None for a technique that does not copy pixels.
+        frames: `(F, 1, 3, H, W)` uint8, the image at some steps, if the technique keeps them.
     """
 
     images: Tensor
@@ -75,6 +83,9 @@ class Stylization(Result):
     loss_names: list[str]
     weights: list[float]
     copied_from: Tensor | None = None
+    frames: Tensor | None = None
+
+    sheet_pictures: ClassVar[str] = "image-"
 
     def figure(self) -> Figure:
         """Draw content, styles, result and the loss curves."""
@@ -125,6 +136,10 @@ class Stylization(Result):
             "image-000": self.images[0],
             **({} if origin is None else {"copied-from": origin}),
         }
+
+    def animation_frames(self) -> Tensor | None:
+        """Return the frames."""
+        return self.frames
 
     def summary(self) -> list[dict[str, Any]]:
         """Return one row: each loss at the first step and of the returned image, and notes."""
@@ -242,6 +257,7 @@ class StyleTechnique(PerImageTechnique):
             loss_names=list(losses),
             weights=shares,
             copied_from=_checked_origin(self, outcome.copied_from, images, pictures),
+            frames=checked_frames(self, outcome.frames, images),
         )
 
     @classmethod

@@ -21,7 +21,12 @@ from timmscope.techniques.notes import Notes
 from timmscope.techniques.opening import opening
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
-from timmscope.techniques.validate_output import checked_numbers, checked_pixels, checked_type
+from timmscope.techniques.validate_output import (
+    checked_frames,
+    checked_numbers,
+    checked_pixels,
+    checked_type,
+)
 from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
@@ -115,6 +120,8 @@ class Synthesis(Result):
     originals: Tensor | None = None
     frames: Tensor | None = None
 
+    sheet_pictures: ClassVar[str] = "image-"
+
     @property
     def psnr_db(self) -> Tensor | None:
         """Peak signal-to-noise ratio of each image to its original, `(B,)` in dB, or None."""
@@ -151,6 +158,10 @@ class Synthesis(Result):
             assert self.frames is not None, "checked in the loop's range"
             pictures[f"frames-{row:03d}"] = torch.cat(list(self.frames[:, row] / 255), dim=2)
         return pictures
+
+    def animation_frames(self) -> Tensor | None:
+        """Return the frames."""
+        return self.frames
 
     def summary(self) -> list[dict[str, Any]]:
         """Return one row per image: objective, target, final score, best step, notes."""
@@ -256,7 +267,7 @@ class SynthesisTechnique(Technique):
             targets=targets,
             facets=self._numbered(outcome.facets, "facets", len(images), None),
             originals=None if originals is None else originals.float().cpu(),
-            frames=self._frames(outcome.frames, images),
+            frames=checked_frames(self, outcome.frames, images),
         )
 
     def _targets(self, outcome: SynthesisOutcome, count: int, bound: Objective) -> Tensor:
@@ -283,13 +294,6 @@ class SynthesisTechnique(Technique):
             wanted = "whole numbers from 0" + ("" if end is None else f" to {end - 1}")
             raise technique_error(self, f"returned {what} {numbers.tolist()}", expected=wanted)
         return numbers.long()
-
-    def _frames(self, frames: Tensor | None, images: Tensor) -> Tensor | None:
-        """Return frames in 8 bits."""
-        if frames is None:
-            return None
-        pixels = checked_pixels(self, frames, ("F", *images.shape))
-        return (pixels * 255).round().to(torch.uint8)
 
 
 def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:

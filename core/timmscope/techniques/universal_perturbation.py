@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -85,6 +85,8 @@ class UniversalPerturbation(Result):
     unreadable: list[str] = field(default_factory=list)
     forwards: int = 0
     backwards: int = 0
+
+    sheet_pictures: ClassVar[str] = "perturbation"
 
     def apply(self, images: Tensor) -> Tensor:
         """Return images `(B, C, H, W)` with the perturbation added, clipped to [0, 1].

@@ -85,6 +85,18 @@ def checked_pixels(technique: Technique, images: object, shape: tuple[int | str,
     return pixels
 
 
+def checked_frames(technique: Technique, frames: object, images: Tensor) -> Tensor | None:
+    """Return the frames of images `(B, C, H, W)` as `(F, B, C, H, W)` uint8, or None without any.
+
+    Raises:
+        TechniqueError: they are not images in [0, 1] of that shape.
+    """
+    if frames is None:
+        return None
+    pixels = checked_pixels(technique, frames, ("F", *images.shape))
+    return (pixels * 255).round().to(torch.uint8)
+
+
 def _unsupported_kind(value: Tensor) -> str:
     """Return why a tensor is not a dense array of real numbers; empty if it is one."""
     if value.is_complex() or value.is_quantized:
