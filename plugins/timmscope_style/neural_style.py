@@ -143,6 +143,8 @@ class NeuralStyle(StyleTechnique):
         kinds = ["total", "style", *(["content"] if content_targets else [])]
         kinds += [f"style {name}" for name in style_names]
         losses = torch.stack(history, 1)
+        if kept:  # also where the optimiser stopped early
+            frames[self.steps] = image.detach().float().cpu()
         return StyleOutcome(
             images=image,
             losses=dict(zip(kinds, losses, strict=True)),
