@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from timmscope import AttributionTechnique
+from timmscope import AttributionTechnique, DefenceTechnique
 
 
 class Foreign:
@@ -25,3 +25,11 @@ def test_a_field_of_a_foreign_type_is_named() -> None:
                 return images.sum(1)
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_technique_with_two_bases_is_named() -> None:
+    says = "Both derives from AttributionTechnique and DefenceTechnique: a technique has one base"
+    with pytest.raises(TypeError, match=says):
+
+        class Both(AttributionTechnique, DefenceTechnique):
+            pass
