@@ -68,6 +68,17 @@ class Interval(Tensor):
         """Lower and upper end of the box."""
         return self.centre - self.radius, self.centre + self.radius
 
+    def _become(self, box: Interval) -> Interval:
+        """Take the values of another box, as the tensor of a function that works in place does.
+
+        What shares memory with this box changes too.
+        """
+        if box is not self:
+            self.centre.copy_(box.centre)
+            self.radius.copy_(box.radius)
+            self.last = None
+        return self
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Interval(centre={self.centre!r}, radius={self.radius!r})"
 
@@ -85,9 +96,13 @@ class Interval(Tensor):
             UnsupportedModel: the function has no bounds here.
         """
         rule = _RULES.get(func)
-        if rule is not None:
-            return rule(func, *args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
+        if rule is not None:
+            box = rule(func, *args, **(kwargs or {}))
+            in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+            if (in_place or (kwargs or {}).get("inplace")) and isinstance(args[0], Interval):
+                return args[0]._become(box)
+            return box
         if name == "__get__" or name in _FACTS:
             with torch._C.DisableTorchFunctionSubclass():
                 fact = func(*args, **(kwargs or {}))
@@ -231,7 +246,7 @@ def _sum(func: object, one: Any, other: Any, *, alpha: float = 1, sign: int = 1)
     (a, ra), (b, rb) = _parts(one), _parts(other)
     centre = a + sign * alpha * b
     return Interval.of(centre, (ra.to(centre.device) + abs(alpha) * rb.to(centre.device))
-                       .to(centre.dtype).expand_as(centre))  # fmt: skip
+                       .to(centre.dtype).expand_as(centre).contiguous())  # fmt: skip
 
 
 def _difference(func: object, one: Any, other: Any, *, alpha: float = 1) -> Interval:
@@ -243,7 +258,7 @@ def _reversed_difference(func: object, one: Any, other: Any) -> Interval:
 
 
 def _negative(func: object, x: Interval) -> Interval:
-    return Interval.of(-x.centre, x.radius)
+    return Interval.of(-x.centre, x.radius.clone())
 
 
 def _product(func: object, one: Any, other: Any) -> Interval:
@@ -288,7 +303,7 @@ _GROUPS: tuple[tuple[Rule, str], ...] = (
     (_sum, "add add_ __add__ __radd__ __iadd__"),
     (_difference, "sub sub_ subtract __sub__ __isub__"),
     (_reversed_difference, "rsub __rsub__"),
-    (_negative, "neg __neg__"),
+    (_negative, "neg neg_ __neg__"),
     (_product, "mul mul_ multiply __mul__ __rmul__ __imul__"),
     (_quotient, "div div_ divide true_divide __truediv__ __itruediv__"),
 )

@@ -27,6 +27,11 @@ def missing_plugin(kind: str, id_: str) -> str:
         id_: ``"distribution:name"``, as read from a file; it may be any text.
     """
     distribution, _, name = id_.partition(":")
+    if re.fullmatch(r"\w[\w.-]*\.py", distribution) and name:  # loaded from a file, not installed
+        return (
+            f"no plugin contributes the {kind} {name!r} of {distribution}: load it with --plugin "
+            f"{distribution}, or see `timmscope doctor`"
+        )
     if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", distribution) and name:
         return (
             f"no plugin contributes the {kind} {name!r} of {distribution}: install {distribution} "

@@ -123,12 +123,13 @@ class Registry:
 
     # One contribution by short name or full id; `PluginError` if the name is unknown or ambiguous
 
-    def technique(self, name: str, family: Family | None = None) -> Entry[TechniqueSpec]:
+    def technique(self, name: str, base: str | None = None) -> Entry[TechniqueSpec]:
         """Return one technique by short name or ``"distribution:name"``.
 
-        `family` does not filter: it only restricts what the error for an unknown name suggests.
+        `base` does not filter: it only restricts what the error for an unknown name suggests.
         """
-        return self._find(TechniqueSpec, name, self.techniques(family))
+        suggest = [entry for entry in self.techniques() if base in (None, entry.spec.base)]
+        return self._find(TechniqueSpec, name, suggest)
 
     def collector(self, name: str) -> Entry[CollectorSpec]:
         """Return one collector by short name or ``"distribution:name"``."""

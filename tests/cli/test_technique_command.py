@@ -36,6 +36,7 @@ class Certification(Technique):
         count: int = 3,
         mode: Literal["fast", "exact"] = "fast",
         quiet: bool = False,
+        held_out: arguments.HeldOut = 0.2,
         hook: object = None,
     ) -> object:
         """Certify.
@@ -50,6 +51,7 @@ class Certification(Technique):
             count: how often.
             mode: how `thoroughly`.
             quiet: whether to say nothing.
+            held_out: a share, or other images.
             hook: for Python alone.
         """
         called.update(locals())
@@ -104,6 +106,9 @@ def test_arguments_that_are_not_given_have_the_defaults_of_the_call(app: App) ->
     assert given["labels"] is None
     assert given["background"] is None
     assert (given["sigmas"], given["count"], given["quiet"]) == ((0.5, 1.0), 3, False)
+    assert given["held_out"] == 0.2
+    assert run(app, "resnet18", "a.png", "--held-out", "0.4")["held_out"] == 0.4
+    assert run(app, "resnet18", "a.png", "--held-out", "photos")["held_out"] == "photos"
     with pytest.raises(ParameterError, match="no image given: name at least one"):
         run(app, "resnet18")
 

@@ -295,3 +295,41 @@ def test_networks_in_train_mode_are_refused() -> None:
 def test_radii_that_are_none_are_refused(wrong: tuple[float, ...]) -> None:
     with pytest.raises(ParameterError, match="expected radii in pixel units"):
         IntervalBounds(epsilons=wrong)
+
+
+class InPlace(nn.Module):
+    """A block whose shortcut is changed in place, and so are a part of it and the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(144, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.before(x)
+        part = x[:, :2]
+        part.mul_(-1.5)
+        out = self.after(nn.functional.relu(x, inplace=True))
+        out += x
+        logits: Tensor = self.last(out.flatten(1))
+        logits.neg_()
+        return logits
+
+
+def test_functions_that_work_in_place_change_what_shares_memory() -> None:
+    torch.manual_seed(0)
+    network, images = InPlace(), torch.rand(2, 3, 8, 8)
+    exact = network(images.clone())
+    with torch.no_grad():
+        point, box = network(Interval.around(images, 0)), network(Interval.around(images, 0.05))
+    torch.testing.assert_close(point.centre, exact)
+    assert float(point.radius.max()) == 0
+    changed = (images + 0.05 * torch.randn_like(images).sign()).clamp(0, 1)
+    low, high = box.bounds
+    values = network(changed)
+    assert bool(((low <= values) & (values <= high)).all())
+    assert box.last is None
+    with_gradient = network(Interval.around(images, 0.05))
+    with_gradient.radius.sum().backward()
+    assert all(each.grad is not None for each in (network.before.weight, network.last.weight))

@@ -12,6 +12,7 @@ from timmscope import HookedModel, load_model, open_images
 from timmscope.index.backend import BuildHints, find_backend, new_backend, validated_hits
 from timmscope.mining.collector_errors import instantiate as made
 from timmscope_registry import PluginError, UnsupportedModel, get_registry, set_registry
+from timmscope_registry.contributions import missing_plugin
 
 SOURCE = """
     from timmscope_registry import (
@@ -225,3 +226,14 @@ def test_output_of_a_source_goes_to_stderr(capsys):
 def test_an_error_inside_a_source_is_raised_unchanged():
     with pytest.raises(TypeError, match="of its own"):
         load_model("raising:x")
+
+
+def test_what_is_missing_is_installed_or_loaded_from_its_file() -> None:
+    assert "load it with --plugin my.py" in missing_plugin("technique", "my.py:mine")
+    assert "install strange" in missing_plugin("technique", "strange:mine")
+    assert "is not a registered technique" in missing_plugin("technique", "-my.py:mine")
+
+
+def test_an_unknown_defence_suggests_only_defences() -> None:
+    with pytest.raises(PluginError, match=r"choose one of jpeg, randomized-resize$"):
+        load_model("random:test_resnet?seed=0&img_size=32", defences=["qqq"])

@@ -80,14 +80,6 @@ def _model(spec: str, device: str | None = None, defence: Sequence[str] = ()) ->
     return load_model(spec, device=device, defences=defence)
 
 
-def _share_or_location(given: str | float) -> str | float:
-    """Return a share of images as a number, any other text as a location of images."""
-    try:
-        return float(given)
-    except ValueError:
-        return given
-
-
 _MODEL = {"device": parameters.Device, "defence": parameters.Defences}
 _METADATA = {"metadata": parameters.Metadata}
 _LAYERS = Annotated[
@@ -104,7 +96,7 @@ KINDS = {
     "other images": CliArgument(tuple[Path, ...], read=list, rank=3),
     "images": CliArgument(parameters.ImageFile, MANY, list, rank=4),
     "image set": CliArgument(str, ONE, rank=4),
-    "held out": CliArgument(str, read=_share_or_location),
+    "held out": CliArgument(float | str),
     "optional images": CliArgument(Path, MANY, list, rank=4),
     "image": CliArgument(Path, ONE, rank=4),
     "queries": CliArgument(Path, MANY, list, name="queries", rank=4),

@@ -34,9 +34,15 @@ else:
 
 
 class _ParametersType(_ModelType):
-    """Says in one line which field of a technique has a type that no parameter can have."""
+    """Says in one line what is wrong with a technique: a field's type, or two base classes."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: Any, **kwargs: Any) -> Any:
+        named = {each.base: each.__name__ for each in bases if getattr(each, "base", "")}
+        if len(named) > 1:
+            raise TypeError(
+                f"{name} derives from {' and '.join(named.values())}: a technique has one base, "
+                "so register a technique for each"
+            )
         try:
             return super().__new__(cls, name, bases, namespace, **kwargs)
         except PydanticSchemaGenerationError as error:

@@ -48,8 +48,8 @@ def from_text(text: str, base: type[P], *, purpose: str, parameter: str) -> P:
 def from_words(words: Sequence[str], base: type[P], *, purpose: str, parameter: str) -> P:
     """Return the technique of the words of a text; arguments and errors as for `from_text`."""
     name, *settings = words or [""]
-    # The registry's message is about all techniques; here it suggests those of the family.
-    entry = get_registry().technique(name, base.family)  # type: ignore[arg-type]
+    # The registry's message is about all techniques; here it suggests those of the base.
+    entry = get_registry().technique(name, base.base)
     if entry.spec.base != base.base:
         what = f"of the family {entry.spec.family}"
         if entry.spec.family == base.family:

@@ -30,6 +30,13 @@ class BoundedTechnique(Technique):
     150 pixels for l0."""
 
     @model_validator(mode="after")
+    def _known_norm(self) -> Self:
+        if self.norm not in NORM_NAMES:
+            did = f"has the norm {self.norm!r}"
+            raise technique_error(self, did, expected=f"one of {', '.join(NORM_NAMES)}")
+        return self
+
+    @model_validator(mode="after")
     def _pixel_units(self) -> Self:
         if self.norm == "linf" and self.epsilon is not None and self.epsilon > 1:
             raise ValueError(
