@@ -135,6 +135,4 @@ class IBPTraining(TrainingTechnique):
 
 def _lowest(network: nn.Module, box: Interval, labels: Tensor) -> Tensor:
     """Lower bounds of `z_y − z_j` over a box, `(B, K)`."""
-    logits = network(box)
-    assert isinstance(logits, Interval)
-    return lowest_margins(logits, labels)
+    return lowest_margins(network(box), labels)

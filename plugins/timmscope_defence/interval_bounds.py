@@ -77,13 +77,13 @@ class IntervalBounds(CertificationTechnique):
             for epsilon in self.epsilons:
                 with self.only(left):
                     logits = model(Interval.around(images[left], epsilon))
-                assert isinstance(logits, Interval)
                 lowest = lowest_margins(logits, predictions[left])
                 others = lowest.scatter(1, predictions[left][:, None], torch.inf).amin(1).cpu()
                 if not bool(others.isfinite().all()):
                     raise TechniqueError(
                         f"the bounds of {model.id} at {epsilon:.3g} are not finite, so they prove "
-                        "nothing; choose smaller epsilons, or a network trained by ibp-training"
+                        "nothing: a compiled function takes no bounds; otherwise choose "
+                        "smaller epsilons, or a network trained by ibp-training"
                     )
                 if epsilon == self.epsilons[0]:
                     self.note("margin", others)

@@ -7,7 +7,7 @@ calls has a rule here that bounds its values over the box; one without a rule is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,19 +32,24 @@ class Interval(Tensor):
         Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably
         Robust Models", 2018, arXiv:1810.12715.
 
+    As a tensor it holds NaN, so that compiled functions, which do not ask for its bounds, never
+    return what looks like one.
+
     Attributes:
+        centre: middle of the box, an ordinary tensor.
         radius: half the width of the box, of the shape of the centre.
-        last: input box and weights, if a linear layer has just made this box.
+        last: radius of its input and weights, if a linear layer has just made this box.
     """
 
+    centre: Tensor
     radius: Tensor
-    last: tuple[Interval, Tensor] | None
+    last: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, centre: Tensor, radius: Tensor) -> Interval:
         """Return the box with that centre and radius."""
-        box = centre.as_subclass(cls)
-        box.radius, box.last = radius, None
+        box = centre.detach().new_full((), torch.nan).expand(centre.shape).as_subclass(cls)
+        box.centre, box.radius, box.last = centre, radius, None
         return box
 
     @classmethod
@@ -56,12 +61,6 @@ class Interval(Tensor):
     def around(cls, images: Tensor, epsilon: float) -> Interval:
         """Return all images `(B, C, H, W)` in [0, 1] that differ by at most `epsilon` anywhere."""
         return cls.between((images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1))
-
-    @property
-    def centre(self) -> Tensor:
-        """Middle of the box, an ordinary tensor."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return self.as_subclass(Tensor)
 
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -101,11 +100,10 @@ class Interval(Tensor):
             box = rule(func, *args, **(kwargs or {}))
             in_place = name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
             if (in_place or (kwargs or {}).get("inplace")) and isinstance(args[0], Interval):
-                return args[0]._become(box)
+                return args[0]._become(cast(Interval, box))
             return box
         if name == "__get__" or name in _FACTS:
-            with torch._C.DisableTorchFunctionSubclass():
-                fact = func(*args, **(kwargs or {}))
+            fact = func(*_each(args, 0), **(kwargs or {}))
             if not isinstance(fact, Tensor):
                 return fact
         raise UnsupportedModel(
@@ -114,7 +112,7 @@ class Interval(Tensor):
         )
 
 
-def lowest_margins(logits: Interval, labels: Tensor) -> Tensor:
+def lowest_margins(logits: Tensor, labels: Tensor) -> Tensor:
     """Lower bounds of `z_y − z_j` for labels y and every class j, `(B, K)`; 0 at j = y.
 
     Where a linear layer has just made the logits, the bound is of the difference of its rows,
@@ -123,19 +121,27 @@ def lowest_margins(logits: Interval, labels: Tensor) -> Tensor:
     Args:
         logits: box of the logits `(B, K)`.
         labels: `(B,)` classes y.
+
+    Raises:
+        UnsupportedModel: the logits are an ordinary tensor.
     """
+    if not isinstance(logits, Interval):
+        raise UnsupportedModel(
+            "interval bounds do not reach the logits: a compiled function of the network takes "
+            "tensors only"
+        )
     centre = logits.centre
     margins = centre.gather(1, labels[:, None]) - centre
     if logits.last is None:
         own = logits.radius.gather(1, labels[:, None])
         width = (own + logits.radius).scatter(1, labels[:, None], 0)
         return margins - width
-    inputs, weight = logits.last
+    radius, weight = logits.last
     classes, places = labels.unique(return_inverse=True)
     rows = [(places == index).nonzero()[:, 0] for index in range(len(classes))]
     widths = torch.cat(
         [
-            functional.linear(inputs.radius[chosen], (weight[label] - weight).abs())
+            functional.linear(radius[chosen], (weight[label] - weight).abs())
             for label, chosen in zip(classes.tolist(), rows, strict=True)
         ]
     )
@@ -162,7 +168,7 @@ def _weighted(func: Callable[..., Tensor], x: Any, weight: Any, bias: Any = None
         func(x.radius, weight.abs(), None, *rest, **named),
     )
     if func is functional.linear:
-        out.last = x, weight
+        out.last = x.radius.clone(), weight
     return out
 
 
@@ -309,7 +315,7 @@ _GROUPS: tuple[tuple[Rule, str], ...] = (
 )
 _FACTS = (
     *("size", "dim", "ndimension", "numel", "nelement", "__len__", "stride", "element_size"),
-    *("is_floating_point", "is_complex", "is_contiguous", "requires_grad_", "register_hook"),
+    *("is_floating_point", "is_complex", "is_contiguous", "register_hook"),
 )
 """Methods that say something about a box and return no values of it."""
 _PLACES = (torch, Tensor, functional, torch._C._nn)

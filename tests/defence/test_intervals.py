@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timmscope import HookedModel, ParameterError, UnsupportedModel, load_model
+from timmscope import HookedModel, ParameterError, TechniqueError, UnsupportedModel, load_model
 from timmscope_defence import IntervalBounds
 from timmscope_defence.intervals import Interval, lowest_margins
 
@@ -333,3 +333,33 @@ def test_functions_that_work_in_place_change_what_shares_memory() -> None:
     with_gradient = network(Interval.around(images, 0.05))
     with_gradient.radius.sum().backward()
     assert all(each.grad is not None for each in (network.before.weight, network.last.weight))
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return x * 2
+
+
+class Compiled(nn.Module):
+    """A linear layer and what a compiled function makes, beside a shortcut or alone."""
+
+    num_classes = 3
+
+    def __init__(self, shortcut: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc(x.flatten(1))
+        return h + scripted(h) if self.shortcut else scripted(h)
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "error", "words"),
+    [(True, TechniqueError, "are not finite"), (False, UnsupportedModel, "takes tensors only")],
+)
+def test_compiled_functions_are_never_taken_for_exact(shortcut, error, words) -> None:
+    model = HookedModel(Compiled(shortcut), mean=(0.5,), std=(0.5,), input_size=(1, 2, 2))
+    with pytest.raises(error, match=words):
+        IntervalBounds()(model, torch.rand(1, 1, 2, 2))

@@ -180,7 +180,8 @@ def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
     for each in record["techniques"].values():
         each["technique"] = "os:system"
     settings.write_bytes(checked_json.dump(record))
-    assert "techniques differ" in one_line(capsys, *words)
+    told = one_line(capsys, *words)
+    assert 'techniques.saliency.technique: "os:system" → "timmscope:saliency"' in told
     assert not trap.exists()
 
 

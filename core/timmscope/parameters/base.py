@@ -37,7 +37,8 @@ class _ParametersType(_ModelType):
     """Says in one line what is wrong with a technique: a field's type, or two base classes."""
 
     def __new__(cls, name: str, bases: tuple[type, ...], namespace: Any, **kwargs: Any) -> Any:
-        named = {each.base: each.__name__ for each in bases if getattr(each, "base", "")}
+        known = ((getattr(each, "base", ""), each.__name__) for each in bases)
+        named = {base: kind for base, kind in known if base}
         if len(named) > 1:
             raise TypeError(
                 f"{name} derives from {' and '.join(named.values())}: a technique has one base, "
