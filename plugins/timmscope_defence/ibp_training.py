@@ -16,7 +16,7 @@ from timmscope import (
     evaluating,
 )
 from timmscope_defence.attacked_images import attacked_images
-from timmscope_defence.intervals import Interval, lowest_margins
+from timmscope_defence.intervals import Interval, lowest_margins, smallest_margin
 
 
 class IBPTraining(TrainingTechnique):
@@ -93,8 +93,8 @@ class IBPTraining(TrainingTechnique):
             return {"total": natural, "cross-entropy": natural, "of worst logits": natural}
         kappa, epsilon = 1 - (1 - self.kappa) * share, self.epsilon * share
         with evaluating(network):
-            worst = _lowest(network, self._box(network, batch, epsilon), batch.labels)
-        bounded = functional.cross_entropy(-worst, batch.labels)
+            lowest = lowest_margins(network(self._box(network, batch, epsilon)), batch.labels)
+        bounded = functional.cross_entropy(-lowest, batch.labels)
         return {
             "total": kappa * natural + (1 - kappa) * bounded,
             "cross-entropy": natural, "of worst logits": bounded,
@@ -125,14 +125,9 @@ class IBPTraining(TrainingTechnique):
         with torch.no_grad():
             right = network(batch.images).argmax(1) == batch.labels
             robust = network(attacked).argmax(1) == batch.labels
-            lowest = _lowest(network, Interval.around(batch.images, self.epsilon), batch.labels)
-        proved = lowest.scatter(1, batch.labels[:, None], torch.inf).amin(1) > 0
+            logits = network(Interval.around(batch.images, self.epsilon))
+            proved = smallest_margin(logits, batch.labels) > 0
         return {
             "accuracy": right, f"accuracy under PGD-{self.judge_steps}": robust & right,
             "certified": proved,
         }  # fmt: skip
-
-
-def _lowest(network: nn.Module, box: Interval, labels: Tensor) -> Tensor:
-    """Lower bounds of `z_y − z_j` over a box, `(B, K)`."""
-    return lowest_margins(network(box), labels)

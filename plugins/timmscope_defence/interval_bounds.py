@@ -13,7 +13,7 @@ from timmscope import (
     TechniqueError,
     UnsupportedModel,
 )
-from timmscope_defence.intervals import Interval, lowest_margins
+from timmscope_defence.intervals import Interval, smallest_margin
 
 RADII = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
@@ -77,17 +77,16 @@ class IntervalBounds(CertificationTechnique):
             for epsilon in self.epsilons:
                 with self.only(left):
                     logits = model(Interval.around(images[left], epsilon))
-                lowest = lowest_margins(logits, predictions[left])
-                others = lowest.scatter(1, predictions[left][:, None], torch.inf).amin(1).cpu()
-                if not bool(others.isfinite().all()):
+                margin = smallest_margin(logits, predictions[left]).cpu()
+                if not bool(margin.isfinite().all()):
                     raise TechniqueError(
                         f"the bounds of {model.id} at {epsilon:.3g} are not finite, so they prove "
                         "nothing: a compiled function takes no bounds; otherwise choose "
                         "smaller epsilons, or a network trained by ibp-training"
                     )
                 if epsilon == self.epsilons[0]:
-                    self.note("margin", others)
-                left = left[others > 0]
+                    self.note("margin", margin)
+                left = left[margin > 0]
                 radius[left] = epsilon
                 if not len(left):
                     break

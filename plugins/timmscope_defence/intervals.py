@@ -148,6 +148,20 @@ def lowest_margins(logits: Tensor, labels: Tensor) -> Tensor:
     return margins - widths[torch.cat(rows).argsort()]
 
 
+def smallest_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Lower bound of `min over j ≠ y of z_y − z_j`, `(B,)`: a proof where it is above 0.
+
+    Args:
+        logits: box of the logits `(B, K)`.
+        labels: `(B,)` classes y.
+
+    Raises:
+        UnsupportedModel: the logits are an ordinary tensor.
+    """
+    lowest = lowest_margins(logits, labels)
+    return lowest.scatter(1, labels[:, None], torch.inf).amin(1)
+
+
 # Rules. Each takes the function and its arguments, of which at least one is a box.
 
 
