@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.soak)],
+)
 def test_runs_killed_at_random_places_end_with_the_same_bytes(tmp_path: Path, seed: int) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
