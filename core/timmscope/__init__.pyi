@@ -345,6 +345,9 @@ from .techniques import (
     ModelTechnique as ModelTechnique,
 )
 from .techniques import (
+    NearestFound as NearestFound,
+)
+from .techniques import (
     Norm as Norm,
 )
 from .techniques import (
@@ -460,6 +463,9 @@ from .techniques import (
 )
 from .techniques import (
     perturbed_scores as perturbed_scores,
+)
+from .techniques import (
+    project_change as project_change,
 )
 from .techniques import (
     projected_ascent as projected_ascent,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from timmscope import Ball, Norm
+from timmscope import Ball, NearestFound, Norm, project_change
 
 NORMS: list[Norm] = ["linf", "l2", "l1", "l0"]
 
@@ -154,3 +155,29 @@ def test_default_radii_grow_with_the_side_except_linf():
     small = torch.zeros(1, 3, 32, 32)
     found = {norm: Ball.of(norm, None, small).epsilon for norm in NORMS}
     assert found == pytest.approx({"linf": 8 / 255, "l2": 3 / 7, "l1": 60 / 7, "l0": 150 / 7})
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_balls_of_different_sizes_project_like_one_ball_each(norm):
+    change = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(4))
+    change[3] = 0.1  # ties
+    radii = torch.tensor([0.0, 0.3, 2.5, 7.0])
+    together = project_change(change, norm, radii)
+    for row, radius in enumerate(radii.tolist()):
+        alone = Ball(norm=norm, epsilon=radius).project(change[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+def test_the_nearest_image_that_reaches_the_goal_is_kept():
+    images = torch.zeros(3, 1, 1, 2)
+    nearest = NearestFound(images, "l1")
+    rows = torch.tensor([2, 0])
+    far = torch.tensor([[0.5, 0.25], [0.5, 0.5]]).view(2, 1, 1, 2)
+    assert nearest.offer(rows, far, torch.tensor([True, False])).tolist() == [True, False]
+    nearer = torch.tensor([[0.5, 0.0], [0.25, 0.0]]).view(2, 1, 1, 2)
+    assert nearest.offer(rows, nearer, torch.tensor([True, True])).tolist() == [True, True]
+    assert nearest.offer(rows, far, torch.tensor([True, True])).tolist() == [False, False]
+    assert nearest.sizes.tolist() == [0.25, math.inf, 0.5]
+    assert nearest.found.tolist() == [True, False, True]
+    assert nearest.images.flatten(1).tolist() == [[0.25, 0.0], [0.0, 0.0], [0.5, 0.0]]
+    assert torch.equal(images, torch.zeros(3, 1, 1, 2))

@@ -31,6 +31,13 @@ def test_the_margin_is_between_the_class_and_the_best_other():
     assert TOWARDS.loss(LOGITS, "margin").tolist() == [1 - 2, 2 - 3]
 
 
+def test_the_goal_is_reached_where_its_margin_is_positive():
+    for goal in (AWAY, TOWARDS):
+        assert ((goal.margin(LOGITS) > 0) == goal.reached(LOGITS)).all()
+    raised = Goal(labels=torch.zeros(0), objective=channel("a", 0), value=1.5)
+    assert raised.margin(torch.tensor([1.0, 1.5, 4.0])).tolist() == [-0.5, 0.0, 2.5]
+
+
 def test_dlr_is_the_margin_over_the_spread_of_the_largest_logits():
     # Sorted, the rows are 2, 1, .5, 0, -1 and 3, 2, 1, 0, -4.
     assert AWAY.loss(LOGITS, "dlr").tolist() == pytest.approx([(1 - 2) / 1.5, (3 - 1) / 2])

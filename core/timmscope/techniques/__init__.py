@@ -3,7 +3,7 @@
 from timmscope.techniques.analysis import ModelTechnique
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
-from timmscope.techniques.balls import Ball, Norm, projected_ascent
+from timmscope.techniques.balls import Ball, Norm, project_change, projected_ascent
 from timmscope.techniques.base import Technique
 from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.cam import CamTechnique
@@ -29,6 +29,7 @@ from timmscope.techniques.names import (
     TechniqueName,
     WeightsName,
 )
+from timmscope.techniques.nearest_found import NearestFound
 from timmscope.techniques.over.base import PerImageTechnique
 from timmscope.techniques.over.result import ImageSetRun
 from timmscope.techniques.perturbation import (
@@ -91,6 +92,7 @@ __all__ = [
     "Loss",
     "ModelName",
     "ModelTechnique",
+    "NearestFound",
     "Norm",
     "PerImageTechnique",
     "Rows",
@@ -130,6 +132,7 @@ __all__ = [
     "noise_like",
     "per_image",
     "perturbed_scores",
+    "project_change",
     "projected_ascent",
     "technique",
     "total_variation",

@@ -108,9 +108,7 @@ class Ball:
             return change.clamp(-self.epsilon, self.epsilon)
         if self.norm == "l2":
             return change * (self.epsilon / _l2(change)).clamp(max=1)
-        if self.norm == "l1":
-            return change.sign() * (change.abs() - self._threshold(change)).clamp(min=0)
-        return change * _largest((change**2).sum(1, keepdim=True), int(self.epsilon))
+        return project_change(change, self.norm, change.new_full((len(change),), self.epsilon))
 
     def step(self, centre: Tensor, images: Tensor, gradient: Tensor, size: float) -> Tensor:
         """`clip(centre + project(images + size · steepest(gradient) − centre))`, inside [0, 1].
@@ -164,17 +162,6 @@ class Ball:
         sizes = self.size(drawn).clamp(min=_TINY).to(drawn)
         return drawn * (self.epsilon / sizes).view(-1, 1, 1, 1)
 
-    def _threshold(self, change: Tensor) -> Tensor:
-        """Return by how much the magnitudes must shrink to sum to epsilon, `(B, 1, 1, 1)`."""
-        magnitudes = change.abs().flatten(1).double()
-        ordered, _ = magnitudes.sort(1, descending=True)
-        excess = ordered.cumsum(1) - self.epsilon
-        ranks = torch.arange(1, ordered.shape[1] + 1, device=change.device)
-        stays = ordered * ranks > excess  # a run from the first: Duchi et al., lemma 2
-        last = stays.sum(1, keepdim=True).clamp(min=1)
-        threshold = excess.gather(1, last - 1) / last
-        return threshold.clamp(min=0).to(change).view(-1, 1, 1, 1)
-
 
 def projected_ascent(
     value: Callable[[Tensor], Tensor],
@@ -211,6 +198,26 @@ def projected_ascent(
     return images
 
 
+def project_change(change: Tensor, norm: Norm, radii: Tensor) -> Tensor:
+    """Return the nearest change inside a ball, by Euclidean distance, with a radius per image.
+
+    It is `Ball.project` for balls of different sizes.
+
+    Args:
+        change: `(B, C, H, W)` in pixel units [0, 1].
+        norm: norm of the balls.
+        radii: `(B,)` radii in that norm, at least 0; for L0 numbers of pixels, which round down.
+    """
+    each = radii.to(change).view(-1, 1, 1, 1)
+    if norm == "linf":
+        return change.clamp(-each, each)
+    if norm == "l2":
+        return change * (each / _l2(change)).clamp(max=1)
+    if norm == "l1":
+        return change.sign() * (change.abs() - _l1_threshold(change, radii)).clamp(min=0)
+    return change * _largest((change**2).sum(1, keepdim=True), radii.floor().long())
+
+
 def change_size(change: Tensor, norm: Norm) -> Tensor:
     """Return the norm of each change `(B, C, H, W)`, as `(B,)` float64."""
     if norm == "l0":
@@ -227,11 +234,26 @@ def _l2(values: Tensor) -> Tensor:
     return norms.clamp(min=_TINY).view(-1, 1, 1, 1)
 
 
-def _largest(values: Tensor, count: int) -> Tensor:
+def _largest(values: Tensor, count: int | Tensor) -> Tensor:
     """Return 1 where a value is one of the `count` largest of its image, else 0; ties by place."""
     flat = values.flatten(1)
-    chosen = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(flat).scatter_(1, chosen, 1.0).view_as(values)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    counts = torch.as_tensor(count, device=flat.device).view(-1, 1)
+    first = torch.arange(flat.shape[1], device=flat.device) < counts
+    chosen = first.to(flat).expand_as(flat)
+    return torch.zeros_like(flat).scatter_(1, order, chosen).view_as(values)
+
+
+def _l1_threshold(change: Tensor, radii: Tensor) -> Tensor:
+    """Return by how much the magnitudes must shrink to sum to the radii, `(B, 1, 1, 1)`."""
+    magnitudes = change.abs().flatten(1).double()
+    ordered, _ = magnitudes.sort(1, descending=True)
+    excess = ordered.cumsum(1) - radii.double().view(-1, 1)
+    ranks = torch.arange(1, ordered.shape[1] + 1, device=change.device)
+    stays = ordered * ranks > excess  # a run from the first: Duchi et al., lemma 2
+    last = stays.sum(1, keepdim=True).clamp(min=1)
+    threshold = excess.gather(1, last - 1) / last
+    return threshold.clamp(min=0).to(change).view(-1, 1, 1, 1)
 
 
 def _exponential(uniform: Tensor) -> Tensor:

@@ -73,6 +73,15 @@ class Goal:
         predicted = outputs.argmax(1)
         return predicted != self.labels if self.targets is None else predicted == self.targets
 
+    def margin(self, outputs: Tensor) -> Tensor:
+        """Return by how much each image reaches the goal, `(n,)`; negative where it does not.
+
+        For classes it is the loss `margin`; for an objective its value minus the value to reach.
+        """
+        if self.objective is not None:
+            return outputs - self.value
+        return self.loss(outputs, "margin")
+
     def loss(self, outputs: Tensor, kind: Loss = "cross-entropy") -> Tensor:
         """Return the value `(n,)` to raise, one per image, so that images do not affect each other.
 
