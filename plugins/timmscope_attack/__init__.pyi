@@ -1,4 +1,10 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
+from .carlini_wagner import CarliniWagner as CarliniWagner
+from .ddn import DDN as DDN
+from .deepfool import DeepFool as DeepFool
 from .fgsm import FGSM as FGSM
+from .fmn import FMN as FMN
 from .pgd import PGD as PGD
+from .sigma_zero import SigmaZero as SigmaZero
+from .targeted_linf import TargetedLinfObjective as TargetedLinfObjective
 from .universal import UniversalAdversarialPerturbation as UniversalAdversarialPerturbation

@@ -1,4 +1,4 @@
-"""Gradient ascent inside a ball, which FGSM and PGD share."""
+"""What attacks along gradients share: outputs and gradients, and ascent inside a ball."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from timmscope import AttackTechnique, Ball, Goal, HookedModel, Loss, mean_over_draws
 
 
-class GradientAttack(AttackTechnique):
-    """Base of attacks that raise a loss by gradient steps within `epsilon` of the image."""
+class Gradients(AttackTechnique):
+    """Base of attacks that follow gradients."""
 
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
     draws: int | None = Field(default=None, ge=1)
     """Number of draws of a random defence over which each gradient is averaged; by default 10. A
     model without a random defence needs one."""
@@ -32,6 +30,43 @@ class GradientAttack(AttackTechnique):
             "the model itself has no slope there; try more restarts or a larger epsilon, or an "
             "attack that needs no gradient"
         )
+
+    def outputs_and_gradient(
+        self,
+        model: HookedModel,
+        changed: Tensor,
+        rows: Tensor,
+        goal: Goal,
+        *,
+        step: int,
+        loss: Loss = "cross-entropy",
+    ) -> tuple[Tensor, Tensor]:
+        """Run changed images forward and back, and note gradients that are zero.
+
+        Args:
+            model: the model to fool.
+            changed: `(n, C, H, W)`, the images where they are now.
+            rows: `(n,)` int64, the rows of `perturb`'s batch that they belong to.
+            goal: the goal for the whole batch.
+            step: number of the step, from 0: a random defence draws anew at each.
+            loss: the loss to raise.
+
+        Returns:
+            What the goal depends on, as `goal.outputs`, and the gradient `(n, C, H, W)` of the
+            loss, each averaged over the draws of a random defence.
+        """
+        compute = partial(goal.rows(rows).gradient, model, changed, loss)
+        with self.only(rows):
+            outputs, gradient = mean_over_draws(model, compute, step=step, draws=self.draws)
+        self.note_gradient(gradient, rows)
+        return outputs, gradient
+
+
+class GradientAttack(Gradients):
+    """Base of attacks that raise a loss by gradient steps within `epsilon` of the image."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
 
     def climb(
         self,
@@ -70,10 +105,9 @@ class GradientAttack(AttackTechnique):
         active = torch.arange(len(rows), device=rows.device)
         for step in self.track(range(steps), f"{self.title()} steps"):
             current = rows[active]
-            compute = partial(goal.rows(current).gradient, model, changed[active], loss)
-            with self.only(current):
-                outputs, gradient = mean_over_draws(model, compute, step=step, draws=self.draws)
-            self.note_gradient(gradient, current)
+            outputs, gradient = self.outputs_and_gradient(
+                model, changed[active], current, goal, step=step, loss=loss
+            )
             reached = goal.rows(current).reached(outputs)
             first[active] = torch.where(reached & (first[active] < 0), step, first[active])
             if stop_when_fooled:

@@ -31,7 +31,7 @@ class PGD(GradientAttack):
             10. A model without a random defence needs one.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: a label or target is no class of the model, or the model has no classes.
         ParameterError: a parameter or `batch_size` is out of range, or a target equals its label.
         TechniqueError: the gradient is not finite.

@@ -9,6 +9,27 @@ from timmscope_registry import TechniqueSpec, hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
     """Yield the attack techniques."""
     yield TechniqueSpec(
+        name="carlini-wagner",
+        family="attack",
+        summary="The smallest change by descent, with a search for its weight.",
+        impl="timmscope_attack.carlini_wagner:CarliniWagner",
+        paper="Carlini & Wagner, IEEE Symposium on Security and Privacy 2017, arXiv:1608.04644",
+    )
+    yield TechniqueSpec(
+        name="ddn",
+        family="attack",
+        summary="A small L2 change, on a sphere that shrinks while the model is fooled.",
+        impl="timmscope_attack.ddn:DDN",
+        paper="Rony et al., CVPR 2019, arXiv:1811.09600",
+    )
+    yield TechniqueSpec(
+        name="deepfool",
+        family="attack",
+        summary="Steps to the nearest boundary of the linearised model.",
+        impl="timmscope_attack.deepfool:DeepFool",
+        paper="Moosavi-Dezfooli, Fawzi & Frossard, CVPR 2016, arXiv:1511.04599",
+    )
+    yield TechniqueSpec(
         name="fgsm",
         family="attack",
         summary="One step along the sign of the loss's gradient.",
@@ -16,11 +37,33 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Goodfellow, Shlens & Szegedy, ICLR 2015, arXiv:1412.6572",
     )
     yield TechniqueSpec(
+        name="fmn",
+        family="attack",
+        summary="A small change in L∞, L2, L1 or L0, in a ball that follows the boundary.",
+        impl="timmscope_attack.fmn:FMN",
+        paper="Pintor, Roli, Brendel & Biggio, NeurIPS 2021, arXiv:2102.12827",
+    )
+    yield TechniqueSpec(
         name="pgd",
         family="attack",
         summary="Many small steps, each projected back into the ball around the image.",
         impl="timmscope_attack.pgd:PGD",
         paper="Madry et al., ICLR 2018, arXiv:1706.06083",
+    )
+    yield TechniqueSpec(
+        name="sigma-zero",
+        family="attack",
+        summary="Few changed pixels, by the gradient of a smooth count of them.",
+        impl="timmscope_attack.sigma_zero:SigmaZero",
+        paper="Cinà et al., ICLR 2025, arXiv:2402.01879",
+    )
+    yield TechniqueSpec(
+        name="targeted-linf-objective",
+        family="attack",
+        summary="A class's score against the largest change: a Pareto curve.",
+        impl="timmscope_attack.targeted_linf:TargetedLinfObjective",
+        paper="Szegedy et al., ICLR 2014, arXiv:1312.6199; Parikh & Boyd, Foundations and Trends "
+        "in Optimization 2014, doi:10.1561/2400000003",
     )
     yield TechniqueSpec(
         name="universal-perturbation",

@@ -30,7 +30,7 @@ class AttentionMap(AttributionTechnique):
           Self-Supervised Vision Transformers", ICCV 2021, arXiv:2104.14294, shows its heads.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: there is no such block or head, or `batch_size` is less than 1.
         UnsupportedModel: the model has no attention that is one matrix over all tokens.

@@ -28,7 +28,7 @@ class AttentionRollout(AttributionTechnique):
         Abnar & Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, arXiv:2005.00928.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: `batch_size` is less than 1.
         UnsupportedModel: the model has no attention that is one matrix over all tokens.

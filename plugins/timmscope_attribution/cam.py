@@ -28,7 +28,7 @@ class CAM(CamTechnique):
         layer: layer to weigh; by default the last one whose grid the objective still depends on.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         LayerNotFound: there is no such layer.
         ParameterError: `batch_size` is less than 1.

@@ -25,7 +25,7 @@ class Deconvnet(RectifierTechnique):
             length.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: a parameter or `batch_size` is out of range.
         TechniqueError: the backward pass has no ReLU or ReLU6, or other activations than the rule

@@ -39,7 +39,7 @@ class GrabCut(AttributionTechnique):
           Graph Cuts", ACM Transactions on Graphics 2004.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: `saliency` names no other attribution, or a parameter or `batch_size` is out
             of range.

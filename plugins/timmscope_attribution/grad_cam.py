@@ -25,7 +25,7 @@ class GradCAM(CamTechnique):
         relu: set negative values to 0, so that only evidence for the objective is shown.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         LayerNotFound: there is no such layer.
         ParameterError: `batch_size` is less than 1.

@@ -37,7 +37,7 @@ class Occlusion(AttributionTechnique):
         arXiv:1311.2901.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: the patch is larger than the image, the stride is larger than the patch, or
             a parameter or `batch_size` is out of range.

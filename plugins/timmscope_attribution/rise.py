@@ -31,7 +31,7 @@ class RISE(AttributionTechnique):
         Models", BMVC 2018, arXiv:1806.07421.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: a parameter or `batch_size` is out of range.
         TechniqueError: the map is zero everywhere or not finite.

@@ -18,7 +18,7 @@ class Saliency(AttributionTechnique):
         Classification Models and Saliency Maps", ICLR workshop 2014, arXiv:1312.6034.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: `batch_size` is less than 1.
         TechniqueError: the gradient is zero everywhere or not finite.

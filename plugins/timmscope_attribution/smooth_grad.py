@@ -30,7 +30,7 @@ class SmoothGrad(AttributionTechnique):
         2017, arXiv:1706.03825.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: a parameter or `batch_size` is out of range.
         TechniqueError: an image has one colour only, so that the noise has no scale, or the map is

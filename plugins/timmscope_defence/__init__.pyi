@@ -1,7 +1,11 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
 from .adversarial_training import AdversarialTraining as AdversarialTraining
+from .bit_depth import BitDepth as BitDepth
+from .gaussian_filter import GaussianFilter as GaussianFilter
 from .ibp_training import IBPTraining as IBPTraining
 from .interval_bounds import IntervalBounds as IntervalBounds
 from .jpeg import JPEG as JPEG
+from .median_filter import MedianFilter as MedianFilter
 from .randomized_resize import RandomizedResize as RandomizedResize
 from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing
+from .total_variation import TotalVariation as TotalVariation

@@ -18,6 +18,20 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         "arXiv:1901.08573; Wong, Rice & Kolter, ICLR 2020, arXiv:2001.03994",
     )
     yield TechniqueSpec(
+        name="bit-depth",
+        family="defence",
+        summary="Fewer grey levels, so that smaller changes disappear.",
+        impl="timmscope_defence.bit_depth:BitDepth",
+        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
+    )
+    yield TechniqueSpec(
+        name="gaussian-filter",
+        family="defence",
+        summary="A Gaussian blur, which removes changes of high frequency.",
+        impl="timmscope_defence.gaussian_filter:GaussianFilter",
+        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
+    )
+    yield TechniqueSpec(
         name="ibp-training",
         family="defence",
         base="training",
@@ -42,6 +56,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Guo, Rana, Cissé & van der Maaten, ICLR 2018, arXiv:1711.00117",
     )
     yield TechniqueSpec(
+        name="median-filter",
+        family="defence",
+        summary="The median of a square around each pixel.",
+        impl="timmscope_defence.median_filter:MedianFilter",
+        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
+    )
+    yield TechniqueSpec(
         name="randomized-resize",
         family="defence",
         summary="A random size and a random place, with black around.",
@@ -55,4 +76,12 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Certified radius of the class found most often under Gaussian noise.",
         impl="timmscope_defence.randomized_smoothing:RandomizedSmoothing",
         paper="Cohen, Rosenfeld & Kolter, ICML 2019, arXiv:1902.02918",
+    )
+    yield TechniqueSpec(
+        name="total-variation",
+        family="defence",
+        summary="Denoising by total variation, which keeps only strong edges.",
+        impl="timmscope_defence.total_variation:TotalVariation",
+        paper="Guo, Rana, Cissé & van der Maaten, ICLR 2018, arXiv:1711.00117; Beck & Teboulle, "
+        "IEEE Transactions on Image Processing 2009, doi:10.1109/TIP.2009.2028250",
     )

@@ -34,7 +34,7 @@ class ImageQuilting(StyleTechnique):
         Efros & Freeman, "Image Quilting for Texture Synthesis and Transfer", SIGGRAPH 2001.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images are neither RGB nor grey, or not in [0, 1].
         ParameterError: a parameter is out of range, the style image is smaller than a block, or
             there are several style images.
     """

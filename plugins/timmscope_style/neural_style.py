@@ -44,7 +44,7 @@ class NeuralStyle(StyleTechnique):
           arXiv:1505.07376: without a content image.
 
     Raises:
-        ImageError: the images are not RGB in [0, 1].
+        ImageError: the images do not have the model's channels, or are not in [0, 1].
         LayerNotFound: there is no such layer.
         ParameterError: a parameter is out of range, or parameters do not fit together.
         TechniqueError: the outcome is not finite.

@@ -67,7 +67,7 @@ class ActivationMaximization(SynthesisTechnique):
           Université de Montréal 2009: the idea.
 
     Raises:
-        ImageError: an initial image is not RGB in [0, 1].
+        ImageError: an initial image does not have the model's channels, or is not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: a parameter is out of range, the model does not take the size, or the
             numbers of images do not fit together.

@@ -62,7 +62,7 @@ class FeatureInversion(SynthesisTechnique):
           Pre-images", IJCV 2016, arXiv:1512.02017: the constants, shifts and optimiser.
 
     Raises:
-        ImageError: an initial image is not RGB in [0, 1].
+        ImageError: an initial image does not have the model's channels, or is not in [0, 1].
         ObjectiveError: the objective does not fit the model.
         ParameterError: a parameter is out of range, or the numbers of images do not fit together.
         TechniqueError: the gradient is zero or not finite.

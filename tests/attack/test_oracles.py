@@ -6,45 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.attack.conftest import TwoClasses, distances
+from torch import Tensor
 
 from timmscope import HookedModel, technique
 
 FGSM = technique("fgsm")
 PGD = technique("pgd")
-
-
-class TwoClasses(nn.Module):
-    """`logits = (0, w·x + b)`: the decision is a hyperplane."""
-
-    num_classes = 2
-
-    def __init__(self, size: int = 4) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(
-            torch.randn(3 * size * size, generator=torch.Generator().manual_seed(8))
-        )
-        self.bias = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        margin = x.flatten(1) @ self.weight + self.bias
-        return torch.stack([torch.zeros_like(margin), margin], 1)
-
-
-@pytest.fixture
-def plane(images) -> HookedModel:
-    """A hyperplane between the images' centre and them, in double precision."""
-    model = HookedModel(TwoClasses().double(), mean=(0,) * 3, std=(1,) * 3, input_size=(3, 4, 4))
-    with torch.no_grad():
-        model.module.bias.copy_(-(images.double().flatten(1) @ model.module.weight).mean())
-    return model
-
-
-def distances(model, images) -> tuple[Tensor, Tensor]:
-    """L2 and L∞ distance of each image to the hyperplane."""
-    weight = model.module.weight.detach()
-    margin = (images.flatten(1) @ weight + model.module.bias.detach()).abs()
-    return margin / weight.norm(), margin / weight.abs().sum()
 
 
 def test_fgsm_does_the_most_a_linear_model_allows(plane, images):

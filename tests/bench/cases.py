@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from tests.bench.attacks import attacks
 from tests.bench.gradients import eigen_cam, grad_cam, guided_grad_cam
 from tests.bench.groups import clusters, near_duplicates
 from tests.bench.map_page import map_page
@@ -65,6 +66,7 @@ CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "eigen-cam": eigen_cam,
     "occlusion": occlusion,
     "ablation-cam": ablation_cam,
+    "attacks": attacks,
     "mine": mining,
     "index": nearest,
     "pca": pca,

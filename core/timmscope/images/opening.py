@@ -54,6 +54,8 @@ def open_images(location: Images) -> ImageSource:
             raise ImageError("an empty list of images; name at least one file")
         return FileSource(path.resolve() for path in files)
     text = os.fspath(location)
+    if not text.strip():
+        raise ImageError("an empty name of images: name a folder (`.` is this one) or a file")
     entries = get_registry().image_sources()
     path = Path(text)
     if ":" in text and not path.exists() and (match := by_scheme(entries, text)):

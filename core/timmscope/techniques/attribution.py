@@ -201,7 +201,7 @@ class AttributionTechnique(PerImageTechnique):
             batch_size: images per pass; by default as many as fit the memory budget.
 
         Raises:
-            ImageError: the images are not RGB in [0, 1].
+            ImageError: the images do not have the model's channels, or are not in [0, 1].
             ObjectiveError: the objective does not fit the model.
             TechniqueError: a map is zero everywhere, is not finite, or has the same value in all
                 cells of a layer's grid, so it explains nothing.

@@ -13,7 +13,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective
 from timmscope_registry import ObjectiveError, ParameterError
 
-Loss = Literal["cross-entropy", "margin", "dlr"]
+Loss = Literal["cross-entropy", "margin", "dlr", "logit"]
 """What an attack raises; see `Goal.loss`."""
 
 
@@ -93,6 +93,7 @@ class Goal:
         - `dlr`: the margin divided by `z_(1) − z_(3)`, or `z_t − z_y` divided by
           `z_(1) − ½(z_(3) + z_(4))`, where `z_(k)` is the k-th largest (Croce & Hein, ICML 2020).
           It does not change with the scale of the logits.
+        - `logit`: `−z_y`, or `z_t` (Zhao, Liu & Larson, NeurIPS 2021); other logits do not matter.
 
         For an objective it is the objective's value, whatever the kind.
 
@@ -108,10 +109,10 @@ class Goal:
             return loss if self.targets is None else -loss
         if kind == "dlr":
             return self._dlr(logits)
-        own = logits.gather(1, classes[:, None])
-        others = logits.scatter(1, classes[:, None], -torch.inf)
-        loss = others.amax(1) - own[:, 0]
-        return loss if self.targets is None else -loss
+        own = logits.gather(1, classes[:, None])[:, 0]
+        if kind == "margin":
+            own = own - logits.scatter(1, classes[:, None], -torch.inf).amax(1)
+        return -own if self.targets is None else own
 
     def _dlr(self, logits: Tensor) -> Tensor:
         needed = 3 if self.targets is None else 4
