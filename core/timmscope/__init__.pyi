@@ -423,6 +423,9 @@ from .techniques import (
     baseline_images as baseline_images,
 )
 from .techniques import (
+    change_size as change_size,
+)
+from .techniques import (
     chosen_units as chosen_units,
 )
 from .techniques import (

@@ -50,7 +50,7 @@ class CarliniWagner(MinimumNormAttack):
 
     norm: Literal["l2", "linf"] = "l2"
     """Norm of the change: `l2`, its Euclidean length, or `linf`, its largest value."""
-    steps: int = Field(default=1000, ge=1)
+    steps: int = Field(default=200, ge=1)
     """Largest number of steps of a run; the paper takes 10,000 for l2 and 1,000 for linf."""
     searches: int = Field(default=9, ge=1)
     """Number of runs that search for the constant c, for l2."""

@@ -6,7 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from timmscope import Goal, HookedModel, NearestFound, Norm, image_generators, project_change
+from timmscope import (
+    Goal,
+    HookedModel,
+    NearestFound,
+    Norm,
+    change_size,
+    image_generators,
+    project_change,
+)
 from timmscope_attack.minimum import (
     TINY,
     MinimumNormAttack,
@@ -24,9 +32,9 @@ class FMN(MinimumNormAttack):
     and Π_ρ the projection into the ball of radius ρ. Slopes that lead out of [0, 1] do not count:
     with them, images with many black or white pixels would not get far enough. Until the model is
     fooled once, ρ is `‖δ‖ + |margin| / ‖∇ margin‖*`, the distance to the boundary of the linearised
-    model, where ‖·‖* is the dual norm; from then on it becomes (1 − γ)·ρ where the model is fooled and
-    (1 + γ)·ρ where it is not. For L0 the radius changes by at least one pixel. Both α and γ fall
-    along a cosine. Cost: `steps` forward and backward passes per image.
+    model, where ‖·‖* is the dual norm; from then on it becomes (1 − γ)·ρ where the model is fooled
+    and (1 + γ)·ρ where it is not. For L0 the radius changes by at least one pixel. Both α and γ
+    fall along a cosine. Cost: `steps` forward and backward passes per image.
 
     Paper:
         Pintor, Roli, Brendel & Biggio, "Fast Minimum-norm Adversarial Attacks through Adaptive Norm
@@ -61,7 +69,7 @@ class FMN(MinimumNormAttack):
         nearest = NearestFound(images, self.norm)
         generators = image_generators(len(images))
         rows = torch.arange(len(images), device=images.device)
-        most = _sizes(largest_change(images), self.norm)
+        most = change_size(largest_change(images), self.norm)
         radius = torch.ones_like(most) if self.norm == "l0" else torch.full_like(most, torch.inf)
         changed = images.clone()
         for step in self.track(range(self.steps), f"{self.title()} steps"):
@@ -77,8 +85,8 @@ class FMN(MinimumNormAttack):
                 more = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
             else:
                 fewer, more = radius * (1 - gamma), radius * (1 + gamma)
-                dual = _dual_sizes(gradient, self.norm)
-                reach = _sizes(changed - images, self.norm) + goal.margin(outputs).abs() / dual
+                dual = _dual_size(gradient, self.norm)
+                reach = change_size(changed - images, self.norm) + goal.margin(outputs).abs() / dual
                 more = torch.where(nearest.found, more, reach)
             radius = torch.where(reached, torch.minimum(fewer, nearest.sizes), more)
             radius = radius.minimum(most).clamp(min=0)
@@ -88,17 +96,9 @@ class FMN(MinimumNormAttack):
         return nearest.images
 
 
-def _sizes(change: Tensor, norm: Norm) -> Tensor:
-    """Norms `(B,)` float64."""
-    if norm == "l0":
-        return (change != 0).any(1).flatten(1).sum(1).double()
-    return change.double().flatten(1).norm(p=_POWERS[norm], dim=1)
+def _dual_size(gradient: Tensor, norm: Norm) -> Tensor:
+    """Norms `(B,)` float64: by how much a linear function rises in a ball of radius 1."""
+    return change_size(gradient, _DUAL[norm]).clamp(min=TINY)
 
 
-def _dual_sizes(gradient: Tensor, norm: Norm) -> Tensor:
-    """Norms `(B,)` float64 by which a linear function rises most in a ball of radius 1."""
-    dual = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[norm]
-    return gradient.double().flatten(1).norm(p=dual, dim=1).clamp(min=TINY)
-
-
-_POWERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
+_DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}

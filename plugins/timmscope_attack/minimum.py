@@ -31,7 +31,8 @@ def cosine(first: float, last: float, step: int, steps: int) -> float:
 
 def lengths(values: Tensor) -> Tensor:
     """Euclidean lengths `(B, 1, 1, 1)` of `(B, C, H, W)`."""
-    return values.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    found: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return found.view(-1, 1, 1, 1)
 
 
 def directions(gradient: Tensor, generators: list[torch.Generator]) -> Tensor:

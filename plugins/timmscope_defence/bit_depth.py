@@ -37,5 +37,5 @@ class BitDepth(DefenceTechnique):
 
     def transform(self, images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Round every value."""
-        steps = 2**self.bits - 1
+        steps = float(2**self.bits - 1)
         return (images * steps).round() / steps

@@ -36,7 +36,7 @@ QUICK = {
     "top-patches": {"units": [0, 5], "k": 2},
     "universal-perturbation": {"epochs": 1, "batch": 12},
 }
-"""Parameters of slow techniques; with the defaults they run once on each tiny model."""
+"""Parameters of slow techniques; with the defaults they run once."""
 
 
 def _list_of_files(folder: Path) -> str:

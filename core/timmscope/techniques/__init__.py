@@ -3,7 +3,13 @@
 from timmscope.techniques.analysis import ModelTechnique
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
-from timmscope.techniques.balls import Ball, Norm, project_change, projected_ascent
+from timmscope.techniques.balls import (
+    Ball,
+    Norm,
+    change_size,
+    project_change,
+    projected_ascent,
+)
 from timmscope.techniques.base import Technique
 from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.cam import CamTechnique
@@ -118,6 +124,7 @@ __all__ = [
     "WeightsName",
     "alpha_norm",
     "baseline_images",
+    "change_size",
     "chosen_units",
     "default_layer",
     "evaluating",

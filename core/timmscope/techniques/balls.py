@@ -219,7 +219,7 @@ def project_change(change: Tensor, norm: Norm, radii: Tensor) -> Tensor:
 
 
 def change_size(change: Tensor, norm: Norm) -> Tensor:
-    """Return the norm of each change `(B, C, H, W)`, as `(B,)` float64."""
+    """Return the norm of each change `(B, C, H, W)`, as `(B,)` float64; for L0 count pixels."""
     if norm == "l0":
         return (change != 0).any(1).flatten(1).sum(1).double()
     values = change.double().abs().flatten(1)

@@ -114,7 +114,7 @@ def conformance(
             `get_registry().load_file`.
         kind: the kind, if contributions of several kinds have this name.
         parameters: for a technique or collector, parameters for a quick run. A technique's defaults
-            are still tried once on every tiny model.
+            are still tried once, on one tiny model.
         make: for an image source, a function that writes at least three images into a folder and
             returns the location. Without it, checks that need images are skipped.
         expected_failures: names of checks that must fail, with the reasons.

@@ -61,16 +61,25 @@ def has_a_command(case: Case) -> None:
     command(technique(case.entry.id), case.entry.spec.name)
 
 
+@check("technique")
+def runs_with_its_defaults(case: Case) -> None:
+    """With its defaults it runs on a tiny model, or raises a `TimmscopeError`."""
+    _runs_or_refuses(Subject.of(case, defaults=True))
+
+
+def _runs_or_refuses(subject: Subject) -> None:
+    try:
+        subject.run()
+    except TimmscopeError as refusal:
+        _assert_one_line(refusal)
+
+
 def _runs_on(layout: str) -> Callable[[Case], None]:
     def body(case: Case) -> None:
-        subject = Subject.of(case, layout, defaults=True)
-        try:
-            subject.run()
-        except TimmscopeError as refusal:
-            _assert_one_line(refusal)
+        _runs_or_refuses(Subject.of(case, layout))
 
     body.__name__ = f"runs_on_{layout}"
-    body.__doc__ = f"With its defaults it runs on a {layout} model, or raises a `TimmscopeError`."
+    body.__doc__ = f"It runs on a {layout} model, or raises a `TimmscopeError`."
     return body
 
 
