@@ -31,8 +31,8 @@ class FMN(MinimumNormAttack):
     `δ ← Π_ρ(δ + α·ĝ)`, clipped to [0, 1], where ĝ is the gradient of the margin at unit L2 length
     and Π_ρ the projection into the ball of radius ρ. Slopes that lead out of [0, 1] do not count:
     with them, images with many black or white pixels would not get far enough. Until the model is
-    fooled once, ρ is `‖δ‖ + |margin| / ‖∇ margin‖*`, the distance to the boundary of the linearised
-    model, where ‖·‖* is the dual norm; from then on it becomes (1 − γ)·ρ where the model is fooled
+    fooled once, ρ is at least `‖δ‖ + |margin| / ‖∇ margin‖*`, the distance to the boundary of the
+    linearised model, where ‖·‖* is the dual norm. It becomes (1 − γ)·ρ where the model is fooled
     and (1 + γ)·ρ where it is not. For L0 the radius changes by at least one pixel. Both α and γ
     fall along a cosine. Cost: `steps` forward and backward passes per image.
 
@@ -70,7 +70,7 @@ class FMN(MinimumNormAttack):
         generators = image_generators(len(images))
         rows = torch.arange(len(images), device=images.device)
         most = change_size(largest_change(images), self.norm)
-        radius = torch.ones_like(most) if self.norm == "l0" else torch.full_like(most, torch.inf)
+        radius = torch.ones_like(most) if self.norm == "l0" else torch.zeros_like(most)
         changed = images.clone()
         for step in self.track(range(self.steps), f"{self.title()} steps"):
             outputs, gradient = self.outputs_and_gradient(
@@ -87,7 +87,7 @@ class FMN(MinimumNormAttack):
                 fewer, more = radius * (1 - gamma), radius * (1 + gamma)
                 dual = _dual_size(gradient, self.norm)
                 reach = change_size(changed - images, self.norm) + goal.margin(outputs).abs() / dual
-                more = torch.where(nearest.found, more, reach)
+                more = torch.where(nearest.found, more, more.maximum(reach))
             radius = torch.where(reached, torch.minimum(fewer, nearest.sizes), more)
             radius = radius.minimum(most).clamp(min=0)
             move = cosine(self.step_size, self.step_size / 100, step, self.steps)
