@@ -26,7 +26,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
     "ibp-training": {"epsilon": 0.1, "epochs": 30, "learning_rate": 2e-3},
     "interval-bounds": {"epsilons": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15)},
-    "carlini-wagner": {"steps": 100, "searches": 5, "first_constant": 0.1},
+    "carlini-wagner": {"step_size": 5e-4, "searches": 5, "first_constant": 0.1},
     "sigma-zero": {"steps": 200},
     "gaussian-filter": {"sigma": 2},
     "bit-depth": {"bits": 2},
@@ -81,6 +81,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         training: Any = technique("ibp-training")(**PARAMETERS["ibp-training"])
         trained = training(network, file, output=tempfile.mkdtemp()).model(network)
         return run(trained, *some_digits(file, 12))
+    if name == "targeted-linf-objective":
+        return run(model, [cat, coffee], targets=["espresso", "tiger cat"])
     if run.base in ("attack", "defence", "certification"):
         return run(model, [cat, coffee])
     if run.base == "universal-attack":

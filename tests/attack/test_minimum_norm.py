@@ -247,3 +247,9 @@ class TestDigits:
             assert bool(result.success.all())
             assert float(result.radius.median()) < 0.97 * float(far)
             assert result.forwards.tolist() == [100] * len(images)
+
+
+def test_the_figure_gives_the_size_in_the_attacks_norm(curved, images):
+    for norm, text in (("l0", "pixel"), ("l1", "L1 "), ("l2", "/255   L2 ")):
+        result = technique("fmn")(norm=norm, steps=20)(curved, images[:1])
+        assert any(text in each.get_text() for each in result.figure().texts)

@@ -371,11 +371,11 @@ def test_stores_made_differently_are_refused_with_what_differs(
         compare(stores["real"], other(random))
     assert e.value.differences[0].startswith("model pip:efficientnet-lite0 → random:")
     half = (0.5, 0.5, 0.5)
-    small = HookedModel(lite0.module, mean=half, std=half, input_size=(3, 128, 128))
-    with pytest.raises(StoreMismatch, match=r"input_size \[3, 224, 224\] → \[3, 128, 128\]"):
+    small = HookedModel(lite0.module, mean=half, std=half, input_size=(3, 64, 64))
+    with pytest.raises(StoreMismatch, match=r"input_size \[3, 224, 224\] → \[3, 64, 64\]"):
         compare(stores["real"], other(small))
     with pytest.raises(StoreMismatch, match="precision float32 → bfloat16"):
-        compare(stores["real"], other(lite0, precision="bf16"))
+        compare(stores["real"], other(small, precision="bf16"))
     with pytest.raises(StoreMismatch, match=r"layer blocks\.5 → blocks\.6"):
         compare(stores["real"].layer(LAYER), other(lite0, "blocks.6").layer("blocks.6"))
     with pytest.raises(LayerNotFound, match=r"has no layer 'blocks\.5'"):

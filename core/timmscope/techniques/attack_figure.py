@@ -21,13 +21,23 @@ def attack_figure(adversarial: Adversarial) -> Figure:
 
 def _panels(result: Adversarial, row: int) -> list[Panel]:
     shown, factor = magnified(result.images[row] - result.originals[row])
-    linf, l2 = float(result.linf[row]) * 255, format_number(float(result.l2[row]))
     magnification = ", ".join(filter(None, [f"change ×{factor:.0f}", result.note_text(row)]))
     return [
         Panel(result.originals[row], *_before(result, row)),
-        Panel(shown, magnification, f"L∞ {linf:.1f}/255   L2 {l2}"),
+        Panel(shown, magnification, _sizes(result, row)),
         Panel(result.images[row], _after(result, row), *_verdict(result, row)),
     ]
+
+
+def _sizes(result: Adversarial, row: int) -> str:
+    """Return the size of a change in L∞ and L2, or in the norm of the attack and L2."""
+    l2 = f"L2 {format_number(float(result.l2[row]))}"
+    if result.norm == "l0":
+        count = int(result.l0[row])
+        return f"{count} pixel{'s' * (count != 1)}   {l2}"
+    if result.norm == "l1":
+        return f"L1 {format_number(float(result.l1[row]))}   {l2}"
+    return f"L∞ {float(result.linf[row]) * 255:.1f}/255   {l2}"
 
 
 def _verdict(result: Adversarial, row: int) -> tuple[str, str]:
