@@ -61,6 +61,7 @@ docs: $(VENV)/.dev
 gallery: $(VENV)/.dev demo
 	$(BIN)/python docs/_samples.py "$(OUT)/demo.scope" $(ARGS)
 	$(if $(ARGS),,$(BIN)/python docs/_picture.py)
+	$(if $(ARGS),,PYTHONPATH=. $(BIN)/python docs/_robustness.py)
 	$(if $(ARGS),,$(BIN)/python docs/_techniques.py)
 	$(if $(ARGS),,$(BIN)/python docs/_fields.py)
 

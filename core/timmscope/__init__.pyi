@@ -84,13 +84,22 @@ from .evaluation import (
     PointingGame as PointingGame,
 )
 from .evaluation import (
+    Robustness as Robustness,
+)
+from .evaluation import (
     SensitivityN as SensitivityN,
+)
+from .evaluation import (
+    Share as Share,
 )
 from .evaluation import (
     compare as compare,
 )
 from .evaluation import (
     evaluate as evaluate,
+)
+from .evaluation import (
+    robustness as robustness,
 )
 from .images import (
     ImageSource as ImageSource,

@@ -1,4 +1,4 @@
-"""Parses whole numbers, and lists of numbers and ranges: `17`, `3,5,9`, `0-31,40`."""
+"""Parses numbers, and lists of whole numbers and ranges: `8/255`, `17`, `3,5,9`, `0-31,40`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ def is_whole(text: str) -> bool:
     Longer ones mean nothing here, and Python refuses to convert text of thousands of digits.
     """
     return _WHOLE.fullmatch(text) is not None
+
+
+def number(text: str) -> float:
+    """Return the number of a text such as `0.03` or `8/255`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(text)
+    except ZeroDivisionError:
+        raise ValueError(f"{text} divides by zero") from None
 
 
 def number_list(text: str, end: int) -> list[int]:

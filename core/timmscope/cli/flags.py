@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 from cyclopts import Group, Parameter
 from pydantic.fields import FieldInfo
 
-from timmscope.cli.parameters import whole
+from timmscope.cli.parameters import real, whole
 from timmscope.parameters import Meant, meanings, origin_of
 from timmscope_registry import PluginError
 from timmscope_registry.plugin_faults import fault, visible
@@ -70,6 +70,7 @@ def _of_field(name: str, info: FieldInfo, meant: Meant | None, group: Group) -> 
     return parameter(name, _named(info.annotation, word), default, text, group=group)
 
 
+_CONVERTERS = {frozenset({int}): whole, frozenset({float}): real}
 _WORDS = {
     kind: type(word, (str,), {})
     for kind, word in {
@@ -107,7 +108,7 @@ def parameter(name: str, kind: Any, default: Any, text: str, **more: Any) -> ins
         help=visible(text),
         show_default=shown,
         negative=negative,
-        converter=whole if types <= {int, NoneType} else None,
+        converter=_CONVERTERS.get(frozenset(types - {NoneType})),
         allow_leading_hyphen=str in types,
         **more,
     )

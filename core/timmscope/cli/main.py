@@ -64,6 +64,7 @@ COMMANDS = (
     ("evaluate", WORK, "Compare attribution techniques on many images by several metrics."),
     ("mine", WORK, "Run a model over images and keep its activations in a store."),
     ("merge", WORK, "Merge the stores of the parts of one pass."),
+    ("robustness", WORK, "Judge a model by attacks, alone and behind defences, and check them."),
     ("run", WORK, "Run a technique: explain, synthesise, attack, stylise, represent."),
     ("layers", LOOK, "List a model's layers, with layout, grid and channels."),
     ("search", LOOK, "Find the images of a store nearest to an image, or highest in an objective."),

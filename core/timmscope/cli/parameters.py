@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token, convert
 
+from timmscope.number_list import number
+
 
 def whole(kind: Any, tokens: Sequence[Token]) -> Any:
     """Convert to whole numbers; cyclopts itself rounds 1.5 to 2.
@@ -19,6 +21,19 @@ def whole(kind: Any, tokens: Sequence[Token]) -> Any:
         if "." in token.value and not float(token.value).is_integer():
             raise ValueError(f"{token.value} is not a whole number")
     return convert(kind, tokens)
+
+
+def real(kind: Any, tokens: Sequence[Token]) -> Any:
+    """Convert to numbers, also `8/255`.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    read = [
+        token.evolve(value=repr(number(token.value))) if "/" in token.value else token
+        for token in tokens
+    ]
+    return convert(kind, read)
 
 
 Whole = Annotated[int, Parameter(converter=whole)]

@@ -1,4 +1,4 @@
-"""Evaluates attribution techniques: metrics over many images, and comparisons side by side."""
+"""Evaluates: explanations by metrics and side by side, and models by attacks."""
 
 from timmscope.evaluation.comparison import Comparison, compare
 from timmscope.evaluation.curves import Deletion, Insertion
@@ -8,6 +8,7 @@ from timmscope.evaluation.randomisation import CascadingRandomisation
 from timmscope.evaluation.result import Evaluation
 from timmscope.evaluation.runner import evaluate
 from timmscope.evaluation.sensitivity import SensitivityN
+from timmscope.evaluation.under_attack import Robustness, Share, robustness
 
 __all__ = [
     "CascadingRandomisation",
@@ -19,7 +20,10 @@ __all__ = [
     "Measurement",
     "Metric",
     "PointingGame",
+    "Robustness",
     "SensitivityN",
+    "Share",
     "compare",
     "evaluate",
+    "robustness",
 ]

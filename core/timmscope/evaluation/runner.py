@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from timmscope.durable import make_folder
 from timmscope.evaluation.metric import Case, Measurement, Metric
 from timmscope.evaluation.metrics import BY_NAME, default_metrics
 from timmscope.evaluation.pointing import Box, Boxes, PointingGame
 from timmscope.evaluation.randomisation import CascadingRandomisation
 from timmscope.evaluation.result import Evaluation, summarise
+from timmscope.evaluation.steps import Steps, complete
 from timmscope.images import Images
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
-from timmscope.progress import task
 from timmscope.results.result import Provenance
-from timmscope.store.lock import StoreLock
-from timmscope.store.records import RECORDS, Journal, Record
+from timmscope.store.records import Journal, Record
 from timmscope.techniques.attribution import AttributionTechnique
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.image_set import ImageSet, SetImage
@@ -33,8 +30,6 @@ from timmscope.techniques.session import own_numbers, session
 from timmscope_registry import (
     ImageError,
     ParameterError,
-    StoreCorrupted,
-    StoreError,
     TechniqueError,
     did_you_mean,
 )
@@ -103,129 +98,120 @@ def evaluate(
             parameter="objective",
         )
     with opening(list(chosen.values()), model, seed):  # once, not for each image
-        return _evaluated(
-            model, subjects, chosen, measures, box_table, target, out, seed, batch_size
-        )
+        steps = _Maps(model, subjects, chosen, measures, box_table, target, seed, batch_size)
+        return complete(steps, None if out is None else Path(out))
 
 
-def _evaluated(
-    model: HookedModel,
-    subjects: ImageSet,
-    chosen: Mapping[str, AttributionTechnique],
-    measures: Sequence[Metric],
-    box_table: Boxes | None,
-    target: Objective,
-    out: str | os.PathLike[str] | None,
-    seed: int,
-    batch_size: int | None,
-) -> Evaluation:
-    settings = {
-        "model": model.id,
-        "weights_sha256": model.weights_sha256,
-        "preprocessing": model.preprocessing.to_dict(),
-        "images": {"count": len(subjects), "fingerprint": subjects.fingerprint()},
-        "techniques": {
-            label: {"technique": each.technique_id(), "parameters": each._recorded_in_call()}
-            for label, each in chosen.items()
-        },
-        "objective": str(target),
-        "metrics": {each.name: each.model_dump(mode="json") for each in measures},
-        "boxes": None if box_table is None else box_table.digest(),
-        "seed": seed,
-    }
-    folder = None if out is None else Path(out)
-    with _locked(folder):
-        journal = Journal(folder, settings)
-        _complete(journal, model, subjects, chosen, measures, box_table, target, seed, batch_size)
-        axes = {each.name: list(each.axis(model, subjects.pixels)) for each in measures}
+class _Maps(Steps[Evaluation]):
+    """A step for each map: of every image, one for each technique."""
+
+    name = "evaluation"
+    what = "an evaluation"
+    title = "evaluating"
+
+    def __init__(
+        self,
+        model: HookedModel,
+        subjects: ImageSet,
+        techniques: Mapping[str, AttributionTechnique],
+        metrics: Sequence[Metric],
+        boxes: Boxes | None,
+        target: Objective,
+        seed: int,
+        batch_size: int | None,
+    ) -> None:
+        self._model, self._subjects, self._techniques = model, subjects, techniques
+        self._metrics, self._boxes, self._target = metrics, boxes, target
+        self._seed, self._batch_size = seed, batch_size
+        self._labels = list(techniques)
+        self._loaded: tuple[int, SetImage | None, str] = (-1, None, "")
+        self.total = len(subjects) * len(techniques)
+        self.settings = {
+            "model": model.id,
+            "weights_sha256": model.weights_sha256,
+            "preprocessing": model.preprocessing.to_dict(),
+            "images": {"count": len(subjects), "fingerprint": subjects.fingerprint()},
+            "techniques": {
+                label: {"technique": each.technique_id(), "parameters": each._recorded_in_call()}
+                for label, each in techniques.items()
+            },
+            "objective": str(target),
+            "metrics": {each.name: each.model_dump(mode="json") for each in metrics},
+            "boxes": None if boxes is None else boxes.digest(),
+            "seed": seed,
+        }
+
+    def run(self, index: int) -> Record:
+        """Compute a map, and measure it."""
+        number, place = divmod(index, len(self._labels))
+        label, name = self._labels[place], self._subjects.names[number]
+        record: Record = {"image": number, "name": name, "technique": label}
+        subject, reason = self._image(number)
+        if subject is None:
+            return record | {"unreadable": reason}
+        target, boxes = self._target, self._boxes
+        own = target.rows(number, number + 1) if target.num_targets else target
+        inside = None if boxes is None else boxes.inside(self._model, name, subject.size)
+        image_seed = (self._seed + number) % 2**31
+        with own_numbers(self._model, image_seed):
+            return record | _measure(
+                self._model,
+                subject.image,
+                self._techniques[label],
+                own,
+                self._metrics,
+                inside,
+                seed=self._seed,
+                image_seed=image_seed,
+                batch_size=self._batch_size,
+            )
+
+    def _image(self, number: int) -> tuple[SetImage | None, str]:
+        """Return an image, or why it cannot be read; the same one is not read again."""
+        if self._loaded[0] != number:
+            try:
+                self._loaded = number, self._subjects.load(number), ""
+            except ImageError as error:
+                self._loaded = number, None, str(error)
+        return self._loaded[1:]
+
+    def summarise(self, journal: Journal) -> Evaluation:
+        """Combine the values of all maps.
+
+        Raises:
+            ImageError: no image can be read.
+            TechniqueError: no map can be computed.
+        """
+        model, subjects, settings = self._model, self._subjects, self.settings
+        axes = {each.name: list(each.axis(model, subjects.pixels)) for each in self._metrics}
         provenance = Provenance.now(
             technique="timmscope:evaluate",
             family="evaluation",
             parameters={key: settings[key] for key in ("techniques", "metrics", "boxes")},
             model=model.id,
             weights_sha256=model.weights_sha256,
-            seed=seed,
-            call={"objective": str(target), "images": settings["images"]},
+            seed=self._seed,
+            call={"objective": str(self._target), "images": settings["images"]},
             named={
                 f"{label}.{parameter}": named
-                for label, each in chosen.items()
+                for label, each in self._techniques.items()
                 for parameter, named in each._named_in_call().items()
             },
         )
-        try:
-            result = summarise(journal, subjects.names, list(chosen), measures, axes, provenance)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            if folder is None:
-                raise
-            raise StoreCorrupted(
-                f"{folder / RECORDS} has records of something else ({type(error).__name__}: "
-                f"{error}); delete it, and all maps are evaluated again"
-            ) from error
+        result = summarise(journal, subjects.names, self._labels, self._metrics, axes, provenance)
         if len(result.unreadable) == len(subjects):
             raise ImageError(
                 f"none of the {len(subjects)} images can be read; the first error is: "
                 f"{result.unreadable[0]['reason']}"
             )
-        maps = len(chosen) * (len(subjects) - len(result.unreadable))
+        maps = len(self._labels) * (len(subjects) - len(result.unreadable))
         if len(result.refused) == maps:
             first = result.refused[0]
             raise TechniqueError(
                 f"none of the {maps} maps can be computed; {first['technique']} on "
                 f"{first['image']}: {first['reason']}"
             )
-        if folder is not None:
-            result.save(folder)
-    return result
-
-
-def _complete(
-    journal: Journal,
-    model: HookedModel,
-    subjects: ImageSet,
-    techniques: Mapping[str, AttributionTechnique],
-    metrics: Sequence[Metric],
-    boxes: Boxes | None,
-    target: Objective,
-    seed: int,
-    batch_size: int | None,
-) -> None:
-    """Add the missing records: of every image, one for each technique."""
-    labels = list(techniques)
-    total = len(subjects) * len(labels)
-    subject: SetImage | None = None
-    loaded = -1
-    with task("evaluating", total=total) as advance:
-        advance(journal.count)
-        for index in range(journal.count, total):
-            number, label = index // len(labels), labels[index % len(labels)]
-            record: Record = {"image": number, "name": subjects.names[number], "technique": label}
-            if loaded != number:
-                loaded, reason = number, ""
-                try:
-                    subject = subjects.load(number)
-                except ImageError as error:
-                    subject, reason = None, str(error)
-            if subject is None:
-                record["unreadable"] = reason
-            else:
-                own = target.rows(number, number + 1) if target.num_targets else target
-                name = subjects.names[number]
-                inside = None if boxes is None else boxes.inside(model, name, subject.size)
-                image_seed = (seed + number) % 2**31
-                with own_numbers(model, image_seed):
-                    record |= _measure(
-                        model,
-                        subject.image,
-                        techniques[label],
-                        own,
-                        metrics,
-                        inside,
-                        seed=seed,
-                        image_seed=image_seed,
-                        batch_size=batch_size,
-                    )
-            journal.add(record)
-            advance(1)
+        return result
 
 
 def _measure(
@@ -335,16 +321,3 @@ def _metrics(given: Sequence[str | Metric] | None, boxes: bool, model: HookedMod
             parameter="boxes",
         )
     return list(chosen.values())
-
-
-def _locked(folder: Path | None) -> AbstractContextManager[object]:
-    """Create the folder and lock it, so that no other process writes to it."""
-    if folder is None:
-        return nullcontext()
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: cannot create this folder ({error.strerror}); choose another"
-        ) from error
-    return StoreLock(folder, "evaluation")

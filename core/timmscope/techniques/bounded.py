@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
+from timmscope.number_list import number
 from timmscope.parameters import technique_error
 from timmscope.techniques.balls import NORM_NAMES, RADII, Ball, Norm
 from timmscope.techniques.base import Technique
@@ -28,6 +29,12 @@ class BoundedTechnique(Technique):
     epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     """Radius in pixel units [0, 1]; by default 8/255 for linf, at 224×224 3.0 for l2, 60 for l1 and
     150 pixels for l0."""
+
+    @field_validator("epsilon", mode="before", check_fields=False)
+    @classmethod
+    def _as_number(cls, value: Any) -> Any:
+        """Read `8/255`."""
+        return number(value) if isinstance(value, str) and "/" in value else value
 
     @model_validator(mode="after")
     def _known_norm(self) -> Self:

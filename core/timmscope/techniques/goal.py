@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from timmscope.models import HookedModel
 from timmscope.objectives import Objective
-from timmscope_registry import ObjectiveError, ParameterError
+from timmscope_registry import ObjectiveError, ParameterError, UnsupportedModel
 
 Loss = Literal["cross-entropy", "margin", "dlr", "logit"]
 """What an attack raises; see `Goal.loss`."""
@@ -141,11 +141,18 @@ class Goal:
             ObjectiveError: the objective does not depend on the images, or the model, such as a
                 surrogate, has another number of classes.
             ParameterError: there are too few classes for the loss.
+            UnsupportedModel: the logits do not depend on the images by a gradient.
         """
         if self.objective is not None:
             return model.gradient(images, self.objective)
         with torch.inference_mode(False), torch.enable_grad():
             leaf = images.detach().clone().requires_grad_()
             outputs = self.outputs(model, leaf)
-            (gradient,) = torch.autograd.grad(self.loss(outputs, kind).sum(), leaf)
+            loss = self.loss(outputs, kind).sum()
+            if not loss.requires_grad:
+                raise UnsupportedModel(
+                    f"no gradient of {model.id} reaches the images: use an attack that needs none, "
+                    "or a module that does not detach them"
+                )
+            (gradient,) = torch.autograd.grad(loss, leaf)
         return outputs.detach(), gradient

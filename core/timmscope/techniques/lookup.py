@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timmscope.parameters import from_text, registered_class
+from timmscope.parameters import Parameters, from_text, registered_class
+from timmscope.parameters.names import comparable
 from timmscope_registry import get_registry
 
 from .analysis import ModelTechnique
@@ -76,10 +77,22 @@ def unique_names(techniques: Sequence[AttributionTechnique], names: Sequence[str
     ]
 
 
-def _settings(technique: AttributionTechnique) -> list[str]:
+def settings_text(technique: Parameters) -> str:
+    """Return name and parameters that differ from their defaults, as in `pgd steps=50`."""
+    recorded = technique._recorded()
+    return " ".join([technique.title(), *(f"{name}={recorded[name]}" for name in _set(technique))])
+
+
+def _settings(technique: Parameters) -> list[str]:
+    return [f"{name}={getattr(technique, name)}" for name in _set(technique) if name != "layer"]
+
+
+def _set(technique: Parameters) -> list[str]:
+    """Return the names of the parameters that differ from their defaults."""
     fields = type(technique).model_fields
     return [
-        f"{name}={value}"
-        for name, value in dict(technique).items()
-        if name != "layer" and value != fields[name].get_default(call_default_factory=True)
+        name
+        for name, value in technique
+        if value is not (known := fields[name].get_default(call_default_factory=True))
+        and comparable(value) != comparable(known)
     ]

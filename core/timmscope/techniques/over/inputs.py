@@ -21,7 +21,7 @@ from timmscope.models import HookedModel
 from timmscope.objectives import Objective, as_objective
 from timmscope.results.result import to_json
 from timmscope.techniques.arguments import Argument, call_arguments
-from timmscope.techniques.training.data import class_names, classes_of
+from timmscope.techniques.training.data import class_names, classes_of, labels_of
 from timmscope_registry import ParameterError, did_you_mean
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _own_labels(
         )
     if model is None:
         raise ParameterError(f"{technique.title()} takes no labels", parameter="use_labels")
-    found: list[int] = classes_of(model, class_names(model, source), source).tolist()
+    known = labels_of(source)
+    found: list[int] = classes_of(model, class_names(model, known), known).tolist()
     return found
 
 

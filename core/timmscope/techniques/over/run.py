@@ -8,11 +8,9 @@ most the chunk in work, and ends with the same bytes as one that is not stopped.
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +40,7 @@ from timmscope.techniques.over.growing_array import GrowingArray
 from timmscope.techniques.over.inputs import Inputs
 from timmscope.techniques.over.result import ImageSetRun, column_tensor
 from timmscope.techniques.session import chunk_size
+from timmscope.techniques.warn_once import each_warning_once
 from timmscope_registry import (
     ImageError,
     ParameterError,
@@ -243,9 +242,9 @@ def _complete(job: Job, journal: Journal, folder: Path, workers: int | None) -> 
     with (
         closing(loaded),
         task(f"{job.technique.title()} over images", total=count) as advance,
-        _each_warning_once() as own_warnings,
     ):
         advance(done)
+        own_warnings = each_warning_once()
         for batch in loaded:
             with own_warnings():
                 chunk = _chunk(job, batch, shape)
@@ -387,27 +386,6 @@ def _require_space(folder: Path, shape: tuple[int, ...]) -> None:
             f"{folder}: {shape[0]} images need {format_bytes(needed)} and the disk has "
             f"{format_bytes(free)} free; choose another disk"
         )
-
-
-@contextmanager
-def _each_warning_once() -> Iterator[Any]:
-    """Yield a context that shows a warning only the first time, whatever numbers it holds."""
-    seen: set[str] = set()
-
-    @contextmanager
-    def once() -> Iterator[None]:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield
-        for each in caught:
-            text = re.sub(r"\d+", "0", str(each.message))
-            if text not in seen:
-                seen.add(text)
-                warnings.warn_explicit(
-                    each.message, each.category, each.filename, each.lineno, source=each.source
-                )
-
-    yield once
 
 
 def _finished(job: Job, folder: Path) -> ImageSetRun:

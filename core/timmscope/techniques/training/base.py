@@ -38,7 +38,13 @@ from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
 from timmscope.techniques.training import checkpoint
 from timmscope.techniques.training.checkpoint import Record
-from timmscope.techniques.training.data import TrainingData, class_names, classes_of, split
+from timmscope.techniques.training.data import (
+    TrainingData,
+    class_names,
+    classes_of,
+    labels_of,
+    split,
+)
 from timmscope.techniques.training.loop import Loop, environment
 from timmscope.techniques.training.network import PixelNetwork, evaluating
 from timmscope.techniques.training.result import Training
@@ -318,7 +324,7 @@ class TrainingTechnique(Technique):
         other = source if held_out is None else open_images(held_out)
         names, known = None, model.preprocessing
         if self.needs_labels:
-            names = class_names(model, source)
+            names = class_names(model, labels_of(source))
         if not self.normalised:
             channels = known.input_size[0]
             known = replace(known, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -330,7 +336,7 @@ class TrainingTechnique(Technique):
         def data(opened: ImageSource, chosen: Tensor) -> TrainingData:
             classes = torch.full((len(opened),), -1)
             if self.needs_labels:
-                classes = classes_of(model, names, opened)
+                classes = classes_of(model, names, labels_of(opened))
             return TrainingData(opened, chosen, classes[chosen], known, workers)
 
         settings = {

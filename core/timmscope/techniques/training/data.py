@@ -163,7 +163,7 @@ def split(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held:].sort().values, order[:held].sort().values
 
 
-def class_names(model: HookedModel, source: ImageSource) -> list[str] | None:
+def class_names(model: HookedModel, labels: Sequence[str]) -> list[str] | None:
     """Return the names of the classes that labels mean.
 
     They are the model's own. If it has none, and the labels are no numbers of classes, they are the
@@ -174,7 +174,6 @@ def class_names(model: HookedModel, source: ImageSource) -> list[str] | None:
     """
     if model.classes is not None:
         return list(model.classes)
-    labels = _labels(source)
     if all(_is_class(label, model.num_classes) for label in labels):
         return None
     names: list[str] = natsorted(set(labels))
@@ -187,18 +186,22 @@ def class_names(model: HookedModel, source: ImageSource) -> list[str] | None:
     return names
 
 
-def classes_of(model: HookedModel, names: list[str] | None, source: ImageSource) -> Tensor:
-    """Return the class of each image `(N,)` int64, by its label.
+def classes_of(model: HookedModel, names: list[str] | None, labels: Sequence[str]) -> Tensor:
+    """Return the class of each label `(N,)` int64.
 
     Raises:
-        ParameterError: an image has no label, or its label is no class.
+        ParameterError: a label is no class.
     """
-    labels = _labels(source)
     index = {label: _class(model, names, label) for label in dict.fromkeys(labels)}
     return torch.tensor([index[label] for label in labels])
 
 
-def _labels(source: ImageSource) -> list[str]:
+def labels_of(source: ImageSource) -> list[str]:
+    """Return the label of each image.
+
+    Raises:
+        ParameterError: an image has no label.
+    """
     labels: Sequence[Any] = source.labels if source.labels is not None else [None] * len(source)
     missing = [place for place, label in enumerate(labels) if label is None]
     if missing:
@@ -206,8 +209,8 @@ def _labels(source: ImageSource) -> list[str]:
         many = "no image has" if len(missing) == len(source) else f"{len(missing)} images have no"
         raise ParameterError(
             f"{source.location or 'the images'}: {many} {'a ' if 'has' in many else ''}label "
-            f"(first {first}), and this training needs one for each: put them into a folder per "
-            "class, or into an array with labels",
+            f"(first {first}), and one is needed for each: put them into a folder per class, or "
+            "into an array with labels",
             parameter="images",
         )
     return [str(label) for label in labels]
