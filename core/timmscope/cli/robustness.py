@@ -107,16 +107,16 @@ def _print(result: Robustness) -> None:
     from timmscope.evaluation.under_attack import lines as text
 
     output.say(f"judged against {result.labels_from}; accuracy in percent, with 95 % intervals\n")
-    for place, name in enumerate(result.models):
+    for place in range(len(result.models)):
         for norm in result.norms:
-            _print_table(result, place, name, norm)
+            _print_table(result, place, norm)
     for place in dict.fromkeys(check["model"] for check in result.checks):
         rows = [
             (text.MARKS[check["status"]], check["number"], check["check"], check["evidence"])
             for check in result.checks
             if check["model"] == place
         ]
-        title = f"checks of {result.models[place]}: {text.check_counts(result, place)}"
+        title = f"checks, {text.shown_name(result, place)}: {text.check_counts(result, place)}"
         output.table(("", "no.", "check", "evidence"), rows, right=("no.",), title=title)
         for check in result.checks:
             if check["model"] == place and check["status"] == "fail":
@@ -136,8 +136,8 @@ def _print(result: Robustness) -> None:
             output.say(f"… and {len(things) - SHOWN} more")
 
 
-def _print_table(result: Robustness, place: int, name: str, norm: str) -> None:
-    from timmscope.evaluation.under_attack.lines import amount, lines, percent
+def _print_table(result: Robustness, place: int, norm: str) -> None:
+    from timmscope.evaluation.under_attack.lines import amount, lines, percent, shown_name
     from timmscope.evaluation.under_attack.radii import radius_text
     from timmscope.techniques.balls import NORM_NAMES
 
@@ -157,7 +157,7 @@ def _print_table(result: Robustness, place: int, name: str, norm: str) -> None:
             cells += [percent(line.kept), passes, amount(line.queries)]
         rows.append(cells)
     output.table(columns, rows, right=columns[2:], keep=("attack",),
-                 title=f"{name}, {NORM_NAMES[norm]}")  # fmt: skip
+                 title=f"{shown_name(result, place)}, {NORM_NAMES[norm]}")  # fmt: skip
     for line in found:
         if line.stuck:
             output.say(

@@ -27,7 +27,7 @@ from timmscope.drawing.style import (
     truncate,
     truncate_middle,
 )
-from timmscope.evaluation.under_attack.lines import MARKS, Line, headline, lines
+from timmscope.evaluation.under_attack.lines import MARKS, Line, headline, lines, shown_name
 from timmscope.evaluation.under_attack.radii import radius_text
 from timmscope.evaluation.under_attack.result import WORST, Robustness
 from timmscope.techniques.balls import NORM_NAMES
@@ -39,6 +39,7 @@ _MOST_TICKS = 5
 _ROW_H = 0.19
 _MARK_W = 0.55
 _CELL = 0.52
+WORST_COLOUR = "#c9cdd3"
 _COLOURS = {"pass": GOOD, "fail": BAD, "not applicable": MUTED}
 _STYLES = {"oblivious": (0, (4, 2))}
 
@@ -73,7 +74,7 @@ def robustness_figure(result: Robustness) -> Figure:
         for number, (place, norm, found) in enumerate(panels):
             row, column = divmod(number, across)
             left, upper = MARGIN_IN + column * step_x, top + row * step_y
-            title = result.models[place]
+            title = shown_name(result, place)
             title += f", {NORM_NAMES[norm]}" if len(result.norms) > 1 else ""
             page.text(truncate_middle(title, step_x - 0.1, LABEL_PT, bold=True), left, upper,
                       bold=True)  # fmt: skip
@@ -109,7 +110,7 @@ Entry = tuple[str, str, object, float]
 
 def _legend_rows(result: Robustness, names: dict[str, str], width: float) -> list[list[Entry]]:
     entries: list[Entry] = [(name, colour, "-", 1.4) for name, colour in names.items()]
-    entries.append((WORST, INK, "-", 2.0))
+    entries.append((f"{WORST}, with 95 % intervals", WORST_COLOUR, "-", 6.0))
     if "defended" in result.roles:
         entries.append(("dashed: oblivious, around the defence", MUTED, _STYLES["oblivious"], 1.2))
     if "other" in result.roles:
@@ -165,8 +166,10 @@ def _draw_curves(
         [max(value - low, 0) for value, (low, _) in zip(values, ends, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(values, ends, strict=True)],
     ]
-    axes.errorbar([0.0, *radii], values, yerr=errors, color=INK, linewidth=2.0, alpha=0.85,
-                  elinewidth=0.9, capsize=2.5, marker="o", markersize=3.5, zorder=1.9)  # fmt: skip
+    axes.plot([0.0, *radii], values, color=WORST_COLOUR, linewidth=6, zorder=1.8,
+              solid_capstyle="round")  # fmt: skip
+    axes.errorbar([0.0, *radii], values, yerr=errors, fmt="none", ecolor=INK, elinewidth=0.8,
+                  capsize=2.5, zorder=1.9)  # fmt: skip
     axes.set_xlim(-0.02 * end, end)
     axes.set_ylim(-0.02, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -269,7 +272,7 @@ def _draw_matrices(
 def _draw_checks(page: Canvas, result: Robustness, top: float, inner: float) -> None:
     """Draw a line per check: a mark for each model, and the evidence of the first that fails."""
     places = list(dict.fromkeys(check["model"] for check in result.checks))
-    names = [result.models[place] for place in places]
+    names = [shown_name(result, place) for place in places]
     page.text("Do gradients mislead the attacks?", MARGIN_IN, top, bold=True)
     note = "✓ no sign of it   ✗ a sign of it   – cannot be checked here"
     page.text(note, MARGIN_IN + 2.6, top + 0.015, size=SMALL_PT, colour=MUTED)

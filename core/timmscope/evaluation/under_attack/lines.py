@@ -114,7 +114,13 @@ def headline(result: Robustness, place: int) -> str:
             f"{format_share(worst.value)} stay right within {NORM_NAMES[norm]} "
             f"{radius_text(radii[-1], norm)}"
         )
-    return f"{result.models[place]}: {', '.join(facts)}"
+    return f"{shown_name(result, place)}: {', '.join(facts)}"
+
+
+def shown_name(result: Robustness, place: int) -> str:
+    """Return the name of a model for people: a defended one is `behind jpeg quality=50`."""
+    name = result.models[place]
+    return f"behind {name}" if result.roles[place] == "defended" else name
 
 
 def check_counts(result: Robustness, place: int) -> str:

@@ -18,6 +18,7 @@ from timmscope.evaluation.under_attack.lines import (
     headline,
     lines,
     percent,
+    shown_name,
 )
 from timmscope.evaluation.under_attack.radii import radius_text
 from timmscope.evaluation.under_attack.result import Robustness
@@ -35,7 +36,7 @@ def report_page(result: Robustness) -> str:
         headlines=[headline(result, place) for place in range(len(result.models))],
         tables=[
             {
-                "model": result.models[place],
+                "model": shown_name(result, place),
                 "norm": NORM_NAMES[norm],
                 "clean": _cell(percent(result.clean(place)), result.clean(place).value),
                 "radii": [radius_text(radius, norm) for radius in result.epsilons[norm]],
@@ -47,7 +48,7 @@ def report_page(result: Robustness) -> str:
         ],
         checked=[
             {
-                "model": result.models[place],
+                "model": shown_name(result, place),
                 "counts": check_counts(result, place),
                 "checks": [
                     check | {"mark": MARKS[check["status"]], "kind": check["status"].split()[0]}

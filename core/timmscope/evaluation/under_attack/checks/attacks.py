@@ -68,7 +68,7 @@ def _steps(found: Mapping[str, Outcome], bench: Bench) -> Check:
 
 def _radii(found: Mapping[str, Outcome], bench: Bench) -> Check:
     named = {
-        bench.radius_text(radius): found[
+        f"at {bench.radius_text(radius)}": found[
             "pgd-20" if radius == bench.epsilon else f"radius {number}"
         ]
         for number, radius in enumerate(bench.radii)
@@ -78,7 +78,7 @@ def _radii(found: Mapping[str, Outcome], bench: Bench) -> Check:
     falls = all(b.robust <= a.robust + allowed for a, b in itertools.pairwise(outcomes))
     last = outcomes[-1]
     ok = falls and last.robust <= slack(last.count, _GREY)
-    evidence = f"accuracy under PGD-20 at {_accuracies(named)}"
+    evidence = f"accuracy under PGD-20 {_accuracies(named)}"
     return passed(6, ok, evidence, {name: each.share for name, each in named.items()})
 
 

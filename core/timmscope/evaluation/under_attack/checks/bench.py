@@ -18,8 +18,10 @@ from timmscope_registry import ParameterError, PluginError, get_registry
 
 MOST_IMAGES = 100
 """Largest number of images that are checked, evenly spread over the set."""
-LONGER = (200, 10)
-"""Steps and restarts of the attack that must change little: ten times those of PGD-20."""
+LONGER = (200, 5)
+"""Steps and restarts of the attack that must change little: ten times the steps of PGD-20."""
+_DRAWS = 2
+"""Draws of a random defence at each of these steps, over which they average anyway."""
 HALF = 0.5
 """Radius in pixel units at which an attack can make any image grey."""
 
@@ -82,8 +84,9 @@ class Bench:
         if subjects[place].model.num_classes > 2:
             add("pgd-20 dlr", _attack("pgd", **size, steps=20, loss="dlr", stop_when_fooled=True))
         steps, restarts = LONGER
-        longer = _attack("pgd", **size, steps=steps, restarts=restarts, stop_when_fooled=True)
-        add("longer", longer, after=("pgd-20",))
+        more = {"draws": _DRAWS} if subjects[place].model.has_random_defence else {}
+        longer = {"steps": steps, "restarts": restarts, "stop_when_fooled": True, **more}
+        add("longer", _attack("pgd", **size, **longer), after=("pgd-20",))
         for number, radius in enumerate(self.radii):
             if radius != self.epsilon:
                 attack = _attack("pgd", **size, steps=20, stop_when_fooled=True)

@@ -50,7 +50,7 @@ NAMES: dict[int, str] = {
     4: "gradients agree with differences",
     5: "more steps are stronger than few, and few than one",
     6: "accuracy falls with the radius, and ends near 0",
-    7: "ten times the steps and restarts change little",
+    7: "ten times the steps and more starts change little",
     8: "attacks without gradients are not stronger",
     9: "attacks from other models are not stronger",
     10: "attacks of different losses agree",

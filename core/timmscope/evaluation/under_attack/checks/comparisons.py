@@ -55,10 +55,9 @@ def judge_black_box(found: Mapping[str, Outcome], bench: Bench) -> Check:
         return not_applicable(8, reason)
     first = next(iter(ran.values()))
     more = max(each.broken for each in ran.values())
-    parts = ", ".join(f"{name} {each.broken}" for name, each in ran.items())
+    parts = ", ".join(f"{name} {each.broken} more" for name, each in ran.items())
     evidence = (
-        f"images of {first.count} that all gradient attacks at {bench.radius_text()} leave, and "
-        f"these break: {parts}"
+        f"of {first.count} images, after all attacks by gradients at {bench.radius_text()}: {parts}"
     )
     values = {name: each.broken for name, each in ran.items()}
     return passed(8, more <= slack(first.count, _BLACK_BOX), evidence, values)
