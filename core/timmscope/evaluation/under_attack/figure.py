@@ -166,8 +166,12 @@ def _draw_curves(
         [max(value - low, 0) for value, (low, _) in zip(values, ends, strict=True)],
         [max(high - value, 0) for value, (_, high) in zip(values, ends, strict=True)],
     ]
-    axes.plot([0.0, *radii], values, color=WORST_COLOUR, linewidth=6, zorder=1.8,
-              solid_capstyle="round")  # fmt: skip
+    band = {"color": WORST_COLOUR, "linewidth": 6, "zorder": 1.8, "solid_capstyle": "round"}
+    if any(result.rows[row]["epsilon"] is None for line in found for row in line.rows):
+        known = result.worst_radius(norm, place)
+        axes.step(*_steps(known[~known.isnan()], end), where="post", **band)  # type: ignore[arg-type]
+    else:
+        axes.plot([0.0, *radii], values, **band)  # type: ignore[arg-type]
     axes.errorbar([0.0, *radii], values, yerr=errors, fmt="none", ecolor=INK, elinewidth=0.8,
                   capsize=2.5, zorder=1.9)  # fmt: skip
     axes.set_xlim(-0.02 * end, end)

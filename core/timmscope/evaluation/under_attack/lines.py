@@ -14,6 +14,8 @@ from timmscope.evaluation.under_attack.result import WORST, Robustness, Share
 from timmscope.techniques.balls import NORM_NAMES
 
 ORDER = ("direct", "oblivious", "adaptive")
+_LONGEST = 22
+"""Characters of another model's name that a line shows."""
 MARKS = {"pass": "✓", "fail": "✗", "not applicable": "–"}
 
 
@@ -56,7 +58,14 @@ def lines(result: Robustness, place: int, norm: str) -> list[Line]:
     for number, row in enumerate(result.rows):
         if row["target"] == place and row["norm"] == norm:
             groups.setdefault((row["attack"], result.how(number)), []).append(number)
-    found = [_line(result, norm, *names, rows) for names, rows in groups.items()]
+    attacks = list(dict.fromkeys(attack for attack, _ in groups))
+
+    def place_of(names: tuple[str, str]) -> tuple[int, int]:
+        attack, how = names
+        return attacks.index(attack), ORDER.index(how) if how in ORDER else len(ORDER)
+
+    ordered = sorted(groups, key=place_of)
+    found = [_line(result, norm, *names, groups[names]) for names in ordered]
     worst: list[Share | None] = [
         result.worst(norm, radius, place) for radius in result.epsilons[norm]
     ]
@@ -72,7 +81,7 @@ def _line(result: Robustness, norm: str, attack: str, how: str, rows: list[int])
     kept = [result.survival(row) for row in rows]
     return Line(
         attack,
-        how,
+        how if len(how) <= _LONGEST else f"from …{how[-_LONGEST:]}",
         shares,
         rows,
         kept=Share(sum(each.hits for each in kept), sum(each.count for each in kept)),
