@@ -40,6 +40,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "ablation-cam": {"layer": "blocks.4"},
     "neural-style": {"steps": 60},
     "image-quilting": {"size": 240, "block_px": 16},
+    "fab": {"norm": "l2", "steps": 15, "target_classes": 3},
     "feature-inversion": {"weight": 300},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},

@@ -480,7 +480,13 @@ from .techniques import (
     project_change as project_change,
 )
 from .techniques import (
+    project_l1_in_box as project_l1_in_box,
+)
+from .techniques import (
     projected_ascent as projected_ascent,
+)
+from .techniques import (
+    step_to_plane as step_to_plane,
 )
 from .techniques import (
     technique as technique,

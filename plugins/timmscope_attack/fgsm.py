@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,6 @@ class FGSM(GradientAttack):
         arXiv:1412.6572.
 
     Inherited parameters:
-        norm: norm of the change: `linf`, its largest value, or `l2`, its Euclidean length.
         epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at
             224×224) for l2.
         draws: number of draws of a random defence over which each gradient is averaged; by default
@@ -35,6 +36,9 @@ class FGSM(GradientAttack):
         TechniqueError: the gradient is not finite.
         UnsupportedModel: the model has a defence without a gradient.
     """
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
 
     def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
         """One step from each image."""

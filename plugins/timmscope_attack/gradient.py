@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from timmscope import AttackTechnique, Ball, Goal, HookedModel, Loss, mean_over_draws
+from timmscope_attack.steps import direction, inside
 
 
 class Gradients(AttackTechnique):
@@ -65,8 +66,9 @@ class Gradients(AttackTechnique):
 class GradientAttack(Gradients):
     """Base of attacks that raise a loss by gradient steps within `epsilon` of the image."""
 
-    norm: Literal["linf", "l2"] = "linf"
-    """Norm of the change: `linf`, its largest value, or `l2`, its Euclidean length."""
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    """Norm of the change: `linf`, its largest value, `l2`, its Euclidean length, or `l1`, the sum
+    of its magnitudes."""
 
     def climb(
         self,
@@ -82,7 +84,9 @@ class GradientAttack(Gradients):
         loss: Loss = "cross-entropy",
         stop_when_fooled: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """`x ← clip(project(x + step_size · steepest(gradient)))`, `steps` times.
+        """`x ← clip(project(x + step_size · direction(gradient)))`, `steps` times.
+
+        In L1 the projection is the exact one onto ball and box.
 
         Args:
             model: the model to fool.
@@ -115,5 +119,6 @@ class GradientAttack(Gradients):
                 active, current, gradient = active[unbroken], current[unbroken], gradient[unbroken]
                 if not len(active):
                     break
-            changed[active] = ball.step(images[current], changed[active], gradient, step_size)
+            moved = changed[active] + step_size * direction(ball, gradient)
+            changed[active] = inside(ball, images[current], moved)
         return changed, first

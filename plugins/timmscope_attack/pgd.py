@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from timmscope import Goal, HookedModel, Loss, image_generators
+from timmscope_attack.few_classes import usable_loss
 from timmscope_attack.gradient import GradientAttack
 
 
@@ -14,19 +15,25 @@ class PGD(GradientAttack):
     """PGD takes many small gradient steps, and projects each back into the ball around the image.
 
     `x ← clip(Π(x + α · steepest(∇ loss)))` from a random point of the ball, where Π is the
-    projection and `steepest` the sign (linf) or the gradient at unit length (l2). It returns the
-    last iterate, as other implementations do, unless `stop_when_fooled`. Cost: `steps` forward and
+    projection and `steepest` the sign (linf), the gradient at unit length (l2), or the signs of the
+    fifth of the values with the largest slopes (l1). In l1, Π projects onto the ball and [0, 1] at
+    once, because clipping after it would lose most of the change. It returns the last iterate, as
+    other implementations do, unless `stop_when_fooled`. Cost: `steps` forward and
     backward passes per image and restart; with several restarts one more forward pass each, to find
     the images that do not fool the model yet.
 
     Paper:
         Madry, Makelov, Schmidt, Tsipras & Vladu, "Towards Deep Learning Models Resistant to
-        Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
+        Adversarial Attacks", ICLR 2018, arXiv:1706.06083. In L1 it follows Tramèr & Boneh,
+        "Adversarial Training and Robustness for Multiple Perturbations", NeurIPS 2019,
+        arXiv:1904.13000, and Croce & Hein, "Mind the Box: l1-APGD for Sparse Adversarial Attacks on
+        Image Classifiers", ICML 2021, arXiv:2103.01208.
 
     Inherited parameters:
-        norm: norm of the change: `linf`, its largest value, or `l2`, its Euclidean length.
-        epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at
-            224×224) for l2.
+        norm: norm of the change: `linf`, its largest value, `l2`, its Euclidean length, or `l1`,
+            the sum of its magnitudes.
+        epsilon: radius of the ball in pixel units [0, 1]; by default 8/255 for linf, at 224×224 3.0
+            for l2 and 60 for l1.
         draws: number of draws of a random defence over which each gradient is averaged; by default
             10. A model without a random defence needs one.
 
@@ -44,7 +51,8 @@ class PGD(GradientAttack):
     """Length of a step in the norm, in pixel units; by default 2.5 · epsilon / steps."""
     loss: Loss = "cross-entropy"
     """Loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax saturates,
-    and `dlr` does not depend on the scale of the logits."""
+    and `dlr` does not depend on the scale of the logits. With too few classes for `dlr`, it is
+    `margin`."""
     random_start: bool = True
     """Start at a random point of the ball; it does not depend on how a batch is split."""
     restarts: int = Field(default=1, ge=1)
@@ -68,8 +76,9 @@ class PGD(GradientAttack):
         first = torch.full((len(images),), -1, device=images.device)
         generators = image_generators(len(images))
         rows = torch.arange(len(images), device=images.device)
+        loss = usable_loss(self, model, goal, self.loss)
         for restart in range(self.restarts):
-            changed, reached_at = self._climb_once(model, images, rows, goal, generators)
+            changed, reached_at = self._climb_once(model, images, rows, goal, loss, generators)
             new = (first[rows] < 0) & (reached_at >= 0)
             first[rows[new]] = reached_at[new] + restart * self.steps
             if self.restarts == 1:
@@ -81,7 +90,7 @@ class PGD(GradientAttack):
             fooled = own.reached(outputs)
             last = rows[fooled & (first[rows] < 0)]
             first[last] = (restart + 1) * self.steps
-            value = own.loss(outputs, self.loss).float()
+            value = own.loss(outputs, loss).float()
             better = fooled | (value > highest[rows])
             best[rows[better]] = changed[better]
             highest[rows] = torch.maximum(highest[rows], value)
@@ -97,6 +106,7 @@ class PGD(GradientAttack):
         images: Tensor,
         rows: Tensor,
         goal: Goal,
+        loss: Loss,
         generators: list[torch.Generator],
     ) -> tuple[Tensor, Tensor]:
         ball = self.ball(images)
@@ -114,6 +124,6 @@ class PGD(GradientAttack):
             ball,
             step_size=2.5 * ball.epsilon / self.steps if self.step_size is None else self.step_size,
             steps=self.steps,
-            loss=self.loss,
+            loss=loss,
             stop_when_fooled=self.stop_when_fooled,
         )

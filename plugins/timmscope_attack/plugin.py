@@ -9,6 +9,22 @@ from timmscope_registry import TechniqueSpec, hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
     """Yield the attack techniques."""
     yield TechniqueSpec(
+        name="apgd",
+        family="attack",
+        summary="PGD with momentum that sets its step size itself; also with target classes.",
+        impl="timmscope_attack.apgd:APGD",
+        paper="Croce & Hein, ICML 2020, arXiv:2003.01690; "
+        "Croce & Hein, ICML 2021, arXiv:2103.01208",
+    )
+    yield TechniqueSpec(
+        name="autoattack",
+        family="attack",
+        summary="Four attacks without settings, each on what is not broken yet.",
+        impl="timmscope_attack.autoattack:AutoAttack",
+        paper="Croce & Hein, ICML 2020, arXiv:2003.01690; "
+        "Croce & Hein, ICML 2021, arXiv:2103.01208",
+    )
+    yield TechniqueSpec(
         name="carlini-wagner",
         family="attack",
         summary="The smallest change by descent, with a search for its weight.",
@@ -28,6 +44,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Steps to the nearest boundary of the linearised model.",
         impl="timmscope_attack.deepfool:DeepFool",
         paper="Moosavi-Dezfooli, Fawzi & Frossard, CVPR 2016, arXiv:1511.04599",
+    )
+    yield TechniqueSpec(
+        name="fab",
+        family="attack",
+        summary="The smallest change, by projections onto linearised decision boundaries.",
+        impl="timmscope_attack.fab:FAB",
+        paper="Croce & Hein, ICML 2020, arXiv:1907.02044",
     )
     yield TechniqueSpec(
         name="fgsm",
@@ -56,6 +79,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Few changed pixels, by the gradient of a smooth count of them.",
         impl="timmscope_attack.sigma_zero:SigmaZero",
         paper="Cinà et al., ICLR 2025, arXiv:2402.01879",
+    )
+    yield TechniqueSpec(
+        name="square",
+        family="attack",
+        summary="Random squares of change, kept where they help; needs no gradient.",
+        impl="timmscope_attack.square:Square",
+        paper="Andriushchenko et al., ECCV 2020, arXiv:1912.00049; "
+        "Croce & Hein, ICML 2021, arXiv:2103.01208",
     )
     yield TechniqueSpec(
         name="targeted-linf-objective",

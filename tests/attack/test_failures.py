@@ -32,7 +32,11 @@ by_title = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.
         ("pgd", {"steps": 0}, "'steps' of pgd is 0: .*greater than or equal to 1"),
         ("pgd", {"step_size": 0}, "'step_size' of pgd is 0: .*greater than 0"),
         ("pgd", {"restarts": 3, "random_start": False}, "restarts without random_start"),
-        ("pgd", {"loss": "l1"}, "'loss' of pgd is 'l1': .*'cross-entropy', 'margin' or 'dlr'"),
+        (
+            "pgd",
+            {"loss": "l1"},
+            "'loss' of pgd is 'l1': .*'cross-entropy', 'margin', 'dlr' or 'logit'",
+        ),
         ("pgd", {"step": 3}, "no parameter 'step'; did you mean 'steps'"),
     ],
 )

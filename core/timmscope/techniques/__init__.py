@@ -12,6 +12,7 @@ from timmscope.techniques.balls import (
 )
 from timmscope.techniques.base import Technique
 from timmscope.techniques.best_images import BestImages, GradientCheck
+from timmscope.techniques.box_projections import project_l1_in_box, step_to_plane
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.certification import (
     Certificates,
@@ -140,7 +141,9 @@ __all__ = [
     "per_image",
     "perturbed_scores",
     "project_change",
+    "project_l1_in_box",
     "projected_ascent",
+    "step_to_plane",
     "technique",
     "total_variation",
 ]

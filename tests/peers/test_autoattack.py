@@ -1,0 +1,24 @@
+"""AutoAttack leaves as many digits robust as pyautoattack does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.environments import run
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = Path(f"{sys.prefix}-peers") / "env/bin/python"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PYTHON.exists(), reason="`make slow` makes the environment of the peers")
+@pytest.mark.parametrize("network", ["standard", "fast", "pgd", "trades", "ibp"])
+def test_autoattack_leaves_as_many_digits_robust_as_pyautoattack(network, tmp_path: Path) -> None:
+    norms = ["linf", "l2", "l1"] if network == "pgd" else ["linf"]
+    told = run(PYTHON, "-m", "tests.peers.autoattack", network, tmp_path, *norms, cwd=ROOT)
+    for norm, robust in json.loads(told.splitlines()[-1]).items():
+        assert abs(robust["ours"] - robust["theirs"]) <= 1, (norm, robust)
+        assert 10 < robust["theirs"] < 95
