@@ -9,10 +9,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from timmscope import AttackTechnique, Goal, HookedModel, another_draw, images_per_pass
+from timmscope import (
+    AttackTechnique,
+    Goal,
+    HookedModel,
+    another_draw,
+    images_per_forward,
+    images_per_pass,
+)
 
 _COPIES_BYTES = 1 << 28
 """Memory for the copies of one call of the model."""
+_CACHED_VALUES = 1 << 20
+"""Values of the copies of one call on a CPU, whose caches more of them overflow."""
+_FINEST = 1e-5
+"""Smallest share of the way at which a bisection ends: so near to the boundary, the last bits of a
+forward, which depend on the batch, begin to decide."""
 
 
 class Decisions:
@@ -40,6 +52,9 @@ class Decisions:
     ) -> None:
         self.used = torch.zeros(len(images), dtype=torch.long)
         copies = _COPIES_BYTES // (images[0].numel() * images.element_size())
+        if model.device.type == "cpu":
+            cached = _CACHED_VALUES // images[0].numel()
+            copies = min(copies, max(images_per_forward(model, images), cached))
         self.per_call = max(1, min(images_per_pass(model, images), copies))
         self._attack, self._model, self._goal, self._budget = attack, model, goal, budget
 
@@ -79,8 +94,8 @@ class Decisions:
     ) -> Tensor:
         """Move images that reach the goal towards their originals, to where they just reach it.
 
-        It ends where the interval is within the tolerance, where numbers have no value between its
-        ends, or where the budget is spent.
+        It ends where the interval is within the tolerance, or within 1e-5 of the first, where
+        numbers have no value between its ends, or where the budget is spent.
 
         Args:
             rows: `(n,)` int64, which of the B images they are; none twice.
@@ -99,7 +114,7 @@ class Decisions:
         if along == "ball":
             high = change.abs().flatten(1).amax(1)
         low, found = torch.zeros_like(high), changed.clone()
-        width = tolerance * high
+        width = max(tolerance, _FINEST) * high
         while True:
             middle = (low + high) / 2
             open_ = (high - low > width) & (middle > low) & (middle < high)

@@ -28,6 +28,8 @@ _BLEND = 1e-3
 """Width of the last interval when the start is blended with the image."""
 _FIRST_DELTA = 0.1
 """Length of the noise of the first step, in pixel units."""
+_SMALL = 10_000
+"""Largest number of values of an image for which γ is the paper's."""
 _HALVINGS = 60
 """Largest number of halvings of a step."""
 _RESERVE = 40
@@ -47,16 +49,20 @@ class HopSkipJump(AttackTechnique):
     with `ξ = ‖x − x₀‖ / √t` and is halved until it reaches the goal; the noise has the length
     `δ = γ · ‖x − x₀‖ / d` for images of d values, and 0.1 at the first step. Step t asks about
     `samples · √t` copies. Bisection ends at a share of `γ / d^1.5` (l2) or `γ / d²` (linf) of the
-    way, or where floats have no value in between: with the paper's γ of 1 this is so at 224×224,
-    where the noise is about as small, and a γ of 100 or more goes further.
+    way, and at 1e-5 at the latest, because the last bits of a forward decide from there on. With
+    the paper's γ of 1, noise at 224×224 is smaller than these bits, too; so images of more than
+    10,000 values have a γ of d / 100, which makes it 1 % of the distance.
 
     It needs labels only, so that it attacks a prediction function, a model without a gradient, or
     an objective that is reached or not. All copies of all images of a step go through the model in
     one call, or in as few as memory allows; the queries of an image do not depend on that. The
-    first image is uniform noise that reaches the goal, blended with the image; with `starts`, the
-    nearest of these images that reaches it, as a target class needs. Of a random defence each step
-    meets new draws. Cost: 837 queries per image for the noise of 5 steps, 6,159 for 20 and 17,145
-    for 40, and about 15 more at each step.
+    first image is noise that reaches the goal, blended with the image: uniform noise of single
+    pixels, or every second time of cells of the image, because some models give all fine noise one
+    label.
+    With `starts` it is the nearest of these images that reaches the goal, as a target class needs.
+    Of a random defence each step meets new draws. Cost: at most `queries` forward passes per image;
+    the noise of 5 steps takes 837, of 10 steps 2,243, of 20 steps 6,159 and of 40 steps 17,145, and
+    each step takes about 15 more.
 
     Paper:
         Chen, Jordan & Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", S&P
@@ -86,12 +92,14 @@ class HopSkipJump(AttackTechnique):
     """Noisy copies of the first step; step t has √t times as many."""
     max_samples: int = Field(default=10_000, ge=1)
     """Largest number of noisy copies of a step."""
-    gamma: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Factor γ of the length of the noise and of the precision of the bisection."""
-    queries: int | None = Field(default=None, ge=1)
-    """Largest number of queries per image; by default as many as the steps take."""
+    gamma: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Factor γ of the length of the noise and of the precision of the bisection; by default 1, and
+    for images of more than 10,000 values their number / 100."""
+    queries: int | None = Field(default=2500, ge=1)
+    """Largest number of queries per image, after which it takes no further step; without it as many
+    as the steps take."""
     starts: ImageSetName | None = None
-    """Images to start from: a folder, or another image set. By default uniform noise."""
+    """Images to start from: a folder, or another image set. By default noise."""
     start_tries: int = Field(default=1000, ge=1)
     """Largest number of images that are tried as the start; the paper tries 10,000."""
 
@@ -157,13 +165,19 @@ class HopSkipJump(AttackTechnique):
             )
         return rows, starts
 
+    def _gamma(self, values: int) -> float:
+        """Return γ for images of so many values."""
+        if self.gamma is not None:
+            return self.gamma
+        return 1.0 if values <= _SMALL else values / 100
+
     def _to_boundary(
         self, decide: Decisions, rows: Tensor, originals: Tensor, changed: Tensor, draw: int
     ) -> Tensor:
         """Move images that reach the goal to the boundary, in the way of the norm."""
-        values = originals[0].numel()
+        values = originals.shape[1:].numel()
         power, along = (1.5, "line") if self.norm == "l2" else (2.0, "ball")
-        tolerance = self.gamma / values**power
+        tolerance = self._gamma(values) / values**power
         return decide.bisect(rows, originals, changed, along=along, tolerance=tolerance, draw=draw)
 
     def _stepped(
@@ -192,7 +206,8 @@ class HopSkipJump(AttackTechnique):
             `(m,)` int64, and their distances before the bisection, `(m,)`.
         """
         draw, ball = step * _DRAWS, Ball(norm=self.norm, epsilon=0)
-        delta = self.gamma * before / at[0].numel()
+        values = at[0].numel()
+        delta = self._gamma(values) * before / values
         if step == 1:
             delta = torch.full_like(before, _FIRST_DELTA)
         count = min(int(self.samples * math.sqrt(step)), self.max_samples)

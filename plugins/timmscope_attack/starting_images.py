@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from timmscope import Ball, ImageError, ImageSet, Norm
 from timmscope_attack.decisions import Decisions
@@ -17,15 +18,20 @@ Candidates = Callable[[int, int, int], list[Tensor]]
 
 
 def noise_candidates(images: Tensor, generators: list[torch.Generator]) -> Candidates:
-    """Return uniform noise images, drawn for each image from its own generator."""
+    """Return uniform noise images, drawn for each image from its own generator.
 
-    def drawn(row: int, start: int, stop: int) -> list[Tensor]:
-        draws = (
-            torch.rand(images.shape[1:], generator=generators[row]) for _ in range(start, stop)
-        )
-        return [each.to(images) for each in draws]
+    Those of even numbers are noise of single pixels; those of odd numbers of 1, 2×2, 4×4 and 8×8
+    cells in turn, because a model may give all fine noise the same label.
+    """
+    channels, height, width = images.shape[1:]
 
-    return drawn
+    def drawn(row: int, number: int) -> Tensor:
+        cells = 2 ** (number // 2 % 4) if number % 2 else max(height, width)
+        grid = (channels, min(cells, height), min(cells, width))
+        noise = torch.rand(grid, generator=generators[row])
+        return functional.interpolate(noise[None], [height, width], mode="nearest")[0].to(images)
+
+    return lambda row, start, stop: [drawn(row, number) for number in range(start, stop)]
 
 
 def nearest_candidates(images: Tensor, among: ImageSet, norm: Norm) -> Candidates:
