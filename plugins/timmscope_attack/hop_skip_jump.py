@@ -297,4 +297,5 @@ class HopSkipJump(AttackTechnique):
         else:
             noise = 2 * torch.rand(count, *image.shape, generator=generator) - 1
         length = noise.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-        return (noise / length).to(image)
+        unit: Tensor = (noise / length).to(image)
+        return unit

@@ -104,7 +104,7 @@ def _one_print(image: Tensor, generator: torch.Generator) -> View:
     jpeg = make(quality=50 + round(45 * quality))
 
     def view(seen: Tensor) -> Tensor:
-        printed = seen.clamp(*_GAMUT) ** (0.8 + 0.4 * gamma) * gain
+        printed = seen.clamp(*_GAMUT).pow(0.8 + 0.4 * gamma) * gain
         photo = _sampled(printed, grid)
         photo = gaussian_blur(photo, sigma) if sigma > 0 else photo
         photo = functional.interpolate(photo, small, mode="bilinear", antialias=True)
@@ -112,7 +112,8 @@ def _one_print(image: Tensor, generator: torch.Generator) -> View:
         photo = (photo + noise).clamp(0, 1)
         kept = photo.detach()
         compressed: Tensor = jpeg.transform(kept, [generator])
-        return photo + (compressed - kept)
+        straight: Tensor = photo + (compressed - kept)
+        return straight
 
     return view
 
