@@ -5,8 +5,11 @@ from .carlini_wagner import CarliniWagner as CarliniWagner
 from .ddn import DDN as DDN
 from .deepfool import DeepFool as DeepFool
 from .fab import FAB as FAB
+from .eot_pgd import EOTPGD as EOTPGD
 from .fgsm import FGSM as FGSM
 from .fmn import FMN as FMN
+from .hop_skip_jump import HopSkipJump as HopSkipJump
+from .mi_fgsm import MIFGSM as MIFGSM
 from .pgd import PGD as PGD
 from .sigma_zero import SigmaZero as SigmaZero
 from .square import Square as Square

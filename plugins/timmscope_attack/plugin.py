@@ -53,6 +53,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Croce & Hein, ICML 2020, arXiv:1907.02044",
     )
     yield TechniqueSpec(
+        name="eot-pgd",
+        family="attack",
+        summary="Steps averaged over random views, so that an image fools from every side.",
+        impl="timmscope_attack.eot_pgd:EOTPGD",
+        paper="Athalye et al., ICML 2018, arXiv:1707.07397; "
+        "Kurakin, Goodfellow & Bengio, ICLR Workshop 2017, arXiv:1607.02533",
+    )
+    yield TechniqueSpec(
         name="fgsm",
         family="attack",
         summary="One step along the sign of the loss's gradient.",
@@ -65,6 +73,22 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="A small change in L∞, L2, L1 or L0, in a ball that follows the boundary.",
         impl="timmscope_attack.fmn:FMN",
         paper="Pintor, Roli, Brendel & Biggio, NeurIPS 2021, arXiv:2102.12827",
+    )
+    yield TechniqueSpec(
+        name="hopskipjump",
+        family="attack",
+        summary="Walks along the boundary to the nearest image of another class, by labels alone.",
+        impl="timmscope_attack.hop_skip_jump:HopSkipJump",
+        paper="Chen, Jordan & Wainwright, S&P 2020, arXiv:1904.02144",
+    )
+    yield TechniqueSpec(
+        name="mi-fgsm",
+        family="attack",
+        summary="Steps with momentum, whose images also fool models that were not attacked.",
+        impl="timmscope_attack.mi_fgsm:MIFGSM",
+        paper="Dong et al., CVPR 2018, arXiv:1710.06081; Xie et al., CVPR 2019, arXiv:1803.06978; "
+        "Dong et al., CVPR 2019, arXiv:1904.02884; Lin et al., ICLR 2020, arXiv:1908.06281; "
+        "Wang & He, CVPR 2021, arXiv:2103.15571",
     )
     yield TechniqueSpec(
         name="pgd",

@@ -42,7 +42,8 @@ class PassCounter:
     def only(self, rows: Tensor) -> Iterator[None]:
         """Count forwards of `len(rows)` images for those rows of the batch, inside the context.
 
-        A counter of one image counts all forwards for this image.
+        A row that is there several times counts as often. A counter of one image counts all
+        forwards for this image.
         """
         outer = self._rows
         if len(self.forwards) > 1:
@@ -85,11 +86,12 @@ class PassCounter:
         if len(inputs) % max(len(rows), 1):
             return  # a forward of other images, such as a reference image
         times = len(inputs) // max(len(rows), 1)
-        forwards[rows] += times
+        copies = torch.full_like(rows, times)
+        forwards.index_add_(0, rows, copies)  # a row may be there several times
         if inputs.requires_grad:
 
             def count(_: Tensor) -> None:
-                backwards[rows] += times
+                backwards.index_add_(0, rows, copies)
 
             inputs.register_hook(count)
 
