@@ -22,6 +22,8 @@ from timmscope import (
 from timmscope_defence.attacked_images import attacked_images
 
 _OTHER: dict[Norm, Norm] = {"linf": "l2", "l2": "linf"}
+_MOST_STEPS = 20
+"""Steps of the attacks beside that of the ball itself, unless that has fewer."""
 _WIDER = 2.0
 """The other radius at which a network is judged, beside its own."""
 
@@ -36,7 +38,8 @@ class JudgedTraining(TrainingTechnique):
     """
 
     judge_steps: int = Field(default=50, ge=1)
-    """Steps of the PGD that judges the trained network on held-out images."""
+    """Steps of the PGD that judges the trained network on held-out images; further ones have at
+    most 20."""
     judged_by: tuple[TechniqueName[AttackTechnique], ...] = ()
     """Further attacks that judge it, such as `square epsilon=0.1`."""
     beside: ModelName | None = None
@@ -62,7 +65,7 @@ class JudgedTraining(TrainingTechnique):
         Raises:
             ParameterError: `beside` has other classes.
         """
-        own, steps = self.judged_ball(batch.images), self.judge_steps
+        own = self.judged_ball(batch.images)
         with torch.no_grad():
             logits = network(batch.images)
             right = logits.argmax(1) == batch.labels
@@ -70,16 +73,17 @@ class JudgedTraining(TrainingTechnique):
         if self.beside is not None:
             figures["accuracy lost"] = self._others(logits, batch).int() - right.int()
         wider, other = _wider(own), _in_another_norm(own, batch.images)
-        name = f"PGD-{steps}"
-        attacks: dict[str, tuple[Ball, Loss]] = {
-            name: (own, "cross-entropy"),
-            f"margin {name}": (own, "margin"),
-            f"{name}, {_text(wider)}": (wider, "cross-entropy"),
-            f"{name}, {_text(other)}": (other, "cross-entropy"),
-        }
-        for attack, (ball, loss) in attacks.items():
-            changed = attacked_images(network, batch, ball, steps, 2.5 * ball.epsilon / steps, loss)
-            figures[f"accuracy under {attack}"] = right & self._held(network, changed, batch)
+        steps = min(self.judge_steps, _MOST_STEPS)
+        attacks: tuple[tuple[str, Ball, int, Loss], ...] = (
+            ("PGD-{}", own, self.judge_steps, "cross-entropy"),
+            ("margin PGD-{}", own, steps, "margin"),
+            (f"PGD-{{}}, {_text(wider)}", wider, steps, "cross-entropy"),
+            (f"PGD-{{}}, {_text(other)}", other, steps, "cross-entropy"),
+        )
+        for name, ball, count, loss in attacks:
+            changed = attacked_images(network, batch, ball, count, 2.5 * ball.epsilon / count, loss)
+            held = self._held(network, changed, batch)
+            figures[f"accuracy under {name.format(count)}"] = right & held
         return figures | self._under_named_attacks(network, batch, right)
 
     def _others(self, logits: Tensor, batch: TrainingBatch) -> Tensor:

@@ -219,9 +219,11 @@ def _weighted(func: Callable[..., Tensor], x: Any, weight: Any, bias: Any = None
 
 
 def _linear(func: Callable[..., Tensor], x: Lipschitz, *rest: Any, **named: Any) -> Lipschitz:
-    """A linear map without weights, such as a mean."""
+    """A linear map without weights, such as a mean, of each row for itself or of all."""
     value = func(x.value, *rest, **named)
-    factor = operator_norm(lambda v: func(v, *rest, **named), x.value.shape, x.value) * _ROUNDING
+    rows = len(x.value) if getattr(func, "__name__", "") in ("mean", "sum") else 1
+    shape = (rows, *x.value.shape[1:])
+    factor = operator_norm(lambda v: func(v, *rest, **named), shape, x.value) * _ROUNDING
     return x.then(value, x.factors.add(func, None, factor))
 
 

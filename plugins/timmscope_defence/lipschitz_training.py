@@ -25,7 +25,7 @@ from timmscope_defence.lipschitz import lipschitz_of
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Weighted = nn.Linear | _Convolution
-_FIRST_STEPS, _STEPS = 30, 3
+_FIRST_STEPS, _STEPS = 15, 3
 """Steps of power iteration at first, and in each step of a training."""
 _TINY = 1e-12
 
