@@ -27,9 +27,7 @@ QUICK = {
     "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "integrated-gradients": {"steps": 3},
     "lipschitz-bound": {"clever_batches": 3, "clever_samples": 2},
-    "lipschitz-training": {
-        "layers": "spectral", "epochs": 2, "batch_size": 8, "judge_steps": 2
-    },
+    "lipschitz-training": {"layers": "spectral", "epochs": 2, "batch_size": 8, "judge_steps": 2},
     "neural-style": {"steps": 3},
     "noise-training": {"epochs": 2, "batch_size": 8, "judge_steps": 2},
     "occlusion": {"patch_px": 8, "stride_px": 8},
