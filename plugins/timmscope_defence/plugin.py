@@ -25,13 +25,6 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
     )
     yield TechniqueSpec(
-        name="gaussian-filter",
-        family="defence",
-        summary="A Gaussian blur, which removes changes of high frequency.",
-        impl="timmscope_defence.gaussian_filter:GaussianFilter",
-        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
-    )
-    yield TechniqueSpec(
         name="distillation-training",
         family="defence",
         base="training",
@@ -39,6 +32,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_defence.distillation_training:DistillationTraining",
         paper="Papernot, McDaniel, Wu, Jha & Swami, S&P 2016, arXiv:1511.04508; Carlini & Wagner, "
         "S&P 2017, arXiv:1608.04644",
+    )
+    yield TechniqueSpec(
+        name="gaussian-filter",
+        family="defence",
+        summary="A Gaussian blur, which removes changes of high frequency.",
+        impl="timmscope_defence.gaussian_filter:GaussianFilter",
+        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
     )
     yield TechniqueSpec(
         name="ibp-training",
@@ -65,13 +65,6 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Guo, Rana, Cissé & van der Maaten, ICLR 2018, arXiv:1711.00117",
     )
     yield TechniqueSpec(
-        name="median-filter",
-        family="defence",
-        summary="The median of a square around each pixel.",
-        impl="timmscope_defence.median_filter:MedianFilter",
-        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
-    )
-    yield TechniqueSpec(
         name="lipschitz-bound",
         family="defence",
         base="certification",
@@ -88,6 +81,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_defence.lipschitz_training:LipschitzTraining",
         paper="Tsuzuku, Sato & Sugiyama, NeurIPS 2018, arXiv:1802.04034; Miyato, Kataoka, Koyama & "
         "Yoshida, ICLR 2018, arXiv:1802.05957",
+    )
+    yield TechniqueSpec(
+        name="median-filter",
+        family="defence",
+        summary="The median of a square around each pixel.",
+        impl="timmscope_defence.median_filter:MedianFilter",
+        paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
     )
     yield TechniqueSpec(
         name="noise-training",
