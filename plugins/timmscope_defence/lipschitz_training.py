@@ -19,13 +19,14 @@ from timmscope import (
     TrainingBatch,
     TrainingProgress,
     UnsupportedModel,
+    evaluating,
 )
 from timmscope_defence.judged_training import JudgedTraining
 from timmscope_defence.lipschitz import lipschitz_of
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 _Weighted = nn.Linear | _Convolution
-_FIRST_STEPS, _STEPS = 15, 3
+_FIRST_STEPS, _STEPS = 30, 3
 """Steps of power iteration at first, and in each step of a training."""
 _TINY = 1e-12
 
@@ -46,8 +47,8 @@ class LipschitzTraining(JudgedTraining):
     The network takes images without the normalisation of the model, so that a change of a pixel
     counts as it is. Its weights start from those of the model, each divided by its norm. Factors of
     batch normalisation are limited to a slope of 1. A residual connection adds the changes of both
-    branches, so that a network with many of them has no useful bound. Linear and convolutional
-    layers only are limited; `lipschitz-bound` refuses networks with softmax or layer normalisation.
+    branches, so that a network with many of them has no useful bound. Networks that
+    `lipschitz-bound` refuses, as for softmax or layer normalisation, are refused here as well.
 
     `certified` in the card is the share of held-out images whose label is proved at `epsilon`.
     Cost: that of standard training, and seven passes of each convolution for one image per step;
@@ -103,10 +104,14 @@ class LipschitzTraining(JudgedTraining):
         """Return a copy of the model's network, whose weights are limited.
 
         Raises:
-            UnsupportedModel: it has no linear or convolutional layer.
+            UnsupportedModel: it has no linear or convolutional layer, or a layer that has no
+                Lipschitz bound.
         """
         network = model.trainable_copy()
-        sizes = _input_sizes(network, model)
+        example = torch.zeros(1, *model.input_size, device=model.device, dtype=model.dtype)
+        with evaluating(network):
+            lipschitz_of(network, network, example, measured=False)  # refuse it before a training
+            sizes = _input_sizes(network, example)
         if not sizes:
             raise UnsupportedModel(
                 f"{model.id} runs no linear or convolutional layer, whose weights this training "
@@ -143,7 +148,7 @@ class LipschitzTraining(JudgedTraining):
         return {**found, "certified": own - others > math.sqrt(2) * bound * self.epsilon}
 
 
-def _input_sizes(network: nn.Module, model: HookedModel) -> dict[_Weighted, tuple[int, ...]]:
+def _input_sizes(network: nn.Module, example: Tensor) -> dict[_Weighted, tuple[int, ...]]:
     """Return the shape `(1, …)` of what each linear or convolutional layer gets, in order."""
     found: dict[_Weighted, tuple[int, ...]] = {}
 
@@ -153,12 +158,10 @@ def _input_sizes(network: nn.Module, model: HookedModel) -> dict[_Weighted, tupl
 
     layers = [each for each in network.modules() if isinstance(each, _Weighted)]
     handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros(1, *model.input_size, device=model.device, dtype=model.dtype))
+            network(example)
     finally:
-        network.train()
         for handle in handles:
             handle.remove()
     return found

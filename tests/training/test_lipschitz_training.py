@@ -134,10 +134,16 @@ class Sum(nn.Module):
         return x.flatten(1)[:, :2]
 
 
-def test_a_network_without_layers_to_limit_is_refused(photos, tmp_path):
+def test_a_network_without_layers_to_limit_is_refused():
     given = HookedModel(Sum(), mean=(0,) * 3, std=(1,) * 3, input_size=(3, 8, 8))
     with pytest.raises(UnsupportedModel, match="runs no linear or convolutional layer"):
         Training().build(given)
+
+
+def test_a_network_without_a_bound_is_refused_before_it_is_trained():
+    vit = load_model("random:vit_tiny_patch16_224?seed=0&img_size=16&patch_size=8&num_classes=3")
+    with pytest.raises(UnsupportedModel, match="Lipschitz bound does not reach through"):
+        Training().build(vit)
 
 
 # Real digits
