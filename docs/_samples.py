@@ -24,6 +24,14 @@ WIDTH = 1080
 LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
     "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
+    "distillation-training": {
+        "temperature": 100,
+        "epsilon": 0.1,
+        "epochs": 30,
+        "learning_rate": 2e-3,
+    },
+    "lipschitz-training": {"layers": "spectral", "epochs": 20, "learning_rate": 2e-3},
+    "noise-training": {"epochs": 20, "learning_rate": 2e-3},
     "ibp-training": {"epsilon": 0.1, "epochs": 30, "learning_rate": 2e-3},
     "interval-bounds": {"epsilons": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15)},
     "carlini-wagner": {"step_size": 5e-4, "searches": 5, "first_constant": 0.1},
@@ -51,6 +59,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "clusters": {"method": "hdbscan"},
     "anomalies": {"score": "knn"},
 }
+PROVABLE = {"interval-bounds": "ibp-training", "lipschitz-bound": "lipschitz-training"}
 LAYERS = {"top-patches": "blocks.2.1.bn1", "unit-report": "blocks.4.1.bn1"}
 
 
@@ -80,9 +89,9 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, match("blocks.2", images=cat))
     if run.base == "synthesis":
         return run(model, "espresso")
-    if name == "interval-bounds":  # which prove nothing for a network that is not trained for them
+    if name in PROVABLE:  # they prove nothing for a network that is not trained for them
         network, file = digits(store.path.parent)
-        training: Any = technique("ibp-training")(**PARAMETERS["ibp-training"])
+        training: Any = technique(PROVABLE[name])(**PARAMETERS[PROVABLE[name]])
         trained = training(network, file, output=tempfile.mkdtemp()).model(network)
         return run(trained, *some_digits(file, 12))
     if name == "targeted-linf-objective":

@@ -4,8 +4,8 @@ from .autoattack import AutoAttack as AutoAttack
 from .carlini_wagner import CarliniWagner as CarliniWagner
 from .ddn import DDN as DDN
 from .deepfool import DeepFool as DeepFool
-from .fab import FAB as FAB
 from .eot_pgd import EOTPGD as EOTPGD
+from .fab import FAB as FAB
 from .fgsm import FGSM as FGSM
 from .fmn import FMN as FMN
 from .hop_skip_jump import HopSkipJump as HopSkipJump

@@ -11,22 +11,20 @@ from torch.nn import functional
 
 from timmscope import (
     Ball,
-    HookedModel,
-    Norm,
     TrainingBatch,
     TrainingProgress,
-    TrainingTechnique,
     evaluating,
     noise_like,
     projected_ascent,
 )
 from timmscope_defence.attacked_images import attacked_images
+from timmscope_defence.judged_training import JudgedTraining
 
 _GUARD_STEPS = 10
 _TRADES_START = 1e-3
 
 
-class AdversarialTraining(TrainingTechnique):
+class AdversarialTraining(JudgedTraining):
     """Adversarial training minimises the loss on the worst images that an attack finds in a ball.
 
     `min_θ Σ max_{‖δ‖≤ε} CE(f_θ(x + δ), y)`: `pgd` finds δ by steps of PGD from a random point of
@@ -46,6 +44,9 @@ class AdversarialTraining(TrainingTechnique):
           2020, arXiv:2001.03994.
 
     Inherited parameters:
+        judge_steps: steps of the PGD that judges the trained network on held-out images.
+        judged_by: further attacks that judge it, such as `square epsilon=0.1`.
+        beside: model whose accuracy the card compares, such as that of a standard training.
         epochs: how often every image is seen.
         batch_size: images per step; the last images of an epoch that fill no batch are left out.
         optimizer: adam, adamw or sgd.
@@ -59,7 +60,8 @@ class AdversarialTraining(TrainingTechnique):
 
     Raises:
         ImageError: the images cannot be opened or read.
-        ParameterError: labels are missing or are no classes, or a parameter is out of range.
+        ParameterError: labels are missing or are no classes, a parameter is out of range, or
+            `beside` has other classes.
         StoreError: the folder holds something else or cannot be written.
         StoreMismatch: the folder holds a training with other settings.
         StoreCorrupted: the checkpoint was damaged.
@@ -69,7 +71,7 @@ class AdversarialTraining(TrainingTechnique):
 
     method: Literal["pgd", "trades", "fast", "standard"] = "pgd"
     """How images are attacked in training."""
-    norm: Norm = "linf"
+    norm: Literal["linf", "l2"] = "linf"
     """Norm of the ball: `linf` or `l2`."""
     epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Radius in pixel units [0, 1]; by default 8/255 for linf, 3.0 (at 224×224) for l2."""
@@ -80,8 +82,6 @@ class AdversarialTraining(TrainingTechnique):
     1.25 · epsilon for fast."""
     beta: float = Field(default=6.0, ge=0, allow_inf_nan=False)
     """Weight of the divergence in trades."""
-    judge_steps: int = Field(default=50, ge=1)
-    """Steps of the PGD that judges the trained network on held-out images."""
 
     @model_validator(mode="after")
     def _fits(self) -> AdversarialTraining:
@@ -94,15 +94,15 @@ class AdversarialTraining(TrainingTechnique):
             raise ValueError("fast has one step; for more choose pgd")
         return self
 
-    def build(self, model: HookedModel) -> nn.Module:
-        """Return a copy of the model's network."""
-        return model.trainable_copy()
+    def judged_ball(self, images: Tensor) -> Ball:
+        """Return the ball of the training."""
+        return Ball.of(self.norm, self.epsilon, images)
 
     def loss(
         self, network: nn.Module, batch: TrainingBatch, progress: TrainingProgress
     ) -> dict[str, Tensor]:
         """Return the cross-entropy on attacked images, for trades both its terms."""
-        ball = Ball.of(self.norm, self.epsilon, batch.images)
+        ball = self.judged_ball(batch.images)
         if self.method == "trades":
             return self._trades(network, batch, ball)
         images = batch.images
@@ -134,14 +134,6 @@ class AdversarialTraining(TrainingTechnique):
             "total": accuracy + self.beta * robust, "cross-entropy": accuracy, "divergence": robust
         }  # fmt: skip
 
-    def evaluate(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return whether each image is classified right, as it is and under PGD."""
-        attacked = self._judged(network, batch, self.judge_steps)
-        with torch.no_grad():
-            right = network(batch.images).argmax(1) == batch.labels
-            robust = network(attacked).argmax(1) == batch.labels
-        return {"accuracy": right, f"accuracy under PGD-{self.judge_steps}": robust & right}
-
     def preview(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """Return the images, and what PGD makes of them."""
         attacked = self._judged(network, batch, self.judge_steps)
@@ -156,7 +148,7 @@ class AdversarialTraining(TrainingTechnique):
             return float((network(attacked).argmax(1) == batch.labels).float().mean())
 
     def _judged(self, network: nn.Module, batch: TrainingBatch, steps: int) -> Tensor:
-        ball = Ball.of(self.norm, self.epsilon, batch.images)
+        ball = self.judged_ball(batch.images)
         return attacked_images(network, batch, ball, steps, 2.5 * ball.epsilon / steps)
 
 

@@ -9,17 +9,16 @@ from torch.nn import functional
 
 from timmscope import (
     Ball,
-    HookedModel,
     TrainingBatch,
     TrainingProgress,
-    TrainingTechnique,
     evaluating,
 )
 from timmscope_defence.attacked_images import attacked_images
 from timmscope_defence.intervals import Interval, lowest_margins, smallest_margin
+from timmscope_defence.judged_training import JudgedTraining
 
 
-class IBPTraining(TrainingTechnique):
+class IBPTraining(JudgedTraining):
     """Interval bound propagation in training makes the bounds of a network narrow.
 
     `min_θ κ · CE(f(x), y) + (1 − κ) · CE(ẑ, y)`, where ẑ are the worst logits that interval bounds
@@ -42,6 +41,9 @@ class IBPTraining(TrainingTechnique):
           ICLR 2023, arXiv:2210.04871.
 
     Inherited parameters:
+        judge_steps: steps of the PGD that judges the trained network on held-out images.
+        judged_by: further attacks that judge it, such as `square epsilon=0.1`.
+        beside: model whose accuracy the card compares, such as that of a standard training.
         epochs: how often every image is seen.
         batch_size: images per step; the last images of an epoch that fill no batch are left out.
         optimizer: adam, adamw or sgd.
@@ -55,7 +57,8 @@ class IBPTraining(TrainingTechnique):
 
     Raises:
         ImageError: the images cannot be opened or read.
-        ParameterError: labels are missing or are no classes, or a parameter is out of range.
+        ParameterError: labels are missing or are no classes, a parameter is out of range, or
+            `beside` has other classes.
         StoreError: the folder holds something else or cannot be written.
         StoreMismatch: the folder holds a training with other settings.
         StoreCorrupted: the checkpoint was damaged.
@@ -76,12 +79,10 @@ class IBPTraining(TrainingTechnique):
     """Radius τ of the box whose bounds are trained, as a share of ε."""
     steps: int = Field(default=8, ge=1)
     """Steps of the PGD that finds the middle of the box, if it is below 1."""
-    judge_steps: int = Field(default=50, ge=1)
-    """Steps of the PGD that judges the trained network on held-out images."""
 
-    def build(self, model: HookedModel) -> nn.Module:
-        """Return a copy of the model's network."""
-        return model.trainable_copy()
+    def judged_ball(self, images: Tensor) -> Ball:
+        """Return the ball of the training."""
+        return Ball(norm="linf", epsilon=self.epsilon)
 
     def loss(
         self, network: nn.Module, batch: TrainingBatch, progress: TrainingProgress
@@ -118,16 +119,9 @@ class IBPTraining(TrainingTechnique):
         return Interval.around(found.clamp(images - left, images + left), epsilon * self.box)
 
     def evaluate(self, network: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """Return whether each image is right as it is, under PGD, and for certain."""
-        ball = Ball(norm="linf", epsilon=self.epsilon)
-        size = 2.5 * self.epsilon / self.judge_steps
-        attacked = attacked_images(network, batch, ball, self.judge_steps, size)
+        """Return whether each image is right as it is, under each attack, and for certain."""
+        found = super().evaluate(network, batch)
         with torch.no_grad():
-            right = network(batch.images).argmax(1) == batch.labels
-            robust = network(attacked).argmax(1) == batch.labels
             logits = network(Interval.around(batch.images, self.epsilon))
             proved = smallest_margin(logits, batch.labels) > 0
-        return {
-            "accuracy": right, f"accuracy under PGD-{self.judge_steps}": robust & right,
-            "certified": proved,
-        }  # fmt: skip
+        return {**found, "certified": proved}

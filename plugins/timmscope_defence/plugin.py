@@ -25,6 +25,15 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
     )
     yield TechniqueSpec(
+        name="distillation-training",
+        family="defence",
+        base="training",
+        summary="Defensive distillation, which hides the gradient and falls to attacks on logits.",
+        impl="timmscope_defence.distillation_training:DistillationTraining",
+        paper="Papernot, McDaniel, Wu, Jha & Swami, S&P 2016, arXiv:1511.04508; Carlini & Wagner, "
+        "S&P 2017, arXiv:1608.04644",
+    )
+    yield TechniqueSpec(
         name="gaussian-filter",
         family="defence",
         summary="A Gaussian blur, which removes changes of high frequency.",
@@ -56,11 +65,38 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Guo, Rana, Cissé & van der Maaten, ICLR 2018, arXiv:1711.00117",
     )
     yield TechniqueSpec(
+        name="lipschitz-bound",
+        family="defence",
+        base="certification",
+        summary="Proof by a Lipschitz constant of the network, beside the estimate CLEVER.",
+        impl="timmscope_defence.lipschitz_bound:LipschitzBound",
+        paper="Tsuzuku, Sato & Sugiyama, NeurIPS 2018, arXiv:1802.04034; Weng et al., ICLR 2018, "
+        "arXiv:1801.10578",
+    )
+    yield TechniqueSpec(
+        name="lipschitz-training",
+        family="defence",
+        base="training",
+        summary="Training of layers that stretch no change, so that a margin is a certificate.",
+        impl="timmscope_defence.lipschitz_training:LipschitzTraining",
+        paper="Tsuzuku, Sato & Sugiyama, NeurIPS 2018, arXiv:1802.04034; Miyato, Kataoka, Koyama & "
+        "Yoshida, ICLR 2018, arXiv:1802.05957",
+    )
+    yield TechniqueSpec(
         name="median-filter",
         family="defence",
         summary="The median of a square around each pixel.",
         impl="timmscope_defence.median_filter:MedianFilter",
         paper="Xu, Evans & Qi, NDSS 2018, arXiv:1704.01155",
+    )
+    yield TechniqueSpec(
+        name="noise-training",
+        family="defence",
+        base="training",
+        summary="Training with Gaussian noise, so that randomised smoothing certifies more.",
+        impl="timmscope_defence.noise_training:NoiseTraining",
+        paper="Lécuyer et al., S&P 2019, arXiv:1802.03471; Cohen, Rosenfeld & Kolter, ICML 2019, "
+        "arXiv:1902.02918",
     )
     yield TechniqueSpec(
         name="randomized-resize",

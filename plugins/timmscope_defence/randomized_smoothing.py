@@ -37,8 +37,10 @@ class RandomizedSmoothing(CertificationTechnique):
     Noise is in pixel units and added before the normalisation. Noisy images are not clipped to
     [0, 1], because the proof needs Gaussian noise; a model may clip them itself. The largest
     possible radius is `σ · Φ⁻¹(α^(1/n))`: 2.5 σ for the defaults, 3.8 σ for the 100,000 samples of
-    the paper. Models that were not trained with noise are seldom right under it. Cost: at most
-    n0 + n forward passes per image; sampling ends early once the class can no longer reach 1/2.
+    the paper. Models that were not trained with noise (`noise-training`) are seldom right under it,
+    unless a denoiser is before them: a defence of the model, or a part of its module, gets the
+    noisy images, and the certificate is of both. Cost: at most n0 + n forward passes per image;
+    sampling ends early once the class can no longer reach 1/2.
 
     Paper:
         Cohen, Rosenfeld & Kolter, "Certified Adversarial Robustness via Randomized Smoothing",

@@ -76,7 +76,10 @@ def test_the_card_says_how_the_network_was_trained(trained):
     assert card["model"] == "digits:cnn?seed=0"
     assert card["data"]["images"] == 128
     assert card["data"]["licence"] == "CC BY 4.0"
-    assert set(card["held_out"]) == {"loss", "error", "accuracy", "accuracy under PGD-2"}
+    assert set(card["held_out"]) == {
+        "loss", "error", "accuracy", "accuracy under PGD-2", "accuracy under margin PGD-2",
+        "accuracy under PGD-2, linf 0.2", "accuracy under PGD-2, l2 0.342",
+    }  # fmt: skip
     assert card["environment"][0]["versions"]["torch"]
     assert str(trained) not in json.dumps(card)
 
