@@ -225,7 +225,8 @@ def _bump_shape(side: int, norm: Norm) -> Tensor:
         half = outer[ring]
         halves.append(sign * half / torch.linalg.vector_norm(half, power).clamp(min=1e-12))
     whole = torch.cat(halves)
-    return whole / torch.linalg.vector_norm(whole, power)
+    length: Tensor = torch.linalg.vector_norm(whole, power)
+    return whole / length
 
 
 def _start(images: Tensor, ball: Ball, generators: list[torch.Generator]) -> Tensor:
