@@ -80,7 +80,7 @@ def robustness(
         attacks: attacks or texts of attacks, as in `pgd steps=50`. One with an `epsilon` of its own
             runs at this radius only; one of least norm runs once, and gives all radii.
         defences: each is judged for itself: a defence, a text such as `jpeg quality=50`, or several
-            that act one after the other, as a list or joined by ` + `.
+            that act one after the other, as a list or joined by `+`.
         epsilons: radii in pixel units [0, 1], as numbers or texts such as `1/255`; if the attacks
             keep several norms, by norm: `{"linf": ["1/255", "4/255"], "l2": [0.5, 1]}`. By default
             1, 2, 4 and 8 of 255 for L∞, and shares of the usual radius for other norms.
