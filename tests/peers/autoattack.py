@@ -19,7 +19,7 @@ from timmscope import technique
 
 DIGITS = 100
 QUERIES = 500
-RADII = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
+RADII = {"linf": 0.1, "l2": 0.5}
 
 
 def main(network: str, folder: str, norms: list[str]) -> None:
