@@ -169,7 +169,7 @@ def test_a_share_of_digits_is_certified_and_no_attack_breaks_a_certificate(layer
     bound = technique("lipschitz-bound")()(model, images, labels)  # type: ignore[operator]
     share = float(((bound.radius >= 0.25) & bound.correct).float().mean())
     assert share == pytest.approx(result.held_out["certified"], abs=0.1)
-    estimate = torch.tensor(bound.notes["clever_radius"])
+    estimate = torch.tensor(bound.notes["clever"])
     certified = bound.radius[bound.correct].clamp(max=0.5)
     assert bool((estimate[bound.correct] >= 0.99 * certified.float()).all())
     attack = technique("pgd")(norm="l2", epsilon=1.0, steps=100, loss="margin")
