@@ -40,9 +40,9 @@ class LipschitzBound(CertificationTechnique):
 
     A product of many layers proves nothing: it is above 10^10 for usual networks, and the notes say
     so. It is of use for small networks, above all those of `lipschitz-training`. Beside it stands
-    an estimate, CLEVER: the largest slope of the margin that extreme value theory expects within
-    `clever_radius` of the image, from the slopes at random points. It is no proof, and the true
-    radius is usually between the two.
+    an estimate, the note `clever`: the margin divided by the largest slope that extreme value
+    theory expects within `clever_radius` of the image, from the slopes at random points. It is no
+    proof, and the true radius is usually between the two.
 
     Norms are computed to 1e-5 and enlarged by 5e-5; rounding errors of the logits are not bounded.
     Networks with softmax, layer normalisation or products of activations are refused. Cost: two
@@ -96,12 +96,12 @@ class LipschitzBound(CertificationTechnique):
                 f"the Lipschitz bound or the logits of {model.id} are not finite, so they prove "
                 "nothing: are its weights?"
             )
-        self.note("log10_lipschitz", math.log10(bound.constant) if bound.constant else None)
+        steepest, all_images = math.sqrt(2) * bound.constant, math.sqrt(images[0].numel())
         if self.clever_batches:
-            self._note_estimates(model, images, classes[:, 0], margin)
+            self._note_estimates(model, images, classes[:, 0], margin, steepest)
+        self.note("log10_lipschitz", math.log10(bound.constant) if bound.constant else None)
         largest = sorted(bound.factors.found, key=lambda found: -found[1])[:_NAMED]
         self.note("largest_factors", ", ".join(f"{name} {value:.3g}" for name, value in largest))
-        steepest, all_images = math.sqrt(2) * bound.constant, math.sqrt(images[0].numel())
         return CertificationOutcome(
             predictions=classes[:, 0],
             radius=margin / steepest if steepest else torch.full_like(margin, all_images),
@@ -109,9 +109,17 @@ class LipschitzBound(CertificationTechnique):
         )
 
     def _note_estimates(
-        self, model: HookedModel, images: Tensor, classes: Tensor, margin: Tensor
+        self,
+        model: HookedModel,
+        images: Tensor,
+        classes: Tensor,
+        margin: Tensor,
+        steepest: float,
     ) -> None:
-        """Note the largest sampled slope of each image's margin, and the radius by CLEVER."""
+        """Note the radius by CLEVER, and the largest sampled slope of each image's margin.
+
+        What is expected of a slope is at most what is proved, `steepest`.
+        """
         slopes, radii = [], []
         for row, generator in enumerate(image_generators(len(images))):
             with self.only(torch.tensor([row])):
@@ -119,9 +127,10 @@ class LipschitzBound(CertificationTechnique):
             largest = float(sampled.max())
             slopes.append(largest)
             expected = largest_possible(sampled.view(self.clever_batches, -1).amax(1))
+            expected = min(expected, steepest)
             reach = float(margin[row]) / expected if expected > 0 else math.inf
             radii.append(min(self.clever_radius, reach))
-        self.note("clever_radius", radii)
+        self.note("clever", radii)
         self.note("largest_slope", slopes)
 
     def _slopes(
