@@ -42,7 +42,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "total-variation": {"weight": 0.1, "steps": 60},
     "hopskipjump": {"queries": 800},
     "mi-fgsm": {"diverse_input": 0.5},
-    "eot-pgd": {"steps": 15, "samples": 6, "scored": 50},
+    "eot-pgd": {"steps": 10, "samples": 4, "scored": 20},
     "occlusion": {"patch_px": 56, "stride_px": 28},
     "rise": {"masks": 500},
     "randomized-smoothing": {"sigma": 0.1, "n": 100},

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from timmscope import Goal, HookedModel, Loss, another_draw, image_generators, mean_over_draws
+from timmscope import Goal, HookedModel, Loss, another_draw, image_generators
 from timmscope_attack.gradient import GradientAttack
 from timmscope_attack.physical_views import Views, draw_views
 from timmscope_attack.view_gradient import view_gradient
@@ -79,9 +77,15 @@ class EOTPGD(GradientAttack):
         if self.random_start:
             changed = (images + ball.sample(images, generators)).clamp(0, 1)
         for step in self.track(range(self.steps), f"{self.title()} steps"):
-            with self.only(rows):
-                gradient = self._gradient(model, changed, goal, generators, step)
-            self.note_gradient(gradient, rows)
+            if self.views == "identity":
+                found = self.outputs_and_gradient(
+                    model, changed, rows, goal, step=step, loss=self.loss
+                )
+                gradient = found[1]
+            else:
+                with self.only(rows):
+                    gradient = self._gradient(model, changed, goal, generators, step)
+                self.note_gradient(gradient, rows)
             changed = ball.step(images, changed, gradient, size)
         if self.scored:
             shares = self._fooled(model, [changed, images], goal, generators)
@@ -98,9 +102,6 @@ class EOTPGD(GradientAttack):
         step: int,
     ) -> Tensor:
         """Return the mean gradient `(B, C, H, W)` over the views of a step."""
-        if self.views == "identity":
-            compute = partial(goal.gradient, model, images, self.loss)
-            return mean_over_draws(model, compute, step=step, draws=self.draws)[1]
         total = torch.zeros_like(images)
         for number in range(self.samples):
             view = draw_views(self.views, images, generators)
