@@ -282,7 +282,7 @@ def _draw_checks(page: Canvas, result: Robustness, top: float, inner: float) -> 
     page.text(note, MARGIN_IN + 2.6, top + 0.015, size=SMALL_PT, colour=MUTED)
     top += _ROW_H * 1.35
     width = [max(_MARK_W, min(1.6, text_width(name, SMALL_PT) + 0.15)) for name in names]
-    label = 3.7
+    label = 3.2
     left = MARGIN_IN + label
     for name, wide in zip(names, width, strict=True):
         page.text(truncate_middle(name, wide - 0.1, SMALL_PT), left, top, size=SMALL_PT,
