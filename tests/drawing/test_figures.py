@@ -59,6 +59,7 @@ def adversarial(count=2):
         stuck=torch.zeros(count, dtype=torch.bool),
         linf=torch.full((count,), 4 / 255),
         l2=torch.full((count,), 1.0),
+        norm="linf",
         objective="",
         scores_before=None,
         scores_after=None,

@@ -235,5 +235,8 @@ def test_what_is_missing_is_installed_or_loaded_from_its_file() -> None:
 
 
 def test_an_unknown_defence_suggests_only_defences() -> None:
-    with pytest.raises(PluginError, match=r"choose one of jpeg, randomized-resize$"):
+    with pytest.raises(PluginError, match=r"choose one of bit-depth, [-a-z, ]+$") as error:
         load_model("random:test_resnet?seed=0&img_size=32", defences=["qqq"])
+    offered = str(error.value).rpartition("choose one of ")[2].split(", ")
+    entries = {entry.spec.name: entry.spec for entry in get_registry().techniques()}
+    assert {entries[name].base for name in offered} == {"defence"}

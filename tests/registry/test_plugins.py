@@ -479,7 +479,7 @@ def test_a_missing_requirement_is_named_before_the_import(distribution: Make) ->
     [
         ("grad-kam", "did you mean 'grad-cam', "),
         ("GradCAM", "did you mean 'grad-cam', "),
-        ("timmscop:pgd", "did you mean 'timmscope:pgd' or"),
+        ("timmscop:pgd", "did you mean 'timmscope:pgd', "),
         ("zzz", "choose one of ablation-cam, activation-m"),
     ],
 )

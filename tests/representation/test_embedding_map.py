@@ -113,7 +113,10 @@ def test_a_pca_map_has_the_coordinates_of_scikit_learns_pca(store: Store) -> Non
     assert found.names == list(store.images.paths)
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+UMAP = pytest.param("umap", marks=pytest.mark.slow)  # it is compiled first
+
+
+@pytest.mark.parametrize("method", ["tsne", UMAP])
 @pytest.mark.parametrize("dimensions", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_seeds_decide_and_neighbours_stay_neighbours(
     digits: Any, method: str, dimensions: int
@@ -146,7 +149,7 @@ def test_a_small_t_sne_equals_open_tsnes_on_the_same_components(digits: Any) -> 
     assert abs(kept((digits, ours)) - kept((digits, np.asarray(theirs)))) < 0.02
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+@pytest.mark.parametrize("method", ["pca", "tsne", UMAP])
 def test_rows_put_in_afterwards_come_out_among_their_like(digits: Any, method: str) -> None:
     known, new = digits[:280], digits[280:]
     near = None if method == "pca" else 10
