@@ -11,11 +11,16 @@ from tests.environments import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = Path(f"{sys.prefix}-peers") / "env/bin/python"
+NETWORKS = [
+    pytest.param("standard", marks=pytest.mark.slow),
+    pytest.param("pgd", marks=pytest.mark.slow),
+    *(pytest.param(name, marks=pytest.mark.soak) for name in ("fast", "trades", "ibp")),
+]
+"""Each takes a minute, so that three wait for the soak."""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="`make slow` makes the environment of the peers")
-@pytest.mark.parametrize("network", ["standard", "fast", "pgd", "trades", "ibp"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_autoattack_leaves_as_many_digits_robust_as_pyautoattack(network, tmp_path: Path) -> None:
     norms = ["linf", "l2"] if network == "pgd" else ["linf"]
     told = run(PYTHON, "-m", "tests.peers.autoattack", network, tmp_path, *norms, cwd=ROOT)
