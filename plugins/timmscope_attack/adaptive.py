@@ -10,8 +10,9 @@ from torch import Tensor
 from timmscope import Ball, Goal, HookedModel, Loss
 from timmscope_attack.gradient import GradientAttack
 from timmscope_attack.outputs import mean_outputs
-from timmscope_attack.steps import L1_SHARE, direction, inside
 
+_L1_SHARE = 0.2
+"""In L1: share of the values that the first steps change."""
 _INCREASES = 0.75
 """Share of the steps since the last check that must raise the loss, or the step is halved."""
 _MOMENTUM = 0.75
@@ -128,12 +129,12 @@ class _State:
 
     def move(self, ball: Ball, first: bool) -> None:
         """Take a step; the first one has no momentum."""
-        ahead = self.now + self.size * direction(ball, self.gradient, self.share)
-        ahead = inside(ball, self.centre, ahead)
+        ahead = self.now + self.size * ball.direction(self.gradient, self.share)
+        ahead = ball.inside(self.centre, ahead)
         if ball.norm != "l1" and not first:
             step, last = ahead - self.now, self.now - self.before
             moved = self.now + _MOMENTUM * step + (1 - _MOMENTUM) * last
-            ahead = inside(ball, self.centre, moved)
+            ahead = ball.inside(self.centre, moved)
         self.before, self.now = self.now, ahead
 
 
@@ -171,7 +172,7 @@ class AdaptiveAttack(GradientAttack):
                 fifth.
             stop_when_fooled: stop changing an image at the first step at which it reaches the goal.
         """
-        shares = share if share is not None else start.new_full((len(start),), L1_SHARE)
+        shares = share if share is not None else start.new_full((len(start),), _L1_SHARE)
         state = _State.at(images, start, ball, shares)
         found = Climbed(
             images=start.clone(),

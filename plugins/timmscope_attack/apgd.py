@@ -19,6 +19,7 @@ from timmscope import (
     project_l1_in_box,
 )
 from timmscope_attack.adaptive import AdaptiveAttack, Climbed
+from timmscope_attack.boundaries import likely_others
 from timmscope_attack.few_classes import target_count, usable_loss
 from timmscope_attack.outputs import mean_outputs
 
@@ -144,12 +145,6 @@ def _l1_phases(steps: int) -> list[tuple[int, int]]:
     first = min(math.ceil(0.3 * steps), steps)
     second = min(first, steps - first)
     return [(3, first), (2, second), (1, steps - first - second)]
-
-
-def likely_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the classes with the largest logits besides the label, `(n, count)` int64."""
-    others = logits.float().scatter(1, labels[:, None], -torch.inf)
-    return others.argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def _start(images: Tensor, ball: Ball, generators: list[torch.Generator]) -> Tensor:

@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from timmscope import Goal, HookedModel, mean_over_draws
-from timmscope_attack.minimum import TINY, MinimumNormAttack
+from timmscope_attack.boundaries import boundaries, likely_others, nearest_plane
+from timmscope_attack.minimum import MinimumNormAttack
+from timmscope_attack.outputs import mean_outputs
 
 _BEYOND = 1e-4
 
@@ -57,61 +59,28 @@ class DeepFool(MinimumNormAttack):
         total = torch.zeros_like(images)
         changed = images.clone()
         rows = torch.arange(len(images), device=images.device)
-        others = torch.zeros(len(images), 0, dtype=torch.long, device=images.device)
+        classes = self._classes(model, images, goal)
         for step in self.track(range(self.steps), f"{self.title()} steps"):
-            own = goal.rows(rows)
-            if goal.objective is None and goal.targets is None and not step:
-                others = self._candidates(model, images, goal)
-            compute = partial(self._linear, model, changed[rows], own, others)
+            own, which = goal.rows(rows), classes[rows] if classes is not None else None
+            compute = partial(boundaries, model, changed[rows], own, which)
             with self.only(rows):
                 outputs, values, slopes = mean_over_draws(
-                    model, compute, step=step, draws=self.draws
+                    model, compute, step=step + 1, draws=self.draws
                 )
             going = ~own.reached(outputs)
-            rows, values, slopes = rows[going], values[going], slopes[going]
+            rows = rows[going]
             if not len(rows):
                 break
-            others = others[going]
-            self.note_gradient(slopes.abs().amax(1), rows)
-            total[rows] += self._step(values, slopes)
+            value, slope, dual = nearest_plane(values[going], slopes[going], self.norm)
+            self.note_gradient(slope, rows)
+            unit = slope.sign() if self.norm == "linf" else slope / dual.view(-1, 1, 1, 1)
+            total[rows] += (value.abs() / dual + _BEYOND).view(-1, 1, 1, 1) * unit
             changed[rows] = (images[rows] + (1 + self.overshoot) * total[rows]).clamp(0, 1)
         return changed
 
-    def _candidates(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
-        """Return the classes of the largest logits but the label, `(B, k)`."""
-        with torch.no_grad(), self.only(torch.arange(len(images), device=images.device)):
-            logits = goal.outputs(model, images)
-        logits = logits.scatter(1, goal.labels[:, None], -torch.inf)
-        return logits.topk(min(self.candidates, logits.shape[1]) - 1, dim=1).indices
-
-    def _linear(
-        self, model: HookedModel, images: Tensor, goal: Goal, others: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the outputs, `f` `(n, k)`, and the gradients `(n, k, C, H, W)` of the candidates.
-
-        The goal is reached where one of the values f is positive.
-        """
+    def _classes(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor | None:
+        """Return the classes of the largest logits but the label, `(B, K)`; None for one goal."""
         if goal.objective is not None or goal.targets is not None:
-            outputs, slope = goal.gradient(model, images, "margin")
-            return outputs, goal.margin(outputs)[:, None], slope[:, None]
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = images.detach().clone().requires_grad_()
-            logits = goal.outputs(model, leaf)
-            values = logits.gather(1, others) - logits.gather(1, goal.labels[:, None])
-            slopes = [
-                torch.autograd.grad(each.sum(), leaf, retain_graph=True)[0]
-                for each in values.unbind(1)
-            ]
-        return logits.detach(), values.detach(), torch.stack(slopes, 1)
-
-    def _step(self, values: Tensor, slopes: Tensor) -> Tensor:
-        """Return the step `(n, C, H, W)` just across the nearest boundary."""
-        flat = slopes.flatten(2)
-        dual = flat.norm(dim=2) if self.norm == "l2" else flat.abs().sum(2)
-        dual = dual.clamp(min=TINY)
-        nearest = (values.abs() / dual).argmin(1)
-        rows = torch.arange(len(values), device=values.device)
-        length = values.abs()[rows, nearest] / dual[rows, nearest] + _BEYOND
-        slope, dual = slopes[rows, nearest], dual[rows, nearest].view(-1, 1, 1, 1)
-        unit = slope / dual if self.norm == "l2" else slope.sign()
-        return length.view(-1, 1, 1, 1) * unit
+            return None
+        logits = mean_outputs(model, images, goal, step=0, draws=self.draws)
+        return likely_others(logits, goal.labels, min(self.candidates, logits.shape[1]) - 1)

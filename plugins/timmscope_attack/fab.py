@@ -18,7 +18,7 @@ from timmscope import (
     noise_like,
     step_to_plane,
 )
-from timmscope_attack.apgd import likely_others
+from timmscope_attack.boundaries import boundaries, likely_others, nearest_plane
 from timmscope_attack.few_classes import class_count
 from timmscope_attack.minimum import TINY, MinimumNormAttack
 from timmscope_attack.outputs import mean_outputs
@@ -153,10 +153,10 @@ class FAB(MinimumNormAttack):
             current = rows[active]
             own, origin, here = goal.rows(current), images[current], now[active]
             which = classes[current] if classes is not None else None
-            compute = partial(_boundaries, model, here, own, which)
+            compute = partial(boundaries, model, here, own, which)
             with self.only(current):
-                values, slopes = mean_over_draws(model, compute, step=2 * step, draws=self.draws)
-            value, normal = _nearest_plane(values, slopes, self.norm)
+                _, values, slopes = mean_over_draws(model, compute, step=2 * step, draws=self.draws)
+            value, normal, _ = nearest_plane(values, slopes, self.norm)
             self.note_gradient(normal, current)
             moved = self._moved(origin, here, value, normal)
             with self.only(current):
@@ -186,40 +186,3 @@ class FAB(MinimumNormAttack):
         share = (near / (near + far)).clamp(max=self.alpha_max).to(here).view(-1, 1, 1, 1)
         ahead = (1 - share) * (here + self.overshoot * from_here)
         return (ahead + share * (origin + self.overshoot * from_origin)).clamp(0, 1)
-
-
-def _boundaries(
-    model: HookedModel, images: Tensor, goal: Goal, classes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return how far beyond each boundary the images are, `(n, K)`, with slopes `(n, K, C, H, W)`.
-
-    Args:
-        model: the model to fool.
-        images: `(n, C, H, W)`.
-        goal: the goal of these images.
-        classes: `(n, K)` classes whose boundaries to the label they are; None for the goal's own.
-    """
-    if classes is None:
-        outputs, slope = goal.gradient(model, images, "margin")
-        return goal.margin(outputs)[:, None], slope[:, None]
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = images.detach().clone().requires_grad_()
-        outputs = goal.outputs(model, leaf)
-        logits = outputs if outputs.dtype == torch.float64 else outputs.float()
-        values = logits.gather(1, classes) - logits.gather(1, goal.labels[:, None])
-        last = values.shape[1] - 1
-        slopes = [
-            torch.autograd.grad(values[:, each].sum(), leaf, retain_graph=each < last)[0]
-            for each in range(values.shape[1])
-        ]
-    return values.detach(), torch.stack(slopes, 1)
-
-
-def _nearest_plane(values: Tensor, slopes: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Return value `(n,)` and slope of the plane that is nearest without the limits of pixels."""
-    sizes = slopes.abs().flatten(2)
-    dual = {"linf": sizes.sum(2), "l1": sizes.amax(2)}
-    steep = dual[norm] if norm in dual else (sizes**2).sum(2).sqrt()
-    pick = (values.abs() / (steep + TINY)).argmin(1)
-    each = torch.arange(len(values), device=values.device)
-    return values[each, pick], slopes[each, pick]

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from timmscope import AttackTechnique, Ball, Goal, HookedModel, Loss, mean_over_draws
-from timmscope_attack.steps import direction, inside
 
 
 class Gradients(AttackTechnique):
@@ -119,6 +118,5 @@ class GradientAttack(Gradients):
                 active, current, gradient = active[unbroken], current[unbroken], gradient[unbroken]
                 if not len(active):
                     break
-            moved = changed[active] + step_size * direction(ball, gradient)
-            changed[active] = inside(ball, images[current], moved)
+            changed[active] = ball.step(images[current], changed[active], gradient, step_size)
         return changed, first

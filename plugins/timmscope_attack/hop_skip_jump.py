@@ -58,11 +58,10 @@ class HopSkipJump(AttackTechnique):
     one call, or in as few as memory allows; the queries of an image do not depend on that. The
     first image is noise that reaches the goal, blended with the image: uniform noise of single
     pixels, or every second time of cells of the image, because some models give all fine noise one
-    label.
-    With `starts` it is the nearest of these images that reaches the goal, as a target class needs.
-    Of a random defence each step meets new draws. Cost: at most `queries` forward passes per image;
-    the noise of 5 steps takes 837, of 10 steps 2,243, of 20 steps 6,159 and of 40 steps 17,145, and
-    each step takes about 15 more.
+    label. With `starts` it is the nearest of these images that reaches the goal, as a target class
+    needs. Of a random defence each step meets new draws. Cost: at most `queries` forward passes per
+    image; the noise of 5 steps takes 837, of 10 steps 2,243, of 20 steps 6,159 and of 40 steps
+    17,145, and each step takes about 15 more.
 
     Paper:
         Chen, Jordan & Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack", S&P

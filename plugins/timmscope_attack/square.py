@@ -13,7 +13,6 @@ from torch import Tensor
 
 from timmscope import AttackTechnique, Ball, Goal, HookedModel, Norm, image_generators
 from timmscope_attack.outputs import mean_outputs
-from timmscope_attack.steps import inside
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Steps of 10,000 after which the area of the squares is halved."""
@@ -153,7 +152,7 @@ def _square(images: Tensor, best: Tensor, ball: Ball, side: int, numbers: Tensor
     window = (
         _between(top, height, side)[:, None, :, None] & _between(left, width, side)[:, None, None]
     )
-    return inside(ball, images, best + 2 * ball.epsilon * signs * window)
+    return ball.inside(images, best + 2 * ball.epsilon * signs * window)
 
 
 def _between(first: Tensor, size: int, side: int) -> Tensor:
@@ -207,7 +206,7 @@ def _on_surface(images: Tensor, change: Tensor, ball: Ball) -> Tensor:
     """Return images whose change has the norm epsilon, before they are clipped."""
     if ball.norm == "l2":
         return (images + ball.epsilon * ball.steepest(change)).clamp(0, 1)
-    return inside(ball, images, images + change)
+    return ball.inside(images, images + change)
 
 
 @cache
@@ -235,7 +234,7 @@ def _start(images: Tensor, ball: Ball, generators: list[torch.Generator]) -> Ten
     draw: Callable[..., Tensor] = torch.rand
     if ball.norm == "linf":
         rows = [draw(channels, 1, width, generator=each) for each in generators]
-        return inside(ball, images, images + ball.epsilon * _signs(torch.stack(rows)).to(images))
+        return ball.inside(images, images + ball.epsilon * _signs(torch.stack(rows)).to(images))
     side = max(min(height, width) // 5, 1)
     down, right = height // side, width // side
     shape = _bump_shape(side, ball.norm).to(images)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -45,13 +47,13 @@ class JudgedTraining(TrainingTechnique):
     beside: ModelName | None = None
     """Model whose accuracy on held-out images the card compares, such as `file:standard`."""
 
+    @abstractmethod
     def judged_ball(self, images: Tensor) -> Ball:
         """Return the ball in which the trained network is judged, of L∞ or L2.
 
         Args:
             images: `(B, C, H, W)`, of which the size matters.
         """
-        raise NotImplementedError
 
     def build(self, model: HookedModel) -> nn.Module:
         """Return a copy of the model's network."""

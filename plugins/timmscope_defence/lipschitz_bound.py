@@ -94,7 +94,7 @@ class LipschitzBound(CertificationTechnique):
         if not math.isfinite(bound.constant) or not bool(margin.isfinite().all()):
             raise TechniqueError(
                 f"the Lipschitz bound or the logits of {model.id} are not finite, so they prove "
-                "nothing: are its weights?"
+                "nothing: check that its weights are finite"
             )
         steepest, all_images = math.sqrt(2) * bound.constant, math.sqrt(images[0].numel())
         if self.clever_batches:

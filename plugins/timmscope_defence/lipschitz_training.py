@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from timmscope import (
     Ball,
+    Goal,
     HookedModel,
     TrainingBatch,
     TrainingProgress,
@@ -143,9 +144,8 @@ class LipschitzTraining(JudgedTraining):
         with torch.no_grad():
             logits = network(batch.images)
         bound = lipschitz_of(network, network, batch.images).constant
-        own = logits.gather(1, batch.labels[:, None])[:, 0]
-        others = logits.scatter(1, batch.labels[:, None], -torch.inf).amax(1)
-        return {**found, "certified": own - others > math.sqrt(2) * bound * self.epsilon}
+        margin = -Goal(labels=batch.labels).margin(logits)
+        return {**found, "certified": margin > math.sqrt(2) * bound * self.epsilon}
 
 
 def _input_sizes(network: nn.Module, example: Tensor) -> dict[_Weighted, tuple[int, ...]]:

@@ -10,8 +10,7 @@ import pytest
 import torch
 from tests.attack.conftest import Curved
 from tests.attack.test_oracles import TwoClasses
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_read_right
 
 from timmscope import HookedModel, ImageError, ParameterError, technique
 
@@ -28,15 +27,9 @@ def plane(images) -> HookedModel:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
+def digits():
     """Twenty held-out digits that the standard network classifies as labelled."""
-    _, file = write_digits(tmp_path_factory.mktemp("digits"))
-    with np.load(file) as arrays:
-        images = torch.from_numpy(arrays["images"])[:, None].float() / 255
-        labels = torch.from_numpy(arrays["labels"]).long()
-    model = digits_network("standard")
-    right = (model(images).argmax(1) == labels).nonzero().flatten()[:20]
-    return model, images[right], labels[right]
+    return digits_read_right("standard", 20)
 
 
 @pytest.mark.parametrize(("norm", "steps"), [("l2", 25), ("linf", 40)])

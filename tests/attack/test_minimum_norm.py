@@ -5,12 +5,10 @@ from __future__ import annotations
 import warnings
 
 import foolbox
-import numpy as np
 import pytest
 import torch
 from tests.attack.conftest import distances
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_read_right
 from torch import Tensor
 
 from timmscope import HookedModel, ParameterError, channel, technique
@@ -208,15 +206,9 @@ def test_penalties_are_positive():
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> tuple[HookedModel, Tensor, Tensor]:
+def digits() -> tuple[HookedModel, Tensor, Tensor]:
     """A network and digits that it reads right."""
-    _, file = write_digits(tmp_path_factory.mktemp("digits"))
-    with np.load(file) as arrays:
-        images = torch.from_numpy(arrays["images"][:40])[:, None].float() / 255
-        labels = torch.from_numpy(arrays["labels"][:40])
-    model = digits_network("standard")
-    right = model(images).argmax(1) == labels
-    return model, images[right], labels[right]
+    return digits_read_right("standard", 40)
 
 
 class TestDigits:
@@ -241,11 +233,12 @@ class TestDigits:
 
     def test_ddn_and_fmn_find_smaller_changes_than_deepfool(self, digits):
         model, images, labels = digits
-        far = technique("deepfool")()(model, images, labels).radius.median()
+        far = technique("deepfool")()(model, images, labels).radius
         for name in ("ddn", "fmn"):
             result = technique(name)()(model, images, labels)
             assert bool(result.success.all())
-            assert float(result.radius.median()) < 0.97 * float(far)
+            assert float((result.radius < far).double().mean()) >= 0.85
+            assert float((result.radius / far).median()) < 0.98
             assert result.forwards.tolist() == [100] * len(images)
 
 
@@ -253,3 +246,33 @@ def test_the_figure_gives_the_size_in_the_attacks_norm(curved, images):
     for norm, text in (("l0", "pixel"), ("l1", "L1 "), ("l2", "/255")):
         result = technique("fmn")(norm=norm, steps=20)(curved, images[:1])
         assert any(text in each.get_text() for each in result.figure().texts)
+
+
+@pytest.mark.slow
+def test_carlini_and_wagner_find_foolbox_s_distance_in_fewer_passes(digits):
+    model, images, labels = digits
+    images, labels = images[:20], labels[:20]
+    calls: list[int] = []
+    module = model.as_module()
+    module.register_forward_hook(lambda _module, inputs, _output: calls.append(len(inputs[0])))
+    peer = foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=200)
+    theirs, _, broken = attack(peer, images, labels, epsilons=None)
+    assert bool(broken.all())
+    result = technique("carlini-wagner")()(model, images, labels)
+    assert bool(result.success.all())
+    distance = float((theirs - images).flatten(1).norm(dim=1).median())
+    assert float(result.radius.median()) == pytest.approx(distance, rel=0.005)
+    assert int(result.forwards.sum()) < sum(calls)  # 30,431 of 31,260
+
+
+@pytest.mark.slow
+def test_pgd_that_stops_takes_a_third_of_foolbox_s_passes_at_one_grey_level(lite0):
+    peer = foolbox.PyTorchModel(lite0.as_module(), bounds=(0, 1), device="cpu")
+    images, labels = foolbox.samples(peer, dataset="imagenet", batchsize=20)
+    right = lite0(images).argmax(1) == labels
+    pgd = technique("pgd")(epsilon=1 / 255, steps=20, random_start=False, stop_when_fooled=True)
+    result = pgd(lite0, images[right], labels[right])
+    whole = technique("pgd")(epsilon=1 / 255, steps=20, random_start=False)
+    assert torch.equal(result.success, whole(lite0, images[right], labels[right]).success)
+    assert float(result.forwards.double().mean()) <= 0.35 * 20  # foolbox takes all steps

@@ -6,18 +6,13 @@ attacks of fixed radius do not have.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
-import torch
 from tests.bench.pairs import Pair, compare
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_read_right
 
-from timmscope import HookedModel, load_model, technique
+from timmscope import load_model, technique
 
 
 def attacks() -> Iterator[Pair]:
@@ -43,7 +38,7 @@ def attacks() -> Iterator[Pair]:
             ("foolbox", lambda: theirs(peer, images, labels, epsilons=1 / 255)),
             runs=3,
         )
-    model, images, labels = _digits(50)
+    model, images, labels = digits_read_right("standard", 50)
     peer = foolbox.PyTorchModel(model.as_module(), bounds=(0, 1), device="cpu")
     for name, settings, attack in (
         (
@@ -62,15 +57,3 @@ def attacks() -> Iterator[Pair]:
             ("foolbox", lambda attack=attack: attack(peer, images, labels, epsilons=None)),
             runs=3,
         )
-
-
-def _digits(count: int) -> tuple[HookedModel, torch.Tensor, torch.Tensor]:
-    """Return a network and digits that it reads right."""
-    model = digits_network("standard")
-    with tempfile.TemporaryDirectory() as folder:
-        _, file = write_digits(Path(folder))
-        with np.load(file) as arrays:
-            images = torch.from_numpy(arrays["images"])[:, None].float() / 255
-            labels = torch.from_numpy(arrays["labels"])
-    right = model(images).argmax(1) == labels
-    return model, images[right][:count], labels[right][:count]

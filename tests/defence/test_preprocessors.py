@@ -8,8 +8,7 @@ import torch
 from scipy import ndimage
 from skimage import data
 from skimage.restoration import denoise_tv_chambolle
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_network, held_out_digits
 from torch import Tensor
 
 from timmscope import HookedModel, ParameterError, UnsupportedModel, load_model, technique
@@ -112,13 +111,9 @@ def test_filters_larger_than_the_images_are_refused():
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> tuple[HookedModel, Tensor, Tensor]:
+def digits() -> tuple[HookedModel, Tensor, Tensor]:
     """A network and digits."""
-    _, file = write_digits(tmp_path_factory.mktemp("digits"))
-    with np.load(file) as arrays:
-        images = torch.from_numpy(arrays["images"][:100])[:, None].float() / 255
-        labels = torch.from_numpy(arrays["labels"][:100])
-    return digits_network("standard"), images, labels
+    return digits_network("standard"), *held_out_digits(100)
 
 
 class TestDigits:

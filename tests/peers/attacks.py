@@ -7,26 +7,18 @@ share of images on whose success both agree, and the share that is fooled.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
-import numpy as np
-import torch
 import torchattacks
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_network, held_out_digits
 
 from timmscope import technique
 
 EPSILON, STEP, STEPS = 0.25, 0.05, 10
 
 
-def main(folder: str) -> None:
+def main() -> None:
     """Compare the attacks on 64 held-out digits."""
-    _, file = write_digits(Path(folder))
-    with np.load(file) as arrays:
-        images = torch.from_numpy(arrays["images"][:64])[:, None].float() / 255
-        labels = torch.from_numpy(arrays["labels"][:64])
+    images, labels = held_out_digits(64)
     model = digits_network("trades")  # whose gradients do not vanish
     module = model.as_module()
     right = model(images).argmax(1) == labels
@@ -58,4 +50,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

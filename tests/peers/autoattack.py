@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
-import numpy as np
 import torch
 from pyautoattack import AutoAttack
-from tests.digits.images import write_digits
-from tests.digits.load import digits_network
+from tests.digits.load import digits_network, held_out_digits
 
 from timmscope import technique
 
@@ -22,12 +19,9 @@ QUERIES = 500
 RADII = {"linf": 0.1, "l2": 0.5}
 
 
-def main(network: str, folder: str, norms: list[str]) -> None:
+def main(network: str, norms: list[str]) -> None:
     """Compare the robust digits of one network."""
-    _, file = write_digits(Path(folder))
-    with np.load(file) as arrays:
-        images = torch.from_numpy(arrays["images"][:DIGITS])[:, None].float() / 255
-        labels = torch.from_numpy(arrays["labels"][:DIGITS])
+    images, labels = held_out_digits(DIGITS)
     model = digits_network(network)
     module = model.as_module()
     found = {}
@@ -46,4 +40,4 @@ def main(network: str, folder: str, norms: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2:])

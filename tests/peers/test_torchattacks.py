@@ -15,8 +15,8 @@ PYTHON = Path(f"{sys.prefix}-peers") / "env/bin/python"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="`make slow` makes the environment of the peers")
-def test_fgsm_and_pgd_are_torchattacks_on_digits(tmp_path: Path) -> None:
-    told = run(PYTHON, "-m", "tests.peers.attacks", tmp_path, cwd=ROOT)
+def test_fgsm_and_pgd_are_torchattacks_on_digits() -> None:
+    told = run(PYTHON, "-m", "tests.peers.attacks", cwd=ROOT)
     found = json.loads(told.splitlines()[-1])
     for name, figures in found.items():
         assert figures["difference"] <= 1e-6, name

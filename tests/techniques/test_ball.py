@@ -181,3 +181,15 @@ def test_the_nearest_image_that_reaches_the_goal_is_kept():
     assert nearest.found.tolist() == [True, False, True]
     assert nearest.images.flatten(1).tolist() == [[0.25, 0.0], [0.0, 0.0], [0.5, 0.0]]
     assert torch.equal(images, torch.zeros(3, 1, 1, 2))
+
+
+def test_a_step_in_l1_changes_a_fifth_of_the_values_and_stays_in_the_box():
+    ball = Ball(norm="l1", epsilon=0.6)
+    gradient = pixels(5.0, -4.0, 3.0, 0.5, 0.0, 0.1, 0.2, -0.3, 0.1, 0.0)
+    assert ball.direction(gradient).flatten().tolist() == [0.5, -0.5, *[0.0] * 8]
+    centre = pixels(0.9, 0.5, *[0.5] * 8)
+    # Of 0.5 more and 0.5 less, the first has room for 0.1, so the second takes the rest of 0.6.
+    moved = ball.step(centre, centre, gradient, 1.0)
+    torch.testing.assert_close(moved, pixels(1.0, 0.0, *[0.5] * 8))
+    few = ball.direction(gradient, torch.tensor([0.1]))
+    assert few.flatten().tolist() == [1.0, *[0.0] * 9]

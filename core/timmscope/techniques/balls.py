@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from timmscope.techniques.box_projections import project_l1_in_box
 from timmscope.techniques.session import noise_like
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -24,6 +25,9 @@ NORM_NAMES: dict[str, str] = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"
 
 RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 3.0, "l1": 60.0, "l0": 150.0}
 """Usual radii: L∞ at any size, the others at 224×224."""
+
+L1_SHARE = 0.2
+"""Share of the values, those of the largest slopes, that a step in L1 changes."""
 
 _TINY = 1e-12
 _RELATIVE = 1e-5
@@ -110,11 +114,44 @@ class Ball:
             return change * (self.epsilon / _l2(change)).clamp(max=1)
         return project_change(change, self.norm, change.new_full((len(change),), self.epsilon))
 
-    def step(self, centre: Tensor, images: Tensor, gradient: Tensor, size: float) -> Tensor:
-        """`clip(centre + project(images + size · steepest(gradient) − centre))`, inside [0, 1].
+    def direction(self, gradient: Tensor, share: Tensor | float = L1_SHARE) -> Tensor:
+        """Return a direction of unit norm for an ascent of many steps.
 
-        Projection comes before clipping to [0, 1], as in foolbox; the clipped change is still in
-        the ball, because the centre is in [0, 1].
+        It is the steepest one, but in L1 the signs of the values with the largest slopes, divided
+        by their number, because steps of a single value take too many (Tramèr & Boneh, NeurIPS
+        2019, arXiv:1904.13000).
+
+        Args:
+            gradient: `(B, C, H, W)`.
+            share: share of the values that a step in L1 changes, `(B,)` or one for all; at least
+                one value changes.
+        """
+        if self.norm != "l1":
+            return self.steepest(gradient)
+        slopes = gradient.abs().flatten(1)
+        wanted = gradient.new_ones(len(gradient)) * share * slopes.shape[1]
+        counts = wanted.round().long().clamp(1, slopes.shape[1])
+        least = slopes.sort(1, descending=True).values.gather(1, counts[:, None] - 1)
+        signs = gradient.sign() * (slopes >= least).view_as(gradient)
+        return signs / signs.abs().flatten(1).sum(1).clamp(min=1).view(-1, 1, 1, 1)
+
+    def inside(self, centre: Tensor, moved: Tensor) -> Tensor:
+        """Return images in the ball around `centre` and in [0, 1], near those that moved out.
+
+        In L∞ and L1 they are the nearest ones. In L2 and L0 the change is projected and then
+        clipped, as in foolbox; it stays in the ball, because the centre is in [0, 1].
+
+        Args:
+            centre: `(B, C, H, W)` in [0, 1].
+            moved: `(B, C, H, W)`.
+        """
+        change = moved - centre
+        if self.norm == "l1":
+            return (centre + project_l1_in_box(centre, change, self.epsilon)).clamp(0, 1)
+        return (centre + self.project(change)).clamp(0, 1)
+
+    def step(self, centre: Tensor, images: Tensor, gradient: Tensor, size: float) -> Tensor:
+        """`inside(centre, images + size · direction(gradient))`: a step of projected ascent.
 
         Args:
             centre: `(B, C, H, W)`, the centres of the balls.
@@ -122,8 +159,7 @@ class Ball:
             gradient: `(B, C, H, W)` at `images`.
             size: length of the step in the ball's norm.
         """
-        moved = images + size * self.steepest(gradient)
-        return (centre + self.project(moved - centre)).clamp(0, 1)
+        return self.inside(centre, images + size * self.direction(gradient))
 
     def sample(self, images: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return changes drawn uniformly from the ball, for each image from its own generator.

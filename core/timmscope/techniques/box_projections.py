@@ -8,12 +8,14 @@ are in float64, since an image has 150,000 values.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from timmscope.techniques.balls import Norm
 from timmscope_registry import ParameterError
 
+_Norm = Literal["linf", "l2", "l1"]
 _STEPS = 200
 """Most steps of the search for a level; about ten are enough."""
 
@@ -50,7 +52,7 @@ def project_l1_in_box(images: Tensor, change: Tensor, radii: Tensor | float) -> 
     return change.sign() * kept.view_as(change).to(change)
 
 
-def step_to_plane(images: Tensor, normals: Tensor, gaps: Tensor, norm: Norm) -> Tensor:
+def step_to_plane(images: Tensor, normals: Tensor, gaps: Tensor, norm: _Norm) -> Tensor:
     """Return the smallest changes d with `⟨normal, d⟩ = gap` that keep the pixels in [0, 1].
 
     Where no such change exists, it is the one that comes nearest to the plane. With a room u that
@@ -88,7 +90,7 @@ def _greedy(weights: Tensor, room: Tensor, gap: Tensor) -> Tensor:
     return torch.zeros_like(room).scatter_(1, order, torch.where(ordered > 0, taken, 0.0))
 
 
-def _levelled(weights: Tensor, room: Tensor, gap: Tensor, norm: Norm) -> Tensor:
+def _levelled(weights: Tensor, room: Tensor, gap: Tensor, norm: _Norm) -> Tensor:
     """Let all values grow, in L2 in proportion to their weights, until the gain is the gap."""
     speed = torch.ones_like(weights) if norm == "linf" else weights
     moves = weights > 0
