@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.mining.contents import contents
+from tests.processes import COMMAND, Running
 
 MODEL = "random:resnet18?seed=0&img_size=32"
 SIZES = ["--batch-size", 4, "--shard-size", 4, "--workers", 0]
@@ -127,21 +125,14 @@ def test_mining_without_a_readable_image_leaves_the_folder_usable(
 def test_ctrl_c_gives_one_line_that_says_how_to_resume(photos: Path, tmp_path: Path) -> None:
     out, names = tmp_path / "s.scope", tmp_path / "names.txt"
     names.write_text("photos/1.png\n" * 2000)  # enough that the signal comes before the end
-    code = "from timmscope.cli import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", code, "mine", MODEL, names, "-o", out, "-l", "layer1"]
-    command += ["--batch-size", "1", "--shard-size", "1", "--workers", "2"]
-    process = subprocess.Popen(
-        list(map(str, command)),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    while not (out / "shards/00001.h5").exists() and process.poll() is None:
+    command = ["mine", MODEL, names, "-o", out, "-l", "layer1"]
+    command += ["--batch-size", 1, "--shard-size", 1, "--workers", 2]
+    process = Running(COMMAND, *command)
+    while not (out / "shards/00001.h5").exists() and process.alive:
         time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 130
-    (line,) = err.splitlines()
+    process.signal(signal.SIGINT)
+    done = process.done()
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
     assert line.startswith("timmscope: interrupted with ")
     assert line.endswith(" of 2000 shards done: run the same command again to resume")

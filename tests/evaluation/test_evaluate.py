@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.processes import Running
 
 from timmscope import (
     Deletion,
@@ -124,16 +122,15 @@ def test_a_killed_evaluation_resumes_without_repeating_a_map(photos, tmp_path):
         "from tests.evaluation.test_evaluate import *\n"
         f"evaluate(load_model(MODEL), {str(photos)!r}, TECHNIQUES, metrics=QUICK, out={str(out)!r})"
     )
-    paths = os.pathsep.join([str(Path.cwd()), *(path for path in sys.path if path)])
-    child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    child = Running(code)
     records = out / "records.jsonl"
     limit = time.monotonic() + 60
-    while child.poll() is None and time.monotonic() < limit:
+    while child.alive and time.monotonic() < limit:
         if records.exists() and records.read_bytes().count(b"\n") >= 2:
-            child.send_signal(signal.SIGKILL)
+            child.signal(signal.SIGKILL)
             break
         time.sleep(0.002)
-    child.wait()
+    child.done()
     before = records.read_bytes()
     done = before[: before.rfind(b"\n") + 1]
     assert done.count(b"\n") >= 2

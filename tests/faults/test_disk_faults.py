@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.faults.disk_faults import faults
 from tests.faults.sweep import fails
 from tests.faults.work import WORKS, Add
+from tests.processes import run_code
 
 from timmscope import StoreError, VectorIndexError
 from timmscope.store.records import Journal
@@ -40,16 +38,7 @@ def test_a_failing_call_is_one_clear_line_and_the_work_can_be_done_again(
 def test_work_can_be_done_again_wherever_a_call_failed_or_was_the_last(
     tmp_path: Path, share: float, kinds: list[str]
 ) -> None:
-    command = [sys.executable, "-m", "tests.faults.sweep", str(tmp_path), str(share), *kinds]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-    )
+    done = run_code("tests.faults.sweep", tmp_path, share, *kinds)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[0] for line in lines] == kinds

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from tests.mining.contents import contents
 from tests.mining.synthetic import LAYER, write_synthetic
+from tests.processes import run_code, run_command
 
 from timmscope import Store, VectorIndex, checked_json
 from timmscope.mining import merge, verify
@@ -125,20 +124,12 @@ def test_an_index_that_lacks_new_rows_is_not_damaged(tmp_path: Path) -> None:
 
 
 def test_the_command_names_a_damaged_index_and_exits_with_2(own: Path) -> None:
-    def run(*arguments: str) -> Any:
-        return subprocess.run(
-            [Path(sys.executable).with_name("timmscope"), "verify", own, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     truncate(own)
-    found = run("--json")
+    found = run_command("verify", own, "--json")
     assert found.returncode == 2
     assert json.loads(found.stdout)["damage"][0]["file"] == FILE
-    assert run("--repair").returncode == 0
-    assert json.loads(run("--json").stdout)["ok"]
+    assert run_command("verify", own, "--repair").returncode == 0
+    assert json.loads(run_command("verify", own, "--json").stdout)["ok"]
 
 
 # Parts
@@ -253,8 +244,7 @@ from timmscope.progress import reporting
 RowTable.write = lambda *arguments: os.kill(os.getpid(), 9)  # after the codes are written
 merge({[str(part) for part in parts]!r}, {str(tmp_path / "whole.scope")!r})
 """
-    killed = subprocess.run([sys.executable, "-c", code], check=False)
-    assert killed.returncode == -9
+    assert run_code(code).returncode == -9
     assert [path.suffix for path in (tmp_path / "whole.scope" / "index").iterdir()] == [".tmp"]
     whole = merge(parts, tmp_path / "whole.scope")
     assert contents(whole.path) == contents(mined)

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.mining.contents import contents
+from tests.processes import run_command
 from torch import Tensor, nn
 
 from timmscope import HookedModel
@@ -126,15 +125,8 @@ def test_images_of_any_size_are_mined_and_too_large_ones_are_reported_with_the_l
     Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
     Image.new("1", (30_000, 20_000)).save(folder / "huge.png")
     out = tmp_path / "s"
-    command = [Path(sys.executable).with_name("timmscope"), "mine", MODEL, folder, "-o", out]
-    done = subprocess.run(
-        [*map(str, command), "--layers", "global_pool", "--workers", "0"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "COLUMNS": "120"},
-        check=False,
-    )
+    command = ["mine", MODEL, folder, "-o", out, "--layers", "global_pool", "--workers", 0]
+    done = run_command(*command, COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, "")  # Pillow's own warnings included
     assert done.stdout.count("above the limit of 178956970 pixels") == 2
     store = Store.open(out)

@@ -6,14 +6,13 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.mining.contents import contents
+from tests.processes import Running, run_code
 
 from timmscope import HookedModel, load_model
 from timmscope.images import FolderSource
@@ -104,13 +103,9 @@ mine(model, sys.argv[1], sys.argv[2], ranges=(int(sys.argv[3]), 4), **eval(sys.a
 """
     parts = [tmp_path / f"p{i}.scope" for i in range(1, 5)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(pictures), str(part), str(i), repr(SETTINGS)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for i, part in enumerate(parts, start=1)
+        Running(code, pictures, part, i, repr(SETTINGS)) for i, part in enumerate(parts, start=1)
     ]
-    assert [process.wait(300) for process in processes] == [0] * 4
+    assert [process.done().returncode for process in processes] == [0] * 4
     assert contents(merge(parts, tmp_path / "merged").path) == contents(whole)
 
 
@@ -122,12 +117,7 @@ from timmscope import load_model, mine
 model = load_model("random:resnet18?seed=0&img_size=32")
 mine(model, {str(pictures)!r}, {str(tmp_path / "p")!r}, ranges=(2, 3), **{SETTINGS!r})
 """
-    killed = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "OMP_NUM_THREADS": "1", CRASH_VARIABLE: "rows:3"},
-        check=False,
-    )
-    assert killed.returncode == -9
+    assert run_code(code, **{CRASH_VARIABLE: "rows:3"}).returncode == -9
     assert list(Manifest.read(tmp_path / "p").shards) == [2]
     resumed = mine(small_model, pictures, tmp_path / "p")  # `ranges` is taken from the store
     assert resumed.manifest.part == (2, 3)
@@ -285,10 +275,7 @@ def test_a_killed_merge_resumes(
     thirds: list[Path], whole: Path, tmp_path: Path, point: str
 ) -> None:
     code = f"from timmscope import merge; merge({[*map(str, thirds)]!r}, {str(tmp_path / 'm')!r})"
-    killed = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, CRASH_VARIABLE: point}, check=False
-    )
-    assert killed.returncode == -9
+    assert run_code(code, **{CRASH_VARIABLE: point}).returncode == -9
     assert not Store.open(tmp_path / "m").complete
     assert contents(merge(thirds, tmp_path / "m").path) == contents(whole)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.mining.contents import contents
+from tests.processes import run_code
 
 from timmscope import HookedModel
 from timmscope.mining import merge, mine, verify
@@ -54,15 +53,7 @@ def halves(
 def test_merges_killed_at_random_moments_end_in_the_bytes_of_one_pass(
     halves: list[Path], whole: Path, tmp_path: Path, kills: int
 ) -> None:
-    script = Path(__file__).with_name("killing_merges.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), str(kills), *map(str, halves)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = run_code("tests.mining.killing_merges", tmp_path, kills, *halves)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout), "no kill hit a merge between its first shard and its end"
     expected = contents(whole)

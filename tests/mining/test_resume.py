@@ -7,8 +7,7 @@ import fcntl
 import json
 import os
 import resource
-import subprocess
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.mining.contents import contents
+from tests.processes import Running, run_code, run_command
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
@@ -55,32 +55,13 @@ def datasets(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def in_another_process(code: str, **environment: str) -> Any:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(
     "kills", [pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.soak)]
 )
 def test_killed_and_resumed_runs_are_bit_identical(
     pictures: Path, tmp_path: Path, kills: int
 ) -> None:
-    script = Path(__file__).with_name("killing.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(pictures), str(tmp_path), str(kills), str(kills)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    done = run_code("tests.mining.killing", pictures, tmp_path, kills, kills)
     assert done.returncode == 0, done.stderr
     shards = json.loads(done.stdout)["shards"]
     assert len(shards) >= kills
@@ -297,7 +278,7 @@ try:
 except KeyboardInterrupt:
     print("stopped")
 """
-    done = in_another_process(code)
+    done = run_code(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
     assert not list(tmp_path.rglob("*.tmp"))
     assert not Store.open(tmp_path / "s").complete
@@ -494,14 +475,12 @@ with StoreLock(Path({str(tmp_path / "s")!r})):
     print("held", flush=True)
     time.sleep(600)
 """
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    holder = Running(hold)
+    holder.wait_for("held")
     with pytest.raises(StoreError, match=f"process {holder.pid} is writing to this store"):
         run(small_model, pictures, tmp_path / "s")
-    holder.kill()
-    holder.wait()
-    holder.stdout.close()
+    holder.signal(signal.SIGKILL)
+    holder.done()
     assert run(small_model, pictures, tmp_path / "s").complete
 
 
@@ -521,24 +500,16 @@ class Slow(FolderSource):
 mine(load_model("random:resnet18?seed=0&img_size=32"), Slow({str(pictures)!r}),
      {str(tmp_path / "s")!r}, **{SETTINGS!r})
 """
-    command = [
-        str(Path(sys.executable).with_name("timmscope")),
-        "mine",
-        "random:resnet18?seed=0&img_size=32",
-    ]
-    command += [str(pictures), "-o", str(tmp_path / "s"), "--workers", "0"]
-    first = subprocess.Popen([sys.executable, "-c", slow], stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
+    first = Running(slow)
     try:
-        assert first.stdout.readline() == "mining\n"
-        second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        first.wait_for("mining")
+        second = run_command("mine", small_model.id, pictures, "-o", tmp_path / "s", "--workers", 0)
         assert second.returncode == 2
         assert f"process {first.pid} is writing to this store" in second.stderr
         assert second.stderr.count("\n") == 1
     finally:
-        first.kill()
-        first.wait()
-        first.stdout.close()
+        first.signal(signal.SIGKILL)
+        first.done()
     assert run(small_model, pictures, tmp_path / "s").complete
     assert verify(tmp_path / "s").ok
 
@@ -555,7 +526,7 @@ with StoreLock(Path({str(tmp_path)!r})):
         os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    in_another_process(code)
+    run_code(code)
     time.sleep(0.2)
     with StoreLock(tmp_path):
         pass
@@ -581,7 +552,7 @@ for room in {rooms}:
     except TimmscopeError as error:
         print(type(error).__name__, error)
 """
-    done = in_another_process(code)
+    done = run_code(code)
     assert done.returncode == 0, done.stderr  # libhdf5 alone would have died of signal 11
     assert done.stderr == ""
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["StoreError"] * len(rooms)
@@ -608,7 +579,7 @@ try:
 except TimmscopeError as error:
     print(type(error).__name__, error)
 """
-    done = in_another_process(code)
+    done = run_code(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("StoreError no room in shared memory")
     assert "workers=0" in done.stdout
@@ -630,7 +601,7 @@ try:
 except StoreError as error:
     print(error)
 """
-    done = in_another_process(code, TMPDIR=str(deep))
+    done = run_code(code, TMPDIR=str(deep))
     assert (done.returncode, done.stderr) == (0, "")
     (line,) = done.stdout.splitlines()
     assert line == "complete" or f"{deep} (AF_UNIX path too long); set TMPDIR to another" in line
@@ -655,7 +626,7 @@ model = load_model("random:resnet18?seed=0&img_size=32")
 store = mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, **{ {**SETTINGS, "workers": 2}!r})
 print(store.complete)
 """
-    done = in_another_process(code, OMP_NUM_THREADS="2")
+    done = run_code(code, OMP_NUM_THREADS="2")
     assert done.stdout == "True\n", done.stderr
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.processes import run_code
 
 
 @pytest.mark.parametrize(
@@ -22,12 +21,6 @@ def test_runs_killed_at_random_places_end_with_the_same_bytes(tmp_path: Path, se
         pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(pictures / f"{number}.png")
     (pictures / "7.png").write_bytes(b"no image")
-    script = Path(__file__).with_name("killing.py")
-    done = subprocess.run(
-        [sys.executable, script, pictures, tmp_path, "16", str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_code("tests.over.killing", pictures, tmp_path, 16, seed)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "16 kills" in done.stdout

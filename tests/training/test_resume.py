@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.processes import run_code
 from tests.training.conftest import Plain, pixels, same_bytes, small
 from torch.nn import functional
 
@@ -21,18 +20,7 @@ from timmscope.testing.subjects import recorded_progress
 
 
 def killed(photos: Path, folder: Path, kills: int, seed: int) -> dict:
-    script = Path(__file__).with_name("killing.py")
-    root = script.parents[2]
-    command = [
-        sys.executable,
-        "-m",
-        "tests.training.killing",
-        photos,
-        folder,
-        str(kills),
-        str(seed),
-    ]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    done = run_code("tests.training.killing", photos, folder, kills, seed)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
