@@ -53,6 +53,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "image-quilting": {"size": 240, "block_px": 16},
     "fab": {"norm": "l2", "steps": 15, "target_classes": 3},
     "feature-inversion": {"weight": 300},
+    "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
     "embedding-map": {"method": "tsne"},
@@ -87,6 +88,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, [cat, coffee])
     if name == "feature-inversion":
         return run(model, match("blocks.2", images=cat))
+    if name == "deep-dream":
+        return run(model, "blocks.4", init=cat)
     if run.base == "synthesis":
         return run(model, "espresso")
     if name in PROVABLE:  # they prove nothing for a network that is not trained for them

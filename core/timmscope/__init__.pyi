@@ -192,6 +192,9 @@ from .objectives import (
     direction as direction,
 )
 from .objectives import (
+    guide as guide,
+)
+from .objectives import (
     layer_energy as layer_energy,
 )
 from .objectives import (

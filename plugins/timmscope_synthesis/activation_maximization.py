@@ -18,7 +18,6 @@ from timmscope import (
     GradientCheck,
     HookedModel,
     Objective,
-    ParameterError,
     SynthesisOutcome,
     SynthesisTechnique,
     frame_steps,
@@ -34,6 +33,7 @@ from timmscope_synthesis.parameterisation import (
     Parameterisation,
     PixelParameterisation,
 )
+from timmscope_synthesis.sizes import check_size
 from timmscope_synthesis.transforms import RandomViews, view
 
 CHECK_EVERY = 16
@@ -123,7 +123,9 @@ class ActivationMaximization(SynthesisTechnique):
             TechniqueError: the gradient of an image is zero.
         """
         size = self._size(model, init)
-        self._check_size(model, objective.rows(0, 1), size)
+        own = "×".join(map(str, model.input_size[1:]))
+        advice = f"leave size unset for its own {own}"
+        check_size(model, objective.rows(0, 1), size, "size", advice)
         targets, objective, init = per_image(objective, init, self.count)
         count = len(targets)
         space = self._space(size, model.input_size[0])
@@ -262,24 +264,3 @@ class ActivationMaximization(SynthesisTechnique):
         if init is not None:
             return int(init.shape[2]), int(init.shape[3])
         return model.input_size[1], model.input_size[2]
-
-    def _check_size(self, model: HookedModel, objective: Objective, size: tuple[int, int]) -> None:
-        """Refuse a size that the model does not take.
-
-        Raises:
-            ParameterError: the forward pass fails on a grey image of that size.
-        """
-        if size == model.input_size[1:]:
-            return
-        try:
-            with torch.no_grad():
-                grey = torch.full((1, model.input_size[0], *size), 0.5, device=model.device)
-                model.score(grey, objective)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            height, width = model.input_size[1:]
-            raise ParameterError(
-                f"{model.id} does not take images of {size[0]}×{size[1]} px for {objective} "
-                f"({reason}); leave size unset for its own {height}×{width}",
-                parameter="size",
-            ) from error

@@ -16,6 +16,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Olah, Mordvintsev & Schubert, Distill 2017, doi:10.23915/distill.00007",
     )
     yield TechniqueSpec(
+        name="deep-dream",
+        family="synthesis",
+        summary="What a layer sees in an image, enhanced from coarse to fine.",
+        impl="timmscope_synthesis.deep_dream:DeepDream",
+        paper="Mordvintsev, Olah & Tyka, Google Research Blog 2015",
+    )
+    yield TechniqueSpec(
         name="feature-inversion",
         family="synthesis",
         summary="The image that a layer's activation describes, found by gradient descent.",

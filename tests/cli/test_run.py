@@ -181,6 +181,7 @@ def test_each_family_runs_from_the_command_line(cli: Cli, picture: Path, tmp_pat
         "pgd": [MODEL, picture, "--target", "7", "--steps", "2"],
         "filters": [MODEL],
         "activation-maximization": [MODEL, "--target", "class:3", "--steps", "2"],
+        "deep-dream": [MODEL, "-t", f'guide(layer2@"{picture}")', "--steps", "1"],
         "feature-inversion": [MODEL, "-t", f'match(layer2@"{picture}")', "--steps", "2"],
         "neural-style": [MODEL, picture, "--style", picture, "--weight", "1", "--steps", "2"],
     }

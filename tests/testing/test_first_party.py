@@ -25,6 +25,7 @@ QUICK = {
     "fmn": {"steps": 4},
     "eot-pgd": {"steps": 2, "samples": 2, "scored": 3},
     "distillation-training": {"epochs": 2, "batch_size": 8, "judge_steps": 2},
+    "deep-dream": {"octaves": 1, "steps": 4, "frames": 2},
     "feature-inversion": {"steps": 4, "frames": 2},
     "hopskipjump": {"steps": 2, "samples": 20, "start_tries": 30},
     "ibp-training": {"epochs": 2, "batch_size": 8, "judge_steps": 2},

@@ -7,6 +7,7 @@ from timmscope.objectives.class_objectives import (
     probability,
     top,
 )
+from timmscope.objectives.guide import guide
 from timmscope.objectives.layer_objectives import channel, direction, layer_energy, neuron
 from timmscope.objectives.match import match
 from timmscope.objectives.model import ModelLike
@@ -19,6 +20,7 @@ __all__ = [
     "channel",
     "class_logit",
     "direction",
+    "guide",
     "layer_energy",
     "log_probability",
     "match",

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -80,12 +80,34 @@ def match(
         raise ObjectiveError("match needs one target: give either images= or vector=")
     if vector is not None:
         return match_rows(layer, _numbers(vector), distance=distance)
+    return match_images(Match, layer, images, distance, bool(pooled))
+
+
+def match_images(
+    kind: type[Match],
+    layer: str,
+    images: Any,
+    distance: Distance = "squared",
+    pooled: bool = False,
+) -> Match:
+    """Make an objective whose targets are images.
+
+    Args:
+        kind: the objective's class.
+        layer: name of the layer.
+        images: as for `match`.
+        distance: as for `match`.
+        pooled: as for `match`.
+
+    Raises:
+        ObjectiveError: there is no image, or a file cannot be read.
+    """
     sources = _separate(images)
     if not sources:
-        raise ObjectiveError("match got no images: give one, or one per image")
+        raise ObjectiveError(f"{kind.function} got no images: give one, or one per image")
     names = tuple(str(item) if isinstance(item, str | Path) else "" for item in sources)
     digests = tuple(map(_image_digest, sources))
-    return Match(layer, digests, names, distance, bool(pooled), False, sources)
+    return kind(layer, digests, names, distance, pooled, False, sources)
 
 
 def match_rows(
@@ -196,6 +218,9 @@ class Match(LayerObjective):
         computed_by: id and SHA-256 of the only model whose activations the vectors are.
     """
 
+    function: ClassVar[str] = "match"
+    """Its name in texts."""
+
     digests: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     distance: Distance = "squared"
@@ -212,8 +237,8 @@ class Match(LayerObjective):
         layer, count = model.layers[self.layer], len(self.digests)
         if images is not None and count not in (1, len(images)):
             raise ObjectiveError(
-                f"{count} targets of match at {self.layer!r} for {len(images)} image(s): give one, "
-                "or one per image"
+                f"{count} targets of {self.function} at {self.layer!r} for {len(images)} image(s): "
+                "give one, or one per image"
             )
         if self.computed_by is not None and self.computed_by[1] != model.activations_sha256:
             raise ObjectiveError(
@@ -339,7 +364,7 @@ class Match(LayerObjective):
     def _text(self, targets: str) -> str:
         options = ", cosine" * (self.distance == "cosine")
         options += ", pooled" * (self.pooled and not self.vectors)
-        return f"match({layer_text(self.layer)}@{targets}{options})"
+        return f"{self.function}({layer_text(self.layer)}@{targets}{options})"
 
 
 def _separate(images: Any) -> tuple[Any, ...]:

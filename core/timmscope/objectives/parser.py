@@ -24,6 +24,7 @@ from timmscope.objectives.class_objectives import (
     probability,
     top,
 )
+from timmscope.objectives.guide import guide
 from timmscope.objectives.layer_objectives import channel, direction, load_direction, neuron
 from timmscope.objectives.match import Distance, Match, check_digests, load_match, match
 from timmscope_registry import LayerNotFound, ObjectiveError
@@ -36,7 +37,7 @@ _FACTOR = re.compile(rf"^\s*(-?)\s*(?:({_NUMBER})\s*\*)?\s*(.+)$", re.DOTALL)
 _UNIT = re.compile(r"^(?P<layer>.+)\[(?P<unit>[^\[\]]*)\]$", re.DOTALL)
 _CELL = re.compile(r"^(?P<name>.+)@\s*(?P<y>\d{1,18})\s*,\s*(?P<x>\d{1,18})\s*$", re.DOTALL)
 _SIGN = re.compile(r"\s([+-])\s")
-_FUNCTION = re.compile(r"^(?P<name>p|logp|match)\((?P<inside>.*)\)$", re.DOTALL)
+_FUNCTION = re.compile(r"^(?P<name>p|logp|match|guide)\((?P<inside>.*)\)$", re.DOTALL)
 _TARGETS = re.compile(
     r"^(?P<targets>.*?)(?P<options>(?:\s*,\s*(?:cosine|squared|pooled))*)\s*$", re.DOTALL
 )
@@ -169,14 +170,15 @@ class Parser:
         return class_logit(targets)
 
     def _function(self, name: str, inside: str) -> Objective:
-        if name == "match":
+        if name in ("match", "guide"):
             layer, at, target = inside.partition("@")
             if not at:
+                other = " or match(LAYER@[0.1, 0.3])" if name == "match" else ""
                 raise ObjectiveError(
-                    f"match({self._shown(inside)}) names no target: expected match(LAYER@FILE) or "
-                    "match(LAYER@[0.1, 0.3])"
+                    f"{name}({self._shown(inside)}) names no target: expected {name}(LAYER@FILE)"
+                    f"{other}"
                 )
-            return self._match(layer, target)
+            return self._match(layer, target) if name == "match" else self._guide(layer, target)
         if inside == "top" or is_whole(inside):
             return _softmax(name, self._single(inside))
         return _softmax(name, self._class(inside.removeprefix("class:")))
@@ -195,24 +197,42 @@ class Parser:
                     f"the target of match at {layer!r} is not a list of numbers: {error}"
                 ) from None
             return match(layer, vector=vector, distance=distance)
-        parts = [_TARGET.match(part.strip()) for part in text.split("|")]
-        names = [self._name(part["name"]) for part in parts if part is not None]
-        digests = [part["digest"] or "" for part in parts if part is not None]
-        if not all(names):
-            raise ObjectiveError(
-                f"match({self._shown(layer)}@{self._shown(target)}) does not hold its target: give "
-                f"it in Python as match({layer!r}, images=…) or match({layer!r}, vector=…)"
-            )
-        if not self._files:
-            raise ObjectiveError(
-                f"the target of match at {layer!r} is {names[0]!r}: text opens no file in Python; "
-                f"use match({layer!r}, images={names[0]!r})"
-            )
+        names, digests = self._files_named("match", layer, text, "images=…) or match(…, vector=…)")
         made = self._stored_rows(layer, names, distance)
         if made is None:
             made = load_match(layer, names, distance=distance, pooled="pooled" in options)
         check_digests(made, digests)
         return made
+
+    def _guide(self, layer: str, target: str) -> Objective:
+        layer = self._name(layer)
+        names, digests = self._files_named("guide", layer, target, "images=…)")
+        made = guide(layer, images=names)
+        check_digests(made, digests)
+        return made
+
+    def _files_named(
+        self, function: str, layer: str, text: str, in_python: str
+    ) -> tuple[list[str], list[str]]:
+        """Return the names of files in a text, and their digests.
+
+        Raises:
+            ObjectiveError: it names none, or may open no file.
+        """
+        parts = [_TARGET.match(part.strip()) for part in text.split("|")]
+        names = [self._name(part["name"]) for part in parts if part is not None]
+        digests = [part["digest"] or "" for part in parts if part is not None]
+        if not all(names):
+            raise ObjectiveError(
+                f"{function}({self._shown(layer)}@{self._shown(text)}) does not hold its target: "
+                f"give it in Python as {function}({layer!r}, {in_python}"
+            )
+        if not self._files:
+            raise ObjectiveError(
+                f"the target of {function} at {layer!r} is {names[0]!r}: text opens no file in "
+                f"Python; use {function}({layer!r}, images={names[0]!r})"
+            )
+        return names, digests
 
     def _stored_rows(self, layer: str, names: list[str], distance: Distance) -> Objective | None:
         """Return the objective of names such as `photos.scope[17]`; None if they are files."""
@@ -318,9 +338,10 @@ class Parser:
         function = _FUNCTION.match(body)
         if function is not None:
             name, inside = function["name"], function["inside"].strip()
-            if name == "match":
+            if name in ("match", "guide"):
+                read_target = self._match if name == "match" else self._guide
                 for layer, target in self._layers_before_at(inside, model):
-                    yield partial(self._match, layer, target)
+                    yield partial(read_target, layer, target)
             elif inside == "top" or is_whole(inside):
                 yield partial(self._function, name, inside)
             else:

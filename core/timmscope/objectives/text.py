@@ -12,6 +12,7 @@
 ``blocks.4@[0.1, 0.3]``       a direction; ``@vector.npy`` on the command line
 ``p(class:281)``              softmax probability of a class; ``logp(class:281)`` its logarithm
 ``match(blocks.4@cat.jpg)``   nearness of a layer's activation to that of an image, or to a vector
+``guide(blocks.4@cat.jpg)``   what each position resembles most in another image
 ``0.5*blocks.4[17] - top``    sums and multiples, with spaces around + and -
 ``class:"Apple - scab"``      a name in quotes, in which no sign has a meaning
 ============================  =====================================================

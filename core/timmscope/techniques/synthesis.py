@@ -19,6 +19,7 @@ from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.notes import Notes
 from timmscope.techniques.opening import opening
+from timmscope.techniques.pictures import pictures_of
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import chunk_size, own_numbers, session
 from timmscope.techniques.validate_output import (
@@ -31,6 +32,9 @@ from timmscope_registry import ParameterError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luminance (Rec. 601), for models of one channel."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,9 @@ class SynthesisTechnique(Technique):
     family: ClassVar[str] = "synthesis"
     base: ClassVar[str] = "synthesis"
 
+    keeps_init_size: ClassVar[bool] = False
+    """Whether a picture to start from keeps its own size, instead of becoming the model's input."""
+
     @abstractmethod
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
@@ -232,7 +239,7 @@ class SynthesisTechnique(Technique):
         return opened.reported(result)
 
     def _synthesized(self, model: HookedModel, objective: Any, init: Any, seed: int) -> Synthesis:
-        start = model.images(init).detach() if init is not None else None
+        start = None if init is None else _initial(model, init, own_size=self.keeps_init_size)
         goal = as_objective(objective).resolve(model)
         if start is not None and len(start) == 1 and goal.num_targets:
             start = start.expand(goal.num_targets, -1, -1, -1)
@@ -304,3 +311,13 @@ def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
         with torch.no_grad(), image_rows(range(row, row + len(part))):
             parts.append(model.score(part, bound.rows(row, row + step)))
     return torch.cat(parts).cpu()
+
+
+def _initial(model: HookedModel, init: Any, *, own_size: bool) -> Tensor:
+    """Return images to start from, `(B, C, H, W)`: as the model takes them, or at their size."""
+    if not own_size or isinstance(init, Tensor | list | tuple):
+        return model.images(init).detach()
+    picture = pictures_of(None, init)
+    if model.input_size[0] == 1:
+        picture = (picture * picture.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+    return model.check_images(picture)
