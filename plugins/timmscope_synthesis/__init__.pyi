@@ -1,4 +1,5 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
 from .activation_maximization import ActivationMaximization as ActivationMaximization
+from .class_visualization import ClassVisualization as ClassVisualization
 from .deep_dream import DeepDream as DeepDream
 from .feature_inversion import FeatureInversion as FeatureInversion

@@ -66,6 +66,9 @@ class ActivationMaximization(SynthesisTechnique):
         - Erhan, Bengio, Courville & Vincent, "Visualizing Higher-Layer Features of a Deep Network",
           Université de Montréal 2009: the idea.
 
+    Inherited parameters:
+        judge: model that took no part, whose rank and probability of the class are noted.
+
     Raises:
         ImageError: an initial image does not have the model's channels, or is not in [0, 1].
         ObjectiveError: the objective does not fit the model.

@@ -18,6 +18,7 @@ from timmscope import (
     SynthesisTechnique,
     TechniqueError,
     frame_steps,
+    gaussian_blur,
     image_generators,
     noise_like,
     per_image,
@@ -53,6 +54,9 @@ class DeepDream(SynthesisTechnique):
     Paper:
         Mordvintsev, Olah & Tyka, "Inceptionism: Going Deeper into Neural Networks", Google Research
         Blog 2015.
+
+    Inherited parameters:
+        judge: model that took no part, whose rank and probability of the class are noted.
 
     Raises:
         ImageError: an initial image does not have the model's channels, or is not in [0, 1].
@@ -217,8 +221,11 @@ class _Dream:
                     rolled = found.roll(shift, dims=(2, 3))
                     score, gradient = self._gradient(recording, rolled)
                     check.add(gradient, step)
-                    if t.blur_px:
-                        gradient = _blurred(gradient, t.blur_px)
+                    if t.blur_px:  # in [0, 1] meanwhile; its scale is of no account
+                        largest = gradient.abs().amax().clamp(min=1e-30)
+                        gradient = (
+                            gaussian_blur(_GREY + gradient / (2 * largest), t.blur_px) - _GREY
+                        )
                     length_of_step = gradient.abs().mean((1, 2, 3), keepdim=True)
                     if not bool(torch.isfinite(length_of_step).all()):
                         raise TechniqueError(
@@ -276,14 +283,3 @@ def _zoomed(image: Tensor, factor: float) -> Tensor:
     return functional.grid_sample(
         image, grid, mode="bicubic", padding_mode="reflection", align_corners=False
     ).clamp(0, 1)
-
-
-def _blurred(gradient: Tensor, sigma: float) -> Tensor:
-    """Convolve with a Gaussian of three standard deviations to either side; borders repeat."""
-    reach = max(1, round(3 * sigma))
-    places = torch.arange(-reach, reach + 1, device=gradient.device, dtype=gradient.dtype)
-    kernel = (-(places**2) / (2 * sigma**2)).exp()
-    kernel = (kernel / kernel.sum()).expand(gradient.shape[1], 1, -1)
-    padded = functional.pad(gradient, (reach, reach, reach, reach), mode="replicate")
-    rows = functional.conv2d(padded, kernel[:, :, :, None], groups=gradient.shape[1])
-    return functional.conv2d(rows, kernel[:, :, None, :], groups=gradient.shape[1])

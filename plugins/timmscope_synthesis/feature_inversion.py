@@ -61,6 +61,9 @@ class FeatureInversion(SynthesisTechnique):
         - Mahendran & Vedaldi, "Visualizing Deep Convolutional Neural Networks Using Natural
           Pre-images", IJCV 2016, arXiv:1512.02017: the constants, shifts and optimiser.
 
+    Inherited parameters:
+        judge: model that took no part, whose rank and probability of the class are noted.
+
     Raises:
         ImageError: an initial image does not have the model's channels, or is not in [0, 1].
         ObjectiveError: the objective does not fit the model.

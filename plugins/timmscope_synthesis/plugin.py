@@ -16,6 +16,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Olah, Mordvintsev & Schubert, Distill 2017, doi:10.23915/distill.00007",
     )
     yield TechniqueSpec(
+        name="class-visualization",
+        family="synthesis",
+        summary="A class from noise, with decay, blur or clipping instead of random views.",
+        impl="timmscope_synthesis.class_visualization:ClassVisualization",
+        paper="Simonyan, Vedaldi & Zisserman, ICLR workshop 2014, arXiv:1312.6034; "
+        "Yosinski, Clune, Nguyen, Fuchs & Lipson, ICML workshop 2015, arXiv:1506.06579",
+    )
+    yield TechniqueSpec(
         name="deep-dream",
         family="synthesis",
         summary="What a layer sees in an image, enhanced from coarse to fine.",

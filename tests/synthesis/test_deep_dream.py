@@ -9,13 +9,14 @@ import pytest
 import skimage
 import torch
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional
 
 from timmscope import HookedModel, ParameterError, TechniqueError, guide, load_model, load_result
 from timmscope.cli import main
 from timmscope_synthesis import DeepDream
-from timmscope_synthesis.deep_dream import _blurred, _Dream
+from timmscope_synthesis.deep_dream import _Dream
 
 DATA = Path(skimage.__file__).parent / "data"
 
@@ -163,12 +164,14 @@ def test_a_picture_keeps_its_own_size_up_to_the_limit(tmp_path):
     assert made.images.shape == (1, 3, 48, 48)
 
 
-def test_a_gaussian_blur_is_scipys():
-    from scipy.ndimage import gaussian_filter
-
-    values = pictures(size=(20, 24))
-    expected = gaussian_filter(values[0].numpy(), (0, 2, 2), mode="nearest", radius=6)
-    assert np.abs(_blurred(values, 2.0)[0].numpy() - expected).max() < 1e-5
+def test_a_blur_smooths_the_step():
+    model, images = network(), pictures()
+    settings = {"octaves": 1, "steps": 1, "jitter_px": 0, "step_size": 0.03}
+    made = DeepDream(**settings, blur_px=2)(model, "last", init=images)
+    gradient = energy_gradient(model, images)[0].numpy()
+    smooth = torch.from_numpy(gaussian_filter(gradient, (0, 2, 2), mode="mirror", radius=6))
+    expected = (images + 0.03 * smooth / smooth.abs().mean()).clamp(0, 1)
+    assert float((made.images - expected).abs().max()) < 1e-5
 
 
 def test_a_model_of_one_size_is_refused_with_what_to_do_and_works_with_one_octave(capsys):

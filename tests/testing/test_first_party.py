@@ -19,6 +19,7 @@ QUICK = {
     "apgd": {"steps": 4},
     "autoattack": {"steps": 2, "queries": 5, "target_classes": 2},
     "carlini-wagner": {"steps": 4, "searches": 2},
+    "class-visualization": {"steps": 4, "frames": 2},
     "ddn": {"steps": 4},
     "deepfool": {"steps": 2, "candidates": 3},
     "fab": {"steps": 3, "target_classes": 2},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from timmscope.draws import image_rows
 from timmscope.models import HookedModel
@@ -17,6 +18,7 @@ from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_model
+from timmscope.techniques.names import ModelName
 from timmscope.techniques.notes import Notes
 from timmscope.techniques.opening import opening
 from timmscope.techniques.pictures import pictures_of
@@ -196,6 +198,10 @@ class SynthesisTechnique(Technique):
     keeps_init_size: ClassVar[bool] = False
     """Whether a picture to start from keeps its own size, instead of becoming the model's input."""
 
+    judge: ModelName | None = None
+    """Model that took no part, which says what it sees: the results note its rank of the class
+    (`transfer_rank`, 1 for its top class) and its probability (`transfer_probability`)."""
+
     @abstractmethod
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
@@ -246,10 +252,15 @@ class SynthesisTechnique(Technique):
         bound = goal.bind(model, start)
         facts = self._provenance(model, seed, objective=str(bound))
         notes = Notes(self)
-        with notes.of(), session(seed), restore_state(self, model, facts.weights_sha256):
-            outcome = self.synthesize(model, bound, None if start is None else start.clone())
-        checked_type(self, outcome, SynthesisOutcome)
-        images = checked_pixels(self, outcome.images, ("B", model.input_size[0], "H", "W"))
+        self._check_judge(model, bound)
+        with notes.of():
+            with session(seed), restore_state(self, model, facts.weights_sha256):
+                outcome = self.synthesize(model, bound, None if start is None else start.clone())
+            checked_type(self, outcome, SynthesisOutcome)
+            images = checked_pixels(self, outcome.images, ("B", model.input_size[0], "H", "W"))
+            targets = self._targets(outcome, len(images), bound)
+            each = bound.take(targets.tolist())
+            self._note_transfer(images, each)
         scores = checked_numbers(
             self,
             outcome.scores,
@@ -259,8 +270,6 @@ class SynthesisTechnique(Technique):
         )
         best = self._numbered(outcome.best_step, "best steps", len(images), len(scores))
         assert best is not None, "it is no optional part of the outcome"
-        targets = self._targets(outcome, len(images), bound)
-        each = bound.take(targets.tolist())
         originals = bound.reference_images
         return Synthesis(
             provenance=facts,
@@ -276,6 +285,43 @@ class SynthesisTechnique(Technique):
             originals=None if originals is None else originals.float().cpu(),
             frames=checked_frames(self, outcome.frames, images),
         )
+
+    def _check_judge(self, model: HookedModel, bound: Objective) -> None:
+        """Refuse a judge that has other classes, or is asked about something else."""
+        if self.judge is None:
+            return
+        judge = self.open_model(self.judge)
+        if bound.classes is None:
+            raise ParameterError(
+                f"{judge.id} can judge images of a class, and {bound} is none: leave judge unset",
+                parameter="judge",
+            )
+        if judge.num_classes != model.num_classes or judge.input_size[0] != model.input_size[0]:
+            raise ParameterError(
+                f"the judge {judge.id} has {judge.num_classes} classes and {judge.input_size[0]} "
+                f"channels, {model.id} has {model.num_classes} and {model.input_size[0]}: take a "
+                "judge of the same classes",
+                parameter="judge",
+            )
+
+    def _note_transfer(self, images: Tensor, each: Objective) -> None:
+        """Note the judge's rank and probability of each image's class."""
+        if self.judge is None:
+            return
+        judge, classes = self.open_model(self.judge), each.classes
+        assert classes is not None, "checked before the images were made"
+        ranks, probabilities = [], []
+        for row, image in enumerate(images.split(1)):
+            seen = functional.interpolate(
+                image.to(judge.device), judge.input_size[1:], mode="bicubic", antialias=True
+            ).clamp(0, 1)
+            with torch.no_grad(), image_rows([row]):
+                logits = judge(seen)[0]
+            target = classes[row if len(classes) > 1 else 0]
+            ranks.append(int((logits > logits[target]).sum()) + 1)
+            probabilities.append(float(logits.softmax(0)[target]))
+        self.note("transfer_rank", ranks)
+        self.note("transfer_probability", probabilities)
 
     def _targets(self, outcome: SynthesisOutcome, count: int, bound: Objective) -> Tensor:
         """Return the target of each image."""
