@@ -169,9 +169,9 @@ def test_the_bars_of_lite0_are_met_and_deeper_layers_tell_less(lite0, photos):
         made = FeatureInversion(weight=weight, steps=steps)(lite0, goal)
         return -made.final_scores.item(), made.psnr_db.item()
 
-    for layer in ("blocks.0", "blocks.1", "blocks.2"):
+    for layer in ("blocks.0", "blocks.2"):
         assert inverted(layer, 300.0, 350)[0] < 0.05, layer
-    layers = ("blocks.0", "blocks.2", "blocks.4", "blocks.6", "classifier")
+    layers = ("blocks.0", "blocks.4", "classifier")
     found = [inverted(layer, 100.0, 180) for layer in layers]
     assert all(error < 0.1 for error, _ in found)
     noise = [psnr for _, psnr in found]
