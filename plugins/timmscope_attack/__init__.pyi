@@ -1,4 +1,5 @@
 # Every public name, once: `__init__.py` imports each of them when it is first used.
+from .adversarial_patch import AdversarialPatch as AdversarialPatch
 from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
 from .carlini_wagner import CarliniWagner as CarliniWagner

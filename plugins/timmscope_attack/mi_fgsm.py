@@ -17,13 +17,13 @@ from timmscope import (
     Loss,
     ModelName,
     Norm,
-    ParameterError,
     image_generators,
     mean_over_draws,
     noise_like,
 )
 from timmscope_attack.gradient import GradientAttack
-from timmscope_attack.view_gradient import view_gradient
+from timmscope_attack.surrogate import open_surrogate
+from timmscope_attack.view_gradient import View, view_gradient
 
 _ENLARGED = 330 / 299
 """Largest side of a diverse input, as a share of the image's side."""
@@ -126,21 +126,14 @@ class MIFGSM(GradientAttack):
             ParameterError: the surrogate takes another number of channels.
         """
         ball, generators = self.ball(images), image_generators(len(images))
-        source = model if self.surrogate is None else self.open_model(self.surrogate)
-        if source.input_size[0] != images.shape[1]:
-            raise ParameterError(
-                f"the surrogate {source.id} takes images of {source.input_size[0]} channels, and "
-                f"{model.id} of {images.shape[1]}: take a surrogate of the same channels",
-                parameter="surrogate",
-            )
-        sides = _sides(images, model, source)
+        source, resized = open_surrogate(self, model, self.surrogate, images.shape[1:])
         rows = torch.arange(len(images), device=images.device)
         size = ball.epsilon / self.steps if self.step_size is None else self.step_size
         around = self.variance_radius * ball.epsilon
         changed, summed = images.clone(), torch.zeros_like(images)
         variance = torch.zeros_like(images)
         for step in self.track(range(self.steps), f"{self.title()} steps"):
-            compute = partial(self._gradient, source, goal, sides, generators)
+            compute = partial(self._gradient, source, goal, resized, generators)
             with self.only(rows):
                 gradient = self._averaged(source, partial(compute, changed), step)
                 self.note_gradient(gradient, rows)
@@ -165,27 +158,26 @@ class MIFGSM(GradientAttack):
         self,
         source: HookedModel,
         goal: Goal,
-        sides: list[int] | None,
+        resized: View,
         generators: list[torch.Generator],
         images: Tensor,
     ) -> tuple[Tensor]:
         """Return the mean gradient `(B, C, H, W)` over the scales."""
         total = torch.zeros_like(images)
         for number in range(self.scales):
-            seen = partial(self._seen, sides, 0.5**number, generators)
+            seen = partial(self._seen, resized, 0.5**number, generators)
             total += view_gradient(source, images, goal, self.loss, seen)[1]
         return (total / self.scales,)
 
     def _seen(
         self,
-        sides: list[int] | None,
+        resized: View,
         contrast: float,
         generators: list[torch.Generator],
         images: Tensor,
     ) -> Tensor:
         """Return what the model sees of images."""
-        if sides is not None:
-            images = functional.interpolate(images, sides, mode="bilinear", antialias=True)
+        images = resized(images)
         if contrast != 1:
             images = images * contrast
         if not self.diverse_input:
@@ -218,14 +210,3 @@ class MIFGSM(GradientAttack):
         kernel = torch.outer(line, line)
         weight = (kernel / kernel.sum()).to(gradient).expand(channels, 1, -1, -1)
         return functional.conv2d(gradient, weight, padding="same", groups=channels)
-
-
-def _sides(images: Tensor, model: HookedModel, source: HookedModel) -> list[int] | None:
-    """Return height and width of images for the surrogate; None if both models take the same."""
-    given, taken = model.input_size[1:], source.input_size[1:]
-    if given == taken:
-        return None
-    return [
-        round(side * new / old)
-        for side, new, old in zip(images.shape[2:], taken, given, strict=True)
-    ]

@@ -9,6 +9,17 @@ from timmscope_registry import TechniqueSpec, hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
     """Yield the attack techniques."""
     yield TechniqueSpec(
+        name="adversarial-patch",
+        family="attack",
+        base="universal-attack",
+        summary="A printed shape that decides what a model sees, wherever it is.",
+        impl="timmscope_attack.adversarial_patch:AdversarialPatch",
+        paper="Brown et al., NIPS Workshop 2017, arXiv:1712.09665; "
+        "Athalye et al., ICML 2018, arXiv:1707.07397; "
+        "Sharif et al., CCS 2016, doi:10.1145/2976749.2978392; "
+        "Eykholt et al., CVPR 2018, arXiv:1707.08945",
+    )
+    yield TechniqueSpec(
         name="apgd",
         family="attack",
         summary="PGD with momentum that sets its step size itself; also with target classes.",

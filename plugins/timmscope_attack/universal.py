@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from timmscope import (
-    Goal,
-    HookedModel,
-    ImageBatches,
-    Loss,
-    UniversalAttack,
-    image_rows,
-    mean_over_draws,
-)
+from timmscope import Goal, HookedModel, ImageBatches, image_rows
+from timmscope_attack.deepfool import DeepFool
+from timmscope_attack.universal_ascent import UniversalAscent
+
+_STEPS = 10
+"""Largest number of DeepFool's steps for an image."""
+_ENOUGH = 0.8
+"""Share of images that reach the goal after which `deepfool` stops."""
 
 
-class UniversalAdversarialPerturbation(UniversalAttack):
+class UniversalAdversarialPerturbation(UniversalAscent):
     """A universal perturbation fools a model on most images, also on those it was not fitted on.
 
-    `v ← Π(v + α · steepest(∇ Σ min(loss(f(clip(x + v))), β)))` over small batches, from v = 0. Π is
-    the projection into the ball, and `steepest` the sign (linf) or the gradient at unit length
-    (l2). Without the limit β, a few images of large loss would decide every step. The step α falls
-    linearly to a tenth, so that the last batches do not undo what the others have found. This is
-    stochastic gradient ascent (Shafahi et al.) towards the goal of Moosavi-Dezfooli et al., who sum
-    the smallest changes of single images instead: it takes a pass forward and back per image and
-    epoch, where theirs takes dozens. Each step meets a random defence with a new draw. Cost:
-    `epochs` forward and backward passes per image.
+    - `minibatch`: `v ← Π(v + α · steepest(∇ Σ min(loss(f(clip(x + v))), β)))` over small batches,
+      from v = 0. Π is the projection into the ball, and `steepest` the sign (linf) or the gradient
+      at unit length (l2). Without the limit β, a few images of large loss would decide every step.
+      The step α falls linearly to a tenth, so that the last batches do not undo what the others
+      have found. Each step meets a random defence with a new draw. This is stochastic gradient
+      ascent (Shafahi et al.). Cost: `epochs` forward and backward passes per image.
+    - `deepfool`: `v ← Π(v + r)` for the smallest change r that DeepFool finds, in at most ten
+      steps, for an image x + v that does not reach the goal (Moosavi-Dezfooli et al.). It stops
+      after a pass in which 80 % of the images reached the goal when their turn came. The changes of
+      a batch are found together, and their mean is added; the paper has batches of one image. Cost:
+      two forward passes per image and pass, and for an image that is not fooled mostly three to
+      five steps of DeepFool, each of a forward and nine backward passes.
 
     Paper:
         - Moosavi-Dezfooli, Fawzi, Fawzi & Frossard, "Universal Adversarial Perturbations", CVPR
@@ -41,6 +43,13 @@ class UniversalAdversarialPerturbation(UniversalAttack):
     Inherited parameters:
         epsilon: radius of the ball in pixel units [0, 1]; by default 10/255 for linf, 2000/255 (at
             224×224) for l2.
+        epochs: passes over the images.
+        batch: images per step.
+        loss: loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax
+            saturates.
+        limit: loss above which an image no longer counts; for an objective the value to reach does
+            this.
+        surrogate: model whose gradient is followed; by default the attacked model itself.
 
     Raises:
         ImageError: there are no images, or none can be read.
@@ -48,45 +57,61 @@ class UniversalAdversarialPerturbation(UniversalAttack):
         ParameterError: a parameter or `batch_size` is out of range, no image is left to fit on, the
             split needs labels, or an objective has no value.
         TechniqueError: the gradient is not finite.
+        UnsupportedModel: the model whose gradient is followed has none.
     """
 
     norm: Literal["linf", "l2"] = "linf"
     """Norm of the perturbation: `linf`, its largest value, or `l2`, its Euclidean length."""
-    epochs: int = Field(default=5, ge=1)
-    """Passes over the images."""
-    batch: int = Field(default=10, ge=1)
-    """Images per step."""
+    method: Literal["minibatch", "deepfool"] = "minibatch"
+    """How it is found: `minibatch`, by ascent of the loss of small batches, or `deepfool`, as a sum
+    of smallest changes of single images."""
     step_size: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Length of the first step in the norm, in pixel units; by default epsilon / 5."""
-    loss: Loss = "cross-entropy"
-    """Loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax
-    saturates."""
-    limit: float = Field(default=9.0, gt=0, allow_inf_nan=False)
-    """Loss above which an image no longer counts; for an objective the value to reach does this."""
+    """Length of the first step of `minibatch` in the norm, in pixel units; by default
+    epsilon / 5."""
+
+    @model_validator(mode="after")
+    def _follows_the_model_itself(self) -> UniversalAdversarialPerturbation:
+        if self.method == "deepfool" and self.surrogate is not None:
+            raise ValueError(
+                "the method deepfool follows the attacked model itself: take minibatch for a "
+                "surrogate"
+            )
+        return self
 
     def fit(self, model: HookedModel, batches: ImageBatches, goal: Goal) -> Tensor:
+        """Climb the limited loss, or add up smallest changes."""
+        found = self._climbed if self.method == "minibatch" else self._added_up
+        return found(model, batches, goal)
+
+    def _climbed(self, model: HookedModel, batches: ImageBatches, goal: Goal) -> Tensor:
         """Climb the limited loss of one batch after the other."""
-        found = torch.zeros(1, *batches.shape, device=model.device)
-        ball = self.ball(found)
-        first = ball.epsilon / 5 if self.step_size is None else self.step_size
-        steps = self.epochs * -(-len(batches) // self.batch)
-        done = 0
-        for epoch in range(self.epochs):
-            for images, rows in batches.epoch(epoch, self.batch):
-                step = first * (1 - 0.9 * done / max(steps - 1, 1))
-                compute = partial(self._gradient, model, images, goal.rows(rows), found)
-                with image_rows(rows.tolist()):
-                    (gradient,) = mean_over_draws(model, compute, step=done, draws=1)
-                found = ball.project(found + step * ball.steepest(gradient))
-                done += 1
+        start = torch.zeros(1, *batches.shape, device=model.device)
+        ball = self.ball(start)
+        found = self.ascend(
+            model,
+            batches,
+            goal,
+            start,
+            step_size=ball.epsilon / 5 if self.step_size is None else self.step_size,
+            changed=lambda images, found: (images + found).clamp(0, 1),
+            move=lambda found, slope, size: ball.project(found + size * ball.steepest(slope)),
+        )
         return found[0]
 
-    def _gradient(
-        self, model: HookedModel, images: Tensor, goal: Goal, found: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Return the gradient `(1, C, H, W)` of the limited loss in the perturbation."""
-        most = self.limit if goal.objective is None else goal.value
-        leaf = found.clone().requires_grad_()
-        outputs = goal.outputs(model, (images + leaf).clamp(0, 1))
-        loss = goal.loss(outputs, self.loss).clamp(max=most).sum()
-        return torch.autograd.grad(loss, leaf)
+    def _added_up(self, model: HookedModel, batches: ImageBatches, goal: Goal) -> Tensor:
+        """Add the smallest changes of images that do not reach the goal yet."""
+        found = torch.zeros(1, *batches.shape, device=model.device)
+        ball, nearest = self.ball(found), DeepFool(norm=self.norm, steps=_STEPS)
+        for epoch in range(self.epochs):
+            fooled = 0
+            for images, rows in batches.epoch(epoch, self.batch):
+                moved = (images + found).clamp(0, 1)
+                with image_rows(rows.tolist()):
+                    changes = nearest.perturb(model, moved, goal.rows(rows)) - moved
+                missing = (changes != 0).flatten(1).any(1)
+                fooled += int((~missing).sum())
+                if bool(missing.any()):
+                    found = ball.project(found + changes[missing].mean(0, keepdim=True))
+            if fooled >= _ENOUGH * len(batches):
+                break
+        return found[0]

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import weakref
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from timmscope import (
     Ball,
+    Goal,
     HookedModel,
     ImageError,
     ObjectiveError,
@@ -90,6 +92,97 @@ def test_on_a_linear_model_of_two_classes_exactly_one_half_space_is_fooled(norm,
     # No change of that norm moves further than along the normal.
     moved = float((result.perturbation.flatten() @ weight).abs())
     assert moved == pytest.approx(float(enough * dual), rel=1e-3)
+
+
+class Listed:
+    """Images of a list, always in its order."""
+
+    shape = (3, 4, 4)
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def epoch(self, number: int, size: int) -> Any:
+        rows = torch.arange(len(self))
+        return zip(self.images.split(size), rows.split(size), strict=True)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_deepfool_form_is_moosavis_loop(batch, norm, plane, crowd):
+    labels = plane(crowd).argmax(1)
+    used = UNIVERSAL(method="deepfool", norm=norm, epsilon=0.06, batch=batch, epochs=3)
+    found = used.fit(plane, Listed(crowd), Goal(labels=labels, classes=2))
+    weight, bias = plane.module.weight.detach().double(), float(plane.module.bias.detach())
+    unit = weight.sign() if norm == "linf" else weight / weight.norm()
+    slope = float(weight @ unit)
+    slow = torch.zeros(48, dtype=torch.float64)
+    for _ in range(3):
+        met = 0
+        for images, sides in zip(crowd.split(batch), labels.split(batch), strict=True):
+            changes = []
+            for image, side in zip(images.double().flatten(1), sides, strict=True):
+                value = float((image + slow) @ weight + bias)
+                if (value > 0) == bool(side):
+                    moved = abs(value) / slope + 1e-4
+                    changes.append(-1.02 * moved * unit * (1 if side else -1))
+                else:
+                    met += 1
+            if changes:
+                slow = slow + torch.stack(changes).mean(0)
+                if norm == "linf":
+                    slow = slow.clamp(-0.06, 0.06)
+                else:
+                    slow = slow * min(1.0, 0.06 / float(slow.norm()))
+        if met >= 0.8 * len(crowd):
+            break
+    torch.testing.assert_close(found.double().flatten(), slow, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_deepfool_form_goes_no_further_than_the_farthest_image(norm, plane, crowd):
+    one_side = crowd[plane(crowd)[:, 1] > 0]
+    weight = plane.module.weight.detach()
+    dual = weight.abs().sum() if norm == "linf" else weight.norm()
+    used = UNIVERSAL(method="deepfool", norm=norm, epsilon=5.0 if norm == "l2" else 0.5, batch=1)
+    result = used(plane, one_side, held_out=0.3)
+    farthest = float(plane(one_side)[~result.held_out, 1].max() / dual)
+    assert result.rate(held_out=False) >= 0.8
+    assert 0 < result.size <= 1.02 * (farthest + 1e-4) * 1.001
+    with pytest.raises(ParameterError, match="take minibatch for a surrogate"):
+        UNIVERSAL(method="deepfool", surrogate=plane)
+
+
+def test_a_surrogate_gives_the_gradient_and_the_model_the_verdict(curved, crowd):
+    module = deepcopy(curved.module)
+    module.last.weight.data.neg_()
+    other = HookedModel(module, mean=(0.5,) * 3, std=(0.25,) * 3, input_size=(3, 4, 4))
+    settings = {"epsilon": 0.1, "epochs": 2}
+    followed = UNIVERSAL(surrogate=other, **settings)(curved, crowd, target=1)
+    alone = UNIVERSAL(**settings)(other, crowd, target=1)
+    torch.testing.assert_close(followed.perturbation, alone.perturbation)
+    assert torch.equal(followed.before, curved(crowd).argmax(1))
+    assert followed.forwards == followed.backwards == 0
+    passes = followed.further_passes["surrogate"]
+    assert passes == {"forwards": 2 * 48, "backwards": 2 * 48}
+
+
+def test_smaller_perturbations_are_measured_on_held_out_images(curved, crowd):
+    result = UNIVERSAL(epsilon=0.1, epochs=2)(curved, crowd, held_out=0.4)
+    held, before = result.held_out, curved(crowd).argmax(1)
+    new = [
+        curved((crowd + share * result.perturbation).clamp(0, 1)).argmax(1) != before
+        for share in (0.25, 0.5, 0.75)
+    ]
+    assert torch.equal(result.fooled_smaller, torch.stack(new)[:, held])
+    rows = result.size_table()
+    rates = [*(float(each[held].float().mean()) for each in new), result.rate()]
+    assert [row["fooling_rate"] for row in rows] == pytest.approx(rates)
+    assert [row["linf"] / result.size for row in rows] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert rows[-1]["noise_rate"] == result.noise_rate()
 
 
 def test_a_target_is_reached_by_all_images(linear_model):

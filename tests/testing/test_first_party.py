@@ -13,6 +13,7 @@ from timmscope.testing.subjects import tiny_pictures
 from timmscope_registry import get_registry
 
 QUICK = {
+    "adversarial-patch": {"epochs": 1, "batch": 12, "area": 0.2},
     "adversarial-training": {"epochs": 2, "batch_size": 8, "steps": 2, "judge_steps": 2},
     "activation-maximization": {"steps": 4},
     "activation-maps": {"layer": "act1"},

@@ -41,11 +41,13 @@ from timmscope.techniques.session import (
     session,
 )
 from timmscope.techniques.universal_perturbation import UniversalPerturbation
-from timmscope.techniques.validate_output import checked_numbers
+from timmscope.techniques.validate_output import checked_numbers, checked_pixels
 from timmscope_registry import ImageError, ObjectiveError, ParameterError
 
 SHOWN = 6
 """Number of images in the figure."""
+SMALLER = (0.25, 0.5, 0.75)
+"""Shares of its size at which a perturbation is measured too."""
 
 
 class ImageBatches:
@@ -117,6 +119,55 @@ class UniversalAttack(BoundedTechnique):
             goal: what to reach on all images, `goal.rows(rows)` for those of a batch; its labels
                 are the model's own predictions.
         """
+
+    def mask(self, images: Tensor) -> Tensor | None:
+        """Return where a patch covers images, `(1, H, W)` in [0, 1]; None for a change of all.
+
+        A subclass whose perturbation replaces pixels instead of changing them overrides this
+        method, `changed` and `noisy`.
+
+        Args:
+            images: `(B, C, H, W)`, of which only the size matters.
+        """
+        return None
+
+    def changed(
+        self,
+        images: Tensor,
+        found: Tensor,
+        generators: list[torch.Generator],
+        share: float = 1.0,
+    ) -> Tensor:
+        """Return images `(B, C, H, W)` with the perturbation, as they are measured.
+
+        By default it is added. A patch is pasted, at a place that is drawn for each image.
+
+        Args:
+            images: `(B, C, H, W)` in [0, 1].
+            found: `(C, H, W)`, what `fit` returned.
+            generators: one for each image.
+            share: share of the perturbation's size, above 0 to 1; of a patch, of its area.
+        """
+        return (images + share * found).clamp(0, 1)
+
+    def noisy(
+        self,
+        images: Tensor,
+        found: Tensor,
+        generators: list[torch.Generator],
+        share: float = 1.0,
+    ) -> Tensor:
+        """Return images `(B, C, H, W)` with noise of the perturbation's size instead.
+
+        Args:
+            images: `(B, C, H, W)` in [0, 1].
+            found: `(C, H, W)`, what `fit` returned.
+            generators: one for each image.
+            share: as for `changed`.
+        """
+        size = share * float(self.ball(found[None]).size(found[None])[0])
+        noise = Ball(norm=self.norm, epsilon=size).noise(images, generators)
+        return (images + noise).clamp(0, 1)
 
     @final
     def __call__(
@@ -200,13 +251,17 @@ class UniversalAttack(BoundedTechnique):
         counter: PassCounter,
     ) -> UniversalPerturbation:
         ball = self.ball(found[None])
-        same = Ball(norm=self.norm, epsilon=float(ball.size(found[None])[0]))
         before, goal = subjects.before(), subjects.goal
-        after, rounded, noisy = subjects.changed(model, found, same, facts.seed)
+        after, rounded, noisy = subjects.changed(self, model, found, facts.seed)
+        smaller = subjects.smaller(self, model, found, facts.seed)
         classes = torch.cat([each.predicted for each in (before, after, noisy)])
         scored = goal.objective is not None
         shown = subjects.held_out[:SHOWN]
-        originals = [subjects.sets[-1].load(number).image for number in shown]
+        originals = torch.stack([subjects.sets[-1].load(number).image for number in shown])
+        places = _positions(subjects.sets, len(subjects.sets) - 1, shown)
+        with session(facts.seed, places):
+            pictures = self.changed(originals.to(found), found, image_generators(len(shown)))
+        mask = self.mask(found[None])
         return UniversalPerturbation(
             provenance=facts,
             notes=notes.joined(),
@@ -225,7 +280,12 @@ class UniversalAttack(BoundedTechnique):
             fooled_8bit=(rounded.reached & ~before.reached).cpu(),
             fooled_by_noise=(noisy.reached & ~before.reached).cpu(),
             shown=torch.tensor([subjects.row(number) for number in shown]),
-            originals=torch.stack(originals).cpu(),
+            originals=originals.cpu(),
+            changed=pictures.cpu(),
+            mask=None if mask is None else mask.cpu(),
+            smaller=torch.tensor(SMALLER, dtype=torch.float64),
+            fooled_smaller=smaller[0],
+            fooled_by_smaller_noise=smaller[1],
             class_names={str(each): model.class_name(each) for each in sorted({*classes.tolist()})},
             target_name="" if goal.targets is None else model.class_name(int(goal.targets[0])),
             objective=goal.objective.label if goal.objective is not None else "",
@@ -345,26 +405,58 @@ class _Subjects:
         return _for_images(self.goal, labels[rows.to(labels.device)] if len(labels) else labels)
 
     def changed(
-        self, model: HookedModel, found: Tensor, same: Ball, seed: int
+        self, attack: UniversalAttack, model: HookedModel, found: Tensor, seed: int
     ) -> tuple[_Verdicts, _Verdicts, _Verdicts]:
         """What the model says with a perturbation, with it in 8 bits, and with noise instead."""
         verdicts: list[list[_Verdicts]] = [[], [], []]
-        for place, (images, own) in enumerate(zip(self.sets, self.examined, strict=True)):
-            every = _for_images(self.goal, own.before.predicted)
-            chunks = torch.arange(len(own.numbers), device=found.device).split(self.step)
-            for rows in track(chunks, "measuring", total=len(chunks)):
-                numbers = [own.numbers[row] for row in rows.tolist()]
-                batch = torch.stack([images.load(each).image for each in numbers]).to(found)
-                goal = every.rows(rows)
-                positions = _positions(self.sets, place, numbers)
-                with session(seed, positions), torch.no_grad():
-                    noise = same.noise(batch, image_generators(len(batch)))
-                    moved = (batch + found).clamp(0, 1)
-                    views = moved, (moved * 255).round() / 255, (batch + noise).clamp(0, 1)
+        for place, own in enumerate(self.examined):
+            for batch, goal, where in self._batches(place, own.numbers, found, "measuring"):
+                with session(seed, where), torch.no_grad():
+                    moved = attack.changed(batch, found, image_generators(len(batch)))
+                    checked_pixels(attack, moved, tuple(batch.shape))
+                    noisy = attack.noisy(batch, found, image_generators(len(batch)))
+                    views = moved, (moved * 255).round() / 255, noisy
                     for told, view in zip(verdicts, views, strict=True):
                         told.append(_Verdicts.of(goal, judge(model, view, goal, self.step)))
-        after, rounded, noisy = map(_Verdicts.joined, verdicts)
-        return after, rounded, noisy
+        after, rounded, noise = map(_Verdicts.joined, verdicts)
+        return after, rounded, noise
+
+    def smaller(
+        self, attack: UniversalAttack, model: HookedModel, found: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        """Which held-out images smaller perturbations fool, and which noise of their size does.
+
+        Both are `(S, n)`, with the images in their order.
+        """
+        place, own = len(self.sets) - 1, self.examined[-1]
+        numbers = sorted(self.held_out)
+        rows = torch.tensor([own.numbers.index(number) for number in numbers])
+        already = own.before.reached.cpu()[rows]
+        parts: list[Tensor] = []
+        for batch, goal, where in self._batches(place, numbers, found, "measuring smaller ones"):
+            reached = []
+            with session(seed, where), torch.no_grad():
+                for make in (attack.changed, attack.noisy):
+                    for share in SMALLER:
+                        view = make(batch, found, image_generators(len(batch)), share)
+                        outputs = judge(model, view, goal, self.step).outputs
+                        reached.append(goal.reached(outputs).cpu())
+            parts.append(torch.stack(reached))
+        fooled = torch.cat(parts, 1) & ~already
+        return fooled[: len(SMALLER)], fooled[len(SMALLER) :]
+
+    def _batches(
+        self, place: int, numbers: Sequence[int], found: Tensor, what: str
+    ) -> Iterator[tuple[Tensor, Goal, list[int]]]:
+        """Yield images of one of the sets, with their goal and their places among all images."""
+        images, own = self.sets[place], self.examined[place]
+        rows = {number: row for row, number in enumerate(own.numbers)}
+        every = _for_images(self.goal, own.before.predicted)
+        for start in track(range(0, len(numbers), self.step), what):
+            some = list(numbers[start : start + self.step])
+            batch = torch.stack([images.load(each).image for each in some]).to(found)
+            goal = every.rows(torch.tensor([rows[each] for each in some], device=found.device))
+            yield batch, goal, _positions(self.sets, place, some)
 
 
 def _goal(model: HookedModel, target: Any, objective: Any, value: float | None) -> Goal:

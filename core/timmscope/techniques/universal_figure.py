@@ -24,14 +24,13 @@ from timmscope.drawing.style import (
     truncate,
 )
 from timmscope.techniques.balls import NORM_NAMES
-from timmscope.techniques.change_figure import magnified
 
 if TYPE_CHECKING:
     from timmscope.techniques.universal_perturbation import UniversalPerturbation
 
 _CELL, _COLUMNS, _LARGE = 1.42, 6, 2.3
 _WIDTH = 2 * MARGIN_IN + _COLUMNS * (_CELL + GAP_IN) - GAP_IN
-_BARS_LEFT, _BAR = 1.35, 0.36
+_BARS_LEFT, _BAR, _CURVE, _CURVE_LEFT = 1.35, 0.36, 1.7, 0.72
 
 
 def universal_figure(result: UniversalPerturbation) -> Figure:
@@ -57,14 +56,18 @@ def universal_figure(result: UniversalPerturbation) -> Figure:
         _perturbation(page, result, head, tall)
         left = MARGIN_IN + _LARGE + 3 * GAP_IN
         axes = page.axes(
-            left + _BARS_LEFT, head, _WIDTH - MARGIN_IN - left - _BARS_LEFT, 5.5 * _BAR
+            left + _BARS_LEFT,
+            head,
+            _WIDTH - MARGIN_IN - left - _BARS_LEFT - _CURVE_LEFT - _CURVE,
+            5.5 * _BAR,
         )
         _rates(axes, result)
+        _sizes(page.axes(_WIDTH - MARGIN_IN - _CURVE, head, _CURVE, 5.5 * _BAR), result)
         held = "images that it was not fitted on, without and with it"
         page.text(held, MARGIN_IN, below, size=SMALL_PT, colour=MUTED)
         top = below + line_height(SMALL_PT) + 0.06
-        changed = result.apply(result.originals)
-        for column, (original, image) in enumerate(zip(result.originals, changed, strict=True)):
+        pairs = zip(result.originals, result.changed, strict=True)
+        for column, (original, image) in enumerate(pairs):
             at = MARGIN_IN + column * (_CELL + GAP_IN)
             row = int(result.shown[column])
             for upper, picture, texts_of in (
@@ -91,12 +94,14 @@ def _title(result: UniversalPerturbation) -> str:
 
 
 def _perturbation(page: Canvas, result: UniversalPerturbation, top: float, tall: float) -> None:
-    shown, factor = magnified(result.perturbation)
+    shown, factor = result.shown_perturbation()
     page.picture(shown, MARGIN_IN, top, _LARGE, tall)
     below = top + tall + 0.04
-    size = float(result.summary()[0][result.norm])
+    size = result.size
     radius = f"{size * 255:.1f}/255" if result.norm == "linf" else format_number(size)
     caption = f"perturbation ×{factor:.0f}, {NORM_NAMES[result.norm]} {radius}"
+    if result.mask is not None:
+        caption = f"patch of {float(result.mask.mean()):.1%} of the image"
     page.text(truncate(caption, _LARGE), MARGIN_IN, below)
     note = truncate(result.note_text(0), _LARGE, SMALL_PT)
     page.text(note, MARGIN_IN, below + line_height(LABEL_PT), size=SMALL_PT, colour=MUTED)
@@ -130,9 +135,27 @@ def _rates(axes: Axes, result: UniversalPerturbation) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("share of images that it fools, with the 95 % interval")
+    axes.set_xlabel("images that it fools, with the 95 % interval")
     axes.grid(visible=False, axis="y")
     axes.tick_params(length=0)
+
+
+def _sizes(axes: Axes, result: UniversalPerturbation) -> None:
+    """Draw the rate on held-out images against the size, with that of noise below it."""
+    rows = result.size_table()
+    scale = 255.0 if result.norm == "linf" else 1.0
+    column, label = result.norm, f"{NORM_NAMES[result.norm]} norm{' × 255' * (scale > 1)}"
+    if result.mask is not None:
+        column, label = "area", "share of the image"
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
+    sizes = [row[column] * scale for row in rows]
+    for name, colour in (("fooling_rate", SERIES[1]), ("noise_rate", "#b9c0c9")):
+        axes.plot(sizes, [row[name] for row in rows], "o-", color=colour, markersize=3)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(0, sizes[-1] * 1.05 or 1)
+    axes.set_xticks(sizes if result.mask is None else sizes[1::2])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel(f"{label}, held out")
 
 
 def _before(result: UniversalPerturbation, row: int) -> tuple[str, str, str]:

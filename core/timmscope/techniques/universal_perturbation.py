@@ -29,7 +29,8 @@ class UniversalPerturbation(Result):
     fitted one. Images that cannot be read have none.
 
     Attributes:
-        perturbation: `(C, H, W)` in pixel units [0, 1]; images are clipped after it is added.
+        perturbation: `(C, H, W)` in pixel units [0, 1]; images are clipped after it is added. Of a
+            patch, the patch at its place in the middle, 0 elsewhere.
         norm: norm in which it is small: `linf`, `l2`, `l1` or `l0`.
         epsilon: largest norm that was allowed.
         names: `N` names of the images.
@@ -48,11 +49,18 @@ class UniversalPerturbation(Result):
         shown: `(k,)` positions of the images in the figure: the first held-out ones in the random
             order of the split.
         originals: `(k, C, H, W)` these images in [0, 1].
+        changed: `(k, C, H, W)` these images with the perturbation, as they were measured.
+        smaller: `(S,)` shares of its size at which the perturbation was measured too; of a patch,
+            of its area.
+        fooled_smaller: `(S, n)` whether each of the n held-out images reaches the goal with the
+            perturbation at that size, and did not before.
+        fooled_by_smaller_noise: `(S, n)` the same with noise of that size.
         class_names: name of each predicted class, by its index as text.
         target_name: name of the class to reach; empty for any other than the prediction.
         objective: short name of the objective that was to be raised; empty for an attack on the
             class.
         value: value that the objective was to reach; None without an objective.
+        mask: `(1, H, W)` where a patch covers an image; None for a perturbation that is added.
         scores_before: `(N,)` the objective of the images; None without an objective.
         scores_after: `(N,)` the objective with the perturbation; None without an objective.
         unreadable: names of the images that cannot be read.
@@ -76,10 +84,15 @@ class UniversalPerturbation(Result):
     fooled_by_noise: Tensor
     shown: Tensor
     originals: Tensor
+    changed: Tensor
+    smaller: Tensor
+    fooled_smaller: Tensor
+    fooled_by_smaller_noise: Tensor
     class_names: dict[str, str]
     target_name: str = ""
     objective: str = ""
     value: float | None = None
+    mask: Tensor | None = None
     scores_before: Tensor | None = None
     scores_after: Tensor | None = None
     unreadable: list[str] = field(default_factory=list)
@@ -91,6 +104,8 @@ class UniversalPerturbation(Result):
     def apply(self, images: Tensor) -> Tensor:
         """Return images `(B, C, H, W)` with the perturbation added, clipped to [0, 1].
 
+        A patch is pasted in the middle.
+
         Raises:
             ImageError: the images have another size.
         """
@@ -99,7 +114,15 @@ class UniversalPerturbation(Result):
                 f"images have shape {tuple(images.shape)}; the perturbation is for "
                 f"(B, {', '.join(map(str, self.perturbation.shape))})"
             )
-        return (images + self.perturbation.to(images)).clamp(0, 1)
+        kept = images if self.mask is None else images * (1 - self.mask.to(images))
+        return (kept + self.perturbation.to(images)).clamp(0, 1)
+
+    @property
+    def size(self) -> float:
+        """The norm of the perturbation; of a patch, the number of pixels that it covers."""
+        if self.mask is not None:
+            return float(self.mask.sum())
+        return float(change_size(self.perturbation[None], cast(Norm, self.norm)))
 
     def rate(self, *, held_out: bool = True) -> float:
         """Return the share of the images that it fools; NaN if all reach the goal without it."""
@@ -117,6 +140,29 @@ class UniversalPerturbation(Result):
         count = int(((self.held_out == held_out) & ~self.already).sum())
         return wilson(self.rate(held_out=held_out), count)
 
+    def size_table(self) -> list[dict[str, Any]]:
+        """Return one row per size, the smallest first: on held-out images, its rate and noise's.
+
+        A patch is measured at the same places at each size; it also has the share of the image that
+        it covers, as `area`.
+        """
+        new = ~self.already[self.held_out]
+        rates = [float(each[new].double().mean()) for each in self.fooled_smaller]
+        noise = [float(each[new].double().mean()) for each in self.fooled_by_smaller_noise]
+        shares = [*self.smaller.tolist(), 1.0]
+        area = {} if self.mask is None else {"area": float(self.mask.mean())}
+        return [
+            {
+                self.norm: share * self.size,
+                **{name: share * value for name, value in area.items()},
+                "fooling_rate": rate,
+                "noise_rate": noisy,
+            }
+            for share, rate, noisy in zip(
+                shares, [*rates, self.rate()], [*noise, self.noise_rate()], strict=True
+            )
+        ]
+
     def becomes(self) -> list[tuple[str, float]]:
         """Return the classes that fooled images are taken for, with their shares, most first."""
         if not len(self.after):
@@ -133,17 +179,25 @@ class UniversalPerturbation(Result):
 
     def pictures(self) -> dict[str, Any]:
         """Return the magnified perturbation, and the images of the figure with it."""
-        from timmscope.techniques.change_figure import magnified
-
-        changed = self.apply(self.originals)
         return {
-            "perturbation": magnified(self.perturbation)[0],
-            **{f"perturbed-{row:03d}": image for row, image in enumerate(changed)},
+            "perturbation": self.shown_perturbation()[0],
+            **{f"perturbed-{row:03d}": image for row, image in enumerate(self.changed)},
         }
 
+    def shown_perturbation(self) -> tuple[Tensor, float]:
+        """Return the magnified perturbation and the factor; of a patch, the patch on white."""
+        from timmscope.techniques.change_figure import magnified
+
+        if self.mask is None:
+            return magnified(self.perturbation)
+        return (self.perturbation + 1 - self.mask).clamp(0, 1), 1.0
+
     def documents(self) -> dict[str, str]:
-        """Return `images.csv` and, for a model with classes, `classes.csv`."""
-        documents = {"images.csv": csv_text(self._image_rows())}
+        """Return `images.csv`, `sizes.csv` and, for a model with classes, `classes.csv`."""
+        documents = {
+            "images.csv": csv_text(self._image_rows()),
+            "sizes.csv": csv_text(self.size_table()),
+        }
         if len(self.before):
             documents["classes.csv"] = csv_text(self.class_table())
         return documents
@@ -204,7 +258,7 @@ class UniversalPerturbation(Result):
                     "high": high,
                     "fooling_rate_8bit": self._share(self.fooled_8bit, held),
                     "noise_rate": self.noise_rate(held_out=held),
-                    self.norm: float(change_size(self.perturbation[None], cast(Norm, self.norm))),
+                    self.norm: self.size,
                     "forwards": self.forwards,
                     "backwards": self.backwards,
                 }

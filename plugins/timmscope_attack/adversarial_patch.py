@@ -1,0 +1,141 @@
+"""Adversarial patches: a small printed shape that decides what a model sees."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from timmscope import Ball, Goal, HookedModel, ImageBatches, ParameterError, image_generators
+from timmscope_attack.patch_masks import Shape, pasted, patch_mask, patch_places
+from timmscope_attack.universal_ascent import UniversalAscent
+
+
+class AdversarialPatch(UniversalAscent):
+    """An adversarial patch covers a small part of any image, and decides what the model sees.
+
+    `p ← clip(p + α · sign(Σ ∇ min(loss(x ⊙ (1 − t(m)) + t(m ⊙ p)), β)))` over small batches, where
+    the mask m is a shape and t places it anew in each image at each step: expectation over
+    transformation. The patch replaces pixels, which may take any colour. A `disc` or a `square` is
+    turned, has half to all of its side, and is put anywhere; `eyeglasses` stay near the eyes of an
+    aligned face, and `stickers` near the middle, as on a sign. The step α falls linearly to a
+    tenth. It is measured on images that it was not fitted on, at places that it has not met, at its
+    full size and at 25, 50 and 75 % of the area, beside patches of uniform noise at the same
+    places. With a `surrogate`, the gradient is of this model, and the patch is measured on the
+    attacked one. Cost: `epochs` forward and backward passes per image.
+
+    Paper:
+        - Brown, Mané, Roy, Abadi & Gilmer, "Adversarial Patch", NIPS Workshop 2017,
+          arXiv:1712.09665.
+        - Athalye, Engstrom, Ilyas & Kwok, "Synthesizing Robust Adversarial Examples", ICML 2018,
+          arXiv:1707.07397.
+        - Sharif, Bhagavatula, Bauer & Reiter, "Accessorize to a Crime: Real and Stealthy Attacks on
+          State-of-the-Art Face Recognition", CCS 2016, doi:10.1145/2976749.2978392.
+        - Eykholt, Evtimov, Fernandes, Li, Rahmati, Xiao, Prakash, Kohno & Song, "Robust
+          Physical-World Attacks on Deep Learning Visual Classification", CVPR 2018,
+          arXiv:1707.08945.
+
+    Inherited parameters:
+        batch: images per step.
+        loss: loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax
+            saturates.
+        limit: loss above which an image no longer counts; for an objective the value to reach does
+            this.
+        surrogate: model whose gradient is followed; by default the attacked model itself.
+
+    Raises:
+        ImageError: there are no images, or none can be read.
+        ObjectiveError: the model has no such class, or no classes, or the objective does not fit.
+        ParameterError: a parameter or `batch_size` is out of range, no image is left to fit on, the
+            split needs labels, an objective has no value, or the patch is smaller than a pixel.
+        TechniqueError: the gradient is not finite.
+        UnsupportedModel: the model whose gradient is followed has none.
+    """
+
+    norm: Literal["l0"] = "l0"
+    """Norm of the change: `l0`, the number of pixels."""
+    epsilon: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Largest number of pixels of the patch; by default the share `area` of the image."""
+    area: float = Field(default=0.05, gt=0, le=1)
+    """Largest share of the image that the patch covers."""
+    shape: Shape = "disc"
+    """Shape: `disc` or `square`, anywhere; `eyeglasses`, at the eyes of an aligned face;
+    `stickers`, two bars near the middle."""
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the images."""
+    step_size: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    """Length of the first step in each value, in pixel units."""
+
+    def ball(self, images: Tensor) -> Ball:
+        """Return the changes of as many pixels."""
+        pixels = images.shape[-2] * images.shape[-1]
+        epsilon = int(self.area * pixels) if self.epsilon is None else self.epsilon
+        return Ball(norm="l0", epsilon=min(epsilon, pixels))
+
+    def mask(self, images: Tensor) -> Tensor:
+        """Return 1 where the patch covers an image, at its place in the middle, `(1, H, W)`."""
+        height, width = images.shape[-2:]
+        return patch_mask(self.shape, (height, width), int(self.ball(images).epsilon)).to(images)
+
+    def changed(
+        self,
+        images: Tensor,
+        found: Tensor,
+        generators: list[torch.Generator],
+        share: float = 1.0,
+    ) -> Tensor:
+        """Return images with the patch at a new place each, at a share of its area."""
+        mask = self.mask(images)
+        places = patch_places(self.shape, mask.cpu(), generators, scale=math.sqrt(share))
+        return pasted(images, found, mask, places)
+
+    def noisy(
+        self,
+        images: Tensor,
+        found: Tensor,
+        generators: list[torch.Generator],
+        share: float = 1.0,
+    ) -> Tensor:
+        """Return images with a patch of uniform noise at the same places."""
+        mask = self.mask(images)
+        places = patch_places(self.shape, mask.cpu(), generators, scale=math.sqrt(share))
+        drawn = [torch.rand(found.shape, generator=each).to(images) for each in generators]
+        every = zip(images.split(1), drawn, places.split(1), strict=True)
+        return torch.cat([pasted(image, mask * noise, mask, at) for image, noise, at in every])
+
+    def fit(self, model: HookedModel, batches: ImageBatches, goal: Goal) -> Tensor:
+        """Climb the limited loss of one batch at new places after the other.
+
+        Raises:
+            ParameterError: the patch is smaller than a pixel.
+        """
+        like = torch.zeros(1, *batches.shape, device=model.device)
+        mask = self.mask(like)
+        if not bool(mask.any()):
+            raise ParameterError(
+                f"{self.shape} of at most {self.ball(like).epsilon:g} pixels covers none: take a "
+                "larger area",
+                parameter="area",
+            )
+        # The places of fitting are of no image, because images are measured at their own places.
+        (seeds,) = image_generators(1)
+        drawn = int(torch.randint(2**62, (1,), generator=seeds))
+        generator = torch.Generator().manual_seed(drawn)
+
+        def changed(images: Tensor, patch: Tensor) -> Tensor:
+            places = patch_places(self.shape, mask.cpu(), [generator] * len(images))
+            return pasted(images, patch * mask, mask, places)
+
+        patch = self.ascend(
+            model,
+            batches,
+            goal,
+            torch.full_like(like[0], 0.5),
+            step_size=self.step_size,
+            changed=changed,
+            move=lambda patch, slope, size: (patch + size * slope.sign()).clamp(0, 1),
+        )
+        return patch * mask
