@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parent / "images" / "techniques"
 WIDTH = 1080
 LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
+    "adversarial-patch": {"area": 0.1},
     "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
     "distillation-training": {
         "temperature": 100,
@@ -101,6 +102,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, [cat, coffee], targets=["espresso", "tiger cat"])
     if run.base in ("attack", "defence", "certification"):
         return run(model, [cat, coffee])
+    if name == "adversarial-patch":
+        return run(model, store.path.with_name("images"), target="toaster", split="label")
     if run.base == "universal-attack":
         return run(model, store.path.with_name("images"), split="label")
     if run.base == "style" and "model" not in run.takes:

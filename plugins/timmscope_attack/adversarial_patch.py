@@ -13,19 +13,22 @@ from timmscope import Ball, Goal, HookedModel, ImageBatches, ParameterError, ima
 from timmscope_attack.patch_masks import Shape, pasted, patch_mask, patch_places
 from timmscope_attack.universal_ascent import UniversalAscent
 
+_MOMENTUM = 0.9
+
 
 class AdversarialPatch(UniversalAscent):
     """An adversarial patch covers a small part of any image, and decides what the model sees.
 
-    `p ← clip(p + α · sign(Σ ∇ min(loss(x ⊙ (1 − t(m)) + t(m ⊙ p)), β)))` over small batches, where
-    the mask m is a shape and t places it anew in each image at each step: expectation over
-    transformation. The patch replaces pixels, which may take any colour. A `disc` or a `square` is
-    turned, has half to all of its side, and is put anywhere; `eyeglasses` stay near the eyes of an
-    aligned face, and `stickers` near the middle, as on a sign. The step α falls linearly to a
-    tenth. It is measured on images that it was not fitted on, at places that it has not met, at its
-    full size and at 25, 50 and 75 % of the area, beside patches of uniform noise at the same
-    places. With a `surrogate`, the gradient is of this model, and the patch is measured on the
-    attacked one. Cost: `epochs` forward and backward passes per image.
+    `g ← Σ ∇ min(loss(x ⊙ (1 − t(m)) + t(m ⊙ p)), β)` over small batches, where the mask m is a
+    shape and t places it anew in each image at each step: expectation over transformation. Then
+    `v ← 0.9 · v + g / mean|g|` and `p ← clip(p + α · sign(v))`: a batch has few places, so the
+    momentum v averages over batches. The patch replaces pixels, which may take any colour. A `disc`
+    or a `square` is turned, has 70 to 100 % of its side, and is put anywhere; `eyeglasses` stay
+    near the eyes of an aligned face, and `stickers` near the middle, as on a sign. The step α falls
+    linearly to a tenth. It is measured on images that it was not fitted on, at places that it has
+    not met, at its full size and at 25, 50 and 75 % of the area, beside patches of uniform noise at
+    the same places. With a `surrogate`, the gradient is of this model, and the patch is measured on
+    the attacked one. Cost: `epochs` forward and backward passes per image.
 
     Paper:
         - Brown, Mané, Roy, Abadi & Gilmer, "Adversarial Patch", NIPS Workshop 2017,
@@ -39,7 +42,6 @@ class AdversarialPatch(UniversalAscent):
           arXiv:1707.08945.
 
     Inherited parameters:
-        batch: images per step.
         loss: loss to raise; the gradients of `margin` and `dlr` do not vanish where the softmax
             saturates.
         limit: loss above which an image no longer counts; for an objective the value to reach does
@@ -64,9 +66,11 @@ class AdversarialPatch(UniversalAscent):
     shape: Shape = "disc"
     """Shape: `disc` or `square`, anywhere; `eyeglasses`, at the eyes of an aligned face;
     `stickers`, two bars near the middle."""
-    epochs: int = Field(default=10, ge=1)
+    epochs: int = Field(default=30, ge=1)
     """Passes over the images."""
-    step_size: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    batch: int = Field(default=4, ge=1)
+    """Images per step."""
+    step_size: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     """Length of the first step in each value, in pixel units."""
 
     def ball(self, images: Tensor) -> Ball:
@@ -129,6 +133,12 @@ class AdversarialPatch(UniversalAscent):
             places = patch_places(self.shape, mask.cpu(), [generator] * len(images))
             return pasted(images, patch * mask, mask, places)
 
+        velocity = torch.zeros_like(like[0])
+
+        def move(patch: Tensor, slope: Tensor, size: float) -> Tensor:
+            velocity.mul_(_MOMENTUM).add_(slope / slope.abs().mean().clamp(min=1e-20))
+            return (patch + size * velocity.sign()).clamp(0, 1)
+
         patch = self.ascend(
             model,
             batches,
@@ -136,6 +146,6 @@ class AdversarialPatch(UniversalAscent):
             torch.full_like(like[0], 0.5),
             step_size=self.step_size,
             changed=changed,
-            move=lambda patch, slope, size: (patch + size * slope.sign()).clamp(0, 1),
+            move=move,
         )
         return patch * mask

@@ -58,8 +58,8 @@ def _stickers(x: Tensor, y: Tensor) -> Tensor:
 
 
 _FORMS: dict[str, _Form] = {
-    "disc": _Form(_disc, (1.0, 1.0), 45.0, 0.5, None),
-    "square": _Form(_square, (1.0, 1.0), 22.5, 0.5, None),
+    "disc": _Form(_disc, (1.0, 1.0), 45.0, 0.7, None),
+    "square": _Form(_square, (1.0, 1.0), 22.5, 0.7, None),
     "eyeglasses": _Form(_eyeglasses, (2.9, 1.0), 5.0, 0.95, (0.0, -0.25)),
     "stickers": _Form(_stickers, (2.0, 1.7), 5.0, 0.95, (0.0, 0.0)),
 }

@@ -185,12 +185,12 @@ class UniversalPerturbation(Result):
         }
 
     def shown_perturbation(self) -> tuple[Tensor, float]:
-        """Return the magnified perturbation and the factor; of a patch, the patch on white."""
+        """Return the magnified perturbation and the factor; of a patch, the patch on grey."""
         from timmscope.techniques.change_figure import magnified
 
         if self.mask is None:
             return magnified(self.perturbation)
-        return (self.perturbation + 1 - self.mask).clamp(0, 1), 1.0
+        return (self.perturbation + 0.75 * (1 - self.mask)).clamp(0, 1), 1.0
 
     def documents(self) -> dict[str, str]:
         """Return `images.csv`, `sizes.csv` and, for a model with classes, `classes.csv`."""
