@@ -36,6 +36,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "interval-bounds": {"epsilons": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15)},
     "carlini-wagner": {"step_size": 5e-4, "searches": 5, "first_constant": 0.1},
     "sigma-zero": {"steps": 200},
+    "decision-slice": {"other": "pip:efficientnet-lite1", "resolution": 25, "extent": 3},
     "gaussian-filter": {"sigma": 2},
     "bit-depth": {"bits": 2},
     "median-filter": {"side": 7},
@@ -110,6 +111,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, cat, coffee)
     if run.base == "training":
         return run(*digits(store.path.parent), output=tempfile.mkdtemp())
+    if name == "decision-slice":
+        return run(model, [cat, coffee])
     if run.base == "model":
         return run(model, cat) if name == "activation-maps" else run(model)
     if name == "representational-similarity":

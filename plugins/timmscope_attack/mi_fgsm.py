@@ -17,12 +17,12 @@ from timmscope import (
     Loss,
     ModelName,
     Norm,
-    ParameterError,
     image_generators,
     mean_over_draws,
     noise_like,
 )
 from timmscope_attack.gradient import GradientAttack
+from timmscope_attack.relative_size import relative_sides
 from timmscope_attack.view_gradient import view_gradient
 
 _ENLARGED = 330 / 299
@@ -127,13 +127,7 @@ class MIFGSM(GradientAttack):
         """
         ball, generators = self.ball(images), image_generators(len(images))
         source = model if self.surrogate is None else self.open_model(self.surrogate)
-        if source.input_size[0] != images.shape[1]:
-            raise ParameterError(
-                f"the surrogate {source.id} takes images of {source.input_size[0]} channels, and "
-                f"{model.id} of {images.shape[1]}: take a surrogate of the same channels",
-                parameter="surrogate",
-            )
-        sides = _sides(images, model, source)
+        sides = relative_sides(images, model, source, what="surrogate", parameter="surrogate")
         rows = torch.arange(len(images), device=images.device)
         size = ball.epsilon / self.steps if self.step_size is None else self.step_size
         around = self.variance_radius * ball.epsilon
@@ -218,14 +212,3 @@ class MIFGSM(GradientAttack):
         kernel = torch.outer(line, line)
         weight = (kernel / kernel.sum()).to(gradient).expand(channels, 1, -1, -1)
         return functional.conv2d(gradient, weight, padding="same", groups=channels)
-
-
-def _sides(images: Tensor, model: HookedModel, source: HookedModel) -> list[int] | None:
-    """Return height and width of images for the surrogate; None if both models take the same."""
-    given, taken = model.input_size[1:], source.input_size[1:]
-    if given == taken:
-        return None
-    return [
-        round(side * new / old)
-        for side, new, old in zip(images.shape[2:], taken, given, strict=True)
-    ]
