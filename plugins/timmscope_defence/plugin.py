@@ -114,6 +114,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Cohen, Rosenfeld & Kolter, ICML 2019, arXiv:1902.02918",
     )
     yield TechniqueSpec(
+        name="smooth-activations",
+        family="defence",
+        summary="Softplus in place of ReLU, so that a gradient passes everywhere.",
+        impl="timmscope_defence.smooth_activations:SmoothActivations",
+        paper="Dombrowski et al., NeurIPS 2019, arXiv:1906.07983; Xie, Tan, Gong, Yuille & Le, "
+        "2020, arXiv:2006.14536",
+    )
+    yield TechniqueSpec(
         name="total-variation",
         family="defence",
         summary="Denoising by total variation, which keeps only strong edges.",
