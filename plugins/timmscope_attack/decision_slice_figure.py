@@ -139,9 +139,9 @@ def _draw_plane(
     size = float(result.sizes[row]) * scale
     axes.plot([0, size], [0, 0], color=PAPER, linewidth=2.6)
     axes.plot([0, size], [0, 0], color=INK, linewidth=0.9)
-    ends = {"markeredgecolor": PAPER, "markersize": 7, "color": INK, "linestyle": "none"}
-    axes.plot([0], [0], marker="o", **ends)
-    axes.plot([size], [0], marker="X", **ends)
+    for at, marker in ((0.0, "o"), (size, "X")):
+        axes.plot([at], [0], marker=marker, color=INK, markeredgecolor=PAPER, markersize=7,
+                  linestyle="none")  # fmt: skip
     unit = "L∞, /255" if result.norm == "linf" else result.norm.upper()
     axes.set_xlabel(f"along the attack ({unit})")
     axes.set_ylabel(f"random direction ({unit})", labelpad=1)

@@ -55,7 +55,8 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         base="certification",
         summary="Proof by interval bounds that no small change anywhere changes a prediction.",
         impl="timmscope_defence.interval_bounds:IntervalBounds",
-        paper="Gowal et al., 2018, arXiv:1810.12715",
+        paper="Gowal et al., 2018, arXiv:1810.12715; Zhang, Weng, Chen, Hsieh & Daniel, NeurIPS "
+        "2018, arXiv:1811.00866; Zhang et al., ICLR 2020, arXiv:1906.06316",
     )
     yield TechniqueSpec(
         name="jpeg",

@@ -62,7 +62,7 @@ class _Smoothing(TorchFunctionMode):
         self._beta, self._name, self._met = beta, name, False
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if kind is None and not self._met:
             warnings.warn(
                 f"{self._name} met no ReLU, so it changes nothing: use it for networks with ReLU",
