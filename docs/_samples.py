@@ -36,7 +36,6 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "interval-bounds": {"epsilons": (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.12, 0.15)},
     "carlini-wagner": {"step_size": 5e-4, "searches": 5, "first_constant": 0.1},
     "sigma-zero": {"steps": 200},
-    "decision-slice": {"other": "pip:efficientnet-lite1", "resolution": 25, "extent": 3},
     "gaussian-filter": {"sigma": 2},
     "bit-depth": {"bits": 2},
     "median-filter": {"side": 7},
@@ -112,7 +111,10 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     if run.base == "training":
         return run(*digits(store.path.parent), output=tempfile.mkdtemp())
     if name == "decision-slice":
-        return run(model, [cat, coffee])
+        from tests.digits.load import digits_network, held_out_digits
+
+        beside: Any = technique(id)(other=digits_network("pgd"), extent=2.5)
+        return beside(digits_network("standard"), held_out_digits(3)[0])
     if run.base == "model":
         return run(model, cat) if name == "activation-maps" else run(model)
     if name == "representational-similarity":
