@@ -59,7 +59,7 @@ docs: $(VENV)/.dev
 
 # Analyses read the store of the demo, which is made once and kept.
 gallery: $(VENV)/.dev demo
-	$(BIN)/python docs/_samples.py "$(OUT)/demo.scope" $(ARGS)
+	PYTHONPATH=. $(BIN)/python docs/_samples.py "$(OUT)/demo.scope" $(ARGS)
 	$(if $(ARGS),,$(BIN)/python docs/_picture.py)
 	$(if $(ARGS),,PYTHONPATH=. $(BIN)/python docs/_robustness.py)
 	$(if $(ARGS),,$(BIN)/python docs/_techniques.py)

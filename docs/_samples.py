@@ -113,6 +113,11 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
         return run(model, cat, coffee)
     if run.base == "training":
         return run(*digits(store.path.parent), output=tempfile.mkdtemp())
+    if name == "decision-slice":
+        from tests.digits.load import digits_network, held_out_digits
+
+        beside: Any = technique(id)(other=digits_network("pgd"), extent=2.5)
+        return beside(digits_network("standard"), held_out_digits(3)[0])
     if run.base == "model":
         return run(model, cat) if name == "activation-maps" else run(model)
     if name == "representational-similarity":

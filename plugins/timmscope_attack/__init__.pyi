@@ -4,6 +4,8 @@ from .apgd import APGD as APGD
 from .autoattack import AutoAttack as AutoAttack
 from .carlini_wagner import CarliniWagner as CarliniWagner
 from .ddn import DDN as DDN
+from .decision_slice import DecisionPlanes as DecisionPlanes
+from .decision_slice import DecisionSlice as DecisionSlice
 from .deepfool import DeepFool as DeepFool
 from .eot_pgd import EOTPGD as EOTPGD
 from .fab import FAB as FAB

@@ -1,4 +1,4 @@
-"""Lists the attack techniques without importing torch."""
+"""Lists the attack techniques, and the picture of decisions, without importing torch."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from timmscope_registry import TechniqueSpec, hookimpl
 
 @hookimpl
 def timmscope_techniques() -> Iterator[TechniqueSpec]:
-    """Yield the attack techniques."""
+    """Yield the techniques."""
     yield TechniqueSpec(
         name="adversarial-patch",
         family="attack",
@@ -48,6 +48,15 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="A small L2 change, on a sphere that shrinks while the model is fooled.",
         impl="timmscope_attack.ddn:DDN",
         paper="Rony et al., CVPR 2019, arXiv:1811.09600",
+    )
+    yield TechniqueSpec(
+        name="decision-slice",
+        family="representation",
+        base="model",
+        summary="Classes and margins on the plane of an attack and a random direction.",
+        impl="timmscope_attack.decision_slice:DecisionSlice",
+        paper="Fawzi, Moosavi-Dezfooli & Frossard, NeurIPS 2016, arXiv:1608.08967; "
+        "Liu, Chen, Liu & Song, ICLR 2017, arXiv:1611.02770",
     )
     yield TechniqueSpec(
         name="deepfool",

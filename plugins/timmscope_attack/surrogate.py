@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional
 
-from timmscope import HookedModel, ModelName, ParameterError, Technique
+from timmscope import HookedModel, ModelName, Technique
+from timmscope_attack.relative_size import relative_sides
 from timmscope_attack.view_gradient import View
 
 
@@ -27,18 +28,9 @@ def open_surrogate(
         ParameterError: the surrogate takes another number of channels.
     """
     source = model if named is None else attack.open_model(named)
-    if source.input_size[0] != shape[0]:
-        raise ParameterError(
-            f"the surrogate {source.id} takes images of {source.input_size[0]} channels, and "
-            f"{model.id} of {shape[0]}: take a surrogate of the same channels",
-            parameter="surrogate",
-        )
-    given, taken = model.input_size[1:], source.input_size[1:]
-    if given == taken:
+    sides = relative_sides(shape, model, source, what="surrogate", parameter="surrogate")
+    if sides is None:
         return source, _as_they_are
-    sides = [
-        round(side * new / old) for side, new, old in zip(shape[1:], taken, given, strict=True)
-    ]
     return source, partial(functional.interpolate, size=sides, mode="bilinear", antialias=True)
 
 

@@ -12,4 +12,5 @@ from .median_filter import MedianFilter as MedianFilter
 from .noise_training import NoiseTraining as NoiseTraining
 from .randomized_resize import RandomizedResize as RandomizedResize
 from .randomized_smoothing import RandomizedSmoothing as RandomizedSmoothing
+from .smooth_activations import SmoothActivations as SmoothActivations
 from .total_variation import TotalVariation as TotalVariation

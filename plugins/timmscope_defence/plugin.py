@@ -55,7 +55,8 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         base="certification",
         summary="Proof by interval bounds that no small change anywhere changes a prediction.",
         impl="timmscope_defence.interval_bounds:IntervalBounds",
-        paper="Gowal et al., 2018, arXiv:1810.12715",
+        paper="Gowal et al., 2018, arXiv:1810.12715; Zhang, Weng, Chen, Hsieh & Daniel, NeurIPS "
+        "2018, arXiv:1811.00866; Zhang et al., ICLR 2020, arXiv:1906.06316",
     )
     yield TechniqueSpec(
         name="jpeg",
@@ -112,6 +113,14 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         summary="Certified radius of the class found most often under Gaussian noise.",
         impl="timmscope_defence.randomized_smoothing:RandomizedSmoothing",
         paper="Cohen, Rosenfeld & Kolter, ICML 2019, arXiv:1902.02918",
+    )
+    yield TechniqueSpec(
+        name="smooth-activations",
+        family="defence",
+        summary="Softplus in place of ReLU, so that a gradient passes everywhere.",
+        impl="timmscope_defence.smooth_activations:SmoothActivations",
+        paper="Dombrowski et al., NeurIPS 2019, arXiv:1906.07983; Xie, Tan, Gong, Yuille & Le, "
+        "2020, arXiv:2006.14536",
     )
     yield TechniqueSpec(
         name="total-variation",

@@ -34,7 +34,7 @@ def main(words: list[str] | None = None) -> None:
 
 def measure(names: list[str]) -> None:
     """Run, name each pair when it is measured, print a table of all, keep the ratios."""
-    table = Table("benchmark", "ours", "beside", "ours s", "theirs s", "ratio", box=None)
+    table = Table("benchmark", "ours", "beside", "of ours", "of theirs", "ratio", box=None)
     rows: list[dict[str, Any]] = []
     try:
         for name in names:
@@ -43,8 +43,8 @@ def measure(names: list[str]) -> None:
                 print(
                     f"{pair.name}: {pair.ours} / {pair.theirs} = {pair.ratio:.2f}", file=sys.stderr
                 )
-                numbers = (f"{pair.ours_s:.4f}", f"{pair.theirs_s:.4f}", f"{pair.ratio:.2f}")
-                table.add_row(pair.name, pair.ours, pair.theirs, *numbers)
+                both = (f"{value:.4g} {pair.unit}" for value in (pair.ours_s, pair.theirs_s))
+                table.add_row(pair.name, pair.ours, pair.theirs, *both, f"{pair.ratio:.2f}")
     finally:
         if rows:
             history.append(rows)

@@ -15,7 +15,8 @@ Work = Callable[[], object]
 class Pair:
     """Seconds of ours and of theirs, as medians over alternating runs, and their ratio.
 
-    `ratio` is the median of ours / theirs over pairs of runs; below 1, ours is faster.
+    `ratio` is the median of ours / theirs over pairs of runs; below 1, ours is faster. With another
+    `unit`, both are numbers of it.
     """
 
     name: str
@@ -25,17 +26,24 @@ class Pair:
     theirs_s: float
     ratio: float
     runs: int
+    unit: str = "s"
 
     def row(self) -> dict[str, Any]:
         """Return the fields as a dictionary for JSON."""
         return asdict(self)
 
 
-def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: int = 7) -> Pair:
+def compare(
+    name: str,
+    ours: tuple[str, Work],
+    theirs: tuple[str, Work],
+    runs: int = 7,
+    clock: Callable[[], float] = perf_counter,
+) -> Pair:
     """Run ours and theirs in turn, after one warm-up of each."""
     ours[1]()
     theirs[1]()
-    seconds = [(seconds_of(ours[1]), seconds_of(theirs[1])) for _ in range(runs)]
+    seconds = [(seconds_of(ours[1], clock), seconds_of(theirs[1], clock)) for _ in range(runs)]
     return Pair(
         name=name,
         ours=ours[0],
@@ -47,8 +55,8 @@ def compare(name: str, ours: tuple[str, Work], theirs: tuple[str, Work], runs: i
     )
 
 
-def seconds_of(work: Work) -> float:
+def seconds_of(work: Work, clock: Callable[[], float] = perf_counter) -> float:
     """Return the seconds of one run."""
-    began = perf_counter()
+    began = clock()
     work()
-    return perf_counter() - began
+    return clock() - began

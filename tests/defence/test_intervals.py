@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -363,3 +364,91 @@ def test_compiled_functions_are_never_taken_for_exact(shortcut, error, words) ->
     model = HookedModel(Compiled(shortcut), mean=(0.5,), std=(0.5,), input_size=(1, 2, 2))
     with pytest.raises(error, match=words):
         IntervalBounds()(model, torch.rand(1, 1, 2, 2))
+
+
+# Linear bounds, by auto_LiRPA
+
+
+class Lines:
+    """Stands for auto_LiRPA: exact bounds of one linear layer, which CROWN has for it too."""
+
+    class PerturbationLpNorm:
+        def __init__(self, norm: float, x_L: Tensor, x_U: Tensor) -> None:
+            self.norm, self.ends = norm, (x_L, x_U)
+
+    class BoundedTensor:
+        def __init__(self, x: Tensor, box: object) -> None:
+            self.x, self.box = x, box
+
+    class BoundedModule:
+        def __init__(self, network: nn.Module, example: Tensor, device: object) -> None:
+            self.layer, self.methods = network[1], []
+
+        def compute_bounds(self, *, x, C, method, bound_upper):
+            assert method in ("CROWN-IBP", "backward")
+            low, high = (end.flatten(1)[..., None] for end in x[0].box.ends)
+            rows, bias = C @ self.layer.weight, (C @ self.layer.bias)[..., None]
+            least = torch.minimum(rows * low.mT, rows * high.mT).sum(-1, keepdim=True)
+            return (least + bias)[..., 0], None
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown"])
+def test_linear_bounds_get_the_network_its_box_and_the_differences(monkeypatch, method) -> None:
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", Lines)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model = HookedModel(network, mean=(0.3,) * 3, std=(0.5, 1, 2), input_size=(3, 2, 2))
+    images = torch.rand(20, 3, 2, 2)
+    radii = tuple(np.linspace(0.01, 0.9, 40).tolist())
+    by_intervals = IntervalBounds(epsilons=radii)(model, images)  # exact for one linear layer
+    found = IntervalBounds(epsilons=radii, method=method)(model, images)
+    assert torch.equal(found.radius, by_intervals.radius)
+    assert len(found.radius.unique()) > 3
+    assert found.notes["margin"] == pytest.approx(by_intervals.notes["margin"], abs=1e-5)
+    assert all(weight.requires_grad for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (None, r"auto_LiRPA, which is not installed: python -m pip install appdirs .*auto_LiRPA"),
+        (object(), r"auto_LiRPA has no bounds by crown for module:Sequential: .*BoundedModule"),
+    ],
+)
+def test_crown_without_a_usable_library_is_one_line(monkeypatch, module, words) -> None:
+    monkeypatch.setitem(sys.modules, "auto_LiRPA", module)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model = HookedModel(network, mean=(0.3,) * 3, std=(0.5,) * 3, input_size=(3, 2, 2))
+    error = ParameterError if module is None else UnsupportedModel
+    with pytest.raises(error, match=words) as caught:
+        IntervalBounds(method="crown")(model, torch.rand(2, 3, 2, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_lirpa_has_our_intervals_and_crown_proves_more() -> None:
+    pytest.importorskip("auto_LiRPA", reason="install auto_LiRPA to compare with it")
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
+    ).eval()
+    images, radius = torch.rand(20, 1, 8, 8), 0.02
+    low, high = (images - radius).clamp(min=0), (images + radius).clamp(max=1)
+    given = BoundedTensor(images, PerturbationLpNorm(norm=torch.inf, x_L=low, x_U=high))
+    with torch.no_grad():
+        theirs = BoundedModule(network, images).compute_bounds(x=(given,), method="IBP")
+        ours = network(Interval.around(images, radius)).bounds
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    model = HookedModel(network, mean=(0,), std=(1,), input_size=(1, 8, 8))
+    margins = [
+        torch.tensor(
+            IntervalBounds(epsilons=(0.002,), method=method)(model, images).notes["margin"]
+        )
+        for method in ("ibp", "crown-ibp", "crown")
+    ]
+    assert bool((margins[0] <= margins[1] + 1e-6).all())
+    assert bool((margins[1] <= margins[2] + 1e-6).all())
+    assert float(margins[2].mean()) > float(margins[0].mean()) + 1e-3

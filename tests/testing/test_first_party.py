@@ -22,6 +22,7 @@ QUICK = {
     "carlini-wagner": {"steps": 4, "searches": 2},
     "class-visualization": {"steps": 4, "frames": 2},
     "ddn": {"steps": 4},
+    "decision-slice": {"attack": "ddn steps=3", "resolution": 3},
     "deepfool": {"steps": 2, "candidates": 3},
     "fab": {"steps": 3, "target_classes": 2},
     "fmn": {"steps": 4},

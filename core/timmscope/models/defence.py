@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -61,6 +62,34 @@ class Defence(Parameters):
             images: `(B, C, H, W)` in pixel units; in [0, 1], except where a technique leaves it.
             generators: one CPU generator per image, for a random defence; empty for others.
         """
+
+    def around_network(self) -> AbstractContextManager[None]:
+        """Return a context in which the network runs, for a defence that changes how it computes.
+
+        A `TorchFunctionMode`, for example, replaces functions of PyTorch in the running thread. The
+        module, its weights and its hooks must stay as they are.
+        """
+        return nullcontext()
+
+
+@contextmanager
+def around_networks(defences: Sequence[Defence]) -> Iterator[None]:
+    """Run a network behind defences inside the context; the images are changed before it.
+
+    Args:
+        defences: in the order in which an image meets them.
+
+    Raises:
+        TechniqueError: a defence did not return a context.
+    """
+    with ExitStack() as stack:
+        for defence in defences:
+            context: object = defence.around_network()
+            if not isinstance(context, AbstractContextManager):
+                did = f"returned {brief(context)} around the network"
+                raise technique_error(defence, did, expected="a context manager")
+            stack.enter_context(context)
+        yield
 
 
 def as_defences(given: Iterable[Defence | str] | Defence | str) -> tuple[Defence, ...]:

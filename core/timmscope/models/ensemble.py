@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from timmscope.draws import ensemble_member
-from timmscope.models.defence import Defence, defended_images
+from timmscope.models.defence import Defence, around_networks, defended_images
 from timmscope.models.preprocessing import Preprocessing
 
 
@@ -65,5 +65,6 @@ class Ensemble(nn.Module):
                 seen = functional.interpolate(images, scaled, mode="bilinear", antialias=True)
             with ensemble_member(number):
                 seen = defended_images(defences, seen)
-            logits.append(self.get_submodule(str(number))(preprocessing.normalise(seen)))
+            with around_networks(defences):
+                logits.append(self.get_submodule(str(number))(preprocessing.normalise(seen)))
         return torch.stack(logits).mean(0)

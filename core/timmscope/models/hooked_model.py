@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from timmscope.models.classes import ClassNames, timm_classes
-from timmscope.models.defence import Defence, as_defences, defended_images
+from timmscope.models.defence import Defence, around_networks, as_defences, defended_images
 from timmscope.models.ensemble import Ensemble
 from timmscope.models.pass_counter import PassCounter, counted, counting
 from timmscope.models.prediction_function import Arrays, Outputs, PredictionFunction
@@ -467,7 +467,8 @@ class HookedModel:
             images = defended_images(self.defences, images)
         inputs = self.preprocessing.normalise(images.to(self.dtype))
         try:
-            outputs: object = counted(self.hooks, inputs, self._owner, self.id)
+            with around_networks(self.defences):
+                outputs: object = counted(self.hooks, inputs, self._owner, self.id)
         except _FORWARD_ERRORS as error:
             if "alloca" not in str(error):  # memory that cannot be allocated
                 self._check_runs((int(inputs.shape[2]), int(inputs.shape[3])))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from timmscope.models import Defence
-from timmscope.models.defence import defended_images
+from timmscope.models.defence import around_networks, defended_images
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
 from timmscope.techniques.base import require_model
@@ -181,7 +181,8 @@ class DefenceTechnique(PerImageTechnique, Defence):
                 seen = defended_images(chain, part)
                 changed.append(seen.float().cpu())
                 before.append(model(part).float().cpu())
-                after.append(bare(seen).float().cpu())
+                with around_networks(chain):
+                    after.append(bare(seen).float().cpu())
         defended, first, second = torch.cat(changed), torch.cat(before), torch.cat(after)
         originals = batch.float().cpu()
         delta = (defended - originals).flatten(1)
