@@ -126,8 +126,8 @@ class ActivationMaximization(SynthesisTechnique):
             TechniqueError: the gradient of an image is zero.
         """
         size = self._size(model, init)
-        own = "×".join(map(str, model.input_size[1:]))
-        advice = f"leave size unset for its own {own}"
+        height, width = model.input_size[1:]
+        advice = f"leave size unset for its own {height}×{width}"
         check_size(model, objective.rows(0, 1), size, "size", advice)
         targets, objective, init = per_image(objective, init, self.count)
         count = len(targets)

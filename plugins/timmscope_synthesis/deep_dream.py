@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
 import torch
@@ -111,12 +111,13 @@ class DeepDream(SynthesisTechnique):
         for row, image in enumerate(start.split(1)):
             goal = objective.rows(row, row + 1)
             made.append(_Dream(self, model, goal, row, generators[row], sizes).film(image))
+        kept = [each.frames for each in made if each.frames is not None]
         return SynthesisOutcome(
             images=torch.cat([each.images for each in made]),
             scores=torch.cat([each.scores for each in made], dim=1),
             best_step=torch.cat([each.best_step for each in made]),
             targets=targets,
-            frames=torch.cat([each.frames for each in made], dim=1) if self.frames else None,
+            frames=torch.cat(kept, dim=1) if kept else None,
         )
 
     def _start(
@@ -247,7 +248,7 @@ class _Dream:
             return [int(draw * t.tile_px) for draw in draws]
         return [int(draw * (2 * t.jitter_px + 1)) - t.jitter_px for draw in draws]
 
-    def _gradient(self, recording: dict[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, recording: Mapping[str, Tensor], image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the objective `(1,)`, and its gradient in the image: the mean over tiles."""
         t = self._technique
         height, width = image.shape[2:]
