@@ -23,7 +23,6 @@ FOLDER = Path(__file__).parent / "images" / "techniques"
 WIDTH = 1080
 LAYER = "bn2"
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "adversarial-patch": {"area": 0.1},
     "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
     "distillation-training": {
         "temperature": 100,
