@@ -22,7 +22,7 @@ from tests.processes import Running, run_code, run_command
 
 from timmscope import HookedModel, load_model
 from timmscope.images import ArraySource, FolderSource
-from timmscope.mining import loader, mine, pipeline, verify, writer
+from timmscope.mining import loader, mine, pipeline, reductions, verify, writer
 from timmscope.store import Store, shards
 from timmscope.store.lock import StoreLock
 from timmscope.testing import tiny_model
@@ -444,6 +444,26 @@ def test_a_shard_that_another_program_has_locked_is_read(
         fcntl.flock(file, fcntl.LOCK_EX)
         np.testing.assert_array_equal(Store.open(store.path).layer("layer1").pooled, expected)
         assert verify(store.path).ok
+
+
+def test_a_repair_that_died_at_its_end_is_finished_by_the_next(
+    small_model: HookedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is written, and the journal is still there."""
+    store = run(small_model, pictures, tmp_path / "s")
+    expected = contents(store.path)
+    (store.path / "shards/00001.h5").unlink()
+
+    def die(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reductions, "end_journal", die)
+    with pytest.raises(KeyboardInterrupt):
+        verify(store.path, repair=True, model=small_model)
+    monkeypatch.undo()
+    assert (store.path / "journal.jsonl").exists()
+    assert verify(store.path, repair=True).ok
+    assert contents(store.path) == expected
 
 
 def test_a_killed_repair_is_a_finding(

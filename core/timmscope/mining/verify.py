@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from timmscope.index.verify import examine_indexes, index_files, rebuild_index
 from timmscope.progress import track
 from timmscope.store import FileRecord, Manifest, Store, shards
+from timmscope.store.journal import NAME as JOURNAL
+from timmscope.store.journal import end_journal
+from timmscope.store.lock import StoreLock
 from timmscope.store.shards import ShardFiles
 from timmscope_registry import StoreCorrupted
 
@@ -115,6 +118,9 @@ def verify(
         changed = [name for name in repaired if after[name] != expected.get(name, after[name])]
         if changed:  # an index of the lost rows is now out of date
             indexes = examine_indexes(Store(folder, manifest))
+    elif manifest.merged is not None and (folder / JOURNAL).exists():
+        with StoreLock(folder):  # left by a repair that died when its manifest was written
+            end_journal(folder)
     repaired += [item.file for item in indexes if rebuild_index(Store(folder, manifest), item)]
     damage += [Damage(item.file, item.reason) for item in indexes]
     return Report(
