@@ -131,6 +131,7 @@ class TestJudges:
         probabilities = logits.softmax(1).diagonal().tolist()
         assert made.notes["transfer_probability"] == pytest.approx(probabilities, abs=1e-6)
         assert made.summary()[1]["transfer_rank"] == 1
+        assert made.further_passes == {"judge": {"forwards": 2, "backwards": 0}}
         assert load_result(made.save(tmp_path / "made")).notes == made.notes
 
     def test_another_input_size_is_resized_to(self, model):

@@ -260,7 +260,9 @@ class SynthesisTechnique(Technique):
             images = checked_pixels(self, outcome.images, ("B", model.input_size[0], "H", "W"))
             targets = self._targets(outcome, len(images), bound)
             each = bound.take(targets.tolist())
-            self._note_transfer(images, each)
+            if self.judge is not None:
+                with session(seed), restore_state(self, model, facts.weights_sha256):
+                    self._note_transfer(self.open_model(self.judge), images, each)
         scores = checked_numbers(
             self,
             outcome.scores,
@@ -304,11 +306,9 @@ class SynthesisTechnique(Technique):
                 parameter="judge",
             )
 
-    def _note_transfer(self, images: Tensor, each: Objective) -> None:
+    def _note_transfer(self, judge: HookedModel, images: Tensor, each: Objective) -> None:
         """Note the judge's rank and probability of each image's class."""
-        if self.judge is None:
-            return
-        judge, classes = self.open_model(self.judge), each.classes
+        classes = each.classes
         assert classes is not None, "checked before the images were made"
         ranks, probabilities = [], []
         for row, image in enumerate(images.split(1)):
