@@ -49,6 +49,7 @@ def test_a_guide_per_image_and_a_text_that_says_which(model, tmp_path, monkeypat
         ObjectiveError, match=r"opens no file in Python; use guide\('pixels', images="
     ):
         parse_objective("guide(pixels@a.png)").resolve(model)
+    assert goal.resolve(model).bind(model, images).reference_images is None
     assert goal != match("pixels", images=["a.png", "b.png"])
 
 

@@ -53,6 +53,11 @@ class Guide(Match):
         products = activation.flatten(2).transpose(1, 2) @ features  # (B, P, Q)
         return products.amax(2).mean(1)
 
+    @property
+    def reference_images(self) -> Tensor | None:
+        """None: an image that follows a guide does not become it."""
+        return None
+
     def _wrong_shape(self, target: Sequence[int], activation: Sequence[int]) -> ObjectiveError:
         return ObjectiveError(
             f"the guide of {self.label} has {target[0]} channels, and {self.layer!r} has "
