@@ -121,6 +121,7 @@ def _run(
     sys.stderr = os.fdopen(
         2, "w", encoding="utf-8", errors="surrogateescape", buffering=1, closefd=False
     )
+    multiprocessing.set_start_method(None, force=True)  # what it starts is started as usual
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
