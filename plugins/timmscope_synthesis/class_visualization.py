@@ -47,8 +47,8 @@ class ClassVisualization(SynthesisTechnique):
     0), (0.3, 0, -, 20, 0), (0.0001, 1, 4, 0, 0) and (0, 0.5, 4, 0, 90). The defaults blur a little
     in each step, which shows more on today's networks.
 
-    No random views are shown to the model, so images fit its pixels too well, and other models may
-    not see the class: name a `judge` to know. `activation-maximization` makes images that transfer.
+    No random views are shown to the model, so images may fit its pixels too well for others to see
+    the class: name a `judge` to know. `activation-maximization` makes images that transfer.
 
     Paper:
         - Simonyan, Vedaldi & Zisserman, "Deep Inside Convolutional Networks: Visualising Image
