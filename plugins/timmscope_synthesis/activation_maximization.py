@@ -145,14 +145,7 @@ class ActivationMaximization(SynthesisTechnique):
                 with image_rows(range(start, stop)):
                     outcome = self._ascend(model, goal, space, variable, draws, (start, count))
                 outcomes.append(outcome)
-        kept = [outcome.frames for outcome in outcomes if outcome.frames is not None]
-        return SynthesisOutcome(
-            images=torch.cat([outcome.images for outcome in outcomes]),
-            scores=torch.cat([outcome.scores for outcome in outcomes], dim=1),
-            best_step=torch.cat([outcome.best_step for outcome in outcomes]),
-            targets=targets,
-            frames=torch.cat(kept, dim=1) if kept else None,
-        )
+        return SynthesisOutcome.joined(outcomes, targets)
 
     def _ascend(
         self,

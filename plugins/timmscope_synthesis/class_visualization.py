@@ -115,14 +115,7 @@ class ClassVisualization(SynthesisTechnique):
             else:
                 start = init[row : row + 1].float() - mean
             made.append(self._climb(model, objective.rows(row, row + 1), start, mean, row))
-        kept = [each.frames for each in made if each.frames is not None]
-        return SynthesisOutcome(
-            images=torch.cat([each.images for each in made]),
-            scores=torch.cat([each.scores for each in made], dim=1),
-            best_step=torch.cat([each.best_step for each in made]),
-            targets=targets,
-            frames=torch.cat(kept, dim=1) if kept else None,
-        )
+        return SynthesisOutcome.joined(made, targets)
 
     def _climb(
         self, model: HookedModel, objective: Objective, x: Tensor, mean: Tensor, row: int

@@ -103,22 +103,17 @@ class DeepDream(SynthesisTechnique):
         generators = image_generators(len(targets))
         start = self._start(model, init, generators)
         sizes = self._sizes((start.shape[2], start.shape[3]))
-        advice = "give octaves=1 and its own size" if self.octaves > 1 else "give its own size"
+        parameter, advice = "size", "start from its own size"
+        if self.octaves > 1:
+            parameter, advice = "octaves", "give octaves=1 and its own size"
         for size in (sizes[0], sizes[-1]):
             part = tuple(max(end - begin for begin, end in self._tiles(side)) for side in size)
-            check_size(model, objective.rows(0, 1), (part[0], part[1]), "octaves", advice)
+            check_size(model, objective.rows(0, 1), (part[0], part[1]), parameter, advice)
         made = []
         for row, image in enumerate(start.split(1)):
             goal = objective.rows(row, row + 1)
             made.append(_Dream(self, model, goal, row, generators[row], sizes).film(image))
-        kept = [each.frames for each in made if each.frames is not None]
-        return SynthesisOutcome(
-            images=torch.cat([each.images for each in made]),
-            scores=torch.cat([each.scores for each in made], dim=1),
-            best_step=torch.cat([each.best_step for each in made]),
-            targets=targets,
-            frames=torch.cat(kept, dim=1) if kept else None,
-        )
+        return SynthesisOutcome.joined(made, targets)
 
     def _start(
         self, model: HookedModel, init: Tensor | None, generators: list[torch.Generator]

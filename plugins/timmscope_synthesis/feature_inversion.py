@@ -112,14 +112,7 @@ class FeatureInversion(SynthesisTechnique):
             start = None if init is None else init[first : first + step]
             goal = objective.rows(first, first + step)
             parts.append(self._descend(model, goal, start, own, size, first))
-        kept = [part.frames for part in parts if part.frames is not None]
-        return SynthesisOutcome(
-            images=torch.cat([part.images for part in parts]),
-            scores=torch.cat([part.scores for part in parts], dim=1),
-            best_step=torch.cat([part.best_step for part in parts]),
-            targets=targets,
-            frames=torch.cat(kept, dim=1) if kept else None,
-        )
+        return SynthesisOutcome.joined(parts, targets)
 
     def _descend(
         self,

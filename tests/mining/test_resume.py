@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -446,18 +447,28 @@ def test_a_shard_that_another_program_has_locked_is_read(
         assert verify(store.path).ok
 
 
+@pytest.mark.parametrize("part", [None, (2, 3)])
 def test_a_repair_that_died_at_its_end_is_finished_by_the_next(
-    small_model: HookedModel, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: HookedModel,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: tuple[int, int] | None,
 ) -> None:
-    """The manifest is written, and the journal is still there."""
-    store = run(small_model, pictures, tmp_path / "s")
+    """The manifest of a store is written then, that of a part is not; the journal is there."""
+    options = {} if part is None else {"ranges": part, "shard_size": 5}
+    store = run(small_model, pictures, tmp_path / "s", **options)
     expected = contents(store.path)
-    (store.path / "shards/00001.h5").unlink()
+    number = min(store.manifest.shards)
+    (store.path / f"shards/{number:05d}.h5").unlink()
 
     def die(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(reductions, "end_journal", die)
+    if part is None:
+        monkeypatch.setattr(reductions, "end_journal", die)
+    else:  # after the last shard, before its manifest
+        monkeypatch.setattr(sys.modules[mine.__module__], "remove_partial_shards", die)
     with pytest.raises(KeyboardInterrupt):
         verify(store.path, repair=True, model=small_model)
     monkeypatch.undo()

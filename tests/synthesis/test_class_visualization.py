@@ -152,6 +152,12 @@ class TestJudges:
         )  # fmt: skip
         with pytest.raises(ParameterError, match="the judge five has 5 classes"):
             ClassVisualization(steps=1, judge=other)(model, 0)
+        named = [
+            HookedModel(Linear(), mean=(0.5,) * 3, std=(1,) * 3, input_size=SIZE, class_names=names)
+            for names in (["cat", "dog"], ["cat", "fox"])
+        ]
+        with pytest.raises(ParameterError, match=r"class 1 of the judge .* is 'fox', and of "):
+            ClassVisualization(steps=1, judge=named[1])(named[0], 0)
         with pytest.raises(ParameterError, match=r"can judge images of a class, and logits\[1\]"):
             ClassVisualization(steps=1, judge=model)(model, "logits[1]")
 

@@ -118,8 +118,9 @@ def verify(
         changed = [name for name in repaired if after[name] != expected.get(name, after[name])]
         if changed:  # an index of the lost rows is now out of date
             indexes = examine_indexes(Store(folder, manifest))
-    elif manifest.merged is not None and (folder / JOURNAL).exists():
-        with StoreLock(folder):  # left by a repair that died when its manifest was written
+    elif (folder / JOURNAL).exists():  # left by a pass or repair that died at its end
+        with StoreLock(folder):
+            Manifest.read(folder).write(folder)  # with the shards that the journal lists
             end_journal(folder)
     repaired += [item.file for item in indexes if rebuild_index(Store(folder, manifest), item)]
     damage += [Damage(item.file, item.reason) for item in indexes]

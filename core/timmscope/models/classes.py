@@ -28,6 +28,11 @@ class ClassNames(Sequence[str]):
         for index, key in enumerate(self._keys):
             self._indices.setdefault(_fold(key), []).append(index)
 
+    def differs_at(self, other: ClassNames) -> int | None:
+        """Return the first class that has another name in the other list; None if all agree."""
+        pairs = enumerate(zip(self._names, other, strict=False))
+        return next((number for number, (one, two) in pairs if one != two), None)
+
     def __len__(self) -> int:
         return len(self._names)
 

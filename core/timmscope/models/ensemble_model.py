@@ -46,8 +46,7 @@ def ensemble(models: Sequence[HookedModel]) -> HookedModel:
         if each.classes is None:
             continue
         names = names or each.classes
-        pairs = enumerate(zip(names, each.classes, strict=True))
-        index = next((number for number, (one, other) in pairs if one != other), None)
+        index = names.differs_at(each.classes)
         if index is not None:
             raise ModelError(
                 f"members of an ensemble need the same classes: class {index} of {each.id} is "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -60,6 +61,23 @@ class SynthesisOutcome:
     targets: Tensor | None = None
     facets: Tensor | None = None
     frames: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[SynthesisOutcome], targets: Tensor) -> SynthesisOutcome:
+        """Return one outcome of those of parts of the images, in their order.
+
+        Args:
+            parts: the outcomes, with the same number of steps and frames.
+            targets: `(B,)` int64, the target of each image, as `per_image` returns them.
+        """
+        frames = [part.frames for part in parts if part.frames is not None]
+        return cls(
+            images=torch.cat([part.images for part in parts]),
+            scores=torch.cat([part.scores for part in parts], dim=1),
+            best_step=torch.cat([part.best_step for part in parts]),
+            targets=targets,
+            frames=torch.cat(frames, dim=1) if frames else None,
+        )
 
 
 def per_image(
@@ -303,6 +321,14 @@ class SynthesisTechnique(Technique):
                 f"the judge {judge.id} has {judge.num_classes} classes and {judge.input_size[0]} "
                 f"channels, {model.id} has {model.num_classes} and {model.input_size[0]}: take a "
                 "judge of the same classes",
+                parameter="judge",
+            )
+        ours, theirs = model.classes, judge.classes
+        index = None if ours is None or theirs is None else ours.differs_at(theirs)
+        if index is not None:
+            raise ParameterError(
+                f"class {index} of the judge {judge.id} is {judge.class_name(index)!r}, and of "
+                f"{model.id} {model.class_name(index)!r}: take a judge of the same classes",
                 parameter="judge",
             )
 
