@@ -315,10 +315,22 @@ from .techniques import (
     CertificationTechnique as CertificationTechnique,
 )
 from .techniques import (
+    Climb as Climb,
+)
+from .techniques import (
+    CppnParameterisation as CppnParameterisation,
+)
+from .techniques import (
+    CropViews as CropViews,
+)
+from .techniques import (
     DefenceTechnique as DefenceTechnique,
 )
 from .techniques import (
     Defended as Defended,
+)
+from .techniques import (
+    FourierParameterisation as FourierParameterisation,
 )
 from .techniques import (
     Goal as Goal,
@@ -342,6 +354,9 @@ from .techniques import (
     ImageSetRun as ImageSetRun,
 )
 from .techniques import (
+    LaplacianParameterisation as LaplacianParameterisation,
+)
+from .techniques import (
     LayerName as LayerName,
 )
 from .techniques import (
@@ -363,7 +378,22 @@ from .techniques import (
     Norm as Norm,
 )
 from .techniques import (
+    NormalisedSteps as NormalisedSteps,
+)
+from .techniques import (
+    Parameterisation as Parameterisation,
+)
+from .techniques import (
     PerImageTechnique as PerImageTechnique,
+)
+from .techniques import (
+    PhaseParameterisation as PhaseParameterisation,
+)
+from .techniques import (
+    PixelParameterisation as PixelParameterisation,
+)
+from .techniques import (
+    RandomViews as RandomViews,
 )
 from .techniques import (
     Rows as Rows,
@@ -426,6 +456,9 @@ from .techniques import (
     UniversalPerturbation as UniversalPerturbation,
 )
 from .techniques import (
+    Views as Views,
+)
+from .techniques import (
     WeightsName as WeightsName,
 )
 from .techniques import (
@@ -438,6 +471,9 @@ from .techniques import (
     change_size as change_size,
 )
 from .techniques import (
+    check_size as check_size,
+)
+from .techniques import (
     chosen_units as chosen_units,
 )
 from .techniques import (
@@ -445,6 +481,9 @@ from .techniques import (
 )
 from .techniques import (
     evaluating as evaluating,
+)
+from .techniques import (
+    falling_spectrum as falling_spectrum,
 )
 from .techniques import (
     frame_steps as frame_steps,
@@ -468,7 +507,16 @@ from .techniques import (
     layer_view as layer_view,
 )
 from .techniques import (
+    loop_model as loop_model,
+)
+from .techniques import (
     mean_over_draws as mean_over_draws,
+)
+from .techniques import (
+    mean_spectrum as mean_spectrum,
+)
+from .techniques import (
+    memory_format as memory_format,
 )
 from .techniques import (
     noise_like as noise_like,

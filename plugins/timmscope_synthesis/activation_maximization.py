@@ -1,44 +1,36 @@
 """Activation maximisation: gradient ascent on an image to maximise the objective.
 
-It covers class and feature visualisation, depending on the objective. The loop does not wait for
-the device; the gradient check is accumulated on the device and read once.
+It covers class and feature visualisation, depending on the objective.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from timmscope import (
-    BestImages,
-    GradientCheck,
-    HookedModel,
-    Objective,
-    SynthesisOutcome,
-    SynthesisTechnique,
-    frame_steps,
-    image_generators,
-    image_rows,
-    noise_like,
-    per_image,
-)
-from timmscope_synthesis.memory_format import memory_format
-from timmscope_synthesis.parameterisation import (
-    INITIAL_DEVIATION,
+    Climb,
+    CppnParameterisation,
     FourierParameterisation,
+    HookedModel,
+    LaplacianParameterisation,
+    Objective,
     Parameterisation,
     PixelParameterisation,
+    RandomViews,
+    SynthesisOutcome,
+    SynthesisTechnique,
+    check_size,
+    image_generators,
+    loop_model,
+    per_image,
 )
-from timmscope_synthesis.sizes import check_size
-from timmscope_synthesis.transforms import RandomViews, view
 
-CHECK_EVERY = 16
-"""Steps between two evaluations of the images without a random view."""
-
+_RATES = {"fourier": 0.0125, "pixel": 0.05, "laplacian": 0.05, "cppn": 0.005}
+"""Default step size in each space."""
 _ACCELERATOR_BATCH = 16  # images optimised together on accelerators
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -83,15 +75,16 @@ class ActivationMaximization(SynthesisTechnique):
     """Number of images per target, each from its own noise."""
     size: Annotated[int, Field(ge=1)] | None = None
     """Side in pixels; by default the model's input size, which many transformers require."""
-    parameterisation: Literal["fourier", "pixel"] = "fourier"
-    """Space of the optimisation: Fourier coefficients scaled like the spectrum of photographs, or
-    pixels."""
+    parameterisation: Literal["fourier", "pixel", "laplacian", "cppn"] = "fourier"
+    """Space of the optimisation: Fourier coefficients scaled like the spectrum of photographs,
+    pixels, the levels of a pyramid, or the weights of a small network from positions to colours."""
     decay_power: NotNegative = 1.5
     """Exponent of the Fourier scaling's fall with frequency; 1 as in Lucid, larger is smoother."""
     decorrelate: bool = True
     """Optimise in colours that are uncorrelated in photographs."""
     learning_rate: Positive | None = None
-    """Step size of Adam; by default 0.0125 for Fourier coefficients, 0.05 for pixels."""
+    """Step size of Adam; by default 0.0125 for Fourier coefficients, 0.05 for pixels and the levels
+    of a pyramid, 0.005 for the weights of a network."""
     robust: bool = True
     """Show the model a random view of the image at each step; off, the five settings below have no
     effect."""
@@ -132,69 +125,30 @@ class ActivationMaximization(SynthesisTechnique):
         targets, objective, init = per_image(objective, init, self.count)
         count = len(targets)
         space = self._space(size, model.input_size[0])
+        climb = self._climb(space)
+        model = loop_model(model, objective, self.steps)
         generators = image_generators(count)
         batch_size = self.batch_size or (1 if model.device.type == "cpu" else _ACCELERATOR_BATCH)
         outcomes = []
-        with torch.inference_mode(False), torch.enable_grad():
-            for start in range(0, count, batch_size):
-                stop = min(start + batch_size, count)
-                own = generators[start:stop]
-                variable = self._start(model, space, init, start, stop, own)
-                draws = self._views.draw(self.steps, size, own).to(variable)
-                goal = objective.rows(start, stop)
-                with image_rows(range(start, stop)):
-                    outcome = self._ascend(model, goal, space, variable, draws, (start, count))
-                outcomes.append(outcome)
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            own = generators[start:stop]
+            variable = space.start(own, torch.empty(0, device=model.device))
+            if init is not None:
+                variable = variable + space.variable(init[start:stop].float())
+            goal = objective.rows(start, stop)
+            outcomes.append(climb.run(self, model, goal, variable, own, first=start, count=count))
         return SynthesisOutcome.joined(outcomes, targets)
 
-    def _ascend(
-        self,
-        model: HookedModel,
-        objective: Objective,
-        space: Parameterisation,
-        variable: Tensor,
-        draws: Tensor,
-        position: tuple[int, int],
-    ) -> SynthesisOutcome:
-        """Gradient ascent on `variable` `(B, …)` under the views `draws` `(steps, B, 2, 3)`."""
-        first, count = position
-        variable.requires_grad_()
-        optimiser = torch.optim.Adam([variable], lr=self.learning_rate or self._default_rate)
-        best = BestImages(len(variable), variable)
-        check = GradientCheck(objective, len(variable), self.steps, first, variable)
-        layout = memory_format(model.module)
-        scores: list[Tensor] = []
-        frames: list[Tensor] = []
-        kept = frame_steps(self.steps, self.frames)
-        description = "optimising" if count <= len(variable) else f"image {first + 1} of {count}"
-        with model.record(*objective.points) as recording:
-            for step in self.track(range(self.steps), description):
-                image = space.image(variable)
-                viewed = view(image, draws[step]) if self._transforms else image.clone()
-                viewed = viewed.contiguous(memory_format=layout)
-                viewed.retain_grad()
-                model(viewed)
-                score = objective(recording)
-                loss = (self._penalty(image) - score).sum()
-                optimiser.zero_grad()
-                loss.backward()
-                scores.append(score.detach())
-                assert viewed.grad is not None, "retained above"
-                check.add(viewed.grad, step)
-                optimiser.step()
-                if step in kept:
-                    with torch.no_grad():
-                        frames.append(space.image(variable).float().cpu())
-                if (step + 1) % CHECK_EVERY == 0 or step + 1 == self.steps:
-                    with torch.no_grad():
-                        image = space.image(variable)
-                        model(image.contiguous(memory_format=layout))
-                        best.offer(image, objective(recording) - self._penalty(image), step)
-        return SynthesisOutcome(
-            images=best.images,
-            scores=torch.stack(scores),
-            best_step=best.steps,
-            frames=torch.stack(frames) if frames else None,
+    def _climb(self, space: Parameterisation) -> Climb:
+        rate = self.learning_rate or _RATES[self.parameterisation]
+        return Climb(
+            space=space,
+            steps=self.steps,
+            optimiser=lambda variable: torch.optim.Adam([variable], lr=rate),
+            views=self._views if self.robust else None,
+            penalty=self._penalty if self.l2_weight or self.tv_weight else None,
+            frames=self.frames,
         )
 
     @property
@@ -207,41 +161,16 @@ class ActivationMaximization(SynthesisTechnique):
             fine_jitter_px=self.fine_jitter_px,
         )
 
-    @property
-    def _default_rate(self) -> float:
-        return 0.05 if self.parameterisation == "pixel" else 0.0125
-
-    @property
-    def _transforms(self) -> bool:
-        return self.robust and not self._views.identity
-
     def _space(self, size: tuple[int, int], channels: int) -> Parameterisation:
-        if self.parameterisation == "pixel":
-            return PixelParameterisation(size, decorrelate=self.decorrelate, channels=channels)
-        return FourierParameterisation(
-            size, decorrelate=self.decorrelate, decay_power=self.decay_power, channels=channels
-        )
-
-    def _start(
-        self,
-        model: HookedModel,
-        space: Parameterisation,
-        init: Tensor | None,
-        start: int,
-        stop: int,
-        generators: list[torch.Generator],
-    ) -> Tensor:
-        """The variable of images `start` to `stop`: noise, added to the initial images if given."""
-        blank = torch.zeros(stop - start, *space.shape(), device=model.device)
-        noise = noise_like(blank, generators=generators) * INITIAL_DEVIATION
-        if init is None:
-            return noise
-        images = init[start:stop].float()
-        if tuple(images.shape[2:]) != space.size:
-            images = functional.interpolate(
-                images, space.size, mode="bilinear", antialias=True, align_corners=False
-            )
-        return space.variable(images) + noise
+        shared: dict[str, Any] = {"decorrelate": self.decorrelate, "channels": channels}
+        match self.parameterisation:
+            case "pixel":
+                return PixelParameterisation(size, **shared)
+            case "laplacian":
+                return LaplacianParameterisation(size, **shared)
+            case "cppn":
+                return CppnParameterisation(size, channels=channels)
+        return FourierParameterisation(size, decay_power=self.decay_power, **shared)
 
     def _penalty(self, image: Tensor) -> Tensor:
         """Sum of the penalties of each image, `(B,)`."""

@@ -19,10 +19,10 @@ from timmscope import (
     frame_steps,
     gaussian_blur,
     image_generators,
+    memory_format,
     noise_like,
     per_image,
 )
-from timmscope_synthesis.memory_format import memory_format
 
 _UNIT = 1 / 255
 

@@ -17,14 +17,14 @@ from timmscope import (
     SynthesisOutcome,
     SynthesisTechnique,
     TechniqueError,
+    check_size,
     frame_steps,
     gaussian_blur,
     image_generators,
+    memory_format,
     noise_like,
     per_image,
 )
-from timmscope_synthesis.memory_format import memory_format
-from timmscope_synthesis.sizes import check_size
 
 _MOST_PX = 1024
 """Longer side of a dream unless a size is given."""

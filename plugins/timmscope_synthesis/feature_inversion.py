@@ -19,10 +19,10 @@ from timmscope import (
     alpha_norm,
     frame_steps,
     image_generators,
+    memory_format,
     per_image,
     total_variation,
 )
-from timmscope_synthesis.memory_format import memory_format
 
 CHECK_EVERY = 16
 """Steps between two evaluations of the images without a shift."""

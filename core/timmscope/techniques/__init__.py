@@ -1,6 +1,30 @@
 """Defines the base classes of techniques, what they share, and the results they return."""
 
 from timmscope.techniques.analysis import ModelTechnique
+from timmscope.techniques.ascent import (
+    BestImages,
+    Climb,
+    CppnParameterisation,
+    CropViews,
+    FourierParameterisation,
+    GradientCheck,
+    LaplacianParameterisation,
+    NormalisedSteps,
+    Parameterisation,
+    PhaseParameterisation,
+    PixelParameterisation,
+    RandomViews,
+    SynthesisOutcome,
+    Views,
+    alpha_norm,
+    check_size,
+    falling_spectrum,
+    frame_steps,
+    loop_model,
+    mean_spectrum,
+    memory_format,
+    total_variation,
+)
 from timmscope.techniques.attack import Adversarial, AttackTechnique
 from timmscope.techniques.attribution import Attribution, AttributionTechnique
 from timmscope.techniques.balls import (
@@ -11,7 +35,6 @@ from timmscope.techniques.balls import (
     projected_ascent,
 )
 from timmscope.techniques.base import Technique
-from timmscope.techniques.best_images import BestImages, GradientCheck
 from timmscope.techniques.box_projections import project_l1_in_box, step_to_plane
 from timmscope.techniques.cam import CamTechnique
 from timmscope.techniques.certification import (
@@ -22,9 +45,7 @@ from timmscope.techniques.certification import (
 from timmscope.techniques.default_layer import default_layer
 from timmscope.techniques.defence import DefenceTechnique, Defended
 from timmscope.techniques.expectation import mean_over_draws
-from timmscope.techniques.frame_steps import frame_steps
 from timmscope.techniques.goal import Goal, Loss
-from timmscope.techniques.image_priors import alpha_norm, total_variation
 from timmscope.techniques.image_set import ImageSet
 from timmscope.techniques.lookup import technique
 from timmscope.techniques.names import (
@@ -57,7 +78,6 @@ from timmscope.techniques.store_analysis import StoresTechnique, StoreTechnique
 from timmscope.techniques.style import StyleOutcome, StyleTechnique, Stylization
 from timmscope.techniques.synthesis import (
     Synthesis,
-    SynthesisOutcome,
     SynthesisTechnique,
     per_image,
 )
@@ -85,8 +105,12 @@ __all__ = [
     "Certificates",
     "CertificationOutcome",
     "CertificationTechnique",
+    "Climb",
+    "CppnParameterisation",
+    "CropViews",
     "DefenceTechnique",
     "Defended",
+    "FourierParameterisation",
     "Goal",
     "GradientCheck",
     "ImageBatches",
@@ -94,6 +118,7 @@ __all__ = [
     "ImageSet",
     "ImageSetName",
     "ImageSetRun",
+    "LaplacianParameterisation",
     "LayerName",
     "LayerView",
     "Loss",
@@ -101,7 +126,12 @@ __all__ = [
     "ModelTechnique",
     "NearestFound",
     "Norm",
+    "NormalisedSteps",
+    "Parameterisation",
     "PerImageTechnique",
+    "PhaseParameterisation",
+    "PixelParameterisation",
+    "RandomViews",
     "Rows",
     "StoreName",
     "StoreTechnique",
@@ -122,13 +152,16 @@ __all__ = [
     "UnitNumbers",
     "UniversalAttack",
     "UniversalPerturbation",
+    "Views",
     "WeightsName",
     "alpha_norm",
     "baseline_images",
     "change_size",
+    "check_size",
     "chosen_units",
     "default_layer",
     "evaluating",
+    "falling_spectrum",
     "frame_steps",
     "gaussian_blur",
     "image_generators",
@@ -136,7 +169,10 @@ __all__ = [
     "images_per_pass",
     "layer_activation",
     "layer_view",
+    "loop_model",
     "mean_over_draws",
+    "mean_spectrum",
+    "memory_format",
     "noise_like",
     "per_image",
     "perturbed_scores",

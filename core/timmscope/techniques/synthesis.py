@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -17,6 +16,7 @@ from timmscope.objectives import Objective, as_objective
 from timmscope.parameters import technique_error
 from timmscope.results.result import Result
 from timmscope.techniques import arguments
+from timmscope.techniques.ascent.outcome import SynthesisOutcome
 from timmscope.techniques.attribution import objective_labels
 from timmscope.techniques.base import Technique, require_model
 from timmscope.techniques.names import ModelName
@@ -38,46 +38,6 @@ if TYPE_CHECKING:
 
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luminance (Rec. 601), for models of one channel."""
-
-
-@dataclass(frozen=True)
-class SynthesisOutcome:
-    """Return value of `synthesize`.
-
-    Attributes:
-        images: `(B, 3, H, W)` in [0, 1].
-        scores: `(steps, B)` objective at each step, as the optimiser sees it.
-        best_step: `(B,)` int64 step (from 0) whose update gave the returned image.
-        targets: `(B,)` int64, the objective's target (from 0) that each image is for; needed if
-            there are several targets, and not one image of each.
-        facets: `(B,)` int64, the facet of its target (from 0) that each image shows; None if the
-            technique knows no facets.
-        frames: `(F, B, 3, H, W)` in [0, 1], the images at some steps, in order.
-    """
-
-    images: Tensor
-    scores: Tensor
-    best_step: Tensor
-    targets: Tensor | None = None
-    facets: Tensor | None = None
-    frames: Tensor | None = None
-
-    @classmethod
-    def joined(cls, parts: Sequence[SynthesisOutcome], targets: Tensor) -> SynthesisOutcome:
-        """Return one outcome of those of parts of the images, in their order.
-
-        Args:
-            parts: the outcomes, with the same number of steps and frames.
-            targets: `(B,)` int64, the target of each image, as `per_image` returns them.
-        """
-        frames = [part.frames for part in parts if part.frames is not None]
-        return cls(
-            images=torch.cat([part.images for part in parts]),
-            scores=torch.cat([part.scores for part in parts], dim=1),
-            best_step=torch.cat([part.best_step for part in parts]),
-            targets=targets,
-            frames=torch.cat(frames, dim=1) if frames else None,
-        )
 
 
 def per_image(

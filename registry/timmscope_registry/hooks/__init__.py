@@ -15,7 +15,7 @@ from timmscope_registry.hooks.fingerprint import Fingerprint, fingerprint  # noq
 from timmscope_registry.hooks.layers import LOGITS, Layer, LayerCatalogue, Layout  # noqa: E402
 from timmscope_registry.hooks.model_hooks import ModelHooks  # noqa: E402
 from timmscope_registry.hooks.random_numbers import OwnGenerators  # noqa: E402
-from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided  # noqa: E402
+from timmscope_registry.hooks.rules import BackwardRule, deconvnet, guided, redirected  # noqa: E402
 
 __all__ = [
     "LOGITS",
@@ -34,4 +34,5 @@ __all__ = [
     "ensure_torchvision",
     "fingerprint",
     "guided",
+    "redirected",
 ]

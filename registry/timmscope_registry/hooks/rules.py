@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
@@ -76,8 +77,29 @@ def _deconvnet(grad_input: Tensor, grad_output: Tensor) -> Tensor:
     return grad_output.clamp(min=0)
 
 
+def _chain_rule(grad_input: Tensor, grad_output: Tensor) -> Tensor:
+    return grad_input
+
+
+def _redirected(grad_input: Tensor, grad_output: Tensor) -> Tensor:
+    stopped = grad_input.flatten(1).abs().amax(1) == 0
+    stopped = stopped.reshape(-1, *[1] * (grad_input.ndim - 1))
+    return torch.where(stopped, grad_output.clamp(max=0), grad_input)
+
+
 guided = BackwardRule(name="guided", activations={"ReLU": _guided, "ReLU6": _guided})
 """Guided backpropagation (Springenberg et al. 2015): g_in = g_out * 1[x > 0] * 1[g_out > 0]."""
+
+redirected = BackwardRule(
+    name="redirected",
+    activations={
+        **dict.fromkeys([*ACTIVATIONS.values(), "Hardtanh"], _chain_rule),
+        "ReLU": _redirected,
+        "ReLU6": _redirected,
+    },
+)
+"""Around dead ReLUs (Lucid): where a ReLU stops the whole gradient of an image, what would raise
+its input passes. It expects the gradient of a loss, which descent lowers."""
 
 deconvnet = BackwardRule(name="deconvnet", activations={"ReLU": _deconvnet, "ReLU6": _deconvnet})
 """Deconvnet (Zeiler and Fergus 2014): g_in = g_out * 1[g_out > 0]."""

@@ -4,15 +4,17 @@ The result of gradient ascent depends on the space of the variables. Ascent on p
 high frequencies. Ascent on Fourier coefficients, scaled like the spectrum of photographs (1/f), in
 colours that are uncorrelated in photographs, finds shapes (Olah, Mordvintsev & Schubert, Distill
 2017, "preconditioning"). Both spaces describe the same images; only the metric differs. A sigmoid
-keeps every pixel within (0, 1).
+keeps every pixel within (0, 1). Further spaces are beside this module.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 INITIAL_DEVIATION = 0.01
 """Standard deviation of the initial noise on the variables."""
@@ -56,6 +58,16 @@ class Parameterisation(ABC):
     def shape(self) -> tuple[int, ...]:
         """Shape of the variable of one image."""
 
+    def start(self, generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+        """Variables `(B, …)` to start from without an image, one per generator.
+
+        Args:
+            generators: draw the noise, so that an image does not depend on the others.
+            like: a tensor on the device.
+        """
+        rows = [torch.randn(self.shape(), generator=own) for own in generators]
+        return torch.stack(rows).to(like) * INITIAL_DEVIATION
+
     @abstractmethod
     def latent(self, variable: Tensor) -> Tensor:
         """The image `(B, C, H, W)` before colours and sigmoid; linear in the variable."""
@@ -68,14 +80,15 @@ class Parameterisation(ABC):
         """Images `(B, C, H, W)` in (0, 1)."""
         latent = self.latent(variable)
         if self.decorrelate:
-            latent = _mix(latent, colour_matrix(latent))
+            latent = mixed(latent, colour_matrix(latent))
         return latent.sigmoid()
 
     def variable(self, images: Tensor) -> Tensor:
-        """The variable of given images, clamped to [0.01, 0.99]."""
+        """The variable of given images `(B, C, h, w)`, resized and clamped to [0.01, 0.99]."""
+        images = resized(images, self.size)
         latent = images.clamp(_INIT_MARGIN, 1 - _INIT_MARGIN).logit()
         if self.decorrelate:
-            latent = _mix(latent, torch.linalg.inv(colour_matrix(latent)))
+            latent = mixed(latent, torch.linalg.inv(colour_matrix(latent)))
         return self.from_latent(latent)
 
 
@@ -145,6 +158,16 @@ class FourierParameterisation(Parameterisation):
         return variable
 
 
-def _mix(latent: Tensor, matrix: Tensor) -> Tensor:
-    mixed: Tensor = torch.einsum("bchw,rc->brhw", latent, matrix)
-    return mixed
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images `(B, C, H, W)` at a size in pixels, by antialiased bilinear interpolation."""
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    return functional.interpolate(
+        images, size, mode="bilinear", antialias=True, align_corners=False
+    )
+
+
+def mixed(latent: Tensor, matrix: Tensor) -> Tensor:
+    """Images `(B, C, H, W)` with their colours mixed by a matrix `(C, C)`."""
+    colours: Tensor = torch.einsum("bchw,rc->brhw", latent, matrix)
+    return colours

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from timmscope_synthesis.parameterisation import (
+from timmscope.techniques.ascent.parameterisation import (
     FourierParameterisation,
     PixelParameterisation,
     colour_matrix,

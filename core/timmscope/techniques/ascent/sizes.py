@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from timmscope import HookedModel, Objective, ParameterError
+from timmscope.models import HookedModel
+from timmscope.objectives import Objective
+from timmscope_registry import ParameterError
 
 
 def check_size(

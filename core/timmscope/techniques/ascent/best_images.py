@@ -48,14 +48,21 @@ class GradientCheck:
         steps: number of steps of the optimisation.
         first: number of the first image.
         like: a tensor on the device.
+        patience: number of steps within which each image must have a gradient.
     """
 
     def __init__(
-        self, objective: Objective, count: int, steps: int, first: int, like: Tensor
+        self,
+        objective: Objective,
+        count: int,
+        steps: int,
+        first: int,
+        like: Tensor,
+        patience: int = PATIENCE,
     ) -> None:
         self._objective = objective
         self._first = first
-        self._last = min(PATIENCE, steps)
+        self._last = min(patience, steps)
         self._found = torch.zeros(count, dtype=torch.bool, device=like.device)
 
     def add(self, gradient: Tensor, step: int) -> None:

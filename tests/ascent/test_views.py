@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from timmscope_synthesis.transforms import RandomViews, view
+from timmscope.techniques.ascent.views import RandomViews, view
 
 NOTHING = {"pad_px": 0, "jitter_px": 0, "scale": 0, "rotate_deg": 0, "fine_jitter_px": 0}
 
