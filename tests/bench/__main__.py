@@ -8,6 +8,7 @@ commit means that files differed from it.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from tests.bench import history
 from tests.bench.cases import CASES
+from tests.digits.load import NETWORKS
 
 
 def main(words: list[str] | None = None) -> None:
@@ -23,6 +25,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)}")
     parser.add_argument("--history", metavar="NAME", help="a benchmark, or part of a pair's name")
     chosen = parser.parse_args(words)
+    os.environ.setdefault("TIMMSCOPE_TRUST", str(NETWORKS))  # the networks were trained elsewhere
     if chosen.history is not None:
         show(chosen.history)
         return
