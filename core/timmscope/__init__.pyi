@@ -189,10 +189,19 @@ from .objectives import (
     class_logit as class_logit,
 )
 from .objectives import (
+    cosine as cosine,
+)
+from .objectives import (
     direction as direction,
 )
 from .objectives import (
+    each as each,
+)
+from .objectives import (
     guide as guide,
+)
+from .objectives import (
+    interpolate as interpolate,
 )
 from .objectives import (
     layer_energy as layer_energy,

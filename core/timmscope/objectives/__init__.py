@@ -7,8 +7,9 @@ from timmscope.objectives.class_objectives import (
     probability,
     top,
 )
+from timmscope.objectives.each import each, interpolate
 from timmscope.objectives.guide import guide
-from timmscope.objectives.layer_objectives import channel, direction, layer_energy, neuron
+from timmscope.objectives.layer_objectives import channel, cosine, direction, layer_energy, neuron
 from timmscope.objectives.match import match
 from timmscope.objectives.model import ModelLike
 from timmscope.objectives.text import as_objective, parse_objective
@@ -19,8 +20,11 @@ __all__ = [
     "as_objective",
     "channel",
     "class_logit",
+    "cosine",
     "direction",
+    "each",
     "guide",
+    "interpolate",
     "layer_energy",
     "log_probability",
     "match",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, ClassVar, SupportsFloat
 
 from torch import Tensor
 
@@ -60,6 +60,9 @@ class Objective(ABC):
     @abstractmethod
     def __str__(self) -> str: ...
 
+    combined: ClassVar[Callable[..., Objective] | None] = None
+    """Makes a sum in which this objective is a term; None if it is a sum like any other."""
+
     @property
     def num_targets(self) -> int | None:
         """Number of images for which the objective names a target; None if it fits any number."""
@@ -104,7 +107,7 @@ class Objective(ABC):
         printer.text(str(self))  # type: ignore[attr-defined]
 
     def __add__(self, other: Objective) -> Objective:
-        return _sum((*_terms(self), *_terms(other)))
+        return _sum((*terms_of(self), *terms_of(other)))
 
     def __radd__(self, other: int) -> Objective:
         if other != 0:  # 0 is where sum() starts
@@ -127,7 +130,7 @@ class Objective(ABC):
             raise ObjectiveError(
                 f"an objective can be multiplied only by a finite number, not {factor!r}"
             )
-        return _sum(tuple((weight * float(factor), term) for weight, term in _terms(self)))
+        return _sum(tuple((weight * float(factor), term) for weight, term in terms_of(self)))
 
     __rmul__ = __mul__
 
@@ -208,11 +211,16 @@ class WeightedSum(Objective):
 def _combined(terms: Iterable[tuple[float, Objective]]) -> Objective:
     """The weighted sum of objectives, of which some may be sums."""
     return WeightedSum(
-        tuple((weight * inner, term) for weight, part in terms for inner, term in _terms(part))
+        tuple((weight * inner, term) for weight, part in terms for inner, term in terms_of(part))
     )
 
 
-def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+def terms_of(objective: Objective) -> tuple[tuple[float, Objective], ...]:
+    """Return the terms of a sum with their weights; of another objective, itself.
+
+    Raises:
+        ObjectiveError: it is no objective.
+    """
     if not isinstance(objective, Objective):
         raise ObjectiveError(
             f"cannot add {objective!r} to an objective: add objectives, multiply by numbers"
@@ -223,4 +231,7 @@ def _terms(objective: Objective) -> tuple[tuple[float, Objective], ...]:
 def _sum(terms: tuple[tuple[float, Objective], ...]) -> Objective:
     if len(terms) == 1 and terms[0][0] == 1.0:
         return terms[0][1]
+    for _, term in terms:
+        if term.combined is not None:
+            return term.combined(terms)
     return WeightedSum(terms)

@@ -53,6 +53,41 @@ def direction(layer: str, vector: Sequence[float] | Tensor | np.ndarray[Any, Any
     Raises:
         ObjectiveError: the vector is not one row of finite numbers.
     """
+    return Direction(layer, _row_of_numbers(vector))
+
+
+def cosine(
+    layer: str,
+    vector: Sequence[float] | Tensor | np.ndarray[Any, Any],
+    power: float | None = None,
+) -> Objective:
+    """Cosine of a layer's pooled activation with a vector `(channels,)`.
+
+    A dot product can grow with the activation's length alone; a cosine cannot, but is flat near its
+    maximum. With a power p the value is `dot · max(cos, 0.1)^p`, which has both (Lucid).
+
+    Raises:
+        ObjectiveError: the vector is not one row of finite numbers, or is zero.
+    """
+    values = _row_of_numbers(vector)
+    if not any(values):
+        raise ObjectiveError("a direction must not be zero: its cosine is not defined")
+    return Cosine(layer, values, power)
+
+
+def load_direction(path: str) -> np.ndarray[Any, Any]:
+    """Load a direction from a `.npy` file with one row.
+
+    Raises:
+        ObjectiveError: the file cannot be read or has something else.
+    """
+    try:
+        return read_npy(path)
+    except (OSError, ValueError) as error:
+        raise ObjectiveError(f"cannot read a direction from {path}: {why(error)}") from error
+
+
+def _row_of_numbers(vector: Any) -> tuple[float, ...]:
     if isinstance(vector, Tensor):
         vector = vector.detach().cpu().double().numpy()
     try:
@@ -63,19 +98,7 @@ def direction(layer: str, vector: Sequence[float] | Tensor | np.ndarray[Any, Any
         raise ObjectiveError(
             f"a direction must be one row of finite numbers, not an array of shape {values.shape}"
         )
-    return Direction(layer, tuple(float(value) for value in values))
-
-
-def load_direction(layer: str, path: str) -> Objective:
-    """Load a direction from a `.npy` file with one row.
-
-    Raises:
-        ObjectiveError: the file cannot be read or has something else.
-    """
-    try:
-        return direction(layer, read_npy(path))
-    except (OSError, ValueError) as error:
-        raise ObjectiveError(f"cannot read a direction from {path}: {why(error)}") from error
+    return tuple(float(value) for value in values)
 
 
 def whole_number(value: object, label: str) -> int:
@@ -239,3 +262,28 @@ class Direction(LayerObjective):
 
     def __str__(self) -> str:
         return f"{layer_text(self.layer)}@{json.dumps(self.vector)}"
+
+
+_LEAST_COSINE = 0.1
+"""A smaller cosine counts as this where it is a factor, so that a gradient leads out of it."""
+
+
+@dataclass(frozen=True)
+class Cosine(Direction):
+    """Cosine of the pooled activation with a vector, or a dot product that a cosine weighs."""
+
+    power: float | None = None
+
+    def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
+        """The cosine, or the weighted dot product."""
+        activation = self._spatial(recording).mean((2, 3))
+        vector = torch.tensor(self.vector).to(activation)
+        dot = activation @ vector
+        length = (activation.square().sum(1) + 1e-12).sqrt() * vector.norm()
+        if self.power is None:
+            return dot / length
+        return dot * (dot / length).clamp(min=_LEAST_COSINE) ** self.power
+
+    def __str__(self) -> str:
+        power = "" if self.power is None else f", {self.power!r}"
+        return f"cosine({super().__str__()}{power})"

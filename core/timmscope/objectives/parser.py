@@ -9,8 +9,9 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from timmscope.number_list import is_whole
 from timmscope.objectives.algebra import Objective
@@ -24,20 +25,30 @@ from timmscope.objectives.class_objectives import (
     probability,
     top,
 )
+from timmscope.objectives.each import each, interpolate
 from timmscope.objectives.guide import guide
-from timmscope.objectives.layer_objectives import channel, direction, load_direction, neuron
+from timmscope.objectives.layer_objectives import (
+    channel,
+    cosine,
+    direction,
+    load_direction,
+    neuron,
+)
 from timmscope.objectives.match import Distance, Match, check_digests, load_match, match
 from timmscope_registry import LayerNotFound, ObjectiveError
 
 if TYPE_CHECKING:
     from .model import ModelLike
 
+_EACH = re.compile(r"^\s*(?P<name>each|interpolate)\((?P<inside>.*)\)\s*$", re.DOTALL)
+_COSINE = re.compile(r"^(?P<of>.*?@.*?)(?:,\s*(?P<power>[\d.]+))?$", re.DOTALL)
+_UNITS = re.compile(r"^\s*\d{1,18}(?:\s*[|-]\s*\d{1,18})+\s*$")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _FACTOR = re.compile(rf"^\s*(-?)\s*(?:({_NUMBER})\s*\*)?\s*(.+)$", re.DOTALL)
 _UNIT = re.compile(r"^(?P<layer>.+)\[(?P<unit>[^\[\]]*)\]$", re.DOTALL)
 _CELL = re.compile(r"^(?P<name>.+)@\s*(?P<y>\d{1,18})\s*,\s*(?P<x>\d{1,18})\s*$", re.DOTALL)
 _SIGN = re.compile(r"\s([+-])\s")
-_FUNCTION = re.compile(r"^(?P<name>p|logp|match|guide)\((?P<inside>.*)\)$", re.DOTALL)
+_FUNCTION = re.compile(r"^(?P<name>p|logp|match|guide|cosine)\((?P<inside>.*)\)$", re.DOTALL)
 _TARGETS = re.compile(
     r"^(?P<targets>.*?)(?P<options>(?:\s*,\s*(?:cosine|squared|pooled))*)\s*$", re.DOTALL
 )
@@ -45,6 +56,7 @@ _TARGET = re.compile(r"^(?P<name>.*?)(?:#(?P<digest>[0-9a-f]{16}))?$", re.DOTALL
 _ROW = re.compile(r"^(?P<store>.+)\[(?P<row>\d{1,18})\]$", re.DOTALL)
 _QUOTED = re.compile(r'(?<![^\s:|*(@-])"(?:[^"\\]|\\.)*"(?=\s|$|[|@\[),#])')
 _HIDDEN = re.compile("\ue000(\\d+)\ue001")
+_MOST_UNITS = 100_000
 _MOST_TERMS = 8
 """A sum of more terms is read in one way only: the number of ways doubles with each sign."""
 
@@ -68,8 +80,24 @@ class Parser:
         self._rows = rows
         self._quotes: list[str] = []
         self._hidden = text if _HIDDEN.search(text) else _QUOTED.sub(self._hide, text)
-        parts = _SIGN.split(self._hidden)
+        whole = _EACH.match(self._hidden)
+        self._each = None if whole is None else self._parts_of_each(whole)
+        parts = _SIGN.split(self._hidden) if self._each is None else [self._hidden]
         self._terms, self._signs = parts[::2], parts[1::2]
+
+    def _parts_of_each(self, whole: re.Match[str]) -> _PartsOfEach:
+        texts = [self._shown(part) for part in whole["inside"].split(";")]
+        count = None
+        if whole["name"] == "interpolate" and len(texts) == 3 and is_whole(texts[2].strip()):
+            count = int(texts.pop())
+        if whole["name"] == "interpolate" and len(texts) != 2:
+            raise ObjectiveError(
+                f"{self._text!r} has {len(texts)} objectives: expected interpolate(A; B; COUNT)"
+            )
+        if not all(text.strip() for text in texts):
+            raise ObjectiveError(f"{self._text!r} lacks an objective: expected each(A; B; …)")
+        parsers = [Parser(text, self._files, self._rows) for text in texts]
+        return _PartsOfEach(whole["name"], parsers, count)
 
     def _hide(self, quoted: re.Match[str]) -> str:
         try:
@@ -94,7 +122,7 @@ class Parser:
     @property
     def has_signs(self) -> bool:
         """Whether the text may have several readings."""
-        if self._signs:
+        if self._signs or self._each is not None:
             return True
         body = self._hidden.strip()
         if body.startswith("class:"):
@@ -117,6 +145,8 @@ class Parser:
         Raises:
             ObjectiveError: the text has none of the forms.
         """
+        if self._each is not None:
+            return self._each.of([parser.usual() for parser in self._each.parsers])
         total = self._term(self._terms[0])
         for sign, text in zip(self._signs, self._terms[1:], strict=True):
             term = self._term(text)
@@ -170,6 +200,8 @@ class Parser:
         return class_logit(targets)
 
     def _function(self, name: str, inside: str) -> Objective:
+        if name == "cosine":
+            return self._cosine(inside)
         if name in ("match", "guide"):
             layer, at, target = inside.partition("@")
             if not at:
@@ -252,6 +284,8 @@ class Parser:
         match = _UNIT.match(body)
         assert match is not None, "callers check the form"
         layer, inside = self._name(match["layer"]), match["unit"]
+        if _UNITS.match(inside):
+            return each(*(channel(layer, unit) for unit in _unit_numbers(inside)))
         parts = [part.strip() for part in inside.split(",")]
         if len(parts) == 2 and parts[1] in ("centre", "center") and is_whole(parts[0]):
             return neuron(layer, int(parts[0]))
@@ -263,7 +297,22 @@ class Parser:
         numbers = [int(part) for part in parts]
         return channel(layer, numbers[0]) if len(numbers) == 1 else neuron(layer, *numbers)
 
+    def _cosine(self, inside: str) -> Objective:
+        found = _COSINE.match(inside)
+        if found is None:
+            raise ObjectiveError(
+                f"cosine({self._shown(inside)}) names no direction: expected cosine(LAYER@[0.1, "
+                "0.3]), or cosine(LAYER@FILE.npy) on the command line"
+            )
+        layer, _, vector = found["of"].partition("@")
+        power = None if found["power"] is None else float(found["power"])
+        return cosine(self._name(layer), self._vector(layer, vector), power)
+
     def _direction(self, layer: str, vector: str) -> Objective:
+        return direction(self._name(layer), self._vector(layer, vector))
+
+    def _vector(self, layer: str, vector: str) -> Any:
+        """Return the numbers of a direction, from its text or a file."""
         layer, vector = self._name(layer), self._name(vector)
         if not vector.startswith("["):
             if not self._files:
@@ -271,10 +320,10 @@ class Parser:
                     f"the direction of {layer!r} is {vector!r}: text opens no file in Python; use "
                     f"direction({layer!r}, np.load({vector!r}))"
                 )
-            return load_direction(layer, vector)
+            return load_direction(vector)
         try:
-            return direction(layer, json.loads(vector))
-        except (json.JSONDecodeError, RecursionError, TypeError, ValueError) as error:
+            return json.loads(vector)
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ObjectiveError(
                 f"the direction of {layer!r} is not a list of numbers: {error}"
             ) from None
@@ -283,6 +332,10 @@ class Parser:
 
     def fitting(self, model: ModelLike) -> list[Objective]:
         """Return the readings whose names the model has, each once."""
+        if self._each is not None:
+            readings = [parser.fitting(model) for parser in self._each.parsers]
+            found = [self._each.of(list(chosen)) for chosen in itertools.product(*readings)]
+            return list({str(reading): reading for reading in found}.values())
         count = len(self._terms)
         if count > _MOST_TERMS:
             return []
@@ -342,7 +395,7 @@ class Parser:
                 read_target = self._match if name == "match" else self._guide
                 for layer, target in self._layers_before_at(inside, model):
                     yield partial(read_target, layer, target)
-            elif inside == "top" or is_whole(inside):
+            elif name == "cosine" or inside == "top" or is_whole(inside):
                 yield partial(self._function, name, inside)
             else:
                 read = self._class_reading(inside.removeprefix("class:"), model)
@@ -365,6 +418,33 @@ class Parser:
         for at in (index for index, sign in enumerate(body) if sign == "@"):
             if self._name(body[:at]) in model.layers:
                 yield body[:at], body[at + 1 :]
+
+
+@dataclass(frozen=True)
+class _PartsOfEach:
+    """What is inside `each(…)` or `interpolate(…)`."""
+
+    name: str
+    parsers: list[Parser]
+    count: int | None
+
+    def of(self, objectives: list[Objective]) -> Objective:
+        """The objective of one reading of each part."""
+        if self.name == "each":
+            return each(*objectives)
+        first, second = objectives
+        return interpolate(first, second, *(() if self.count is None else (self.count,)))
+
+
+def _unit_numbers(text: str) -> list[int]:
+    """Return the units of a text such as `3|7|10-12`."""
+    units: list[int] = []
+    for part in text.split("|"):
+        first, _, last = part.partition("-")
+        units += range(int(first), int(last or first) + 1)
+    if not 0 < len(units) <= _MOST_UNITS:
+        raise ObjectiveError(f"{text!r} names {len(units)} units: expected 1 to {_MOST_UNITS}")
+    return units
 
 
 def _softmax(function: str, of: Objective) -> Objective:

@@ -9,11 +9,15 @@
 ``blocks.4[17,3,5]``          its neuron at row 3, column 5; or ``[17,centre]``
 ``out[1][3]``                 channel 3 of one of several tensors that a module returns
 ``blocks.4``                  energy of the layer
+``blocks.4[3|7|10-12]``       several channels, an image each
 ``blocks.4@[0.1, 0.3]``       a direction; ``@vector.npy`` on the command line
+``cosine(blocks.4@[0.1])``    cosine with a direction; ``cosine(…, 2)`` is a weighted dot product
 ``p(class:281)``              softmax probability of a class; ``logp(class:281)`` its logarithm
 ``match(blocks.4@cat.jpg)``   nearness of a layer's activation to that of an image, or to a vector
 ``guide(blocks.4@cat.jpg)``   what each position resembles most in another image
 ``0.5*blocks.4[17] - top``    sums and multiples, with spaces around + and -
+``each(top; blocks.4[17])``   an objective for each image
+``interpolate(A; B; 5)``      five images from objective A to objective B
 ``class:"Apple - scab"``      a name in quotes, in which no sign has a meaning
 ============================  =====================================================
 
