@@ -2,4 +2,7 @@
 from .activation_maximization import ActivationMaximization as ActivationMaximization
 from .class_visualization import ClassVisualization as ClassVisualization
 from .deep_dream import DeepDream as DeepDream
+from .feature_accentuation import FeatureAccentuation as FeatureAccentuation
 from .feature_inversion import FeatureInversion as FeatureInversion
+from .maco import Maco as Maco
+from .multifaceted import Multifaceted as Multifaceted

@@ -17,6 +17,7 @@ from timmscope import (
     FourierParameterisation,
     HookedModel,
     LaplacianParameterisation,
+    LayerName,
     Objective,
     Parameterisation,
     PixelParameterisation,
@@ -28,6 +29,8 @@ from timmscope import (
     loop_model,
     per_image,
 )
+from timmscope_synthesis.between_images import BetweenImages, default_between
+from timmscope_synthesis.pre_activation import before_activation
 
 _RATES = {"fourier": 0.0125, "pixel": 0.05, "laplacian": 0.05, "cppn": 0.005}
 """Default step size in each space."""
@@ -103,10 +106,22 @@ class ActivationMaximization(SynthesisTechnique):
     """Penalty on the squared distance from grey, summed over the image."""
     tv_weight: NotNegative = 0.0
     """Penalty on the mean squared difference of neighbouring pixels."""
+    pre_activation: bool = False
+    """Climb what the activation function behind the objective's layer gets, which has a gradient
+    where a ReLU gives 0. The scores of the steps are then of that; the final score is not."""
+    diversity: NotNegative = 0.0
+    """Weight of the similarity of the images of a target, which `count` says: the cosine of their
+    Gram matrices at `between_layer`. 100 shows other facets of most units."""
+    alignment: NotNegative = 0.0
+    """Weight of the differences between images that follow each other, at `between_layer`, so that
+    `interpolate(A; B; 5)` changes step by step."""
+    between_layer: LayerName | None = None
+    """Layer of `diversity` and `alignment`; by default the objective's, or the last with a grid."""
     frames: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of intermediate images to keep for an animation, at equal distances."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Images optimised together; by default 1 on a CPU, where more gain little, else 16."""
+    """Images optimised together; by default 1 on a CPU, where more gain little, else 16. Images
+    that depend on each other are always optimised together."""
 
     def synthesize(
         self, model: HookedModel, objective: Objective, init: Tensor | None
@@ -125,22 +140,55 @@ class ActivationMaximization(SynthesisTechnique):
         targets, objective, init = per_image(objective, init, self.count)
         count = len(targets)
         space = self._space(size, model.input_size[0])
-        climb = self._climb(space)
-        model = loop_model(model, objective, self.steps)
+        if self.pre_activation:
+            objective = before_activation(model, objective)
+        between = self._between_layer(model, objective)
+        model = loop_model(model, (*objective.points, *filter(None, [between])), self.steps)
         generators = image_generators(count)
-        batch_size = self.batch_size or (1 if model.device.type == "cpu" else _ACCELERATOR_BATCH)
-        outcomes = []
+        batch_size = self._batch_size(model, count)
+        outcomes: list[SynthesisOutcome] = []
+        similar: list[float] = []
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
+            others = None
+            if between is not None:
+                own_targets = targets[start:stop].tolist()
+                others = BetweenImages(model, between, own_targets, self.diversity, self.alignment)
+            climb = self._climb(space, others)
             own = generators[start:stop]
             variable = space.start(own, torch.empty(0, device=model.device))
             if init is not None:
                 variable = variable + space.variable(init[start:stop].float())
             goal = objective.rows(start, stop)
-            outcomes.append(climb.run(self, model, goal, variable, own, first=start, count=count))
+            found = climb.run(self, model, goal, variable, own, first=start, count=count)
+            outcomes.append(found)
+            if self.diversity and others is not None:
+                similar += self._similarity(model, found.images, others)
+        if similar:
+            self.note("similarity", similar)
         return SynthesisOutcome.joined(outcomes, targets)
 
-    def _climb(self, space: Parameterisation) -> Climb:
+    def _similarity(self, model: HookedModel, images: Tensor, others: BetweenImages) -> list[float]:
+        """Mean cosine of the Gram matrix of each image with those of its target's others."""
+        with torch.no_grad(), model.record(*others.points) as recording:
+            model(images)
+            found: list[float] = others.mean_similarity(recording).tolist()
+        return found
+
+    def _between_layer(self, model: HookedModel, objective: Objective) -> str | None:
+        """The layer at which images are compared; None if they are not."""
+        if not self.diversity and not self.alignment:
+            return None
+        return self.between_layer or default_between(model, objective)
+
+    def _batch_size(self, model: HookedModel, count: int) -> int:
+        """Images optimised together; those that depend on each other are not split."""
+        size = self.batch_size or (1 if model.device.type == "cpu" else _ACCELERATOR_BATCH)
+        if self.alignment:
+            return count
+        return -(-size // self.count) * self.count if self.diversity else size
+
+    def _climb(self, space: Parameterisation, others: BetweenImages | None) -> Climb:
         rate = self.learning_rate or _RATES[self.parameterisation]
         return Climb(
             space=space,
@@ -148,6 +196,8 @@ class ActivationMaximization(SynthesisTechnique):
             optimiser=lambda variable: torch.optim.Adam([variable], lr=rate),
             views=self._views if self.robust else None,
             penalty=self._penalty if self.l2_weight or self.tv_weight else None,
+            together=others,
+            points=() if others is None else others.points,
             frames=self.frames,
         )
 

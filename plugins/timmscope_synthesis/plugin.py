@@ -38,3 +38,25 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         paper="Mahendran & Vedaldi, CVPR 2015, arXiv:1412.0035; "
         "Mahendran & Vedaldi, IJCV 2016, arXiv:1512.02017",
     )
+    yield TechniqueSpec(
+        name="maco",
+        family="synthesis",
+        summary="Phases that maximise the objective, with the spectrum of photographs.",
+        impl="timmscope_synthesis.maco:Maco",
+        paper="Fel, Boissin, Boutin, Picard, Novello, Colin, Linsley, Rousseau, Cadène, "
+        "Goetschalckx, Gardes & Serre, NeurIPS 2023, arXiv:2306.06805",
+    )
+    yield TechniqueSpec(
+        name="feature-accentuation",
+        family="synthesis",
+        summary="A photograph in which the objective is stronger.",
+        impl="timmscope_synthesis.feature_accentuation:FeatureAccentuation",
+        paper="Hamblin, Fel, Saha, Konkle & Alvarez, 2024, arXiv:2402.10039",
+    )
+    yield TechniqueSpec(
+        name="multifaceted",
+        family="synthesis",
+        summary="The different kinds of images that excite a unit, an image each.",
+        impl="timmscope_synthesis.multifaceted:Multifaceted",
+        paper="Nguyen, Yosinski & Clune, ICML workshop 2016, arXiv:1602.03616",
+    )

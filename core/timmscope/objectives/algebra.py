@@ -93,6 +93,10 @@ class Objective(ABC):
         """
         return self
 
+    def at_layers(self, layers: Mapping[str, str]) -> Objective:
+        """Return the unbound objective with other layers in place of those named."""
+        return self
+
     def rows(self, start: int, stop: int) -> Objective:
         """Return the objective for a part of the batch, with the targets of those images."""
         count = self.num_targets
@@ -184,6 +188,10 @@ class WeightedSum(Objective):
     def take(self, targets: Sequence[int]) -> Objective:
         """Apply `take` to every term."""
         return WeightedSum(tuple((weight, term.take(targets)) for weight, term in self.terms))
+
+    def at_layers(self, layers: Mapping[str, str]) -> Objective:
+        """Apply `at_layers` to every term."""
+        return WeightedSum(tuple((weight, term.at_layers(layers)) for weight, term in self.terms))
 
     @property
     def reference_images(self) -> Tensor | None:

@@ -121,8 +121,13 @@ class Each(Objective):
         return torch.cat(images)
 
     def take(self, targets: Sequence[int]) -> Objective:
-        """The objectives of these images."""
-        return Each(tuple(self.objectives[target] for target in targets))
+        """The objectives of these images; for one image, its objective."""
+        parts = tuple(self.objectives[target] for target in targets)
+        return parts[0] if len(parts) == 1 else Each(parts)
+
+    def at_layers(self, layers: Mapping[str, str]) -> Objective:
+        """Apply `at_layers` to every objective."""
+        return Each(tuple(part.at_layers(layers) for part in self.objectives))
 
     @property
     def label(self) -> str:
@@ -133,7 +138,7 @@ class Each(Objective):
         return self._text([str(part) for part in self.objectives])
 
     def _text(self, parts: Sequence[str]) -> str:
-        return parts[0] if len(parts) == 1 else f"each({'; '.join(parts)})"
+        return f"each({'; '.join(parts)})"
 
     def combined(self, terms: Sequence[tuple[float, Objective]]) -> Objective:
         """Return a sum in which this is a term, as an objective for each image.

@@ -137,6 +137,10 @@ class LayerObjective(Objective):
         object.__setattr__(bound, "_bound_to", layer)
         return bound
 
+    def at_layers(self, layers: Mapping[str, str]) -> Objective:
+        """The same of another layer, if this one is named."""
+        return replace(self, layer=layers.get(self.layer, self.layer))
+
     def _checked(self, layer: Layer, images: Tensor | None) -> LayerObjective:
         """Check the objective against its layer; returns a copy, with defaults filled in."""
         return replace(self)
@@ -242,8 +246,8 @@ class LayerEnergy(LayerObjective):
 
 
 @dataclass(frozen=True)
-class Direction(LayerObjective):
-    """Dot product of the pooled activation with a vector."""
+class VectorObjective(LayerObjective):
+    """An objective that compares the pooled activation with a vector."""
 
     vector: tuple[float, ...] = ()
 
@@ -255,13 +259,18 @@ class Direction(LayerObjective):
             )
         return replace(self)
 
+    def __str__(self) -> str:
+        return f"{layer_text(self.layer)}@{json.dumps(self.vector)}"
+
+
+@dataclass(frozen=True)
+class Direction(VectorObjective):
+    """Dot product of the pooled activation with a vector."""
+
     def __call__(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The dot product."""
         activation = self._spatial(recording).mean((2, 3))
         return activation @ torch.tensor(self.vector).to(activation)
-
-    def __str__(self) -> str:
-        return f"{layer_text(self.layer)}@{json.dumps(self.vector)}"
 
 
 _LEAST_COSINE = 0.1
@@ -269,7 +278,7 @@ _LEAST_COSINE = 0.1
 
 
 @dataclass(frozen=True)
-class Cosine(Direction):
+class Cosine(VectorObjective):
     """Cosine of the pooled activation with a vector, or a dot product that a cosine weighs."""
 
     power: float | None = None

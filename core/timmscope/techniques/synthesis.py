@@ -91,6 +91,8 @@ class Synthesis(Result):
         originals: `(T, 3, H, W)` in [0, 1], the images whose features the objective matches, one
             per target; None for other objectives.
         frames: `(F, B, 3, H, W)` uint8, the images at some steps, if the technique keeps them.
+        opacity: `(B, H, W)` in [0, 1], how much each pixel mattered to the optimisation, relative
+            to its 90th percentile; None if the technique does not measure it.
     """
 
     images: Tensor
@@ -103,6 +105,7 @@ class Synthesis(Result):
     facets: Tensor | None = None
     originals: Tensor | None = None
     frames: Tensor | None = None
+    opacity: Tensor | None = None
 
     sheet_pictures: ClassVar[str] = "image-"
 
@@ -126,7 +129,7 @@ class Synthesis(Result):
             if self.originals is not None and target not in self.targets[:row]:
                 shown.append(self.originals[target])
                 captions.append(("original", ""))
-            shown.append(self.images[row])
+            shown.append(self._over_white(row))
             facts = f"objective {format_number(float(self.final_scores[row]))}"
             facts += "" if psnr is None else f", {float(psnr[row]):.1f} dB"
             facts += "" if self.facets is None else f", facet {int(self.facets[row])}"
@@ -135,9 +138,18 @@ class Synthesis(Result):
         curves = {name: self.scores[:, row] for row, name in enumerate(names)}
         return curves_figure(shown, captions, curves, "objective")
 
+    def _over_white(self, row: int) -> Tensor:
+        """An image, with white where it did not matter."""
+        if self.opacity is None:
+            return self.images[row]
+        return 1 - self.opacity[row] * (1 - self.images[row])
+
     def pictures(self) -> dict[str, Any]:
-        """Return the images, and for each the strip of its frames if there are any."""
+        """Return the images, over white if they have an opacity, and the strips of their frames."""
         pictures = {f"image-{row:03d}": image for row, image in enumerate(self.images)}
+        if self.opacity is not None:
+            rows = range(len(self.images))
+            pictures |= {f"over-white-{row:03d}": self._over_white(row) for row in rows}
         for row in range(len(self.images) if self.frames is not None else 0):
             assert self.frames is not None, "checked in the loop's range"
             pictures[f"frames-{row:03d}"] = torch.cat(list(self.frames[:, row] / 255), dim=2)
@@ -264,6 +276,7 @@ class SynthesisTechnique(Technique):
             facets=self._numbered(outcome.facets, "facets", len(images), None),
             originals=None if originals is None else originals.float().cpu(),
             frames=checked_frames(self, outcome.frames, images),
+            opacity=self._opacity(outcome.importance, images),
         )
 
     def _check_judge(self, model: HookedModel, bound: Objective) -> None:
@@ -308,6 +321,15 @@ class SynthesisTechnique(Technique):
             probabilities.append(float(logits.softmax(0)[target]))
         self.note("transfer_rank", ranks)
         self.note("transfer_probability", probabilities)
+
+    def _opacity(self, importance: Tensor | None, images: Tensor) -> Tensor | None:
+        """Return the importance of pixels, divided by its 90th percentile and clipped."""
+        if importance is None:
+            return None
+        shape = (len(images), *images.shape[2:])
+        values = checked_numbers(self, importance, "importance", shape).float().cpu()
+        limits = torch.stack([torch.quantile(one.flatten(), 0.9) for one in values])
+        return (values / limits[:, None, None].clamp(min=1e-30)).clamp(0, 1)
 
     def _targets(self, outcome: SynthesisOutcome, count: int, bound: Objective) -> Tensor:
         """Return the target of each image."""

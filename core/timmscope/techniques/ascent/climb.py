@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from timmscope.techniques.ascent.parameterisation import Parameterisation
 from timmscope.techniques.ascent.views import Views, view
 from timmscope.techniques.session import images_per_pass
 from timmscope_registry import TechniqueError, UnsupportedModel
-from timmscope_registry.hooks import redirected
+from timmscope_registry.hooks import LOGITS, redirected
 
 if TYPE_CHECKING:
     from timmscope.techniques.base import Technique
@@ -57,9 +57,12 @@ class Climb:
         together: value `(B · number of views,)` of the views that is added to their objectives, of
             a recording; it may compare images of a batch. The returned image is chosen without it.
         points: hook points that `together` reads.
+        beside: images `(B, C, H, W)` to compare with: `together` then gets a second recording, of
+            the same views of these.
         after_step: called with the variables and the number of the step after each, to change them
             in place.
         frames: number of images to keep for an animation.
+        importance: whether to add up the absolute gradients of the steps.
     """
 
     space: Parameterisation
@@ -68,10 +71,12 @@ class Climb:
     views: Views | None = None
     view_size: tuple[int, int] | None = None
     penalty: Callable[[Tensor], Tensor] | None = None
-    together: Callable[[Recording], Tensor] | None = None
+    together: Callable[..., Tensor] | None = None
     points: tuple[str, ...] = ()
+    beside: Tensor | None = None
     after_step: Callable[[Tensor, int], None] | None = None
     frames: int = 0
+    importance: bool = False
 
     def run(
         self,
@@ -96,8 +101,7 @@ class Climb:
             count: number of images of the whole call; by default these.
 
         Returns:
-            The best images; `importance` is the sum over steps of the absolute gradient, `(B, H,
-            W)`.
+            The best images.
 
         Raises:
             TechniqueError: the gradient of an image is zero, or a score is not a finite number
@@ -157,7 +161,7 @@ class _Loop:
         self._kept = frame_steps(climb.steps, climb.frames)
         self._scores: list[Tensor] = []
         self._frames: list[Tensor] = []
-        self._importance: Tensor | None = None
+        self._importance: Tensor | float = 0.0
 
     def step(self, recording: Recording, step: int) -> None:
         """Take one step."""
@@ -171,8 +175,8 @@ class _Loop:
         if step < REDIRECTED_STEPS:
             self._redirect(recording, leaf, step, noise)
         assert leaf.grad is not None, "the backward pass has filled it"
-        importance = leaf.grad.abs().sum(1)
-        self._importance = importance if self._importance is None else self._importance + importance
+        if climb.importance:
+            self._importance = self._importance + leaf.grad.abs().sum(1)
         if climb.penalty is not None:
             climb.penalty(leaf).sum().backward()
         self._optimiser.zero_grad()
@@ -198,29 +202,41 @@ class _Loop:
     ) -> Tensor:
         """Add the gradient of minus the objective to the images; returns the scores `(B,)`."""
         scores = []
-        seen = self._seen(leaf, step)
-        if isinstance(noise, Tensor):
-            seen = seen + noise.to(seen)
+        seen = self._seen(leaf, step, noise)
+        beside = self._climb.beside
+        others = None if beside is None else self._seen(beside.to(leaf), step, noise)
         size = max(images_per_pass(self._model, seen), 1) if self._number > 1 else len(seen)
-        size = len(seen) if self._climb.together is not None else size
+        if self._climb.together is not None and beside is None:
+            size = len(seen)  # it may compare all of them
         for start in range(0, len(seen), size):
+            further = ()
+            if others is not None:
+                further = (self._features(recording, others[start : start + size]),)
             part = seen[start : start + size]
             self._model(part.contiguous(memory_format=self._layout))
             score = self._viewed.rows(start, start + size)(recording)
             scores.append(score.detach())
             total = score
             if self._climb.together is not None:
-                total = total + self._climb.together(recording)
+                total = total + self._climb.together(recording, *further)
             (-total.sum() / self._number).backward(retain_graph=start + size < len(seen))
         return torch.cat(scores).reshape(len(leaf), self._number).mean(1)
 
-    def _seen(self, leaf: Tensor, step: int) -> Tensor:
-        """The views of the images at a step, those of an image behind each other."""
+    def _features(self, recording: Recording, seen: Tensor) -> dict[str, Tensor]:
+        """The activations of images at the points of `together`, without a graph."""
+        with torch.no_grad():
+            self._model(seen.contiguous(memory_format=self._layout))
+            return {point: recording[point].detach().clone() for point in self._climb.points}
+
+    def _seen(self, images: Tensor, step: int, noise: Tensor | float) -> Tensor:
+        """The views of images at a step, those of an image behind each other."""
         if self._views is None or self._maps is None:
-            return leaf.clone()
+            return images.clone()
         maps = self._maps[step].flatten(0, 1)
-        images = leaf if self._number == 1 else leaf.repeat_interleave(self._number, dim=0)
-        return view(images, maps, self._climb.view_size)
+        if self._number > 1:
+            images = images.repeat_interleave(self._number, dim=0)
+        seen = view(images, maps, self._climb.view_size)
+        return seen + noise.to(seen) if isinstance(noise, Tensor) else seen
 
     def _redirect(
         self, recording: Recording, leaf: Tensor, step: int, noise: Tensor | float
@@ -285,18 +301,21 @@ class _Loop:
             scores=torch.stack(self._scores),
             best_step=self._best.steps,
             frames=torch.stack(self._frames) if self._frames else None,
-            importance=self._importance,
+            importance=self._importance if isinstance(self._importance, Tensor) else None,
         )
 
 
-def loop_model(model: HookedModel, objective: Objective, steps: int) -> HookedModel:
+def loop_model(model: HookedModel, points: Iterable[str], steps: int) -> HookedModel:
     """Return the model that a loop of so many steps should run: the fused copy, or the model.
 
-    The copy is for long loops whose objective reads no layer that is folded in it; see
-    `HookedModel.fused`.
+    The copy is for long loops that read no layer that is folded in it; see `HookedModel.fused`.
+
+    Args:
+        model: the model.
+        points: hook points that the loop reads.
+        steps: number of steps.
     """
     if steps < FUSED_STEPS:
         return model
     copy = model.fused()
-    points = [point for point in objective.points if point != "logits"]
-    return copy if all(point in copy.layers for point in points) else model
+    return copy if all(point in copy.layers for point in points if point != LOGITS) else model

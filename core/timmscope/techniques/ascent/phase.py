@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from timmscope.techniques.ascent.parameterisation import (
     Parameterisation,
     colour_matrix,
     mixed,
-    resized,
 )
 
 _STEADY = 1e-4
@@ -68,27 +68,48 @@ class PhaseParameterisation(Parameterisation):
 
 
 def mean_spectrum(images: Iterable[Tensor], size: tuple[int, int], *, decorrelate: bool) -> Tensor:
-    """Mean magnitude `(C, H, W // 2 + 1)` of the waves of images, orthonormal.
+    """Mean magnitude `(C, H, W // 2 + 1)` of the waves of photographs, orthonormal.
+
+    It is measured at the images' own size, and a wave of the result has the magnitude of the wave
+    of as many pixels: photographs have the same spectrum at every scale (Field, JOSA A 1987).
 
     Args:
-        images: images `(C, h, w)` or batches `(B, C, h, w)` in [0, 1]; they are resized.
-        size: height and width in pixels.
+        images: images `(C, h, w)` in [0, 1], all of one size.
+        size: height and width of the result in pixels.
         decorrelate: whether to measure colours that are uncorrelated in photographs, not RGB.
 
     Raises:
         ValueError: there is no image.
     """
-    total, count = torch.zeros(()), 0
-    for batch in images:
-        pictures = resized(batch if batch.ndim == 4 else batch[None], size).clamp(0, 1)
-        if decorrelate and pictures.shape[1] == 3:
-            pictures = mixed(pictures, torch.linalg.inv(colour_matrix(pictures)))
-        magnitude = torch.fft.rfft2(pictures, norm="ortho").abs()
-        total = total + magnitude.double().sum(0)
-        count += len(pictures)
+    total, count, width = torch.zeros(()), 0, 0
+    for image in images:
+        picture = image[None].float()
+        if decorrelate and picture.shape[1] == 3:
+            picture = mixed(picture, torch.linalg.inv(colour_matrix(picture)))
+        total = total + torch.fft.rfft2(picture, norm="ortho").abs().double()[0].cpu()
+        count, width = count + 1, image.shape[2]
     if not count:
         raise ValueError("there is no image to measure a spectrum of")
-    return (total / count).float()
+    return _at_size((total / count).float(), width, size)
+
+
+def _at_size(magnitude: Tensor, width: int, size: tuple[int, int]) -> Tensor:
+    """Magnitudes `(C, h, w // 2 + 1)` of images of a width, at the frequencies of another size."""
+    height = magnitude.shape[1]
+    if (height, width) == tuple(size):
+        return magnitude
+    magnitude = magnitude.clone()
+    magnitude[:, 0, 0] = magnitude[:, 0, 1]  # the mean colour is no wave
+    ordered = torch.fft.fftshift(magnitude, dim=1)  # row height // 2 is frequency 0
+    rows = torch.fft.fftfreq(size[0]) * height + height // 2
+    columns = torch.fft.rfftfreq(size[1]) * width
+    y = rows / (height - 1) * 2 - 1
+    x = columns / (magnitude.shape[2] - 1) * 2 - 1
+    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+    found: Tensor = functional.grid_sample(
+        ordered.clamp(min=1e-12).log()[None], grid[None], padding_mode="border", align_corners=True
+    )[0]
+    return found.exp()
 
 
 def falling_spectrum(size: tuple[int, int], channels: int = 3) -> Tensor:

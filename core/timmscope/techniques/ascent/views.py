@@ -145,6 +145,7 @@ class CropViews(Views):
         first_size: mean size of a crop at the first step, as a share of the image.
         last_size: the same at the last step.
         size_deviation: standard deviation of the size.
+        size_range: largest further change of the size, uniform, to either side.
         centre_deviation: standard deviation of the centre from the middle, as a share.
         normal_noise: standard deviation of normal noise.
         uniform_noise: largest uniform noise, to either side.
@@ -154,6 +155,7 @@ class CropViews(Views):
     first_size: float = 0.5
     last_size: float = 0.05
     size_deviation: float = 0.05
+    size_range: float = 0.0
     centre_deviation: float = 0.15
     normal_noise: float = 0.08
     uniform_noise: float = 0.04
@@ -162,8 +164,12 @@ class CropViews(Views):
         """Affine maps `(steps, B, number, 2, 3)`; every crop lies within the image."""
         shape = (steps, self.number, 3)
         draws = torch.stack([torch.randn(shape, generator=own) for own in generators], dim=1)
-        means = torch.linspace(self.first_size, self.last_size, steps)[:, None, None]
-        share = (means + self.size_deviation * draws[..., 0]).clamp(0.02, 1.0)
+        share = torch.linspace(self.first_size, self.last_size, steps)[:, None, None]
+        share = share + self.size_deviation * draws[..., 0]
+        if self.size_range:
+            uniform = [_signed(shape[:2], own) for own in generators]
+            share = share + self.size_range * torch.stack(uniform, dim=1)
+        share = share.clamp(0.02, 1.0)
         room = (1 - share)[..., None]
         centre = (2 * self.centre_deviation * draws[..., 1:]).clamp(-room, room)
         zero = torch.zeros_like(share)
