@@ -72,8 +72,8 @@ class ActivationMaximization(SynthesisTechnique):
         TechniqueError: the gradient is zero or not finite.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 128
-    """Number of gradient steps; 128 give a recognisable image, 512 a finer one."""
+    steps: Annotated[int, Field(ge=1)] = 64
+    """Number of gradient steps; 64 give an image that other models recognise, 256 a finer one."""
     count: Annotated[int, Field(ge=1)] = 1
     """Number of images per target, each from its own noise."""
     size: Annotated[int, Field(ge=1)] | None = None

@@ -19,7 +19,7 @@ def default_between(model: HookedModel, objective: Objective) -> str:
     for point in objective.points:
         if point in model.layers and model.layers[point].grid is not None:
             return point
-    return default_layer(model)
+    return default_layer(model, objective)
 
 
 def similarity(features: Tensor) -> Tensor:

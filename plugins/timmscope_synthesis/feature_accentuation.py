@@ -196,4 +196,4 @@ def _earlier_layer(model: HookedModel, objective: Objective) -> str:
     names = [
         name for name, layer in layers.items() if layer.grid is not None and layer.order < first
     ]
-    return names[int(_EARLIER * len(names))] if names else default_layer(model)
+    return names[int(_EARLIER * len(names))] if names else default_layer(model, objective)

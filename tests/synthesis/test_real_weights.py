@@ -40,3 +40,37 @@ def test_channel_image_excites_five_times_more_than_any_photograph(model, photog
     natural = model.score(photographs, unit).amax().clamp(min=0)
     assert made.final_scores[0] >= 5 * natural
     assert made.final_scores[0] > 10
+
+
+SIX = (130, 281, 409, 609, 852, 963)
+"""Classes that are far from each other: a bird, a cat, a clock, a vehicle, a ball, food."""
+
+
+def named_by(judge, images, classes):
+    """How many images have their class as the judge's top class."""
+    seen = torch.nn.functional.interpolate(
+        images, judge.input_size[1:], mode="bicubic", antialias=True
+    ).clamp(0, 1)
+    with torch.no_grad():
+        found = torch.cat([judge(part).argmax(1) for part in seen.split(4)])
+    return int((found == torch.tensor(classes)).sum())
+
+
+def class_images(model, classes):
+    return ActivationMaximization()(model, "class:" + "|".join(map(str, classes))).images
+
+
+@pytest.mark.slow
+def test_other_models_recognise_the_class_images(model):
+    images = class_images(model, SIX)
+    for judge in ("pip:efficientnet-lite1", "pip:efficientnet-lite2"):
+        assert named_by(load_model(judge), images, SIX) >= 5, judge
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_other_models_recognise_eighteen_of_twenty_classes(model, seed):
+    classes = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:20].tolist()
+    images = class_images(model, classes)
+    for judge in ("pip:efficientnet-lite1", "pip:efficientnet-lite2"):
+        assert named_by(load_model(judge), images, classes) >= 18, judge

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
-from timmscope.testing.subjects import tiny_pictures
+from timmscope.testing.subjects import shared_store, tiny_pictures
 from timmscope_registry import get_registry
 
 QUICK = {
@@ -33,6 +34,8 @@ QUICK = {
     "hopskipjump": {"steps": 2, "samples": 20, "start_tries": 30},
     "ibp-training": {"epochs": 2, "batch_size": 8, "judge_steps": 2},
     "image-quilting": {"size": 32, "block_px": 8},
+    "feature-accentuation": {"steps": 4, "crops": 2, "frames": 2},
+    "maco": {"steps": 4, "crops": 2, "size": 32, "frames": 2},
     "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "integrated-gradients": {"steps": 3},
     "mi-fgsm": {"steps": 3, "diverse_input": 0.5, "translation_px": 3, "variance_samples": 1},
@@ -52,6 +55,16 @@ QUICK = {
     "universal-perturbation": {"epochs": 1, "batch": 12},
 }
 """Parameters of slow techniques; with the defaults they run once."""
+
+MADE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "multifaceted": lambda _: {
+        "store": str(shared_store("cnn").path),
+        "facets": 2,
+        "steps": 4,
+        "frames": 2,
+    },
+}
+"""Parameters that name files."""
 
 
 def _list_of_files(folder: Path) -> str:
@@ -94,7 +107,7 @@ for _entry in get_registry().entries():
     globals()[f"test_{_entry.kind}_{_name}".replace(" ", "_").replace("-", "_")] = conformance(
         _entry.id,
         kind=_entry.kind,
-        parameters=QUICK.get(_name),
+        parameters=MADE.get(_name) or QUICK.get(_name),
         make=MAKE.get(_name) if _entry.kind == "image source" else None,
     )
 

@@ -210,7 +210,10 @@ class Parser:
                     f"{name}({self._shown(inside)}) names no target: expected {name}(LAYER@FILE)"
                     f"{other}"
                 )
-            return self._match(layer, target) if name == "match" else self._guide(layer, target)
+            read = self._match if name == "match" else self._guide
+            if "|" in layer:
+                return each(*(read(part, target) for part in layer.split("|")))
+            return read(layer, target)
         if inside == "top" or is_whole(inside):
             return _softmax(name, self._single(inside))
         return _softmax(name, self._class(inside.removeprefix("class:")))

@@ -14,6 +14,7 @@
 ``cosine(blocks.4@[0.1])``    cosine with a direction; ``cosine(…, 2)`` is a weighted dot product
 ``p(class:281)``              softmax probability of a class; ``logp(class:281)`` its logarithm
 ``match(blocks.4@cat.jpg)``   nearness of a layer's activation to that of an image, or to a vector
+``match(a|b@cat.jpg)``        the same of several layers, an image each
 ``guide(blocks.4@cat.jpg)``   what each position resembles most in another image
 ``0.5*blocks.4[17] - top``    sums and multiples, with spaces around + and -
 ``each(top; blocks.4[17])``   an objective for each image

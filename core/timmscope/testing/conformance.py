@@ -102,7 +102,7 @@ def conformance(
     name: str,
     *,
     kind: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     make: Callable[[Path], str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
 ) -> Callable[..., None]:
@@ -113,7 +113,8 @@ def conformance(
             without its distribution. It must be installed, or loaded with
             `get_registry().load_file`.
         kind: the kind, if contributions of several kinds have this name.
-        parameters: for a technique or collector, parameters for a quick run. A technique's defaults
+        parameters: for a technique or collector, parameters for a quick run, or a function that
+            makes them with an empty folder to write to, if they name files. A technique's defaults
             are still tried once, on one tiny model.
         make: for an image source, a function that writes at least three images into a folder and
             returns the location. Without it, checks that need images are skipped.
@@ -137,8 +138,9 @@ def conformance(
         )
 
     def test_conformance(check: Check, tmp_path: Path) -> None:
+        given = parameters(tmp_path) if callable(parameters) else parameters
         try:
-            check.body(Case(entry, dict(parameters or {}), make, tmp_path))
+            check.body(Case(entry, dict(given or {}), make, tmp_path))
         except NotApplicable as reason:
             pytest.skip(str(reason))
 

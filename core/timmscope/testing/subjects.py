@@ -100,7 +100,7 @@ class Subject:
     @cached_property
     def store(self) -> Store:
         """A store of 24 labelled images, copied from one that is mined once per model."""
-        mined = _mined(self.model.id.removeprefix("tiny:"))
+        mined = shared_store(self.model.id.removeprefix("tiny:"))
         return Store.open(shutil.copytree(mined.path, self.folder / mined.path.name))
 
     @cached_property
@@ -154,7 +154,13 @@ def _call_attribution(
 
 def _call_synthesis(subject: Subject, seed: int, _: int | None, call: dict[str, Any]) -> Any:
     used: Any = subject.technique
-    return used(subject.model, call.get("objective", "class:3"), seed=seed)
+    goal = call.get("objective", "class:3")
+    try:
+        return used(subject.model, goal, seed=seed)
+    except ParameterError as error:
+        if error.parameter != "init":
+            raise
+    return used(subject.model, goal, seed=seed, init=subject.images[:1])
 
 
 def _call_attack(subject: Subject, seed: int, batch_size: int | None, call: dict[str, Any]) -> Any:
@@ -251,8 +257,8 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @cache
-def _mined(kind: str) -> Store:
-    """Return the shared store of a kind of tiny model; do not change it."""
+def shared_store(kind: str) -> Store:
+    """Return the store of the tiny pictures for a kind of tiny model; do not change it."""
     _folders.append(tempfile.TemporaryDirectory(prefix="timmscope-testing-"))
     return tiny_store(tiny_model(kind), Path(_folders[-1].name))
 
