@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional
 
-from timmscope import Ball, Goal, HookedModel, ImageBatches, ParameterError, image_generators
+from timmscope import (
+    Ball,
+    Goal,
+    HookedModel,
+    ImageBatches,
+    ImageName,
+    ParameterError,
+    image_generators,
+)
 from timmscope_attack.patch_masks import Shape, pasted, patch_mask, patch_places
 from timmscope_attack.universal_ascent import UniversalAscent
 
@@ -65,7 +74,11 @@ class AdversarialPatch(UniversalAscent):
     """Largest share of the image that the patch covers."""
     shape: Shape = "disc"
     """Shape: `disc` or `square`, anywhere; `eyeglasses`, at the eyes of an aligned face;
-    `stickers`, two bars near the middle."""
+    `stickers`, two bars near the middle; `own`, the light pixels of `mask_picture`, where they
+    are."""
+    mask_picture: ImageName | None = None
+    """Picture with the shape `own` in white on black, which is cropped and resized as the images are;
+    `area` and `epsilon` then have no effect."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the images."""
     batch: int = Field(default=4, ge=1)
@@ -73,8 +86,16 @@ class AdversarialPatch(UniversalAscent):
     step_size: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     """Length of the first step in each value, in pixel units."""
 
+    @model_validator(mode="after")
+    def _shape_has_a_mask(self) -> Self:
+        if (self.shape == "own") != (self.mask_picture is not None):
+            raise ValueError("the shape own and a mask_picture go together: give both, or neither")
+        return self
+
     def ball(self, images: Tensor) -> Ball:
         """Return the changes of as many pixels."""
+        if self.mask_picture is not None:
+            return Ball(norm="l0", epsilon=float(self.mask(images).sum()))
         pixels = images.shape[-2] * images.shape[-1]
         epsilon = int(self.area * pixels) if self.epsilon is None else self.epsilon
         return Ball(norm="l0", epsilon=min(epsilon, pixels))
@@ -82,6 +103,10 @@ class AdversarialPatch(UniversalAscent):
     def mask(self, images: Tensor) -> Tensor:
         """Return 1 where the patch covers an image, at its place in the middle, `(1, H, W)`."""
         height, width = images.shape[-2:]
+        if self.mask_picture is not None:
+            picture = self.open_image(self.mask_picture).mean(1)
+            own = functional.interpolate(picture[None], (height, width), mode="area")[0]
+            return (own > 0.5).to(images)
         return patch_mask(self.shape, (height, width), int(self.ball(images).epsilon)).to(images)
 
     def changed(
@@ -121,8 +146,8 @@ class AdversarialPatch(UniversalAscent):
         if not bool(mask.any()):
             raise ParameterError(
                 f"{self.shape} of at most {self.ball(like).epsilon:g} pixels covers none: take a "
-                "larger area",
-                parameter="area",
+                "larger area, or a mask_picture with white pixels",
+                parameter="area" if self.mask_picture is None else "mask_picture",
             )
         # The places of fitting are of no image, because images are measured at their own places.
         (seeds,) = image_generators(1)

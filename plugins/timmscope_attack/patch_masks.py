@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Shape = Literal["disc", "square", "eyeglasses", "stickers"]
+Shape = Literal["disc", "square", "eyeglasses", "stickers", "own"]
 """`disc` and `square`, anywhere in the image; `eyeglasses`, frames where the eyes of an aligned
-face are; `stickers`, two bars above and below the middle, as on a sign."""
+face are; `stickers`, two bars above and below the middle, as on a sign; `own`, a mask that the user
+has drawn, where it was drawn."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ _FORMS: dict[str, _Form] = {
     "square": _Form(_square, (1.0, 1.0), 22.5, 0.7, None),
     "eyeglasses": _Form(_eyeglasses, (2.9, 1.0), 5.0, 0.95, (0.0, -0.25)),
     "stickers": _Form(_stickers, (2.0, 1.7), 5.0, 0.95, (0.0, 0.0)),
+    "own": _Form(_square, (1.0, 1.0), 5.0, 0.95, (0.0, 0.0)),
 }
 
 

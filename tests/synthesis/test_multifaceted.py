@@ -69,7 +69,7 @@ def cosines(model, images):
 
 @pytest.mark.parametrize(("weight", "least"), [(0.0, 0.9), (0.5, 0.7)])
 def test_both_facets_of_a_planted_unit_are_found(model, store, weight, least):
-    # The term of a group also leads away from the other template, which the paper's method does not.
+    # The term of a group leads away from the other template; the paper has no such term.
     technique = Multifaceted(
         store=str(store), layer="features", steps=32, facet_weight=weight, **PLAIN
     )

@@ -29,6 +29,7 @@ from timmscope_registry import ParameterError, TimmscopeError
 from timmscope_registry.html_table import html_table
 from timmscope_registry.versions import package_version
 
+from .note_curves import is_point, note_curves_figure
 from .saving import replaced_together
 
 if TYPE_CHECKING:
@@ -151,12 +152,15 @@ class Result(ABC):
         return noted
 
     def note_text(self, row: int) -> str:
-        """Return the notes of an image for a caption: `steps 7, gap 0.012`; empty without notes."""
+        """Return the notes of an image for a caption: `steps 7, gap 0.012`; empty without notes.
+
+        Points of curves, such as `score at λ 10`, are left out: `save` draws them as `curves.png`.
+        """
         from timmscope.drawing.style import format_number
 
         shown = []
         for name, value in self._notes_of(row).items():
-            if value is not None and value is not False:
+            if value is not None and value is not False and not is_point(name):
                 number = type(value) in (int, float)
                 text = "" if value is True else format_number(value) if number else str(value)
                 shown.append(f"{name.replace('_', ' ')} {text}".rstrip())
@@ -272,6 +276,10 @@ class Result(ABC):
             else:
                 write_png(drawn, folder / f"{name}.png")
             written.append(f"{name}.png")
+        curves = note_curves_figure(self.notes, self.provenance.technique.rpartition(":")[2])
+        if curves is not None:
+            curves.savefig(folder / "curves.png", dpi=150)
+            written.append("curves.png")
         if self.animation_frames() is not None:
             self.save_animation(folder / ANIMATION)
             written.append(ANIMATION)

@@ -144,6 +144,14 @@ def subjects_of(
                 f"{loaded.id} has {loaded.num_classes} classes, {model.id} {model.num_classes}: "
                 "attacks are only transferred between models of the same classes"
             )
+        known = (model.classes, loaded.classes)
+        index = None if known[0] is None or known[1] is None else known[0].differs_at(known[1])
+        if index is not None:
+            raise ModelError(
+                f"class {index} of {loaded.id} is {loaded.class_name(index)!r}, and of {model.id} "
+                f"{model.class_name(index)!r}: attacks are only transferred between models of the "
+                "same classes"
+            )
         found.append(Subject(loaded.id, loaded, "other"))
     names = [subject.name for subject in found]
     for name in names:
