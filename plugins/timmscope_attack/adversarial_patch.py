@@ -77,7 +77,7 @@ class AdversarialPatch(UniversalAscent):
     `stickers`, two bars near the middle; `own`, the light pixels of `mask_picture`, where they
     are."""
     mask_picture: ImageName | None = None
-    """Picture with the shape `own` in white on black, which is cropped and resized as the images are;
+    """Picture with the shape `own` in white on black, cropped and resized as the images are;
     `area` and `epsilon` then have no effect."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the images."""
