@@ -18,6 +18,7 @@ from tests.bench.nearest import nearest
 from tests.bench.pairs import Pair, compare
 from tests.bench.perturbation import ablation_cam, occlusion
 from tests.bench.sets import cka, fid
+from tests.bench.synthesis import synthesis
 
 from timmscope import load_model
 
@@ -67,6 +68,7 @@ CASES: dict[str, Callable[[], Iterator[Pair]]] = {
     "occlusion": occlusion,
     "ablation-cam": ablation_cam,
     "attacks": attacks,
+    "synthesis": synthesis,
     "mine": mining,
     "index": nearest,
     "pca": pca,
