@@ -91,8 +91,7 @@ def make_atlas(
             )
     opened = store if isinstance(store, Store) else Store.open(store)
     found = opened.layer(layer)
-    given = tuple(units) if isinstance(units, Sequence) and not isinstance(units, str) else units
-    wanted = chosen_units(given, layer, found.channels)
+    wanted = _units(units, layer, found.channels)
     chosen = _synthesis(technique)
     opened.files.require_all()
     folder = Path(out) if out is not None else atlas_folder(opened, layer)
@@ -115,6 +114,19 @@ def make_atlas(
         shown = k if patches.shown else 0
         job = Job(found, network, chosen, patches, folder, shown, seed, per_page, facts, settings)
         return make_units(job, wanted)
+
+
+def _units(given: int | str | Sequence[int] | None, layer: str, count: int) -> list[int]:
+    """Return the numbers of the wanted units.
+
+    Raises:
+        ParameterError: it is no list of units, or the layer lacks one.
+    """
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    try:
+        return chosen_units(tuple(given) if listed else given, layer, count)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"units: {error}", parameter="units") from error
 
 
 def _synthesis(given: str | SynthesisTechnique) -> SynthesisTechnique:

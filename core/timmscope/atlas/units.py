@@ -132,7 +132,8 @@ def _complete(
                 journal.add(record)
             known[unit] = record
             page = places[unit] // job.per_page
-            if {*plan[page * job.per_page : (page + 1) * job.per_page]} <= known.keys():
+            on_page = plan[page * job.per_page : (page + 1) * job.per_page]
+            if known.keys() >= {*on_page} and len(known) < len(plan):  # else all are saved now
                 _write_page(job, job.atlas(known, plan), page)
             if refused := sum(each["refused"] is not None for each in known.values()):
                 remark(f"{refused} without an image")
