@@ -54,6 +54,11 @@ def patches_name(unit: int) -> str:
     return f"{UNITS}/{unit:05d}-patches.webp"
 
 
+def page_name(number: int) -> str:
+    """Return the name of a sheet, from 0."""
+    return f"page-{number:03d}.png"
+
+
 def fingerprint(store: Store) -> dict[str, str]:
     """Return what tells a store from others: digests of what decides its rows, and of the rows."""
     shards = sorted(store.manifest.shards.items())

@@ -14,7 +14,7 @@ from torch import Tensor
 from timmscope.results import Result, csv_text
 from timmscope_registry import ParameterError, TimmscopeError
 
-from .files import image_name, inside, patches_name, read_picture
+from .files import image_name, inside, page_name, patches_name, read_picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,7 +206,10 @@ class Atlas(Result):
 
     def pictures(self) -> dict[str, Any]:
         """Return the sheets."""
-        return {f"page-{number:03d}": partial(self.page, number) for number in range(self.pages)}
+        numbers = range(self.pages)
+        return {
+            page_name(number).removesuffix(".png"): partial(self.page, number) for number in numbers
+        }
 
     def documents(self) -> dict[str, str]:
         """Return the units as CSV."""

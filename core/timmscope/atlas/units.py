@@ -25,7 +25,7 @@ from timmscope.progress import remark, task
 from timmscope.results import Provenance, load_result
 from timmscope.results.result import RECORD
 from timmscope.results.saving import remove_unfinished
-from timmscope.store.files import memory_as_store_error, write_bytes
+from timmscope.store.files import TEMPORARY, memory_as_store_error, write_bytes
 from timmscope.store.lock import StoreLock
 from timmscope.store.records import RECORDS, Journal, Record
 from timmscope.techniques import SynthesisTechnique
@@ -33,7 +33,7 @@ from timmscope.techniques.lookup import settings_text
 from timmscope.techniques.warn_once import each_warning_once
 from timmscope_registry import StoreError, TechniqueError, TimmscopeError
 
-from .files import NAME, UNITS, image_name, inside, patches_name
+from .files import NAME, UNITS, image_name, inside, page_name, patches_name
 from .records import atlas_of, has_pictures, known_units
 from .result import Atlas
 from .top_patches import TopPatches
@@ -89,7 +89,7 @@ def make_units(job: Job, wanted: Sequence[int]) -> Atlas:
     for name in (RECORDS, f"{NAME}.json", RECORD):
         inside(folder, name)
     with StoreLock(folder, NAME), memory_as_store_error(folder):
-        journal = Journal(folder, job.settings, NAME, _WHAT, before=[UNITS, "page-000.png"])
+        journal = Journal(folder, job.settings, NAME, _WHAT, before=[UNITS])
         known = known_units(folder, journal)
         plan = sorted({*wanted, *known})
         missing = [
@@ -100,7 +100,7 @@ def make_units(job: Job, wanted: Sequence[int]) -> Atlas:
         job.patches.rank(missing)
         _complete(job, journal, known, plan, missing)
         atlas = job.atlas(known, plan)
-        remove_unfinished(folder)
+        _remove_unfinished(folder)
         atlas.save(folder)
         _remove_pages_after(folder, atlas.pages)
     if atlas.lost:
@@ -112,7 +112,9 @@ def _finished(job: Job, plan: list[int]) -> Atlas | None:
     """Return the atlas that is saved, if it is of the same units and sheets."""
     with suppress(TimmscopeError):
         saved = load_result(job.folder, Atlas)
-        if saved.units.tolist() == plan and saved.per_page == job.per_page:
+        sheets = (job.folder / page_name(number) for number in range(saved.pages))
+        same = saved.units.tolist() == plan and saved.per_page == job.per_page
+        if same and all(sheet.is_file() for sheet in sheets):
             return saved
     return None
 
@@ -122,7 +124,7 @@ def _complete(
 ) -> None:
     """Make the missing units, and each sheet as soon as all of its units are there."""
     own_warnings = each_warning_once()
-    places = {unit: place for place, unit in enumerate(plan)}
+    places, left = {unit: place for place, unit in enumerate(plan)}, {*missing}
     with task(f"atlas of {job.layer.name}", total=len(plan)) as advance:
         advance(len(plan) - len(missing))
         for unit in missing:
@@ -131,9 +133,10 @@ def _complete(
             if record != known.get(unit):
                 journal.add(record)
             known[unit] = record
+            left.remove(unit)
             page = places[unit] // job.per_page
             on_page = plan[page * job.per_page : (page + 1) * job.per_page]
-            if known.keys() >= {*on_page} and len(known) < len(plan):  # else all are saved now
+            if left and left.isdisjoint(on_page):  # at the end, all are saved
                 _write_page(job, job.atlas(known, plan), page)
             if refused := sum(each["refused"] is not None for each in known.values()):
                 remark(f"{refused} without an image")
@@ -167,11 +170,18 @@ def _write_page(job: Job, atlas: Atlas, number: int) -> None:
     """Write a sheet while the atlas is made; `save` writes all of them again, together."""
     buffer = io.BytesIO()
     atlas.page(number).savefig(buffer, format="png", dpi=150)
-    write_bytes(job.folder / f"page-{number:03d}.png", buffer.getvalue())
+    write_bytes(job.folder / page_name(number), buffer.getvalue())
 
 
 def _finite(score: float) -> float | None:
     return score if math.isfinite(score) else None
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process has left of its files."""
+    remove_unfinished(folder)
+    for file in (*folder.glob(f"*{TEMPORARY}"), *(folder / UNITS).glob(f"*{TEMPORARY}")):
+        file.unlink(missing_ok=True)
 
 
 def _remove_pages_after(folder: Path, pages: int) -> None:
