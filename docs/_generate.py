@@ -51,6 +51,7 @@ PUBLIC_GROUPS = {
     "mining": "Mining",
     "store": "Stores",
     "units": "Units",
+    "atlas": "Atlases",
     "index": "Search",
     "receptive_fields": "Receptive fields",
     "progress": "Progress",

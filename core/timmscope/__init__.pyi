@@ -1,4 +1,16 @@
 # Every public name, once: `timmscope/__init__.py` imports each of them when it is first used.
+from .atlas import (
+    Atlas as Atlas,
+)
+from .atlas import (
+    atlas_folder as atlas_folder,
+)
+from .atlas import (
+    make_atlas as make_atlas,
+)
+from .atlas import (
+    open_atlas as open_atlas,
+)
 from .collectors import (
     Collector as Collector,
 )

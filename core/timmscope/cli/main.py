@@ -59,6 +59,7 @@ app = App(
 )
 HELP = ("--help", "-h")
 COMMANDS = (
+    ("atlas", WORK, "Show each unit of a layer: an image made for it, beside its top patches."),
     ("compare", WORK, "Explain images by several techniques and layers, side by side."),
     ("demo", WORK, "Mine 300 photographs and write a report of every kind of technique."),
     ("evaluate", WORK, "Compare attribution techniques on many images by several metrics."),

@@ -63,15 +63,21 @@ def field_note(field: ReceptiveField, *, placed: bool) -> str:
         field: the receptive field.
         placed: whether the image with the patch's outline is shown beside the patch.
     """
+    below = "its value" if field.grid is None else "the value at row,column of the cell"
+    return f"{field_text(field, placed=placed)}; below: {below}"
+
+
+def field_text(field: ReceptiveField, *, placed: bool) -> str:
+    """Return the first part of `field_note`, without the captions."""
     if field.grid is None:
-        return "no grid: the unit sees the whole image; below: its value"
+        return "no grid: the unit sees the whole image"
     height, width = field.size
     shown = f"{field.kind} receptive field, {width}x{height} px"
     if not is_cut_out(field):
         shown = f"outlined: {shown}, and the cell"
     elif placed:
         shown += ", and where it is"
-    return f"{shown}; below: the value at row,column of the cell"
+    return shown
 
 
 def is_cut_out(field: ReceptiveField) -> bool:
