@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ _UNIT = 1 / 255  # the optimiser's steps are in units of 8-bit pixels
 _MOMENTUM = 0.9
 _MEMORY = 0.9
 _MOST = 0.05 / 6  # the paper's largest step, relative to B² and the number of pixels
+_RATE = 0.004  # of the first paper
 _FINAL = 7  # the last seventh of the steps has a tenth of the step size, and no shift
 _ACCELERATOR_BATCH = 16
 
@@ -53,7 +54,7 @@ class FeatureInversion(SynthesisTechnique):
     sum of squares, a random shift by less than a quarter of the layer's stride at each step, and
     colours kept within 2B of grey. Here they are also kept in [0, 1]. The last seventh of the steps
     has a tenth of the step size and no shift. The image with the lowest energy without a shift is
-    returned. The first paper differs in constants only: it divides no term by B or V.
+    returned. The first paper divides no term by B or V, and has another `schedule`.
 
     Paper:
         - Mahendran & Vedaldi, "Understanding Deep Image Representations by Inverting Them", CVPR
@@ -85,8 +86,13 @@ class FeatureInversion(SynthesisTechnique):
     """Exponent of the total variation; 1 keeps edges."""
     tv_weight: NotNegative = 1.0
     """Weight λ_V of the total variation; 0 shows what the activation alone determines."""
+    schedule: Literal["ijcv16", "cvpr15"] = "ijcv16"
+    """Descent of the second or of the first paper. The first one has momentum alone, no shifts, and
+    step sizes in the ratios 1, 0.1 and 0.01 in the first quarter, the next half and the last
+    quarter of the steps, at the start of each of which the momentum is 0 again."""
     jitter_px: Annotated[int, Field(ge=0)] | None = None
-    """Largest random shift in pixels; by default less than a quarter of the layer's stride."""
+    """Largest random shift in pixels; by default less than a quarter of the layer's stride, and
+    none with `cvpr15`."""
     frames: Annotated[int, Field(ge=0, le=64)] = 0
     """Number of intermediate images to keep for an animation, at equal distances."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -152,8 +158,13 @@ class FeatureInversion(SynthesisTechnique):
                 check.add(of_score, step)
                 scores.append(score.detach())
                 gradient = gradient * _UNIT  # per 8-bit unit
-                squares = _MEMORY * squares + gradient.square()
-                velocity = _MOMENTUM * velocity - gradient / (1 / largest + squares.sqrt())
+                if self.schedule == "cvpr15":
+                    rate, first_of_part = self._rate(step)
+                    velocity = velocity * (0 if first_of_part else _MOMENTUM)
+                    velocity = velocity - rate * size[0] * size[1] * gradient
+                else:
+                    squares = _MEMORY * squares + gradient.square()
+                    velocity = _MOMENTUM * velocity - gradient / (1 / largest + squares.sqrt())
                 x = _in_range(x.detach() + velocity * _UNIT)
                 image = (_crops(x, centre, size) + _GREY).clamp(0, 1)
                 if step in kept:
@@ -179,10 +190,23 @@ class FeatureInversion(SynthesisTechnique):
             energy = energy + self.tv_weight * total_variation(x / _SLOPE, self.beta)
         return energy
 
+    def _rate(self, step: int) -> tuple[float, bool]:
+        """Step size of the first paper for a mean gradient per pixel, and whether it is new.
+
+        The paper's rate is 0.004 times the squared norm of a typical image, for an energy in which
+        the relative error of the activation has the weight 1.
+        """
+        ends = (self.steps // 4, self.steps - self.steps // 4)
+        part = sum(step >= end for end in ends)
+        rate = _RATE * 0.1**part * (_RANGE / _UNIT) ** 2 / self.weight
+        return rate, step in ends
+
     def _margin(self, model: HookedModel, objective: Objective) -> int:
         """Largest shift in pixels."""
         if self.jitter_px is not None:
             return self.jitter_px
+        if self.schedule == "cvpr15":
+            return 0
         last = max(model.layers[point].order for point in objective.points)
         strides = [
             max(layer.stride)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from timmscope import HookedModel, ParameterError, TechniqueError, load_result, match
+from timmscope import HookedModel, ParameterError, TechniqueError, each, load_result, match
 from timmscope.testing import tiny_images, tiny_model
 from timmscope_synthesis import FeatureInversion
 
@@ -122,6 +122,41 @@ def test_the_first_step_is_the_papers(linear, image):
     gradient = 2 * 2 * (linear(start) - wanted) @ rows / wanted.square().sum() / 255
     step = -gradient / (1 / (16 * 0.05 * 80**2 / 6) + gradient.abs())
     assert torch.allclose((made.images - start).flatten(1) * 255, step, atol=1e-4)
+
+
+def test_the_steps_of_the_first_paper_are_the_hand_computed_ones(linear, image):
+    # v ← 0.9 v − 0.004 · N · 80² · ∂(|φ − φ₀|² / |φ₀|²)/∂x in 8-bit units, from the paper's code;
+    # at a quarter of the steps the rate is a tenth, and v starts from 0.
+    rows = linear.module.rows.weight.detach().double()
+    target = linear(image)[0].detach().double()
+    x = (torch.full_like(image, 0.45) - 0.5).flatten().double() * 255
+    velocity = torch.zeros_like(x)
+    for step in range(4):
+        error = rows @ (x / 255 + 0.5) - target
+        gradient = 2 * (rows.T @ error) / 255 / target.square().sum()
+        velocity = (0 if step in (1, 3) else 0.9) * velocity
+        velocity = velocity - 0.004 * (1, 0.1, 0.1, 0.01)[step] * 16 * 80**2 * gradient
+        x = x + velocity
+    made = FeatureInversion(
+        steps=4, weight=7.0, schedule="cvpr15", alpha_weight=0.0, tv_weight=0.0
+    )(linear, match("rows", images=image), init=torch.full_like(image, 0.45))
+    assert torch.allclose(made.images[0].flatten().double(), x / 255 + 0.5, atol=1e-5)
+
+
+def test_several_layers_are_inverted_in_one_call():
+    model, image = tiny_model("cnn"), tiny_images(1)
+    layers = [layer.name for layer in model.layers.values() if layer.grid is not None][:2]
+    together = FeatureInversion(steps=3)(
+        model, each(*(match(name, images=image) for name in layers))
+    )
+    assert together.targets.tolist() == [0, 1]
+    assert together.psnr_db.shape == (2,)
+    for row, name in enumerate(layers):
+        alone = FeatureInversion(steps=3)(model, match(name, images=image), seed=0)
+        assert together.labels[row] == alone.labels[0]
+    assert torch.equal(
+        together.images[:1], FeatureInversion(steps=3)(model, match(layers[0], images=image)).images
+    )
 
 
 def test_colours_stay_within_their_range():
