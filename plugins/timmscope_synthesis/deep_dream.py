@@ -115,6 +115,20 @@ class DeepDream(SynthesisTechnique):
             made.append(_Dream(self, model, goal, row, generators[row], sizes).film(image))
         return SynthesisOutcome.joined(made, targets)
 
+    def score(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
+        """The objective of pictures, of large ones as the mean over their tiles."""
+        if max(images.shape[2:]) <= self.tile_px:
+            found: Tensor = model.score(images, objective)
+            return found
+        total = images.new_zeros(len(images))
+        pixels = images.shape[2] * images.shape[3]
+        for top, bottom in self._tiles(images.shape[2]):
+            for left, right in self._tiles(images.shape[3]):
+                part = images[..., top:bottom, left:right]
+                share = (bottom - top) * (right - left) / pixels
+                total = total + share * model.score(part, objective)
+        return total
+
     def _start(
         self, model: HookedModel, init: Tensor | None, generators: list[torch.Generator]
     ) -> Tensor:

@@ -206,6 +206,18 @@ class SynthesisTechnique(Technique):
             init: `(1, 3, H, W)` or one image per target in [0, 1], or None.
         """
 
+    def score(self, model: HookedModel, images: Tensor, objective: Objective) -> Tensor:
+        """Return the objective of finished images, `(B,)`; by default of whole images at once.
+
+        A technique for images that fit no memory overrides it.
+
+        Args:
+            model: the model.
+            images: `(B, C, H, W)` in [0, 1], on the model's device.
+            objective: the bound objective of these images.
+        """
+        return model.score(images, objective)
+
     @final
     def __call__(
         self,
@@ -269,7 +281,7 @@ class SynthesisTechnique(Technique):
             images=images,
             scores=scores.float().cpu(),
             best_step=best,
-            final_scores=_scores(model, images, each),
+            final_scores=self._final_scores(model, images, each),
             objective=str(bound),
             labels=objective_labels(model, each, len(images)),
             targets=targets,
@@ -322,6 +334,16 @@ class SynthesisTechnique(Technique):
         self.note("transfer_rank", ranks)
         self.note("transfer_probability", probabilities)
 
+    def _final_scores(self, model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
+        step = chunk_size(model, images, None)
+        parts = []
+        for row in range(0, len(images), step):
+            part = images[row : row + step].to(model.device)
+            with torch.no_grad(), image_rows(range(row, row + len(part))):
+                parts.append(self.score(model, part, bound.rows(row, row + step)))
+        scores = checked_numbers(self, torch.cat(parts), "final scores", (len(images),))
+        return scores.float().cpu()
+
     def _opacity(self, importance: Tensor | None, images: Tensor) -> Tensor | None:
         """Return the importance of pixels, divided by its 90th percentile and clipped."""
         if importance is None:
@@ -355,16 +377,6 @@ class SynthesisTechnique(Technique):
             wanted = "whole numbers from 0" + ("" if end is None else f" to {end - 1}")
             raise technique_error(self, f"returned {what} {numbers.tolist()}", expected=wanted)
         return numbers.long()
-
-
-def _scores(model: HookedModel, images: Tensor, bound: Objective) -> Tensor:
-    step = chunk_size(model, images, None)
-    parts = []
-    for row in range(0, len(images), step):
-        part = images[row : row + step].to(model.device)
-        with torch.no_grad(), image_rows(range(row, row + len(part))):
-            parts.append(model.score(part, bound.rows(row, row + step)))
-    return torch.cat(parts).cpu()
 
 
 def _initial(model: HookedModel, init: Any, *, own_size: bool) -> Tensor:
