@@ -62,6 +62,7 @@ gallery: $(VENV)/.dev demo
 	PYTHONPATH=. $(BIN)/python docs/_samples.py "$(OUT)/demo.scope" $(ARGS)
 	$(if $(ARGS),,$(BIN)/python docs/_picture.py)
 	$(if $(ARGS),,PYTHONPATH=. $(BIN)/python docs/_robustness.py)
+	$(if $(ARGS),,$(BIN)/python docs/_imagined.py)
 	$(if $(ARGS),,$(BIN)/python docs/_atlas.py)
 	$(if $(ARGS),,$(BIN)/python docs/_techniques.py)
 	$(if $(ARGS),,$(BIN)/python docs/_fields.py)

@@ -16,12 +16,14 @@ from typing import Any
 
 from PIL import Image
 
-from timmscope import HookedModel, Result, Store, load_model, match, mine, technique
+from timmscope import HookedModel, Result, Store, each, load_model, match, mine, technique
 from timmscope_registry import get_registry
 
 FOLDER = Path(__file__).parent / "images" / "techniques"
 WIDTH = 1080
 LAYER = "bn2"
+FACETED = 40
+"""A unit that photographs of several kinds excite."""
 PARAMETERS: dict[str, dict[str, Any]] = {
     "adversarial-training": {"epsilon": 0.1, "epochs": 15, "learning_rate": 2e-3},
     "distillation-training": {
@@ -53,6 +55,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "image-quilting": {"size": 240, "block_px": 16},
     "fab": {"norm": "l2", "steps": 15, "target_classes": 3},
     "feature-inversion": {"weight": 300},
+    "maco": {"steps": 128, "crops": 6},
+    "multifaceted": {"facets": 4, "steps": 128},
     "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
@@ -81,15 +85,21 @@ def main(store: Path, names: list[str]) -> None:
 
 def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coffee: Path) -> Result:
     """Run one technique on the photographs or the store, and return its result."""
-    run: Any = technique(id)(**PARAMETERS.get(name, {}))
+    stored = {"store": store} if name == "multifaceted" else {}
+    run: Any = technique(id)(**PARAMETERS.get(name, {}), **stored)
     if name.startswith("attention"):
         return run(load_model("random:vit_tiny_patch16_224?seed=0"), [cat, coffee])
     if run.base == "attribution":
         return run(model, [cat, coffee])
     if name == "feature-inversion":
-        return run(model, match("blocks.2", images=cat))
+        layers = (match(name, images=cat) for name in ("blocks.0", "blocks.2", "blocks.4"))
+        return run(model, each(*layers))
     if name == "deep-dream":
         return run(model, "blocks.4", init=cat)
+    if name == "feature-accentuation":
+        return run(model, "tabby", init=cat)
+    if name == "multifaceted":
+        return run(model, f"{LAYER}[{FACETED}]")
     if run.base == "synthesis":
         return run(model, "espresso")
     if name in PROVABLE:  # they prove nothing for a network that is not trained for them

@@ -61,7 +61,7 @@ class FeatureAccentuation(SynthesisTechnique):
 
     steps: Annotated[int, Field(ge=1)] = 100
     """Number of gradient steps."""
-    regularization: NotNegative = 1.0
+    regularization: NotNegative = 0.1
     """How strongly the earlier layer's activation is kept, relative to the objective; 0 for free
     ascent from the photograph."""
     layer: LayerName | None = None
