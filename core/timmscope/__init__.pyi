@@ -396,6 +396,9 @@ from .techniques import (
     NearestFound as NearestFound,
 )
 from .techniques import (
+    NetworkName as NetworkName,
+)
+from .techniques import (
     Norm as Norm,
 )
 from .techniques import (

@@ -16,6 +16,7 @@ from timmscope import (
     Goal,
     HookedModel,
     ModelName,
+    NetworkName,
     Store,
     StoreName,
     Stylization,
@@ -36,6 +37,7 @@ class Named(AttackTechnique):
     store: StoreName | None = None
     attack: TechniqueName[AttackTechnique] = "pgd steps=3"
     weights: WeightsName[AdversarialTraining] | None = None
+    network: NetworkName[AdversarialTraining] | None = None
 
     def perturb(self, model: HookedModel, images: torch.Tensor, goal: Goal) -> torch.Tensor:
         assert_type(self.open_model(self.surrogate), HookedModel)
@@ -44,6 +46,8 @@ class Named(AttackTechnique):
             assert_type(self.open_store(self.store), Store)
         if self.weights is not None:
             assert_type(self.open_weights(self.weights).technique, AdversarialTraining)
+        if self.network is not None:
+            assert_type(self.open_network(self.network), HookedModel)
         return images
 
 

@@ -33,6 +33,7 @@ from timmscope import (
     ModelError,
     ModelName,
     ModelTechnique,
+    NetworkName,
     Norm,
     ObjectiveError,
     ParameterError,
@@ -848,6 +849,47 @@ def test_weights_are_those_of_a_card_of_the_kind_that_is_asked_for(labelled, tmp
     (damaged / "weights.safetensors").write_bytes(b"other")
     with pytest.raises(ParameterError, match=r"'weights' of Distance: .*digest"):
         Distance(weights=damaged)(model, images)
+
+
+class Shifted(AttackTechnique):
+    """Asks a network that takes codes, not images."""
+
+    norm: Norm = "linf"
+    network: NetworkName[Other]
+
+    def perturb(self, model: HookedModel, images: Tensor, goal: Goal) -> Tensor:
+        network = self.open_network(self.network)
+        shift = network.hooks(images.flatten(1)[:, :4]).mean(1)
+        ball = self.ball(images)
+        return images + ball.epsilon * shift.sign()[:, None, None, None]
+
+
+def test_a_network_is_a_module_that_need_not_take_images_or_what_a_training_left(
+    labelled, tmp_path
+):
+    model, images = student(), torch.full((2, 3, 8, 8), 0.5)
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    attack = Shifted(network=network, epsilon=0.1)
+    result = attack(model, images)
+    assert float((result.images - images).abs().max()) == pytest.approx(0.1)
+    assert result.further_passes["network"] == {"forwards": 2, "backwards": 0}
+    record = result.provenance.named["network"]
+    assert (record["kind"], record["id"]) == ("weights", "module:Sequential")
+    digest = HookedModel(network, mean=(0,), std=(1,), input_size=(1, 1, 1)).weights_sha256
+    assert record["sha256"] == digest
+    assert network.training
+    assert all(
+        part.training and weight.requires_grad for part in network for weight in part.parameters()
+    )
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    Other(epochs=1, batch_size=4)(model, labelled, output=tmp_path / "other")
+    with pytest.raises(RuntimeError, match="shape"):  # this one takes images
+        Shifted(network=tmp_path / "other", epsilon=0.1)(model, images)
+    with pytest.raises(ParameterError, match=r"'network' of Shifted: .*has no card"):
+        Shifted(network=tmp_path, epsilon=0.1)(model, images)
+    with pytest.raises(ParameterError, match="or in Python a TrainedWeights or a Module"):
+        Shifted(network=3, epsilon=0.1)
 
 
 def test_a_card_of_a_stranger_opens_nothing(labelled, tmp_path, monkeypatch):

@@ -178,6 +178,24 @@ class Technique(Parameters):
         """
         return cast("TrainedWeights[TrainedT]", find_opened(self, "weights", name).value)
 
+    def open_network(
+        self, name: str | os.PathLike[str] | TrainedWeights[TrainedT] | nn.Module
+    ) -> HookedModel:
+        """Return what a parameter of the type `NetworkName` names: a trained network or a module.
+
+        `network.hooks(x)` runs it in eval mode and with fixed weights on whatever it takes, such as
+        codes. It is under the same guarantees as what `open_model` returns.
+
+        Args:
+            name: value of the parameter.
+
+        Raises:
+            TechniqueError: no call runs, or the value is none of a parameter.
+        """
+        opened = find_opened(self, "weights", name)
+        assert opened.model is not None, "weights are those of a model"
+        return opened.model
+
     def open_technique(self, name: str | TechniqueT) -> TechniqueT:
         """Return the technique that a parameter of the type `TechniqueName` names.
 

@@ -35,5 +35,9 @@ StoreName = Annotated[str | os.PathLike[str] | Store, Names("store")]
 """A store, by its folder or itself; `open_store` opens it."""
 WeightsName = Annotated[str | os.PathLike[str] | TrainedWeights[TrainedT], Names("weights")]
 """What a training left, as in `WeightsName[MyTraining]`; `open_weights` opens it."""
+NetworkName = Annotated[
+    str | os.PathLike[str] | TrainedWeights[TrainedT] | nn.Module, Names("weights")
+]
+"""What a training left, or any module; `open_network` opens it."""
 TechniqueName = Annotated[str | TechniqueT, Names("technique")]
 """A technique of a base, as in `TechniqueName[AttackTechnique]`; `open_technique` returns it."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timmscope.images import open_images
 from timmscope.images.digests import image_sha256
@@ -37,6 +37,7 @@ from timmscope_registry import (
     ParameterError,
     StoreMismatch,
     TimmscopeError,
+    UnsupportedModel,
 )
 from timmscope_registry.hooks import OwnGenerators
 
@@ -136,7 +137,7 @@ class Openings:
                 "id": opened.id,
                 "sha256": opened.sha256,
             }
-            if each.meant.kind == "weights":
+            if isinstance(opened.value, TrainedWeights):
                 record[each.parameter]["technique"] = opened.value.card.technique
         return record
 
@@ -246,6 +247,14 @@ class Openings:
         return opened
 
 
+def _is_random(model: HookedModel) -> bool:
+    """Whether a further model draws random numbers; one that takes no images is not asked."""
+    try:
+        return model.hooks.is_random
+    except UnsupportedModel:
+        return False
+
+
 def _short(digest: str | None) -> str:
     return "none" if digest is None else digest[:DIGITS]
 
@@ -288,6 +297,9 @@ def _of_model(model: HookedModel, main: HookedModel | None, value: Any, id: str)
 
 
 def _open_weights(main: HookedModel | None, value: Any, named: NamedValue) -> Opened:
+    if isinstance(value, nn.Module):  # it need not take images, so what is said of them is not used
+        network = HookedModel(value, mean=(0.0,), std=(1.0,), input_size=(1, 1, 1))
+        return _of_model(network, main, network, network.id)
     if isinstance(value, TrainedWeights):
         weights = value
     else:
@@ -367,7 +379,7 @@ def opening(
     if not when_needed:
         call.open_all()
     models = [model for each in techniques for model in call.further_models(each).values()]
-    random = [model for model in models if model.hooks.is_random]
+    random = [model for model in models if _is_random(model)]
     if random:
         check_seed(seed)
     token = _calls.set((*_calls.get(), call))

@@ -54,6 +54,7 @@ class Climb:
         views: the random views; None for the image itself.
         view_size: height and width of a view in pixels; by default the image's.
         penalty: cost `(B,)` of images `(B, C, H, W)`; None for none.
+        variable_penalty: cost `(B,)` of the variables `(B, …)`; None for none.
         together: value `(B · number of views,)` of the views that is added to their objectives, of
             a recording; it may compare images of a batch. The returned image is chosen without it.
         points: hook points that `together` reads.
@@ -71,6 +72,7 @@ class Climb:
     views: Views | None = None
     view_size: tuple[int, int] | None = None
     penalty: Callable[[Tensor], Tensor] | None = None
+    variable_penalty: Callable[[Tensor], Tensor] | None = None
     together: Callable[..., Tensor] | None = None
     points: tuple[str, ...] = ()
     beside: Tensor | None = None
@@ -181,6 +183,8 @@ class _Loop:
             climb.penalty(leaf).sum().backward()
         self._optimiser.zero_grad()
         image.backward(leaf.grad)
+        if climb.variable_penalty is not None:
+            climb.variable_penalty(variable).sum().backward()
         self._optimiser.step()
         if climb.after_step is not None:
             with torch.no_grad():
@@ -272,6 +276,8 @@ class _Loop:
             score = self._objective(recording)
             if self._climb.penalty is not None:
                 score = score - self._climb.penalty(image)
+            if self._climb.variable_penalty is not None:
+                score = score - self._climb.variable_penalty(self._variable)
             self._best.offer(image, score, step)
         return False
 

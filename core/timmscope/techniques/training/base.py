@@ -33,7 +33,7 @@ from timmscope.store.lock import StoreLock
 from timmscope.store.settings import differences, require_same_settings
 from timmscope.techniques import arguments
 from timmscope.techniques.base import Technique, require_model
-from timmscope.techniques.opening import opening, openings_of
+from timmscope.techniques.opening import main_model, opening, openings_of
 from timmscope.techniques.restore_state import restore_state
 from timmscope.techniques.session import session
 from timmscope.techniques.training import checkpoint
@@ -179,6 +179,21 @@ class TrainingTechnique(Technique):
         channels = batch.images.shape[1]
         size = tuple(batch.images.shape[1:])
         return HookedModel(network, mean=(0.0,) * channels, std=(1.0,) * channels, input_size=size)
+
+    @final
+    def start_model(self) -> HookedModel:
+        """Return the model that the caller gave, for a loss that compares with its activations.
+
+        It does not change. The card counts only the passes of the network in training.
+
+        Raises:
+            TechniqueError: no call runs.
+        """
+        model = main_model()
+        if model is None:
+            did = "was asked for its model outside a call"
+            raise technique_error(self, did, advice="call the technique, not its method")
+        return model
 
     @final
     def make_network(self, model: HookedModel, seed: int = 0) -> nn.Module:
