@@ -16,7 +16,17 @@ from typing import Any
 
 from PIL import Image
 
-from timmscope import HookedModel, Result, Store, each, load_model, match, mine, technique
+from timmscope import (
+    HookedModel,
+    Result,
+    Store,
+    class_logit,
+    each,
+    load_model,
+    match,
+    mine,
+    technique,
+)
 from timmscope_registry import get_registry
 
 FOLDER = Path(__file__).parent / "images" / "techniques"
@@ -57,6 +67,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "feature-inversion": {"weight": 300},
     "maco": {"steps": 128, "crops": 6},
     "multifaceted": {"facets": 4, "steps": 128},
+    "decoder-training": {"kind": "vae", "code_length": 8, "width": 16, "epochs": 30},
     "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
@@ -83,8 +94,22 @@ def main(store: Path, names: list[str]) -> None:
             print(name, keep(result, FOLDER / f"{name}.webp"), "KB", flush=True)
 
 
+def prior(kind: Any, folder: Path) -> Result:
+    """Train a decoder of digits, and let each class of a digits network climb its codes."""
+    from tests.digits.load import digits_network
+
+    network, (_, file) = digits_network("standard"), digits(folder)
+    decoder, training = tempfile.mkdtemp(), technique("decoder-training")
+    chosen: Any = training(**PARAMETERS["decoder-training"])
+    chosen(network, file, output=decoder)
+    made = kind(decoder=decoder, judge=digits_network("fast"), training_images=file, batch_size=8)
+    return made(network, class_logit(list(range(8))))
+
+
 def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coffee: Path) -> Result:
     """Run one technique on the photographs or the store, and return its result."""
+    if name == "generative-prior":
+        return prior(technique(id), store.path.parent)
     stored = {"store": store} if name == "multifaceted" else {}
     run: Any = technique(id)(**PARAMETERS.get(name, {}), **stored)
     if name.startswith("attention"):

@@ -24,6 +24,15 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         "Yosinski, Clune, Nguyen, Fuchs & Lipson, ICML workshop 2015, arXiv:1506.06579",
     )
     yield TechniqueSpec(
+        name="decoder-training",
+        family="synthesis",
+        base="training",
+        summary="A decoder from codes to images like yours: autoencoder, VAE or GAN.",
+        impl="timmscope_synthesis.decoder_training:DecoderTraining",
+        paper="Dosovitskiy & Brox, NeurIPS 2016, arXiv:1602.02644; Kingma & Welling, ICLR 2014, "
+        "arXiv:1312.6114; Goodfellow et al., NeurIPS 2014, arXiv:1406.2661",
+    )
+    yield TechniqueSpec(
         name="deep-dream",
         family="synthesis",
         summary="What a layer sees in an image, enhanced from coarse to fine.",
@@ -37,6 +46,13 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         impl="timmscope_synthesis.feature_inversion:FeatureInversion",
         paper="Mahendran & Vedaldi, CVPR 2015, arXiv:1412.0035; "
         "Mahendran & Vedaldi, IJCV 2016, arXiv:1512.02017",
+    )
+    yield TechniqueSpec(
+        name="generative-prior",
+        family="synthesis",
+        summary="An image from a trained decoder, whose code maximises the objective.",
+        impl="timmscope_synthesis.generative_prior:GenerativePrior",
+        paper="Nguyen, Dosovitskiy, Yosinski, Brox & Clune, NeurIPS 2016, arXiv:1605.09304",
     )
     yield TechniqueSpec(
         name="maco",
