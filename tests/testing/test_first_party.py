@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,35 +17,7 @@ from timmscope.testing import conformance, tiny_images, tiny_model
 from timmscope.testing.subjects import shared_store, tiny_pictures
 from timmscope_registry import get_registry
 
-
-class TrainedDecoder(Mapping[str, Any]):
-    """Parameters with a decoder of the tiny model, which is trained when they are first read."""
-
-    def __init__(self, **others: Any) -> None:
-        self._others = others
-
-    def __getitem__(self, name: str) -> Any:
-        return _decoder() if name == "decoder" else self._others[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(["decoder", *self._others])
-
-    def __len__(self) -> int:
-        return 1 + len(self._others)
-
-
-@cache
-def _decoder() -> str:
-    folder = Path(tempfile.mkdtemp(prefix="decoder-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    pixels = (tiny_images(8) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    np.savez(folder / "images.npz", images=pixels)
-    training: Any = technique("decoder-training")(layer="act2", epochs=1, batch_size=4, width=2)
-    training(tiny_model("cnn"), folder / "images.npz", output=folder / "decoder")
-    return str(folder / "decoder")
-
-
-QUICK: dict[str, Mapping[str, Any]] = {
+QUICK = {
     "adversarial-patch": {"epochs": 1, "batch": 12, "area": 0.2},
     "adversarial-training": {"epochs": 2, "batch_size": 8, "steps": 2, "judge_steps": 2},
     "activation-maximization": {"steps": 4},
@@ -69,7 +41,6 @@ QUICK: dict[str, Mapping[str, Any]] = {
     "image-quilting": {"size": 32, "block_px": 8},
     "feature-accentuation": {"steps": 4, "crops": 2, "frames": 2},
     "maco": {"steps": 4, "crops": 2, "size": 32, "frames": 2},
-    "generative-prior": TrainedDecoder(steps=3, frames=2),
     "grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "integrated-gradients": {"steps": 3},
     "mi-fgsm": {"steps": 3, "diverse_input": 0.5, "translation_px": 3, "variance_samples": 1},
@@ -90,7 +61,21 @@ QUICK: dict[str, Mapping[str, Any]] = {
 }
 """Parameters of slow techniques; with the defaults they run once."""
 
+
+@cache
+def _decoder() -> str:
+    """Train a decoder of the tiny model's layer, once for all checks."""
+    folder = Path(tempfile.mkdtemp(prefix="decoder-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    pixels = (tiny_images(8) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    np.savez(folder / "images.npz", images=pixels)
+    training: Any = technique("decoder-training")(layer="act2", epochs=1, batch_size=4, width=2)
+    training(tiny_model("cnn"), folder / "images.npz", output=folder / "decoder")
+    return str(folder / "decoder")
+
+
 MADE: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "generative-prior": lambda _: {"decoder": _decoder(), "steps": 3, "frames": 2},
     "multifaceted": lambda _: {
         "store": str(shared_store("cnn").path),
         "facets": 2,
