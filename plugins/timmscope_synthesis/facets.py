@@ -55,7 +55,8 @@ def find_facets(
         reduced.shape[1], count, niter=50, nredo=_RESTARTS, seed=0, min_points_per_centroid=1
     )
     kmeans.train(reduced)
-    distances = ((reduced[:, None] - kmeans.centroids[None]) ** 2).sum(2)
+    centroids = np.asarray(kmeans.centroids)
+    distances = ((reduced[:, None] - centroids[None]) ** 2).sum(2)
     groups = distances.argmin(1)
     sizes = np.bincount(groups, minlength=count)
     starts, directions = [], []

@@ -19,6 +19,7 @@ from timmscope import (
     TrainingBatch,
     TrainingProgress,
     load_model,
+    robustness,
     technique,
 )
 from timmscope.testing.subjects import recorded_progress
@@ -145,3 +146,9 @@ def test_cross_entropy_seems_to_fail_on_distilled_digits_and_margins_break_them(
     assert robust["cross-entropy"] >= 0.9
     assert robust["margin"] <= undefended + 0.05
     assert robust["dlr"] <= undefended + 0.05
+
+    report = robustness(
+        model, images[:24], ["pgd steps=5"], labels=labels[:24], epsilons=[0.1], checks=True
+    )
+    failed = {check["number"] for check in report.checks if check["status"] == "fail"}
+    assert failed == {3, 10}  # gradients that vanish, and losses that do not agree

@@ -289,9 +289,10 @@ class Cosine(VectorObjective):
         vector = torch.tensor(self.vector).to(activation)
         dot = activation @ vector
         length = (activation.square().sum(1) + 1e-12).sqrt() * vector.norm()
-        if self.power is None:
-            return dot / length
-        return dot * (dot / length).clamp(min=_LEAST_COSINE) ** self.power
+        value: Tensor = dot / length
+        if self.power is not None:
+            value = dot * value.clamp(min=_LEAST_COSINE) ** self.power
+        return value
 
     def __str__(self) -> str:
         power = "" if self.power is None else f", {self.power!r}"

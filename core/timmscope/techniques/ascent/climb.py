@@ -17,7 +17,7 @@ from timmscope.techniques.ascent.best_images import BestImages, GradientCheck
 from timmscope.techniques.ascent.frame_steps import frame_steps
 from timmscope.techniques.ascent.memory_format import memory_format
 from timmscope.techniques.ascent.outcome import SynthesisOutcome
-from timmscope.techniques.ascent.parameterisation import Parameterisation
+from timmscope.techniques.ascent.parameterisation import Parameterisation, resized
 from timmscope.techniques.ascent.views import Views, view
 from timmscope.techniques.session import images_per_pass
 from timmscope_registry import TechniqueError, UnsupportedModel
@@ -213,7 +213,7 @@ class _Loop:
         if self._climb.together is not None and beside is None:
             size = len(seen)  # it may compare all of them
         for start in range(0, len(seen), size):
-            further = ()
+            further: tuple[Recording, ...] = ()
             if others is not None:
                 further = (self._features(recording, others[start : start + size]),)
             part = seen[start : start + size]
@@ -250,15 +250,14 @@ class _Loop:
         dead = leaf.grad.flatten(1).abs().amax(1) == 0
         if not bool(dead.any()):
             return
-        plain, leaf.grad = leaf.grad, None
+        twin = leaf.detach().requires_grad_()
         try:
             with self._model.backward_rule(redirected):
-                self._gradient(recording, leaf, step, noise)
+                self._gradient(recording, twin, step, noise)
         except UnsupportedModel:  # there is no activation to lead it around
-            leaf.grad = plain
             return
-        assert leaf.grad is not None, "the backward pass has filled it"
-        leaf.grad = torch.where(dead[:, None, None, None], leaf.grad, plain)
+        assert twin.grad is not None, "the backward pass has filled it"
+        leaf.grad = torch.where(dead[:, None, None, None], twin.grad, leaf.grad)
 
     def check(self, recording: Recording, step: int) -> bool:
         """Score the images without views; returns whether the loop has to end."""
@@ -268,10 +267,7 @@ class _Loop:
             return True
         with torch.no_grad():
             image = self._climb.space.image(self._variable)
-            seen = image
-            if self._climb.view_size is not None:
-                unit = torch.eye(2, 3).to(image).expand(len(image), -1, -1)
-                seen = view(image, unit, self._climb.view_size)
+            seen = resized(image, self._climb.view_size or self._climb.space.size)
             self._model(seen.contiguous(memory_format=self._layout))
             score = self._objective(recording)
             if self._climb.penalty is not None:
