@@ -111,7 +111,7 @@ class ActivationMaximization(SynthesisTechnique):
     where a ReLU gives 0. The scores of the steps are then of that; the final score is not."""
     diversity: NotNegative = 0.0
     """Weight of the similarity of the images of a target, which `count` says: the cosine of their
-    Gram matrices at `between_layer`. 100 shows other facets of most units."""
+    Gram matrices at `between_layer`. 20 shows other facets of most units."""
     alignment: NotNegative = 0.0
     """Weight of the differences between images that follow each other, at `between_layer`, so that
     `interpolate(A; B; 5)` changes step by step."""
