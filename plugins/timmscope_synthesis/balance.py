@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from timmscope import HookedModel, Objective
+from timmscope import HookedModel, Objective, Parameterisation
+
+_LAST_TRY = 32
+"""After so many steps a term without a weight stays without one."""
 
 Term = Callable[..., Tensor]
 """From a recording, and one of images beside them if there are any, to values `(B,)`."""
@@ -36,6 +39,15 @@ class Balanced:
         """The weighted term of each view."""
         return self._weight * self._term(*recordings)
 
+    def after_step(self, space: Parameterisation) -> Callable[[Tensor, int], None]:
+        """Return what sets the weight after the first step, or as soon as both have a gradient."""
+
+        def weigh(variable: Tensor, step: int) -> None:
+            if not self._weight and step < _LAST_TRY:
+                self.weigh(space.image(variable))
+
+        return weigh
+
     def weigh(self, image: Tensor) -> None:
         """Set the weight from both gradients at an image `(1, C, H, W)`."""
         sizes = []
@@ -46,7 +58,7 @@ class Balanced:
                 self._model(leaf)
                 (gradient,) = torch.autograd.grad(value(recording).sum(), leaf)
             sizes.append(float(gradient.abs().sum()))
-        self._weight = self._ratio * sizes[0] / max(sizes[1], 1e-30)
+        self._weight = self._ratio * sizes[0] / sizes[1] if sizes[1] else 0.0
 
 
 def cosine_to(model: HookedModel, layer: str, direction: Tensor, middle: Tensor) -> Term:

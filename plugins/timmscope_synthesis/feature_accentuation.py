@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -135,7 +135,7 @@ class FeatureAccentuation(SynthesisTechnique):
                 together=kept if self.regularization else None,
                 points=(layer,) if self.regularization else (),
                 beside=photograph if self.regularization else None,
-                after_step=_weigh_once(kept, space) if self.regularization else None,
+                after_step=kept.after_step(space) if self.regularization else None,
                 frames=self.frames,
             )
             phase = space.variable(photograph)
@@ -174,16 +174,6 @@ class _Nearness:
         with torch.no_grad(), self._model.record(self._layer) as recording:
             self._model(images)
             return -float(self(recording))
-
-
-def _weigh_once(kept: Balanced, space: PhaseParameterisation) -> Callable[[Tensor, int], None]:
-    """Return what sets the weight after the first step, at which the image has changed a little."""
-
-    def after_step(phase: Tensor, step: int) -> None:
-        if not step:
-            kept.weigh(space.image(phase))
-
-    return after_step
 
 
 def _earlier_layer(model: HookedModel, objective: Objective) -> str:

@@ -71,7 +71,7 @@ class Maco(SynthesisTechnique):
     """Number of crops at each step; 32 in the paper, which takes four times as long."""
     first_crop: Share = 0.5
     """Mean side of a crop at the first step, as a share of the image."""
-    last_crop: Share = 0.1
+    last_crop: Share = 0.2
     """Mean side of a crop at the last step."""
     noise: NotNegative = 0.08
     """Standard deviation of the noise that is added to crops; half as much is added uniformly."""

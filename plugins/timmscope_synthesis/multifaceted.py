@@ -42,7 +42,7 @@ class Multifaceted(SynthesisTechnique):
     its centre is where the ascent starts, under random views as in `activation-maximization`, and
     the activation at the layer is drawn towards the group: `S(x) + λ cos(a(x) − m, c − m)` with the
     group's centre c and the mean m of all groups. λ is `facet_weight` times the ratio of the two
-    terms' gradients (L1) at the start. One image per target and facet, largest group first.
+    terms' gradients (L1) after the first step. One image per target and facet, largest group first.
 
     The paper puts t-SNE before k-means, starts from the mean images as well, and has total
     variation and phases of shrinking crops instead of random views and the term of the group.
@@ -71,7 +71,7 @@ class Multifaceted(SynthesisTechnique):
     top: Annotated[int, Field(ge=1)] = 200
     """Number of images that are put into groups, the strongest of the store."""
     layer: LayerName | None = None
-    """Layer of the store whose rows are grouped; by default its last one."""
+    """Layer of the store whose rows are grouped; by default its last one before the logits."""
     components: Annotated[int, Field(ge=1)] = 50
     """Number of principal components of the rows."""
     nearest: Annotated[int, Field(ge=1)] = 15
@@ -123,7 +123,6 @@ class Multifaceted(SynthesisTechnique):
             term = cosine_to(copy, layer, direction, torch.from_numpy(facets.middle).float())
             start = facets.starts[number][None].to(model.device)
             drawn = Balanced(copy, goal, layer, term, self.facet_weight)
-            drawn.weigh(start)
             climb = Climb(
                 space=space,
                 steps=self.steps,
@@ -131,6 +130,7 @@ class Multifaceted(SynthesisTechnique):
                 views=RandomViews(jitter_px=24, scale=0.3) if self.robust else None,
                 together=drawn if self.facet_weight else None,
                 points=(layer,) if self.facet_weight else (),
+                after_step=drawn.after_step(space) if self.facet_weight else None,
                 frames=self.frames,
             )
             variable = space.variable(start)
@@ -143,8 +143,9 @@ class Multifaceted(SynthesisTechnique):
 
     def _layer(self, store: Store) -> str:
         """The layer whose rows are grouped."""
-        name: str = self.layer or list(store.layers)[-1]
-        return str(store.layer(name).name)
+        names = [name for name in store.layers if name != "logits"] or list(store.layers)
+        name: str = store.layer(self.layer or names[-1]).name
+        return name
 
     def _facets(self, store: Store, layer: str, model: HookedModel, objective: Objective) -> Facets:
         """Group the strongest images of a target."""
