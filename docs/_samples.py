@@ -16,7 +16,17 @@ from typing import Any
 
 from PIL import Image
 
-from timmscope import HookedModel, Result, Store, each, load_model, match, mine, technique
+from timmscope import (
+    HookedModel,
+    Result,
+    Store,
+    class_logit,
+    each,
+    load_model,
+    match,
+    mine,
+    technique,
+)
 from timmscope_registry import get_registry
 
 FOLDER = Path(__file__).parent / "images" / "techniques"
@@ -57,6 +67,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "feature-inversion": {"weight": 300},
     "maco": {"steps": 128, "crops": 6},
     "multifaceted": {"facets": 4, "steps": 128},
+    "deep-inversion": {"steps": 200},
     "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
@@ -85,6 +96,8 @@ def main(store: Path, names: list[str]) -> None:
 
 def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coffee: Path) -> Result:
     """Run one technique on the photographs or the store, and return its result."""
+    if name == "data-free-distillation":
+        return student_of_noise(id, store.path.parent)
     stored = {"store": store} if name == "multifaceted" else {}
     run: Any = technique(id)(**PARAMETERS.get(name, {}), **stored)
     if name.startswith("attention"):
@@ -94,6 +107,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     if name == "feature-inversion":
         layers = (match(name, images=cat) for name in ("blocks.0", "blocks.2", "blocks.4"))
         return run(model, each(*layers))
+    if name == "deep-inversion":
+        return run(model, class_logit(["espresso", "flamingo", "pizza", "tennis ball"]))
     if name == "deep-dream":
         return run(model, "blocks.4", init=cat)
     if name == "feature-accentuation":
@@ -158,6 +173,23 @@ def digits(folder: Path) -> tuple[HookedModel, Path]:
     ]
     network = nn.Sequential(*layers)
     return HookedModel(network, mean=(0,), std=(1,), input_size=(1, 8, 8), crop_pct=1.0), file
+
+
+def student_of_noise(id: str, folder: Path) -> Result:
+    """Distil a network that reads digits from its answers to noise."""
+    import numpy as np
+    from tests.digits.load import digits_network
+
+    network, file = digits(folder)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+    np.savez(folder / "noise.npz", images=noise)
+    distil: Any = technique(id)(
+        teacher=digits_network("standard"), epochs=60, batch_size=50, learning_rate=2e-3
+    )
+    trained: Result = distil(
+        network, folder / "noise.npz", held_out=file, output=tempfile.mkdtemp()
+    )
+    return trained
 
 
 def some_digits(file: Path, count: int) -> tuple[Any, list[int]]:
