@@ -148,20 +148,6 @@ class DeepInversion(SynthesisTechnique):
             parameter="training",
         )
 
-    def penalty(self, images: Tensor, mean: Tensor) -> Tensor:
-        """Sum of the weighted priors of each image, `(B,)`.
-
-        Args:
-            images: `(B, C, H, W)` in [0, 1].
-            mean: the model's mean colour, `(C, 1, 1)`.
-        """
-        total = images.new_zeros(len(images))
-        if self.tv_weight:
-            total = total + self.tv_weight * total_variation(images)
-        if self.l2_weight:
-            total = total + self.l2_weight * alpha_norm(images - mean, 2)
-        return total
-
 
 class _Inversion:
     """The optimisation of one batch.
@@ -227,8 +213,18 @@ class _Inversion:
     def _loss(self, recording: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of the batch, and its distance from the statistics."""
         distance = self._statistics.distance()
-        each = self._technique.penalty(self._x, self._mean) - self._climbed(recording)
+        each = self._penalty() - self._climbed(recording)
         return each.mean() + self._technique.statistics_weight * distance, distance
+
+    def _penalty(self) -> Tensor:
+        """Sum of the weighted priors of each image, `(B,)`."""
+        x, chosen = self._x, self._technique
+        total = x.new_zeros(len(x))
+        if chosen.tv_weight:
+            total = total + chosen.tv_weight * total_variation(x)
+        if chosen.l2_weight:
+            total = total + chosen.l2_weight * alpha_norm(x - self._mean, 2)
+        return total
 
     def _gradient(self, recording: Mapping[str, Tensor]) -> Tensor:
         """The gradient of the images; 1 where the model is certain of the class, as it is 0."""
