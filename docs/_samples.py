@@ -23,6 +23,7 @@ from timmscope import (
     class_logit,
     each,
     load_model,
+    load_trained,
     match,
     mine,
     technique,
@@ -178,17 +179,16 @@ def digits(folder: Path) -> tuple[HookedModel, Path]:
 def student_of_noise(id: str, folder: Path) -> Result:
     """Distil a network that reads digits from its answers to noise."""
     import numpy as np
-    from tests.digits.load import digits_network
+    from tests.digits.load import NETWORKS, register
 
+    register()
+    teacher = load_trained(NETWORKS / "standard", load_model("digits:cnn?seed=0"))
     network, file = digits(folder)
     noise = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
     np.savez(folder / "noise.npz", images=noise)
-    distil: Any = technique(id)(
-        teacher=digits_network("standard"), epochs=60, batch_size=50, learning_rate=2e-3
-    )
-    trained: Result = distil(
-        network, folder / "noise.npz", held_out=file, output=tempfile.mkdtemp()
-    )
+    distil: Any = technique(id)(teacher=teacher, epochs=60, batch_size=50, learning_rate=2e-3)
+    output = tempfile.mkdtemp()
+    trained: Result = distil(network, folder / "noise.npz", held_out=file, output=output)
     return trained
 
 
