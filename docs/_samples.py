@@ -68,7 +68,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "feature-inversion": {"weight": 300},
     "maco": {"steps": 128, "crops": 6},
     "multifaceted": {"facets": 4, "steps": 128},
-    "deep-inversion": {"steps": 200},
+    "deep-inversion": {"steps": 150, "tv_weight": 300},
     "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},

@@ -191,7 +191,8 @@ def normed(seed: int) -> HookedModel:
 def test_a_student_of_inverted_images_alone_reads_real_digits(tmp_path: Path):
     """400 images of `deep-inversion`; beside them 400 of noise, which teach more than one thinks.
 
-    Measured (seeds 0): MEASURED
+    Measured: the teacher 0.990, the student of inverted images 0.970 (with 300 steps and twice the
+    epochs 0.982), of noise 0.872, of 400 real digits 0.987.
     """
     trained, held_out = write_digits(tmp_path / "images")
     known = Plain(epochs=20, batch_size=128, learning_rate=2e-3)
@@ -199,7 +200,7 @@ def test_a_student_of_inverted_images_alone_reads_real_digits(tmp_path: Path):
     model = standard.model(normed(0), technique=known)
 
     invert = technique("deep-inversion")(
-        steps=120, count=40, flip=False, jitter_px=0, training=str(trained)
+        steps=120, count=40, statistics_weight=0.1, flip=False, jitter_px=0, training=str(trained)
     )
     inverted = invert(model, class_logit(range(10)))  # type: ignore[operator]
     inverted.save(tmp_path / "inverted")
@@ -214,10 +215,9 @@ def test_a_student_of_inverted_images_alone_reads_real_digits(tmp_path: Path):
     ):
         student = training(normed(1), images, held_out=held_out, output=tmp_path / f"of-{name}")
         figures[name] = student.held_out
-    print(figures, np.median(inverted.notes["nearest_training"]), inverted.notes["statistics"][0])
     assert figures["inverted"]["accuracy of the teacher"] >= 0.97
     assert figures["inverted"]["accuracy"] >= 0.95
-    assert figures["inverted"]["accuracy"] >= figures["noise"]["accuracy"] + 0.03
+    assert figures["inverted"]["accuracy"] >= figures["noise"]["accuracy"] + 0.05
 
     unseen, seen = (pixels_of(file) for file in (held_out, trained))
     natural = torch.cdist(unseen, seen).min(1).values
