@@ -23,6 +23,7 @@ from timmscope import (
     class_logit,
     each,
     load_model,
+    load_trained,
     match,
     mine,
     technique,
@@ -68,6 +69,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "maco": {"steps": 128, "crops": 6},
     "multifaceted": {"facets": 4, "steps": 128},
     "decoder-training": {"kind": "vae", "code_length": 8, "width": 16, "epochs": 30},
+    "deep-inversion": {"steps": 150, "tv_weight": 300},
     "deep-dream": {"steps": 20, "step_size": 0.012},
     "activation-maps": {"layer": "blocks.1.0.bn1", "units": "0-5"},
     "top-patches": {"units": "3,7,11", "k": 6},
@@ -110,6 +112,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     """Run one technique on the photographs or the store, and return its result."""
     if name == "generative-prior":
         return prior(technique(id), store.path.parent)
+    if name == "data-free-distillation":
+        return student_of_noise(id, store.path.parent)
     stored = {"store": store} if name == "multifaceted" else {}
     run: Any = technique(id)(**PARAMETERS.get(name, {}), **stored)
     if name.startswith("attention"):
@@ -119,6 +123,8 @@ def sample(id: str, name: str, model: HookedModel, store: Store, cat: Path, coff
     if name == "feature-inversion":
         layers = (match(name, images=cat) for name in ("blocks.0", "blocks.2", "blocks.4"))
         return run(model, each(*layers))
+    if name == "deep-inversion":
+        return run(model, class_logit(["espresso", "flamingo", "pizza", "tennis ball"]))
     if name == "deep-dream":
         return run(model, "blocks.4", init=cat)
     if name == "feature-accentuation":
@@ -183,6 +189,22 @@ def digits(folder: Path) -> tuple[HookedModel, Path]:
     ]
     network = nn.Sequential(*layers)
     return HookedModel(network, mean=(0,), std=(1,), input_size=(1, 8, 8), crop_pct=1.0), file
+
+
+def student_of_noise(id: str, folder: Path) -> Result:
+    """Distil a network that reads digits from its answers to noise."""
+    import numpy as np
+    from tests.digits.load import NETWORKS, register
+
+    register()
+    teacher = load_trained(NETWORKS / "standard", load_model("digits:cnn?seed=0"))
+    network, file = digits(folder)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
+    np.savez(folder / "noise.npz", images=noise)
+    distil: Any = technique(id)(teacher=teacher, epochs=60, batch_size=50, learning_rate=2e-3)
+    output = tempfile.mkdtemp()
+    trained: Result = distil(network, folder / "noise.npz", held_out=file, output=output)
+    return trained
 
 
 def some_digits(file: Path, count: int) -> tuple[Any, list[int]]:

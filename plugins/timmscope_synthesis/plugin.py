@@ -33,11 +33,28 @@ def timmscope_techniques() -> Iterator[TechniqueSpec]:
         "arXiv:1312.6114; Goodfellow et al., NeurIPS 2014, arXiv:1406.2661",
     )
     yield TechniqueSpec(
+        name="data-free-distillation",
+        family="synthesis",
+        base="training",
+        summary="A student that learns a teacher's answers from synthesised images alone.",
+        impl="timmscope_synthesis.data_free_distillation:DataFreeDistillation",
+        paper="Yin et al., CVPR 2020, arXiv:1912.08795; "
+        "Hinton, Vinyals & Dean, NeurIPS workshop 2014, arXiv:1503.02531",
+    )
+    yield TechniqueSpec(
         name="deep-dream",
         family="synthesis",
         summary="What a layer sees in an image, enhanced from coarse to fine.",
         impl="timmscope_synthesis.deep_dream:DeepDream",
         paper="Mordvintsev, Olah & Tyka, Google Research Blog 2015",
+    )
+    yield TechniqueSpec(
+        name="deep-inversion",
+        family="synthesis",
+        summary="Images of classes that have the statistics of a model's training images.",
+        impl="timmscope_synthesis.deep_inversion:DeepInversion",
+        paper="Yin, Molchanov, Alvarez, Li, Mallya, Hoiem, Jha & Kautz, CVPR 2020, "
+        "arXiv:1912.08795",
     )
     yield TechniqueSpec(
         name="feature-inversion",

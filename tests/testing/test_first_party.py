@@ -28,6 +28,12 @@ QUICK = {
     "class-visualization": {"steps": 4, "frames": 2},
     "ddn": {"steps": 4},
     "decision-slice": {"attack": "ddn steps=3", "resolution": 3},
+    "data-free-distillation": {
+        "teacher": "random:test_resnet?num_classes=10&img_size=32",
+        "epochs": 2,
+        "batch_size": 8,
+    },
+    "deep-inversion": {"steps": 4, "frames": 2},
     "deepfool": {"steps": 2, "candidates": 3},
     "fab": {"steps": 3, "target_classes": 2},
     "fmn": {"steps": 4},

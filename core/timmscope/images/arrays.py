@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 _SAMPLES = 1024
 _IMAGE_NAMES = ("images", "image")
 _TYPES = ("uint8", "uint16", "float16", "float32", "float64")
-_LABEL_NAMES = ("labels", "label", "y", "y_train", "targets")
+_LABEL_NAMES = ("labels", "label", "y", "y_train", "classes", "targets")
+"""Names of arrays of labels; an earlier one wins."""
 _DEFLATED = 2000
 """A member of a .npz cannot unpack to more than this many times its bytes; deflate reaches 1032."""
 
@@ -188,13 +189,19 @@ class ArraySource(ImageSource):
         return hdf5_member(open_hdf5(self._file), name, text=True)
 
     def _read_labels(self, arrays: dict[str, ArrayHeader]) -> LabelTable | None:
-        for name, header in arrays.items():
-            if name.rsplit("/", 1)[-1].lower() in _LABEL_NAMES and header.shape == self._shape[:1]:
-                with self._readable(f"{self._file}: its {name}"):
-                    self._require_stored(name, header)
-                    column = self._open(name)[:]
-                return LabelTable(map(_label, column))
-        return None
+        known = {name: name.rsplit("/", 1)[-1].lower() for name in arrays}
+        found = [
+            name
+            for name, header in arrays.items()
+            if known[name] in _LABEL_NAMES and header.shape == self._shape[:1]
+        ]
+        if not found:
+            return None
+        name = min(found, key=lambda name: _LABEL_NAMES.index(known[name]))
+        with self._readable(f"{self._file}: its {name}"):
+            self._require_stored(name, arrays[name])
+            column = self._open(name)[:]
+        return LabelTable(map(_label, column))
 
 
 def _choose(arrays: dict[str, ArrayHeader], wanted: str, file: Path) -> str:

@@ -87,6 +87,8 @@ class Synthesis(Result):
         objective: text of the objective.
         labels: name of each image's objective.
         targets: `(B,)` int64, the objective's target (from 0) that each image is for.
+        classes: `(B,)` int64, the class that each image is for, or None if the objective is no
+            class. They are the labels of `arrays.h5` as an image set.
         facets: `(B,)` int64, the facet of its target that each image shows, or None.
         originals: `(T, 3, H, W)` in [0, 1], the images whose features the objective matches, one
             per target; None for other objectives.
@@ -102,6 +104,7 @@ class Synthesis(Result):
     objective: str
     labels: list[str]
     targets: Tensor
+    classes: Tensor | None = None
     facets: Tensor | None = None
     originals: Tensor | None = None
     frames: Tensor | None = None
@@ -285,6 +288,7 @@ class SynthesisTechnique(Technique):
             objective=str(bound),
             labels=objective_labels(model, each, len(images)),
             targets=targets,
+            classes=_classes(each, len(images)),
             facets=self._numbered(outcome.facets, "facets", len(images), None),
             originals=None if originals is None else originals.float().cpu(),
             frames=checked_frames(self, outcome.frames, images),
@@ -377,6 +381,14 @@ class SynthesisTechnique(Technique):
             wanted = "whole numbers from 0" + ("" if end is None else f" to {end - 1}")
             raise technique_error(self, f"returned {what} {numbers.tolist()}", expected=wanted)
         return numbers.long()
+
+
+def _classes(bound: Objective, count: int) -> Tensor | None:
+    """Return the class of each image, if the objective is one."""
+    classes = bound.classes
+    if classes is None:
+        return None
+    return torch.tensor(classes if len(classes) > 1 else [*classes] * count)
 
 
 def _initial(model: HookedModel, init: Any, *, own_size: bool) -> Tensor:

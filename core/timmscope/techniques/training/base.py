@@ -41,6 +41,7 @@ from timmscope.techniques.training.checkpoint import Record
 from timmscope.techniques.training.data import (
     TrainingData,
     class_names,
+    classes_if_any,
     classes_of,
     labels_of,
     split,
@@ -87,6 +88,9 @@ class TrainingTechnique(Technique):
     """Whether what `build` returns takes images that are normalised as the model's are."""
     needs_labels: ClassVar[bool] = True
     """Whether every image needs a label."""
+    reads_labels: ClassVar[bool] = False
+    """Whether labels are used where images have them, although none needs one: those of an image
+    set in which every label is a class."""
     guard_drop: ClassVar[float] = 0.1
     """The fall of `guard` below its highest value that ends a training."""
 
@@ -352,6 +356,8 @@ class TrainingTechnique(Technique):
             classes = torch.full((len(opened),), -1)
             if self.needs_labels:
                 classes = classes_of(model, names, labels_of(opened))
+            elif self.reads_labels:
+                classes = classes_if_any(model, opened)
             return TrainingData(opened, chosen, classes[chosen], known, workers)
 
         settings = {

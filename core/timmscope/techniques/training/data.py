@@ -196,6 +196,14 @@ def classes_of(model: HookedModel, names: list[str] | None, labels: Sequence[str
     return torch.tensor([index[label] for label in labels])
 
 
+def classes_if_any(model: HookedModel, source: ImageSource) -> Tensor:
+    """Return the class of each image `(N,)` int64; -1 for all unless every label is a class."""
+    try:
+        return classes_of(model, None, labels_of(source))
+    except ParameterError:
+        return torch.full((len(source),), -1)
+
+
 def labels_of(source: ImageSource) -> list[str]:
     """Return the label of each image.
 

@@ -22,7 +22,8 @@ class TrainingBatch:
 
     Attributes:
         images: `(B, C, H, W)` in [0, 1], on the network's device.
-        labels: `(B,)` int64 classes; all -1 in a training that needs no labels.
+        labels: `(B,)` int64 classes; all -1 in a training that needs no labels, unless it reads
+            labels where there are some.
         seed: seed of this batch.
     """
 
