@@ -254,7 +254,7 @@ def test_digits_cost_foolbox_300_times_as_many_calls(digits):
     import foolbox
 
     model, images, labels = digits
-    images, labels = images[:10], labels[:10]
+    images, labels = images[:6], labels[:6]
     calls = 0
 
     def count(*_: object) -> None:
@@ -273,6 +273,7 @@ def test_digits_cost_foolbox_300_times_as_many_calls(digits):
             found = foolbox.attacks.HopSkipJumpAttack(steps=20).run(peer, image[None], label[None])
             theirs.append((found - image).flatten().norm())
     handle.remove()
-    assert own_calls <= 0.003 * 2 * calls  # ours does not grow with the images: theirs for 20
+    # Ours does not grow with the images: what theirs takes for 20.
+    assert own_calls <= 0.003 * calls * 20 / len(images)
     medians = sorted(float(each.median()) for each in ours)
     assert medians[1] <= 1.05 * float(torch.stack(theirs).median())

@@ -275,12 +275,12 @@ class TestTransferBetweenRealModels:
             rates[name] = self.fooled(others, result.images, labels)
         generator = torch.Generator().manual_seed(0)
         draws = []
-        for _ in range(4):
+        for _ in range(2):
             signs = (torch.rand(images.shape, generator=generator) - 0.5).sign()
             noisy = (images + signs * 16 / 255).clamp(0, 1)
             draws.append(self.fooled(others, noisy, labels))
         for at in range(2):
-            assert sum(each[at] for each in draws) / 4 <= 0.1
+            assert sum(each[at] for each in draws) / 2 <= 0.1
             assert rates["mi"][at] >= rates["i-fgsm"][at] + 0.2
             assert rates["mi + di"][at] >= rates["mi"][at]
 

@@ -271,8 +271,9 @@ def test_pgd_that_stops_takes_a_third_of_foolbox_s_passes_at_one_grey_level(lite
     peer = foolbox.PyTorchModel(lite0.as_module(), bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(peer, dataset="imagenet", batchsize=20)
     right = lite0(images).argmax(1) == labels
+    images, labels = images[right][:10], labels[right][:10]
     pgd = technique("pgd")(epsilon=1 / 255, steps=20, random_start=False, stop_when_fooled=True)
-    result = pgd(lite0, images[right], labels[right])
+    result = pgd(lite0, images, labels)
     whole = technique("pgd")(epsilon=1 / 255, steps=20, random_start=False)
-    assert torch.equal(result.success, whole(lite0, images[right], labels[right]).success)
+    assert torch.equal(result.success, whole(lite0, images, labels).success)
     assert float(result.forwards.double().mean()) <= 0.35 * 20  # foolbox takes all steps

@@ -99,8 +99,10 @@ def small_case(
     return get
 
 
-SLOW = ("vgg11", "densenet121", "mixer_s32_224", "vit_small_patch14_reg4_dinov2", "cait_xxs24_224")
+SLOW = ("vgg11", "vit_small_patch14_reg4_dinov2")
 """Architectures that take seconds where others take a fraction of one."""
+SLOWER = ("densenet121", "mixer_s32_224", "cait_xxs24_224")
+"""Architectures that take as long and are like others."""
 REPEATED = ("channel_masks", "occlusion", "gradient_family", "perturbation_contract")
 """Test files that compare every architecture with a peer, forward by forward."""
 
@@ -110,5 +112,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         here = item.path.parent == Path(__file__).parent
         repeated = item.path.stem.removeprefix("test_") in REPEATED
-        if here and repeated and any(name in item.name for name in SLOW):
-            item.add_marker(pytest.mark.slow)
+        for names, mark in ((SLOW, pytest.mark.slow), (SLOWER, pytest.mark.soak)):
+            if here and repeated and any(name in item.name for name in names):
+                item.add_marker(mark)

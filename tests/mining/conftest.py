@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_model() -> HookedModel:
-    return load_model("random:resnet18?seed=0&img_size=32")
+    return load_model("random:test_resnet?seed=0&img_size=32")
 
 
 def fill(folder: Path) -> Path:

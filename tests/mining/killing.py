@@ -22,7 +22,7 @@ SETTINGS = {"layers": ["layer1", "global_pool"], "batch_size": 4, "shard_size": 
 
 
 def run(pictures: str, out: Path, workers: int) -> None:
-    model = load_model("random:resnet18?seed=0&img_size=32")
+    model = load_model("random:test_resnet?seed=0&img_size=32")
     mine(model, pictures, out, maps=["layer2"], workers=workers, **SETTINGS)
 
 
@@ -58,7 +58,7 @@ def wait_for(out: Path, more: int, pid: int) -> None:
 
 def main(pictures: str, folder: Path, kills: int, seed: int) -> None:
     torch.set_num_threads(1)
-    load_model("random:resnet18?seed=0&img_size=32")  # import timm before the first fork
+    load_model("random:test_resnet?seed=0&img_size=32")  # import timm before the first fork
     random.seed(seed)
     began = time.monotonic()
     whole = child(pictures, folder / "whole", 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from timmscope import HookedModel
+from timmscope import HookedModel, load_model
 from timmscope.free_memory import free_memory
 from timmscope.mining import batch_size as chooser
 from timmscope.mining import mine
@@ -58,9 +58,10 @@ def test_live_bytes_are_counted_and_freed_bytes_subtracted() -> None:
     assert (alive.now, alive.peak) == (0, 12000)
 
 
-def test_a_forward_grows_in_proportion_to_its_images(small_model: HookedModel) -> None:
-    plan = plan_for(small_model)
-    two, eight = forward_bytes(small_model, plan, 2), forward_bytes(small_model, plan, 8)
+def test_a_forward_grows_in_proportion_to_its_images() -> None:
+    model = load_model("random:resnet18?seed=0&img_size=32")
+    plan = plan_for(model)
+    two, eight = forward_bytes(model, plan, 2), forward_bytes(model, plan, 8)
     assert eight == pytest.approx(4 * two, rel=0.01)
     image, convolved, pooled = 3 * 32 * 32, 64 * 16 * 16, 64 * 8 * 8
     # at the first pooling: the image channels-last and normalised, the input and the output

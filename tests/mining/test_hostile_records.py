@@ -106,7 +106,9 @@ def test_no_reader_of_a_store_imports_or_runs_what_its_manifest_names(
         with pytest.raises(TimmscopeError) as caught:
             read()
         assert len(str(caught.value).splitlines()) == 1
-    one_line(capsys, "mine", "random:resnet18?seed=0&img_size=32", str(pictures), "-o", str(store))
+    one_line(
+        capsys, "mine", "random:test_resnet?seed=0&img_size=32", str(pictures), "-o", str(store)
+    )
     (store / "reduced" / "merged.h5").unlink()
     one_line(capsys, "verify", str(store), "--repair")
     (store / "shards" / "00000.h5").unlink()
@@ -172,7 +174,13 @@ def test_an_evaluation_resumes_only_if_its_record_names_the_same_techniques(
     few.mkdir()
     for number in (0, 3):
         shutil.copy(pictures / "class0" / f"{number}.png", few)
-    words = ["evaluate", "random:resnet18?seed=0&img_size=32", str(few), "-o", str(tmp_path / "e")]
+    words = [
+        "evaluate",
+        "random:test_resnet?seed=0&img_size=32",
+        str(few),
+        "-o",
+        str(tmp_path / "e"),
+    ]
     words += ["--technique", "saliency", "--metric", "deletion"]
     assert main(words) == 0
     settings = tmp_path / "e" / "evaluation.json"

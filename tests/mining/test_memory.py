@@ -55,8 +55,8 @@ def test_a_pass_needs_the_same_memory_for_any_number_of_images(
     run(images(100))  # imports and traces happen once
     files = [images(count) for count in (FEW, MANY)]
     few, many = (peak(lambda file=file: run(file)) for file in files)
-    assert few > 100 * 3 * 4 * 64, "the rows of a shard are counted"
-    waiting = 4 * 32 * 3 * 4 * 64  # a few batches may wait for the writer
+    assert few > 100 * 3 * 4 * 32, "the rows of a shard are counted"
+    waiting = 4 * 32 * 3 * 4 * 32  # a few batches may wait for the writer
     assert many < 1.05 * few + waiting + 64 * (MANY - FEW)  # names and labels
 
 

@@ -98,7 +98,7 @@ def test_parts_mined_by_processes_at_the_same_time_merge_to_one_pass(
     code = """
 import sys
 from timmscope import load_model, mine
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 mine(model, sys.argv[1], sys.argv[2], ranges=(int(sys.argv[3]), 4), **eval(sys.argv[4]))
 """
     parts = [tmp_path / f"p{i}.scope" for i in range(1, 5)]
@@ -114,7 +114,7 @@ def test_a_killed_part_resumes_and_is_completed(
 ) -> None:
     code = f"""
 from timmscope import load_model, mine
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 mine(model, {str(pictures)!r}, {str(tmp_path / "p")!r}, ranges=(2, 3), **{SETTINGS!r})
 """
     assert run_code(code, **{CRASH_VARIABLE: "rows:3"}).returncode == -9
@@ -206,7 +206,7 @@ def test_shards_may_come_from_parts_of_different_divisions(
 def test_parts_of_different_models_settings_or_images_are_refused_with_the_difference(
     small_model: HookedModel, own_pictures: Path, pictures: Path, thirds: list[Path], tmp_path: Path
 ) -> None:
-    other = load_model("random:resnet18?seed=1&img_size=32")
+    other = load_model("random:test_resnet?seed=1&img_size=32")
     wrong = run(other, pictures, tmp_path / "model", ranges=(2, 3))
     with pytest.raises(StoreMismatch, match=r"model: p1\.scope has .*seed=0.*, model .*seed=1"):
         merge([thirds[0], wrong, thirds[2]], tmp_path / "out")

@@ -215,11 +215,11 @@ def test_another_model_preprocessing_or_collector_is_refused_with_the_difference
 ) -> None:
     run(small_model, pictures, tmp_path / "s")
     before = contents(tmp_path / "s")
-    other = load_model("random:resnet18?seed=1&img_size=32")
+    other = load_model("random:test_resnet?seed=1&img_size=32")
     with pytest.raises(StoreMismatch, match=r"seed=0&img_size=32, this run .*seed=1") as caught:
         run(other, pictures, tmp_path / "s")
     assert [line.split(":")[0] for line in caught.value.differences] == ["model", "weights"]
-    same_name = load_model("random:resnet18?seed=1&img_size=32")
+    same_name = load_model("random:test_resnet?seed=1&img_size=32")
     same_name.id = small_model.id
     with pytest.raises(StoreMismatch, match="weights: the store has"):
         run(same_name, pictures, tmp_path / "s")
@@ -273,7 +273,7 @@ def interrupt():
         time.sleep(0.005)
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 try:
     mine(model, {str(pictures)!r}, out, workers=2, batch_size=2, shard_size=2)
 except KeyboardInterrupt:
@@ -528,7 +528,7 @@ class Slow(FolderSource):
             print("mining", flush=True)
             time.sleep(600)
         return super().load(index)
-mine(load_model("random:resnet18?seed=0&img_size=32"), Slow({str(pictures)!r}),
+mine(load_model("random:test_resnet?seed=0&img_size=32"), Slow({str(pictures)!r}),
      {str(tmp_path / "s")!r}, **{SETTINGS!r})
 """
     first = Running(slow)
@@ -567,13 +567,13 @@ def test_a_full_disk_is_a_one_line_error_and_loses_nothing(
     small_model: HookedModel, pictures: Path, tmp_path: Path
 ) -> None:
     whole = run(small_model, pictures, tmp_path / "whole", maps=["layer2"])
-    rooms = (0, 2000, 60_000, 150_000)
+    rooms = (0, 2000, 20_000, 40_000)
     assert max(path.stat().st_size for path in whole.path.rglob("*")) > max(rooms)
     code = f"""
 import resource
 from timmscope import load_model, TimmscopeError
 from timmscope.mining import mine
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 model.layers
 for room in {rooms}:
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, {resource.RLIM_INFINITY}))
@@ -602,7 +602,7 @@ def test_no_room_in_shared_memory_is_a_one_line_error_instead_of_an_endless_wait
 import resource
 from timmscope import load_model, TimmscopeError
 from timmscope.mining import mine
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 model.layers
 resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, {resource.RLIM_INFINITY}))
 try:
@@ -625,7 +625,7 @@ def test_no_socket_for_a_worker_is_a_one_line_error_instead_of_an_endless_wait(
     code = f"""
 from timmscope import load_model, StoreError
 from timmscope.mining import mine
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 try:
     mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, workers=1, batch_size=4, shard_size=4)
     print("complete")  # later Pythons choose a shorter folder themselves
@@ -653,7 +653,7 @@ index.add(rows); index.search(rows[:500], 5)
 torch.set_num_threads(2); torch.randn(500, 500) @ torch.randn(500, 500)
 torch.randn(10**6).exp().sum()
 torch.set_num_threads(1)
-model = load_model("random:resnet18?seed=0&img_size=32")
+model = load_model("random:test_resnet?seed=0&img_size=32")
 store = mine(model, {str(pictures)!r}, {str(tmp_path / "s")!r}, **{ {**SETTINGS, "workers": 2}!r})
 print(store.complete)
 """

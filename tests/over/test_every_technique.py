@@ -25,6 +25,19 @@ QUICK: dict[str, dict[str, Any]] = {
     "timmscope:image-quilting": {"size": 32, "block_px": 8, "passes": 1},
     "timmscope:grabcut": {"saliency": "grad-cam", "foreground": 0.5, "background": 0.3},
     "timmscope:occlusion": {"patch_px": 8},
+    "timmscope:rise": {"masks": 40},
+    "timmscope:apgd": {"steps": 10},
+    "timmscope:autoattack": {"steps": 5, "queries": 20, "target_classes": 2},
+    "timmscope:carlini-wagner": {"steps": 10, "searches": 3},
+    "timmscope:ddn": {"steps": 10},
+    "timmscope:eot-pgd": {"steps": 3, "samples": 2, "scored": 5},
+    "timmscope:fab": {"steps": 5, "target_classes": 2},
+    "timmscope:fmn": {"steps": 10},
+    "timmscope:hopskipjump": {"steps": 2, "samples": 20},
+    "timmscope:sigma-zero": {"steps": 20},
+    "timmscope:square": {"queries": 50},
+    "timmscope:targeted-linf-objective": {"steps": 3},
+    "timmscope:randomized-smoothing": {"n0": 10, "n": 200},
 }
 
 

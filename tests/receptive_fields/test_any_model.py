@@ -36,7 +36,18 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [  # three take long and are like others
+        pytest.param(
+            name,
+            marks=[pytest.mark.soak]
+            if name in ("densenet121", "mixer_s32_224", "cait_xxs24_224")
+            else [],
+        )
+        for name in ARCHITECTURES
+    ],
+)
 def test_every_kind_gives_a_box_inside_the_image(name):
     size, options = ARCHITECTURES[name]
     model = hooked(name, size, **options)

@@ -110,8 +110,13 @@ def test_a_texture_of_two_styles_lies_between_them(resnet, small):
     assert losses[0] < 1e-6 < losses[1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "times"), [("adam", 50), ("lbfgs", 50)])
+@pytest.mark.parametrize(
+    ("optimizer", "times"),
+    [
+        pytest.param("lbfgs", 50, marks=pytest.mark.slow),
+        pytest.param("adam", 50, marks=pytest.mark.soak),
+    ],
+)
 def test_150_steps_bring_the_style_loss_down_fifty_times_from_noise(
     lite0, photo_paths, optimizer, times
 ):

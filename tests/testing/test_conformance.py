@@ -147,6 +147,21 @@ def test_expected_failures_must_fail(registry):
         conformance("good", expected_failures={"has-command": "not yet"})
 
 
+def test_checks_can_be_marked(registry):
+    test = conformance(
+        "good",
+        expected_failures={"has-a-command": "not yet"},
+        marks={"has-a-command": pytest.mark.slow, "runs-at-all": pytest.mark.slow},
+    )
+    (mark,) = test.pytestmark
+    names = {case.id: [each.name for each in case.marks] for case in mark.args[1]}
+    assert names["has-a-command"] == ["xfail", "slow"]
+    assert names["runs-at-all"] == ["slow"]
+    assert names["is-documented"] == []
+    with pytest.raises(ParameterError, match=r"no check 'run-at-all' .* 'runs-at-all'"):
+        conformance("good", marks={"run-at-all": pytest.mark.slow})
+
+
 def test_an_unknown_name_is_refused(registry):
     with pytest.raises(PluginError, match="no contribution is called 'qqq'; is its package"):
         conformance("qqq")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from timmscope import technique
 from timmscope.testing import conformance, tiny_images, tiny_model
@@ -127,14 +128,56 @@ MAKE: dict[str, Callable[[Path], str]] = {
     "over": _run,
 }
 
+WHOLE = {
+    "attack": ("pgd", "hopskipjump"),
+    "attribution": ("integrated-gradients", "rise"),
+    "certification": ("randomized-smoothing",),
+    "defence": ("randomized-resize",),
+    "model": ("filters",),
+    "store": ("clusters",),
+    "stores": ("representational-similarity",),
+    "style": ("neural-style",),
+    "synthesis": ("deep-dream",),
+    "training": ("noise-training",),
+    "universal-attack": ("universal-perturbation",),
+}
+"""Techniques that keep every promise in `make test`, by base."""
+IN_THE_SOAK = (
+    "runs-on-nhwc",
+    "runs-on-hybrid",
+    "process-settings-are-untouched",
+    "independent-of-global-seeds",
+    "works-on-a-frozen-model",
+    "works-without-autograd",
+    "works-in-bfloat16",
+)
+"""Promises that the base keeps for nearly all of its techniques: the soak asks the others too."""
+
+SLOW_DEFAULTS = ("carlini-wagner", "maco", "rise", "sigma-zero")
+"""Techniques whose defaults take seconds."""
+
 for _entry in get_registry().entries():
     _name = _entry.spec.name
+    _repeated = _entry.kind == "technique" and _name not in WHOLE[_entry.spec.base]
     globals()[f"test_{_entry.kind}_{_name}".replace(" ", "_").replace("-", "_")] = conformance(
         _entry.id,
         kind=_entry.kind,
         parameters=MADE.get(_name) or QUICK.get(_name),
         make=MAKE.get(_name) if _entry.kind == "image source" else None,
+        marks=dict.fromkeys(
+            (
+                *(IN_THE_SOAK if _repeated else ()),
+                *(("runs-with-its-defaults",) if _name in SLOW_DEFAULTS else ()),
+            ),
+            pytest.mark.soak,
+        ),
     )
+
+
+def test_techniques_of_every_base_keep_every_promise() -> None:
+    bases = {entry.spec.name: entry.spec.base for entry in get_registry().techniques()}
+    assert WHOLE.keys() == set(bases.values())
+    assert all(bases[name] == base for base, names in WHOLE.items() for name in names)
 
 
 def test_all_image_sources_are_tested_with_images() -> None:

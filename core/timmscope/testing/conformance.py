@@ -11,7 +11,7 @@ Every check has a name, so that a failure says which promise is broken. A check 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,7 @@ def conformance(
     parameters: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     make: Callable[[Path], str] | None = None,
     expected_failures: Mapping[str, str] | None = None,
+    marks: Mapping[str, Any] | None = None,
 ) -> Callable[..., None]:
     """Return a pytest test of a contribution, parametrised by the checks of its kind.
 
@@ -119,23 +120,20 @@ def conformance(
         make: for an image source, a function that writes at least three images into a folder and
             returns the location. Without it, checks that need images are skipped.
         expected_failures: names of checks that must fail, with the reasons.
+        marks: names of checks with a pytest mark each, such as `pytest.mark.slow`, so that
+            `-m "not slow"` leaves them out.
 
     Raises:
         PluginError: no contribution has this name, or several have.
-        ParameterError: there is no check of a name in `expected_failures`.
+        ParameterError: there is no check of a name in `expected_failures` or `marks`.
     """
     import pytest
 
     entry = _find(name, kind)
     known = dict(expected_failures or {})
     found = checks(entry.kind, getattr(entry.spec, "base", ""))
-    names = [each.name for each in found]
-    for wrong in known.keys() - set(names):
-        hint = did_you_mean(wrong, names)
-        raise ParameterError(
-            f"there is no check {wrong!r} of a {entry.kind}; {hint or ', '.join(names)}",
-            parameter="expected_failures",
-        )
+    _require_checks("expected_failures", known, found, entry.kind)
+    _require_checks("marks", marks or {}, found, entry.kind)
 
     def test_conformance(check: Check, tmp_path: Path) -> None:
         given = parameters(tmp_path) if callable(parameters) else parameters
@@ -144,18 +142,30 @@ def conformance(
         except NotApplicable as reason:
             pytest.skip(str(reason))
 
+    failing = {
+        name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in known.items()
+    }
     cases = [
         pytest.param(
             each,
             id=each.name,
-            marks=[pytest.mark.xfail(reason=known[each.name], strict=True)]
-            if each.name in known
-            else [],
+            marks=[mark[each.name] for mark in (failing, marks or {}) if each.name in mark],
         )
         for each in found
     ]
     test: Callable[..., None] = pytest.mark.parametrize("check", cases)(test_conformance)
     return test
+
+
+def _require_checks(parameter: str, names: Iterable[str], found: list[Check], kind: str) -> None:
+    """Raise `ParameterError` for a name of no check."""
+    known = [each.name for each in found]
+    for wrong in set(names) - set(known):
+        hint = did_you_mean(wrong, known)
+        raise ParameterError(
+            f"there is no check {wrong!r} of a {kind}; {hint or ', '.join(known)}",
+            parameter=parameter,
+        )
 
 
 def _find(name: str, kind: str | None) -> Any:
