@@ -473,9 +473,7 @@ def test_the_command_takes_a_folder_and_a_share(crowd, tmp_path, monkeypatch, ca
 def test_photographs_that_it_never_saw_are_fooled_twice_as_often_as_by_noise(lite0, tmp_path):
     folder = write_data_set(tmp_path / "photos")
     assert len(photographs()) >= 15
-    for crop in folder.glob("*/*-small-*[02468].jpg"):  # every second one is enough
-        crop.unlink()
-    result = UNIVERSAL(epochs=1, batch=6)(lite0, folder, split="label")
+    result = UNIVERSAL(epochs=1)(lite0, folder, split="label")
     assert result.rate() >= 0.65
     assert result.rate() >= 1.9 * result.noise_rate()
     assert float(result.perturbation.abs().max()) <= 10 / 255 + 1e-6
