@@ -884,7 +884,7 @@ def test_a_network_is_a_module_that_need_not_take_images_or_what_a_training_left
     )
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     Other(epochs=1, batch_size=4)(model, labelled, output=tmp_path / "other")
-    with pytest.raises(RuntimeError, match="shape|input"):  # this one takes images
+    with pytest.raises(RuntimeError, match=r"shape|input"):  # this one takes images
         Shifted(network=tmp_path / "other", epsilon=0.1)(model, images)
     with pytest.raises(ParameterError, match=r"'network' of Shifted: .*has no card"):
         Shifted(network=tmp_path, epsilon=0.1)(model, images)
