@@ -129,7 +129,7 @@ class Synthesis(Result):
         psnr, shown, captions = self.psnr_db, [], []
         for row, name in enumerate(names):  # the legend names each image by its number
             target = int(self.targets[row])
-            if self.originals is not None and target not in self.targets[:row]:
+            if self.originals is not None and self._is_new(target, row):
                 shown.append(self.originals[target])
                 captions.append(("original", ""))
             shown.append(self._over_white(row))
@@ -140,6 +140,14 @@ class Synthesis(Result):
             captions.append((f"{name}  {self.labels[row]}".lstrip(), facts))
         curves = {name: self.scores[:, row] for row, name in enumerate(names)}
         return curves_figure(shown, captions, curves, "objective")
+
+    def _is_new(self, target: int, row: int) -> bool:
+        """Whether no image before this one has the same original."""
+        assert self.originals is not None, "the caller has them"
+        own = self.originals[target]
+        return not any(
+            torch.equal(self.originals[before], own) for before in set(self.targets[:row].tolist())
+        )
 
     def _over_white(self, row: int) -> Tensor:
         """An image, with white where it did not matter."""
