@@ -18,7 +18,7 @@ from timmscope.drawing import sheet_figure
 
 FOLDER = Path(__file__).parent / "images"
 WIDTH = 1400
-STEPS = 256
+STEPS = 128
 CLASSES = (
     "flamingo", "tiger cat", "goldfish", "lionfish", "monarch",
     "espresso", "pizza", "analog clock", "tennis ball", "jeep",
