@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +19,7 @@ from timmscope import (
     ParameterError,
     image_generators,
 )
-from timmscope_attack.patch_masks import Shape, pasted, patch_mask, patch_places
+from timmscope_attack.patch_masks import Form, Shape, pasted, patch_mask, patch_places
 from timmscope_attack.universal_ascent import UniversalAscent
 
 _MOMENTUM = 0.9
@@ -74,23 +74,16 @@ class AdversarialPatch(UniversalAscent):
     """Largest share of the image that the patch covers."""
     shape: Shape = "disc"
     """Shape: `disc` or `square`, anywhere; `eyeglasses`, at the eyes of an aligned face;
-    `stickers`, two bars near the middle; `own`, the light pixels of `mask_picture`, where they
-    are."""
+    `stickers`, two bars near the middle."""
     mask_picture: ImageName | None = None
-    """Picture with the shape `own` in white on black, cropped and resized as the images are;
-    `area` and `epsilon` then have no effect."""
+    """Picture with a shape of your own in white on black, cropped and resized as the images are:
+    the patch stays where it is drawn. `shape`, `area` and `epsilon` then have no effect."""
     epochs: int = Field(default=30, ge=1)
     """Passes over the images."""
     batch: int = Field(default=4, ge=1)
     """Images per step."""
     step_size: float = Field(default=0.05, gt=0, allow_inf_nan=False)
     """Length of the first step in each value, in pixel units."""
-
-    @model_validator(mode="after")
-    def _shape_has_a_mask(self) -> Self:
-        if (self.shape == "own") != (self.mask_picture is not None):
-            raise ValueError("the shape own and a mask_picture go together: give both, or neither")
-        return self
 
     def ball(self, images: Tensor) -> Ball:
         """Return the changes of as many pixels."""
@@ -99,6 +92,10 @@ class AdversarialPatch(UniversalAscent):
         pixels = images.shape[-2] * images.shape[-1]
         epsilon = int(self.area * pixels) if self.epsilon is None else self.epsilon
         return Ball(norm="l0", epsilon=min(epsilon, pixels))
+
+    @property
+    def _form(self) -> Form:
+        return self.shape if self.mask_picture is None else "own"
 
     def mask(self, images: Tensor) -> Tensor:
         """Return 1 where the patch covers an image, at its place in the middle, `(1, H, W)`."""
@@ -118,7 +115,7 @@ class AdversarialPatch(UniversalAscent):
     ) -> Tensor:
         """Return images with the patch at a new place each, at a share of its area."""
         mask = self.mask(images)
-        places = patch_places(self.shape, mask.cpu(), generators, scale=math.sqrt(share))
+        places = patch_places(self._form, mask.cpu(), generators, scale=math.sqrt(share))
         return pasted(images, found, mask, places)
 
     def noisy(
@@ -130,7 +127,7 @@ class AdversarialPatch(UniversalAscent):
     ) -> Tensor:
         """Return images with a patch of uniform noise at the same places."""
         mask = self.mask(images)
-        places = patch_places(self.shape, mask.cpu(), generators, scale=math.sqrt(share))
+        places = patch_places(self._form, mask.cpu(), generators, scale=math.sqrt(share))
         drawn = [torch.rand(found.shape, generator=each).to(images) for each in generators]
         every = zip(images.split(1), drawn, places.split(1), strict=True)
         return torch.cat([pasted(image, mask * noise, mask, at) for image, noise, at in every])
@@ -155,7 +152,7 @@ class AdversarialPatch(UniversalAscent):
         generator = torch.Generator().manual_seed(drawn)
 
         def changed(images: Tensor, patch: Tensor) -> Tensor:
-            places = patch_places(self.shape, mask.cpu(), [generator] * len(images))
+            places = patch_places(self._form, mask.cpu(), [generator] * len(images))
             return pasted(images, patch * mask, mask, places)
 
         velocity = torch.zeros_like(like[0])

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Shape = Literal["disc", "square", "eyeglasses", "stickers", "own"]
+Shape = Literal["disc", "square", "eyeglasses", "stickers"]
 """`disc` and `square`, anywhere in the image; `eyeglasses`, frames where the eyes of an aligned
-face are; `stickers`, two bars above and below the middle, as on a sign; `own`, a mask that the user
-has drawn, where it was drawn."""
+face are; `stickers`, two bars above and below the middle, as on a sign."""
+Form = Shape | Literal["own"]
+"""`own` is a mask that the user has drawn, where it was drawn."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def patch_mask(shape: Shape, size: tuple[int, int], pixels: int) -> Tensor:
 
 
 def patch_places(
-    shape: Shape,
+    shape: Form,
     mask: Tensor,
     generators: list[torch.Generator],
     *,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from timmscope import HookedModel, ParameterError, load_result, technique
+from timmscope import HookedModel, load_result, technique
 from timmscope.testing import tiny_images, tiny_model
 from timmscope_attack.patch_masks import pasted, patch_mask, patch_places
 
@@ -161,16 +161,8 @@ def test_greyscale_models_and_objectives_are_attacked_with_any_shape(shape):
 def test_a_mask_of_ones_own_is_where_it_was_drawn():
     drawn = torch.zeros(1, 3, 32, 32)
     drawn[..., 20:28, 4:14] = 1.0
-    made = PATCH(shape="own", mask_picture=drawn, epochs=1, batch=6)(
-        tiny_model("cnn"), tiny_images(12)
-    )
+    made = PATCH(mask_picture=drawn, epochs=1, batch=6)(tiny_model("cnn"), tiny_images(12))
     covered = (made.perturbation.abs().sum(0) > 0).nonzero()
     assert covered.amin(0).tolist() == [20, 4]
     assert covered.amax(0).tolist() == [27, 13]
     assert len(covered) == 80
-
-
-def test_an_own_shape_needs_a_mask():
-    for settings in ({"shape": "own"}, {"mask_picture": "mask.png"}):
-        with pytest.raises(ParameterError, match="go together"):
-            PATCH(**settings)

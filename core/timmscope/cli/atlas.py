@@ -23,6 +23,7 @@ def atlas(
     field: Literal["exact", "spatial", "effective"] = "spatial",
     images: parameters.Moved = None,
     model: str | None = None,
+    defence: parameters.Defences = (),
     per_page: parameters.Whole = 15,
     output_dir: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     seed: parameters.Seed = 0,
@@ -61,6 +62,12 @@ def atlas(
         raise ParameterError(f"--count is {count}, expected 0 to 100", parameter="count")
     if per_page < 1:
         raise ParameterError(f"--per-page is {per_page}, expected at least 1", parameter="per_page")
+    if defence and model is None:
+        raise ParameterError(
+            "--defence needs --model: without it the model is loaded as the store records it, with "
+            "its defences",
+            parameter="defence",
+        )
     opened = Store.open(store)
     folder = output_dir or atlas_folder(opened, layer)
     try:
@@ -72,7 +79,7 @@ def atlas(
             k=count,
             field=field,
             images=images,
-            model=None if model is None else load_model(model, device=device),
+            model=None if model is None else load_model(model, device=device, defences=defence),
             out=folder,
             per_page=per_page,
             seed=seed,
